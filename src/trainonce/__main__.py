@@ -1,0 +1,3 @@
+from trainonce.cli import main
+
+main()

@@ -1,0 +1,120 @@
+"""Checkpoints that survive: written atomically, checksummed, without pickle.
+
+A checkpoint is a directory `step-000123` with one safetensors file for each group of tensors, `state.json`
+and, written last, `MANIFEST`: the SHA-256 of every other file. It is written beside its place under another
+name and renamed into it, so that a directory of that name is whole unless the disk damaged it.
+"""
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from trainonce.errors import RunError, UserError
+from trainonce.files import read_json, sync_directory, to_json, write_synced
+
+KEEP = 2
+"""How many checkpoints are kept: the newest, and the one before it in case the newest is damaged."""
+
+TensorGroups = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read whole: `tensors` by group and name, on the CPU, and the JSON `state`."""
+
+    step: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are missing, changed or unreadable."""
+
+
+def save(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of a step and drop the oldest ones.
+
+    Raises `RunError` where the disk refuses; earlier checkpoints are then untouched.
+    """
+    path = directory / f"step-{step:06d}"
+    partial = directory / f".{path.name}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _discard(partial)
+        partial.mkdir()
+        contents = {f"{group}.safetensors": _to_bytes(named) for group, named in tensors.items()}
+        contents["state.json"] = to_json(dict(state))
+        for name, content in contents.items():
+            write_synced(partial / name, content)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        write_synced(partial / "MANIFEST", to_json(sums))
+        sync_directory(partial)
+        _discard(path)
+        partial.rename(path)
+        sync_directory(directory)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = ", ".join(p.name for p in _in_order(directory)) or "none"
+        raise RunError(
+            f"cannot write the checkpoint {path}: {error.strerror}; checkpoints kept so far: {kept}"
+        ) from error
+    for old in _in_order(directory)[:-KEEP]:
+        shutil.rmtree(old)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint, every file against its checksum. Raises `DamagedCheckpoint`."""
+    try:
+        sums = read_json(path / "MANIFEST")
+        contents = {name: (path / name).read_bytes() for name in sums}
+        for name, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != sums[name]:
+                raise DamagedCheckpoint(f"{path / name} is damaged: its checksum is not the recorded one")
+        state = read_json(path / "state.json")
+        groups = {Path(n).stem: c for n, c in contents.items() if n.endswith(".safetensors")}
+        tensors = {group: tensors_from_bytes(content) for group, content in groups.items()}
+        return Checkpoint(step=int(state["step"]), path=path, tensors=tensors, state=state)
+    except DamagedCheckpoint:
+        raise
+    except (OSError, UserError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DamagedCheckpoint(f"the checkpoint {path} is damaged: {error}") from error
+
+
+def load_latest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where there is none at all.
+
+    Warns of each damaged one passed over. Raises `DamagedCheckpoint` where there are some and all are damaged.
+    """
+    found = _in_order(directory)
+    for path in reversed(found):
+        try:
+            return load(path)
+        except DamagedCheckpoint as error:
+            if path == found[0]:
+                raise
+            warnings.warn(f"{error}; using the one before it", stacklevel=2)
+    return None
+
+
+def _in_order(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return tensors_to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
+def _discard(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,508 @@
+"""The command line: parse, call, print. `main` turns refusals into a sentence and an exit code.
+
+Exit codes: 0 done; 1 the work could not go on; 2 what was asked for cannot be; 130 and 143 stopped by
+Ctrl-C or SIGTERM with everything saved.
+"""
+
+import json
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.markup import escape
+from torch.nn import functional as F
+
+from trainonce import __version__, display
+from trainonce.data import DATASET_NAMES, DataSet, load_dataset
+from trainonce.errors import RunError, UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.population import (
+    best_within,
+    draw_population,
+    evaluate_population,
+    lines_of,
+    make_buckets,
+    summarise,
+)
+from trainonce.recipes import RECIPES, Recipe, load_recipe
+from trainonce.run import RunDirectory
+from trainonce.space import derived_seed
+from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.train import Progress, TrainSettings
+from trainonce.train import train as train_supernet
+
+app = typer.Typer(
+    help="Train one once-for-all supernet; take out a network for every device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunArgument = Annotated[Path, typer.Argument(help="The run's directory.", show_default=False)]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random here.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; do nothing.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"A data set ({', '.join(DATASET_NAMES)}), or the path of an image folder (one class a folder) "
+            "or .npz file.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "rss",
+    out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-RECIPE-SEED.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this directory, bit for bit. Needs nothing else.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="Scale the recipe to this many epochs; proportions stay.")
+    ] = None,
+    passes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scale it to this many subnet passes over the images: what it costs."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
+    ] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")
+    ] = None,
+    resolutions: Annotated[
+        str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")
+    ] = None,
+    width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a supernet.
+
+    Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped.
+    """
+    _set_threads(threads)
+    if resume is not None:
+        run = RunDirectory(resume)
+        config = run.config()
+        images = run.load_data(data_dir)
+        net, chosen, seed = run.build_supernet(), config.recipe, config.seed
+    else:
+        if data is None:
+            raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
+        chosen = _scaled(load_recipe(recipe), epochs, passes, batch_size)
+        images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey)
+        fields: dict[str, Any] = {} if width is None else {"width_mult": width}
+        if resolutions is not None:
+            fields["resolutions"] = _numbers(resolutions, "--resolutions", int)
+        net = MobileNetV3(
+            MobileNetV3Settings.for_images(
+                image_size=images.image_size,
+                in_channels=images.channels,
+                num_classes=images.num_classes,
+                geometry=geometry,
+                **fields,
+            ),
+            seed=seed,
+        )
+        run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
+    _announce(images, net, chosen, run)
+    if dry_run:
+        seconds = _seconds_a_pass(net, images, chosen.batch_size) * chosen.passes
+        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        return
+    settings = TrainSettings(device=_device(device), checkpoint_every_s=checkpoint_every)
+    began = time.monotonic()
+    with _stop_on_signal() as stop, display.progress() as show, _tensorboard(tensorboard, run) as board:
+
+        def on_progress(at: Progress) -> None:
+            board(at)
+            show(at.step, at.steps, _training_line(at))
+
+        finished = train_supernet(
+            net,
+            chosen,
+            images,
+            run,
+            seed=seed,
+            resume=resume is not None,
+            settings=settings,
+            on_progress=on_progress,
+            should_stop=lambda: stop.number is not None,
+        )
+    if not finished:
+        display.err.print(f"Stopped and saved. Go on with: trainonce train --resume {run.path}")
+        raise typer.Exit(128 + (stop.number or 0))
+    metrics = run.metrics()[-1]
+    result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
+    if as_json:
+        _print_json(result)
+        return
+    display.out.print(
+        f"Trained in {display.duration(result['seconds'])}: training loss {metrics['loss']:.3f}, "
+        f"top-1 {metrics['top1']:.1f}% on augmented images.\nNext: trainonce evaluate {run.path}"
+    )
+
+
+@app.command()
+def evaluate(
+    run_path: RunArgument,
+    split: Annotated[
+        Literal["validate", "test"],
+        typer.Option(help="validate to choose by; test to report, once."),
+    ] = "validate",
+    buckets: Annotated[
+        str,
+        typer.Option(help="Centres in million MACs, such as 4,6,8,10,12,14 (the paper's). Default: six, evenly."),
+    ] = "",
+    bucket_width: Annotated[
+        float | None,
+        typer.Option(help="How far a bucket reaches to either side, in million MACs. Default: 0.5."),
+    ] = None,
+    per_bucket: Annotated[int, typer.Option(min=1, help="Distinct random subnets in each bucket.")] = 100,
+    over: Annotated[
+        Literal["choices", "subnets"],
+        typer.Option(help="What is uniform within a bucket: the values of choices, or distinct subnets."),
+    ] = "choices",
+    calibration_images: Annotated[
+        int, typer.Option(min=2, help="Augmented images for recalibrating batch norms.")
+    ] = 2000,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Score random subnets in buckets of MACs, and print the population.
+
+    What is recorded already is not done again.
+    """
+    _set_threads(threads)
+    run = RunDirectory(run_path)
+    net, step = run.load_supernet()
+    chosen = make_buckets(net.cost, _numbers(buckets, "--buckets", float) if buckets else (), bucket_width)
+    population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
+    display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
+    data = run.load_data(data_dir)
+    net, data = net.to(_device(device)), data.to(_device(device))
+    settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
+    evaluator = Evaluator(data, split, settings)
+    if dry_run:
+        began = time.monotonic()
+        evaluator(net, population[len(population) // 2][1])
+        seconds = (time.monotonic() - began) * len(population)
+        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        return
+    began = time.monotonic()
+    with run.lock(), _stop_on_signal() as stop, display.progress() as show:
+
+        def on_progress(done: int, line: dict[str, Any]) -> None:
+            left = (time.monotonic() - began) / done * (len(population) - done)
+            show(done, len(population), f"{display.subnet_line(line)}; {display.duration(left)} left")
+
+        lines = evaluate_population(
+            net,
+            step,
+            evaluator,
+            run,
+            population,
+            on_progress=on_progress,
+            should_stop=lambda: stop.number is not None,
+        )
+    if stop.number is not None:
+        display.err.print(f"Stopped; {len(lines)} of {len(population)} subnets are recorded. Run it again to go on.")
+        raise typer.Exit(128 + stop.number)
+    summaries = summarise(lines, chosen)
+    if as_json:
+        _print_json({"run": str(run.path), "split": split, "buckets": [asdict(s) for s in summaries]})
+        return
+    display.out.print(f"Top-1 in percent on {lines[0]['images']} {split} images of {data.name}")
+    display.out.print(display.population_table(summaries))
+    display.err.print(f"Next: trainonce extract {run.path} --max-macs {chosen[len(chosen) // 2].centre / 1e6:.2g}")
+
+
+@app.command()
+def extract(
+    run_path: RunArgument,
+    arch: Annotated[
+        str | None,
+        typer.Argument(
+            help="An architecture, as `evaluate` records it; or largest, or smallest. Without it, the best of the "
+            "evaluated population under the budget.",
+            show_default=False,
+        ),
+    ] = None,
+    max_macs: Annotated[float | None, typer.Option(min=0, help="Budget in million MACs.")] = None,
+    max_params: Annotated[float | None, typer.Option(min=0, help="Budget in million parameters.")] = None,
+    recalibrate: Annotated[
+        bool,
+        typer.Option(help="Give the subnet batch-norm statistics of its own. Without, it is the supernet's cut."),
+    ] = True,
+    test: Annotated[bool, typer.Option("--test", help="Also score it on the test split and record that.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory to write. Default: RUN/subnets/ID.")] = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Take one subnet out: a directory that loads with torch and safetensors alone."""
+    _set_threads(threads)
+    run = RunDirectory(run_path)
+    net, step = run.load_supernet()
+    data = run.load_data(data_dir)
+    if arch is None:
+        lines = lines_of(run.population(), split="validate", step=step)
+        best = best_within(
+            lines,
+            max_macs=None if max_macs is None else max_macs * 1e6,
+            max_params=None if max_params is None else max_params * 1e6,
+        )
+        arch = str(best["arch"])
+    chosen = net.space.parse(arch)
+    evaluator = Evaluator(data)
+    network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
+    scores = {"validate": asdict(evaluator.score(network))}
+    if test:
+        scores["test"] = asdict(score(network, data.test, data))
+    config = run.config()
+    description = describe_subnet(net, chosen, data) | {
+        "recalibrated": evaluator.settings.model_dump() if recalibrate else None,
+        "scores": scores,
+        "trained": {
+            "data": data.name,
+            "recipe": config.recipe.name,
+            "epochs": config.recipe.epochs,
+            "passes": config.recipe.passes,
+            "seed": config.seed,
+            "step": step,
+            "provenance": config.provenance,
+        },
+    }
+    path = out or run.subnets / chosen.id
+    write_subnet(path, network, description)
+    _verify(path, network, net.describe(chosen).in_channels)
+    if as_json:
+        _print_json({"path": str(path), **description})
+        return
+    measured = ", ".join(f"{values['top1']:.2f}% on {name}" for name, values in scores.items())
+    cost = net.cost_of(chosen)
+    display.out.print(f"{chosen}\n{measured}; {cost.macs / 1e6:.3f} M MACs, {cost.params / 1e6:.3f} M parameters")
+    display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
+    display.out.print(f"Load it without trainonce: {path}/README.md says how, in three lines.")
+
+
+@app.command()
+def draw(
+    run_paths: Annotated[list[Path], typer.Argument(help="One or more runs' directories.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = Path("population.png"),
+    split: Annotated[Literal["validate", "test"], typer.Option(help="Whose scores to draw.")] = "validate",
+    buckets: Annotated[str, typer.Option(help="Bucket centres in million MACs. Default: six, evenly.")] = "",
+    bucket_width: Annotated[float | None, typer.Option(help="Reach of a bucket in million MACs.")] = None,
+) -> None:
+    """Draw the evaluated population: accuracy against MACs, runs side by side."""
+    from trainonce.report.population import draw_population as draw_picture
+    from trainonce.report.population import population_info
+
+    centres = _numbers(buckets, "--buckets", float) if buckets else ()
+    draw_picture(population_info([RunDirectory(p) for p in run_paths], split, centres, bucket_width), out)
+    display.out.print(f"Drew {out}")
+
+
+@app.command(name="list")
+def list_names(as_json: Json = False) -> None:
+    """List the recipes, data sets and geometries."""
+    if as_json:
+        recipes = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
+        _print_json({"recipes": recipes, "data": DATASET_NAMES, "geometries": GEOMETRIES})
+        return
+    display.out.print(display.recipes_table(list(RECIPES.values())))
+    display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
+    display.out.print(f"Geometries: {', '.join(GEOMETRIES)}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        display.out.print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; print a refusal as a sentence."""
+    warnings.showwarning = lambda message, *_: display.err.print(f"Warning: {message}", markup=False)
+    try:
+        app()
+    except UserError as error:
+        _say(error, 2)
+    except RunError as error:
+        _say(error, 1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _say(f"the system refused{where}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _say("stopped", 130)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def _say(error: object, code: int) -> None:
+    display.err.print(f"[bold red]trainonce:[/] {escape(str(error))}")
+    sys.exit(code)
+
+
+class _Stop:
+    number: int | None = None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C does interrupt."""
+    stop = _Stop()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if stop.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _tensorboard(wanted: bool, run: RunDirectory) -> Iterator[Callable[[Progress], None]]:
+    if not wanted:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs an extra: pip install 'trainonce[tensorboard]'") from error
+    with SummaryWriter(run.path / "tensorboard") as writer:
+
+        def write(at: Progress) -> None:
+            for name in ("loss", "top1", "lr", "macs"):
+                writer.add_scalar(f"train/{name}", getattr(at, name), at.step)
+
+        yield write
+
+
+def _training_line(at: Progress) -> str:
+    return (
+        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}, "
+        f"subnet {at.macs / 1e6:.2f} M MACs; {display.duration(at.seconds_left)} left"
+    )
+
+
+def _announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
+    low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
+    display.err.print(
+        f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
+        f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
+    )
+    display.err.print(
+        f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
+        f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
+    )
+    display.err.print(
+        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}; "
+        f"into {run.path}"
+    )
+    display.err.print(display.recipe_plan(recipe))
+
+
+def _scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_size: int | None) -> Recipe:
+    if epochs is not None and passes is not None:
+        raise UserError("give --epochs or --passes, not both")
+    if epochs == 0 or passes == 0:
+        raise UserError("--epochs and --passes must be over 0")
+    if epochs is not None:
+        recipe = recipe.scaled(epochs / recipe.epochs)
+    if passes is not None:
+        recipe = recipe.scaled(passes / recipe.passes)
+    return recipe if batch_size is None else recipe.with_batch_size(batch_size)
+
+
+def _seconds_a_pass(net: Supernet, data: DataSet, batch_size: int) -> float:
+    """About how long one subnet pass over the training images takes, from a few batches."""
+    batch_size = min(batch_size, len(data.train))
+    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size)
+    x_BCHW, y_B = (
+        x_BCHW.contiguous(memory_format=torch.channels_last),
+        torch.zeros(batch_size, dtype=torch.long),
+    )
+    rng = random.Random(0)
+    net.train()
+    for trial in range(4):
+        if trial == 1:
+            began = time.monotonic()
+        torch.autograd.backward(F.cross_entropy(net(x_BCHW, net.space.sample(rng)), y_B))
+    return (time.monotonic() - began) / 3 * (len(data.train) / batch_size)
+
+
+def _verify(path: Path, network: torch.nn.Module, channels: int) -> None:
+    reloaded, description = read_subnet(path)
+    side = description["preprocessing"]["resolution"]
+    generator = torch.Generator().manual_seed(derived_seed("verify"))
+    x_BCHW = torch.randn(4, channels, side, side, generator=generator)
+    with torch.inference_mode():
+        if not torch.equal(network.cpu()(x_BCHW), reloaded(x_BCHW)):
+            raise RunError(f"the subnet reloaded from {path} computes something else than the one written")
+
+
+def _numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} takes numbers with commas between, such as 4,6,8; not {text!r}") from None
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)

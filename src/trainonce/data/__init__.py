@@ -1,0 +1,19 @@
+"""Images as uint8 in memory, four disjoint splits, and augmentation of whole batches on the device."""
+
+from trainonce.data.augment import Augmentation, augment, normalise
+from trainonce.data.load import DataSet, DataSource, load_dataset
+from trainonce.data.splits import Split
+from trainonce.data.table import TABLE
+
+DATASET_NAMES = tuple(TABLE)
+
+__all__ = [
+    "DATASET_NAMES",
+    "Augmentation",
+    "DataSet",
+    "DataSource",
+    "Split",
+    "augment",
+    "load_dataset",
+    "normalise",
+]

@@ -1,0 +1,278 @@
+"""From a name or a path to a `DataSet`: read or fetch, resize, divide into the four splits."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainonce.data import formats
+from trainonce.data.augment import GREY_WEIGHTS, Augmentation
+from trainonce.data.download import PublishedFile, fetch, missing_sentence
+from trainonce.data.folder import read_folder
+from trainonce.data.splits import Published, Split, carve, default_sizes
+from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
+from trainonce.errors import UserError
+from trainonce.settings import Settings
+
+FOLDER_IMAGE_SIZE = 64
+FINGERPRINT_IMAGES = 64  # of each split, evenly spaced
+FIT_CHUNK = 1000  # images turned into float32 at a time
+DATA_DIR_VARIABLE = "TRAINONCE_DATA"
+
+
+class DataSource(Settings):
+    """What `load_dataset` was asked for, so that it can be asked again."""
+
+    name_or_path: str = ""
+    """A data set's name, or the path of an image folder or npz file; empty for images made in Python."""
+
+    image_size: int | None = None
+    """Side in pixels to which the images are brought; None keeps the data set's own."""
+
+    grey: bool = False
+    """Whether colour is turned into grey."""
+
+    split_seed: int = 0
+    """Seed of the division into the four splits."""
+
+    def load(self, *, data_dir: Path | None = None, download: bool = True) -> "DataSet":
+        """Load it; errors as `load_dataset`."""
+        if not self.name_or_path:
+            raise UserError("this run's images were made in Python: load them there too")
+        return load_dataset(**self.model_dump(), data_dir=data_dir, download=download)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """Images in four disjoint splits, whole in memory on one device, and all that is needed to use them.
+
+    `mean` and `std` are of pixels in 0..1, one for each channel; `augmentation` is for training and
+    calibrating, None for none. Images are square.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation | None
+    train: Split
+    calibrate: Split
+    validate: Split
+    test: Split
+    source: DataSource = field(default_factory=DataSource)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image, in pixels."""
+        return self.train.images.shape[3]
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self.train.images.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; labels go from 0 to one less."""
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Give the same data set with every split on `device`."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            calibrate=self.calibrate.to(device),
+            validate=self.validate.to(device),
+            test=self.test.to(device),
+        )
+
+    def fingerprint(self) -> str:
+        """Give 16 hexadecimal digits that other splits, other labels or other images would change.
+
+        Covers the class names, every label, the shapes, and evenly spaced images of each split; not the
+        device, the name, or how the images are normalised and varied.
+        """
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        for split in (self.train, self.calibrate, self.validate, self.test):
+            every = max(1, len(split) // FINGERPRINT_IMAGES)
+            digest.update(str(tuple(split.images.shape)).encode())
+            for tensor in (split.labels, split.images[::every]):
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_dataset(
+    name_or_path: str,
+    *,
+    data_dir: Path | None,
+    image_size: int | None = None,
+    grey: bool = False,
+    split_seed: int = 0,
+    download: bool = True,
+) -> DataSet:
+    """Load a data set by its name in the table, or from an npz file or an image folder.
+
+    `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
+    ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
+    grey. `split_seed` (0 or more) alone decides which images are held out. Raises `UserError` on an unknown
+    name, on unreadable or malformed files, and on files that are absent and cannot be fetched.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"the image size must be 1 pixel or more, not {image_size}")
+    source = DataSource(name_or_path=name_or_path, image_size=image_size, grey=grey, split_seed=split_seed)
+    if name_or_path in TABLE:
+        folder = data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
+        entry = TABLE[name_or_path]
+        data = load_entry(
+            entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
+        )
+    else:
+        data = _load_path(name_or_path, image_size=image_size, grey=grey, split_seed=split_seed)
+        source = source.model_copy(update={"name_or_path": str(Path(name_or_path).expanduser().resolve())})
+    return replace(data, source=source)
+
+
+def load_entry(
+    entry: TableEntry, *, data_dir: Path, image_size: int | None, grey: bool, split_seed: int, download: bool
+) -> DataSet:
+    """Load a data set of the table; arguments and errors as `load_dataset`."""
+    if entry.layout == "sklearn":
+        published = _read_digits(entry)
+    else:
+        folder = data_dir / entry.folder
+        for file in entry.downloads:
+            _ensure(file, folder, download=download)
+        published = _read_entry(entry, folder)
+    _refuse_count(entry, "training", len(published.train), entry.train_images)
+    if published.test is not None:
+        _refuse_count(entry, "test", len(published.test), entry.test_images)
+    published = _map_images(published, lambda images: fit(images, image_size=image_size, grey=grey))
+    splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name)
+    turned_grey = grey and entry.channels == 3
+    augmentation = entry.augmentation
+    return DataSet(
+        name=entry.name,
+        class_names=entry.class_names,
+        mean=(0.0,) if turned_grey else entry.mean,
+        std=(1.0,) if turned_grey else entry.std,
+        augmentation=augmentation.model_copy(update={"saturation": 0.0}) if turned_grey else augmentation,
+        **splits._asdict(),
+    )
+
+
+def fit(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
+    """Turn uint8 images [N, C, H, W] grey if asked, and to `image_size` if given.
+
+    Grey is ITU-R 601. The central square is resized bilinearly with antialiasing. In chunks, and rounded
+    back to uint8.
+    """
+    height, width = images.shape[2:]
+    side = min(height, width)
+    turn_grey = grey and images.shape[1] == 3
+    size = side if image_size is None else image_size
+    resize = image_size is not None and not height == width == size
+    if not turn_grey and not resize:
+        return images
+    top, left = (height - side) // 2, (width - side) // 2
+    chunks = []
+    for chunk in torch.split(images, FIT_CHUNK):
+        x_BCHW = chunk.to(torch.float32)
+        if turn_grey:
+            x_BCHW = torch.einsum("bchw,c->bhw", x_BCHW, torch.tensor(GREY_WEIGHTS))[:, None]
+        if resize:
+            square = x_BCHW[:, :, top : top + side, left : left + side]
+            x_BCHW = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
+        chunks.append(x_BCHW.round_().clamp_(0, 255).to(torch.uint8))
+    return torch.cat(chunks)
+
+
+def _map_images(published: Published, change: Callable[[Tensor], Tensor]) -> Published:
+    changed = {name: Split(change(split.images), split.labels) for name, split in published.given()}
+    return Published(class_names=published.class_names, **changed)
+
+
+def _load_path(given: str, *, image_size: int | None, grey: bool, split_seed: int) -> DataSet:
+    path = Path(given).expanduser()
+    if path.suffix == ".npz":
+        published = formats.read_npz(path)
+        height, width = published.train.images.shape[2:]
+        if image_size is None and height != width:
+            raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
+        published = _map_images(published, lambda images: fit(images, image_size=image_size, grey=grey))
+    elif given and path.is_dir():
+        published = read_folder(path, image_size=image_size or FOLDER_IMAGE_SIZE, grey=grey)
+    else:
+        state = "is neither an .npz file nor a folder" if given and path.exists() else "is not a data set"
+        raise UserError(
+            f"'{given}' {state}: give one of {', '.join(TABLE)}, or the path of an existing "
+            "folder of images or .npz file"
+        )
+    splits = carve(published, sizes=default_sizes(published), seed=split_seed, where=str(path))
+    colour = splits.train.images.shape[1] == 3
+    without_colour = COLOUR_AUGMENTATION.model_copy(update={"saturation": 0.0})
+    return DataSet(
+        name=path.resolve().stem if path.suffix == ".npz" else path.resolve().name,
+        class_names=published.class_names,
+        mean=IMAGENET_MEAN if colour else (0.0,),
+        std=IMAGENET_STD if colour else (1.0,),
+        augmentation=COLOUR_AUGMENTATION if colour else without_colour,
+        **splits._asdict(),
+    )
+
+
+def _ensure(file: PublishedFile, folder: Path, *, download: bool) -> None:
+    """Fetch a published file unless what it yields is in `folder` already."""
+    for name in (Path(member).name for member in file.members or (file.name,)):
+        if not _present(folder / name).exists():
+            if not download:
+                raise UserError(missing_sentence(file, folder / name))
+            fetch(file, folder)
+            return
+
+
+def _present(path: Path) -> Path:
+    """Give `path`, or for a missing .gz its unpacked twin if that is there."""
+    unpacked = path.with_suffix("") if path.suffix == ".gz" else path
+    return unpacked if unpacked.exists() and not path.exists() else path
+
+
+def _read_entry(entry: TableEntry, folder: Path) -> Published:
+    def read(names: tuple[str, ...]) -> Split:
+        paths = [_present(folder / name) for name in names]
+        if entry.layout == "idx":
+            split = formats.read_idx_pair(paths[0], paths[1], num_classes=len(entry.class_names))
+        elif entry.layout == "cifar10":
+            split = formats.read_cifar10(paths)
+        else:
+            split = formats.read_cifar100(paths)
+        if split.images.shape[2:] != (entry.image_size, entry.image_size):
+            height, width = split.images.shape[2:]
+            size = entry.image_size
+            raise UserError(
+                f"{paths[0]} holds {height} x {width} images, but those of {entry.name} are {size} x {size}"
+            )
+        return split
+
+    train, test = read(entry.train_files), read(entry.test_files)
+    return Published(class_names=entry.class_names, train=train, test=test)
+
+
+def _refuse_count(entry: TableEntry, which: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise UserError(f"the files of {entry.name} hold {found} {which} images, not {expected}")
+
+
+def _read_digits(entry: TableEntry) -> Published:
+    """Read scikit-learn's bundled digits; values 0..16 become 0..255."""
+    from sklearn.datasets import load_digits  # takes a second to import, and only this needs it
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    return Published(class_names=entry.class_names, train=formats.make_split(images[:, None], bunch.target))

@@ -1,0 +1,189 @@
+"""Labelled images, and the four disjoint splits that everything else is measured on.
+
+`train` updates weights, `calibrate` gives batch-norm statistics, `validate` guides every choice
+(search, stopping, comparing), `test` is looked at once, at the end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainonce.errors import UserError
+
+Indices = npt.NDArray[np.int64]
+
+TEST_FRACTION = 0.15
+VALIDATE_FRACTION = 0.10
+CALIBRATE_FRACTION = 0.05
+CALIBRATE_MOST = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, whole in memory on one device.
+
+    `images` is uint8 [N, C, H, W] in 0..255; `labels` is int64 [N], class numbers from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8, self.images.dtype
+        assert self.images.dim() == 4, self.images.shape
+        assert self.labels.dtype == torch.int64, self.labels.dtype
+        assert self.labels.shape == self.images.shape[:1], (self.labels.shape, self.images.shape)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Give the same split with images and labels on `device`."""
+        return type(self)(self.images.to(device), self.labels.to(device))
+
+    def take(self, indices: Indices) -> Self:
+        """Give a copy of the images and labels at `indices`, int64 [M], in that order."""
+        index = torch.from_numpy(indices).to(self.labels.device)
+        return type(self)(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Published:
+    """A data set as its publisher divided it: a training split, perhaps others, and class names.
+
+    Label `i` means `class_names[i]`, the same in every split.
+    """
+
+    class_names: tuple[str, ...]
+    train: Split
+    validate: Split | None = None
+    test: Split | None = None
+
+    def given(self) -> Iterator[tuple[str, Split]]:
+        """Give (name, split) of each split that is there, train first."""
+        yield "train", self.train
+        for name, split in (("validate", self.validate), ("test", self.test)):
+            if split is not None:
+                yield name, split
+
+
+class Sizes(NamedTuple):
+    """How many images to carve out of the published training split; 0 where the publisher gave the split."""
+
+    calibrate: int
+    validate: int
+    test: int
+
+
+class Splits(NamedTuple):
+    """Four splits of which no two share an image."""
+
+    train: Split
+    calibrate: Split
+    validate: Split
+    test: Split
+
+
+def default_sizes(published: Published) -> Sizes:
+    """Give the sizes to carve from a data set that is not in the table.
+
+    Fractions of the published training split: test 15 %, validate 10 % (each only where it is not
+    given), calibrate 5 % and at most 2,000; each at least 1.
+    """
+    total = len(published.train)
+
+    def part(fraction: float) -> int:
+        return max(1, round(fraction * total))
+
+    return Sizes(
+        calibrate=min(CALIBRATE_MOST, part(CALIBRATE_FRACTION)),
+        validate=0 if published.validate is not None else part(VALIDATE_FRACTION),
+        test=0 if published.test is not None else part(TEST_FRACTION),
+    )
+
+
+def carve(published: Published, *, sizes: Sizes, seed: int, where: str) -> Splits:
+    """Carve calibrate, and the splits the publisher did not give, out of the training split.
+
+    Stratified: every class keeps its share to within one image, and has at least one image in train
+    and in a carved validate and test. What is drawn follows from `seed` (0 or more) alone; no global
+    generator is touched. `where` names the data in errors. Raises `UserError` where a class has too
+    few images, saying how many are needed.
+    """
+    assert (sizes.validate > 0) == (published.validate is None), sizes
+    assert (sizes.test > 0) == (published.test is None), sizes
+    if seed < 0:
+        raise UserError(f"the split seed must be 0 or more, not {seed}")
+    train, calibrate, validate, test = _carve_indices(published, sizes=sizes, seed=seed, where=where)
+    return Splits(
+        train=published.train.take(train),
+        calibrate=published.train.take(calibrate),
+        validate=published.train.take(validate) if published.validate is None else published.validate,
+        test=published.train.take(test) if published.test is None else published.test,
+    )
+
+
+def _carve_indices(published: Published, *, sizes: Sizes, seed: int, where: str) -> tuple[Indices, ...]:
+    """Give the training-split indices of (train, calibrate, validate, test), each in rising order."""
+    rng = np.random.default_rng(seed)
+    labels = published.train.labels.cpu().numpy()
+    num_classes = len(published.class_names)
+    shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    counts = np.array([len(indices) for indices in shuffled], dtype=np.int64)
+    _refuse_too_few(counts, published.class_names, sizes, where)
+
+    used = np.zeros_like(counts)  # [K], how many of each class's shuffled indices are taken
+    parts = []
+    owed = 1 + (sizes.validate > 0)  # images of each class that later splits still need
+    for size, minimum in ((sizes.test, 1), (sizes.validate, 1), (sizes.calibrate, 0)):
+        quota = np.zeros_like(counts)
+        if size > 0:
+            quota = _quotas(counts - used, size=size, minimum=minimum, keep=owed)
+        parts.append(_pick(shuffled, used, used + quota))
+        used += quota
+        owed = 1
+    test, validate, calibrate = parts
+    return _pick(shuffled, used, counts), calibrate, validate, test
+
+
+def _pick(shuffled: list[Indices], start: Indices, stop: Indices) -> Indices:
+    chosen = [indices[a:b] for indices, a, b in zip(shuffled, start, stop, strict=True)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _refuse_too_few(counts: Indices, class_names: tuple[str, ...], sizes: Sizes, where: str) -> None:
+    filled = ["train"] + ["validate"] * (sizes.validate > 0) + ["test"] * (sizes.test > 0)
+    needed = len(filled)
+    rarest = int(counts.argmin())
+    if counts[rarest] < needed:
+        raise UserError(
+            f"{where}: class '{class_names[rarest]}' has {counts[rarest]} training images, but at least "
+            f"{needed} are needed to put one in each of {', '.join(filled)}"
+        )
+    enough = needed * len(counts) + sizes.calibrate
+    if counts.sum() < enough:
+        raise UserError(
+            f"{where} has {counts.sum()} training images, but at least {enough} are needed to put one of "
+            f"each class in each of {', '.join(filled)}, and {sizes.calibrate} in calibrate"
+        )
+
+
+def _quotas(available: Indices, *, size: int, minimum: int, keep: int) -> Indices:
+    """Share `size` images among classes in proportion to `available`, int64 [K].
+
+    Largest-remainder rounding, so the shares sum to `size` exactly; but never fewer than `minimum` of
+    a class (the sum may then be more than `size`) nor so many that fewer than `keep` stay.
+    """
+    limit = available - keep
+    ideal = available * (size / available.sum())
+    quota: Indices = np.clip(np.floor(ideal).astype(np.int64), minimum, limit)
+    order = np.argsort(np.floor(ideal) - ideal, kind="stable")  # largest remainder first
+    while quota.sum() < size and (quota < limit).any():
+        open_classes = [c for c in order if quota[c] < limit[c]]
+        quota[open_classes[: size - quota.sum()]] += 1
+    return quota

@@ -1,0 +1,109 @@
+"""What the command line shows: progress while it works, tables when it is done. Nothing here computes."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from trainonce.population import BucketSummary
+from trainonce.recipes import Recipe
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 15.0
+"""How often progress is printed where stderr is not a terminal."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A function `show(done, total, text)`: a live bar in a terminal, a line now and then elsewhere."""
+    if err.is_terminal:
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+        return
+    printed = float("-inf")
+
+    def show(done: int, total: int, text: str) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES or done == total:
+            err.print(f"{done}/{total}  {text}")
+            printed = time.monotonic()
+
+    yield show
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right")
+    return table
+
+
+def recipe_plan(recipe: Recipe) -> Table:
+    """The phases of a recipe, one a row."""
+    table = _table("phase", "epochs", "subnets a step", "lr", "trains", "learns")
+    for phase in recipe.phases:
+        part: dict[str, int | list[int] | str] = {
+            **phase.keep_largest,
+            **{k: list(v) for k, v in phase.restrict.items()},
+            **phase.couple,
+        }
+        trained = ", ".join(f"{name}: {_kept(value)}" for name, value in part.items()) or "the whole space"
+        held = ", one an epoch" if phase.hold == "epoch" else ""
+        subnets = (
+            " + ".join(phase.subnets) if len(set(phase.subnets)) > 1 else f"{len(phase.subnets)} {phase.subnets[0]}"
+        )
+        table.add_row(phase.name, f"{phase.epochs:.3g}", subnets + held, f"{phase.lr:.2g}", trained, phase.target)
+    return table
+
+
+def _kept(value: int | list[int] | str) -> str:
+    if isinstance(value, int):
+        return "the largest" if value == 1 else f"the {value} largest"
+    return f"by {value}" if isinstance(value, str) else "/".join(map(str, value))
+
+
+def population_table(summaries: Sequence[BucketSummary]) -> Table:
+    """Medians, quartiles and ranges of top-1 by bucket."""
+    table = _table("bucket (MACs)", "subnets", "mean MACs", "median", "quartiles", "range")
+    for s in summaries:
+        table.add_row(
+            str(s.bucket),
+            str(s.count),
+            f"{s.macs_mean / 1e6:.2f} M",
+            f"{s.median:.2f}",
+            f"{s.lower_quartile:.2f} to {s.upper_quartile:.2f}",
+            f"{s.minimum:.2f} to {s.maximum:.2f}",
+        )
+    return table
+
+
+def recipes_table(recipes: Sequence[Recipe]) -> Table:
+    """The recipes with their cost."""
+    table = _table("recipe", "epochs", "passes", "about")
+    table.columns[3].justify = "left"
+    for recipe in recipes:
+        table.add_row(recipe.name, f"{recipe.epochs:.4g}", f"{recipe.passes:.4g}", recipe.about)
+    return table
+
+
+def subnet_line(line: dict[str, Any]) -> str:
+    """One evaluated subnet in a line."""
+    return f"{line['top1']:.2f}% at {line['macs'] / 1e6:.3f} M MACs, {line['params'] / 1e6:.3f} M parameters"

@@ -1,0 +1,17 @@
+"""The two ways in which trainonce says no."""
+
+
+class UserError(ValueError):
+    """What was asked for cannot be: an unknown name, a bad value, an unreadable file.
+
+    The message is one sentence that says what is wrong, where, and what would be right.
+    The command line prints it and exits with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """The work was asked for rightly but could not go on: a full disk, a loss that is not finite.
+
+    The message is one sentence that says what happened and what is safe.
+    The command line prints it and exits with code 1.
+    """

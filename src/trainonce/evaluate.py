@@ -1,0 +1,126 @@
+"""Score a subnet: extract a copy, recalibrate its batch norms, count what it classifies rightly.
+
+The supernet is not touched. Its batch-norm statistics are a mixture over all the subnets trained, so a copy
+gets statistics of its own first: the mean over batches of the batch mean and variance (OFA's code;
+arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainonce.data import DataSet
+from trainonce.data.augment import augment, normalise
+from trainonce.data.splits import Split
+from trainonce.models import Supernet
+from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.plain import PlainNetwork
+from trainonce.settings import Settings
+from trainonce.space import Architecture, derived_seed
+
+SplitName = Literal["validate", "test"]
+
+
+class EvaluateSettings(Settings):
+    """How subnets are calibrated and scored."""
+
+    calibration_images: int = Field(2000, ge=2)
+    """Augmented images of the calibrate split that the batch norms are recalibrated on; a smaller split is gone
+    through several times."""
+    calibration_batch: int = Field(200, ge=2)
+    """Images in a batch of calibration."""
+    score_batch: int = Field(200, ge=1)
+    """Images in a batch of scoring. The score does not depend on it."""
+    seed: int = Field(0, ge=0)
+    """Seed of the calibration images' choice and augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """`top1`: percent classified rightly of `images`; `loss`: mean cross-entropy."""
+
+    top1: float
+    loss: float
+    images: int
+
+
+class Evaluator:
+    """Scores subnets of one supernet on one split. Calibration images are augmented once and shared."""
+
+    def __init__(self, data: DataSet, split: SplitName = "validate", settings: EvaluateSettings | None = None) -> None:
+        self.data = data
+        self.split_name = split
+        self.split: Split = {"validate": data.validate, "test": data.test}[split]
+        self.settings = settings or EvaluateSettings()
+        self.calibration_batches = list(self._calibration())
+
+    def _calibration(self) -> Iterator[Tensor]:
+        split, settings = self.data.calibrate, self.settings
+        generator = torch.Generator().manual_seed(derived_seed(settings.seed, "calibrate"))
+        rounds = -(-settings.calibration_images // len(split))
+        rows = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(rounds)])
+        rows = rows[: settings.calibration_images].to(split.images.device)
+        augmenting = torch.Generator(split.images.device)
+        augmenting.manual_seed(derived_seed(settings.seed, "calibrate", "augment"))
+        for batch in torch.split(rows, settings.calibration_batch):
+            yield augment(
+                split.images[batch],
+                self.data.augmentation,
+                mean=self.data.mean,
+                std=self.data.std,
+                generator=augmenting,
+            ).contiguous(memory_format=torch.channels_last)
+
+    def recalibrated(self, net: Supernet, arch: Architecture) -> PlainNetwork:
+        """The extracted subnet with batch-norm statistics of its own, in evaluation mode."""
+        plain = net.extract(arch)
+        recalibrate(plain, self.calibration_batches)
+        return plain
+
+    def score(self, plain: nn.Module) -> Score:
+        """Score a network on the whole split, without augmentation."""
+        return score(plain, self.split, self.data, batch=self.settings.score_batch)
+
+    def __call__(self, net: Supernet, arch: Architecture) -> Score:
+        """Extract, recalibrate, score, throw the copy away."""
+        copy = crop_kernels(net.extract(arch))
+        recalibrate(copy, self.calibration_batches)
+        return self.score(copy)
+
+
+@torch.no_grad()
+def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
+    """Replace the batch-norm statistics by the mean over batches of batch mean and (unbiased) variance.
+
+    `batches` are normalised images [B, C, H, W]. The network is left in evaluation mode.
+    """
+    plain.eval()
+    norms = [module for module in plain.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for batch_BCHW in batches:
+        plain(batch_BCHW)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    plain.eval()
+
+
+@torch.inference_mode()
+def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int = 200) -> Score:
+    """Score a network, in evaluation mode, on a split of `data`."""
+    plain.eval()
+    correct = torch.zeros((), dtype=torch.long, device=split.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    for images, labels_B in zip(torch.split(split.images, batch), torch.split(split.labels, batch), strict=True):
+        x_BCHW = normalise(images, mean=data.mean, std=data.std).contiguous(memory_format=torch.channels_last)
+        logits_BK = plain(x_BCHW)
+        correct += (logits_BK.argmax(1) == labels_B).sum()
+        loss += nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum").double()
+    return Score(top1=100 * int(correct) / len(split), loss=float(loss) / len(split), images=len(split))

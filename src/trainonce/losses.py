@@ -1,0 +1,55 @@
+"""Losses against a teacher's output. Logits are [B, classes]; a loss is the mean over the batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ALPHAS = (-1.0, 1.0)
+RATIO_LIMIT = 5.0
+
+
+def soft_cross_entropy(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's probabilities as labels (OFA, arXiv 1908.09791, code)."""
+    return -(teacher_BK.softmax(1) * student_BK.log_softmax(1)).sum(1).mean()
+
+
+def kl_divergence(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    """KL divergence of the student from the teacher (BigNAS, arXiv 2003.11142)."""
+    log_p, log_q = teacher_BK.log_softmax(1), student_BK.log_softmax(1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def adaptive_alpha_divergence(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    """For each image the larger of the alpha-divergences at alpha -1 and 1 (AlphaNet, arXiv 2102.07954).
+
+    The value is the divergence; the gradient is that of the paper's surrogate, which clips the ratio of
+    teacher to student at 5 and reaches the student through its log-probabilities only.
+    """
+    log_p, log_q = teacher_BK.log_softmax(1), student_BK.log_softmax(1)
+    pairs = [_alpha_divergence(log_p, log_q, alpha) for alpha in ALPHAS]
+    values = torch.stack([value for value, _ in pairs])
+    surrogates = torch.stack([surrogate for _, surrogate in pairs])
+    larger_B = values.argmax(0, keepdim=True)
+    value, surrogate = (terms.gather(0, larger_B).mean() for terms in (values, surrogates))
+    return value.detach() + surrogate - surrogate.detach()
+
+
+def _alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """The divergence of each image, detached, and the surrogate whose gradient is used."""
+    p, q = log_p.exp(), log_q.detach().exp()
+    if alpha == 1:
+        return (p * (log_p - log_q.detach())).sum(1), -(p * log_q).sum(1)
+    ratio = (alpha * (log_p - log_q.detach())).exp().clamp(max=RATIO_LIMIT)
+    value = (q * (ratio - 1) / (alpha * (alpha - 1))).sum(1)
+    rho = ratio / alpha + 1 / (alpha * (alpha - 1))
+    return value, -(q * rho * log_q).sum(1)
+
+
+DISTILLATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft": soft_cross_entropy,
+    "kl": kl_divergence,
+    "alpha": adaptive_alpha_divergence,
+}
+"""The losses by the name that a phase gives them."""

@@ -1,0 +1,1 @@
+"""Elastic layers and blocks, and the plain network that is taken out of them."""

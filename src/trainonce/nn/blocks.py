@@ -1,0 +1,103 @@
+"""The elastic MBConv block. Its plain twin is `trainonce.nn.plain.MBConv`."""
+
+import torch
+from torch import Tensor, nn
+
+from trainonce.nn.ops import (
+    ElasticBatchNorm2d,
+    ElasticConv2d,
+    ElasticDepthwiseConv2d,
+    ElasticSqueezeExcite,
+    Slices,
+    prefixed,
+)
+from trainonce.nn.plain import ACTIVATIONS, BlockSpec
+
+
+class ElasticMBConv(nn.Module):
+    """An MBConv block with elastic kernel size and elastic expand ratio.
+
+    `largest` is the spec with the widest expansion; a forward pass takes the spec of the block wanted,
+    whose `mid_channels`, `se_channels` and `kernel_size` say what to cut.
+    """
+
+    def __init__(self, largest: BlockSpec, kernel_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        mid = largest.mid_channels
+        self.expand = ElasticConv2d(largest.in_channels, mid) if largest.expand else None
+        self.expand_bn = ElasticBatchNorm2d(mid) if largest.expand else None
+        self.depthwise = ElasticDepthwiseConv2d(mid, kernel_sizes, largest.stride)
+        self.depthwise_bn = ElasticBatchNorm2d(mid)
+        self.se = ElasticSqueezeExcite(mid, largest.se_channels) if largest.se_channels else None
+        self.project = ElasticConv2d(mid, largest.out_channels)
+        self.project_bn = ElasticBatchNorm2d(largest.out_channels)
+        self.act = ACTIVATIONS[largest.activation]()
+
+    def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
+        """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
+        y = x_BCHW
+        if self.expand is not None and self.expand_bn is not None:
+            y = self.act(self.expand_bn(self.expand(y, spec.mid_channels)))
+        y = self.act(self.depthwise_bn(self.depthwise(y, spec.kernel_size)))
+        if self.se is not None:
+            y = self.se(y, spec.se_channels)
+        y = self.project_bn(self.project(y, spec.out_channels))
+        out: Tensor = x_BCHW + y if spec.residual else y
+        return out
+
+    def slices(self, spec: BlockSpec) -> Slices:
+        """The state dict of the plain block of `spec`, cut from the elastic weights."""
+        mid = spec.mid_channels
+        cut: Slices = {}
+        if self.expand is not None and self.expand_bn is not None:
+            cut |= prefixed("expand.0", self.expand.slices(spec.in_channels, mid))
+            cut |= prefixed("expand.1", self.expand_bn.slices(mid))
+        cut |= prefixed("depthwise.0", self.depthwise.slices(mid, spec.kernel_size))
+        cut |= prefixed("depthwise.1", self.depthwise_bn.slices(mid))
+        if self.se is not None:
+            cut |= prefixed("se", self.se.slices(mid, spec.se_channels))
+        cut |= prefixed("project.0", self.project.slices(mid, spec.out_channels))
+        return cut | prefixed("project.1", self.project_bn.slices(spec.out_channels))
+
+    @torch.no_grad()
+    def sort_channels(self, mid_bands: tuple[int, ...], se_bands: tuple[int, ...]) -> None:
+        """Order the middle channels by importance, the most important first, within each width band.
+
+        Importance is the L1 norm of a channel's weights in the second pointwise convolution; that of a
+        squeezed channel the L1 norm of its weights in the SE expansion (OFA, section 3.3 and code).
+        A band reaches from the previous number in `mid_bands` (or 0) to this one; the last is the full
+        width. A subnet whose width is in `mid_bands` computes the same function afterwards.
+        """
+        order = _order_in_bands(self.project.weight.abs().sum((0, 2, 3)), mid_bands)
+        self.project.weight.copy_(self.project.weight[:, order])
+        self.depthwise.weight.copy_(self.depthwise.weight[order])
+        _reorder_bn(self.depthwise_bn, order)
+        if self.expand is not None and self.expand_bn is not None:
+            self.expand.weight.copy_(self.expand.weight[order])
+            _reorder_bn(self.expand_bn, order)
+        if self.se is not None:
+            reduce, expand = self.se.reduce, self.se.expand
+            assert reduce.bias is not None
+            assert expand.bias is not None
+            expand.weight.copy_(expand.weight[order])
+            expand.bias.copy_(expand.bias[order])
+            reduce.weight.copy_(reduce.weight[:, order])
+            squeezed = _order_in_bands(expand.weight.abs().sum((0, 2, 3)), se_bands)
+            expand.weight.copy_(expand.weight[:, squeezed])
+            reduce.weight.copy_(reduce.weight[squeezed])
+            reduce.bias.copy_(reduce.bias[squeezed])
+
+
+def _order_in_bands(importance_C: Tensor, bands: tuple[int, ...]) -> Tensor:
+    starts = (0, *bands[:-1])
+    return torch.cat(
+        [
+            start + importance_C[start:end].argsort(descending=True, stable=True)
+            for start, end in zip(starts, bands, strict=True)
+        ]
+    )
+
+
+def _reorder_bn(bn: ElasticBatchNorm2d, order: Tensor) -> None:
+    for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+        tensor.copy_(tensor[order])

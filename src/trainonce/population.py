@@ -1,0 +1,183 @@
+"""The population: many subnets drawn by MACs, scored, and summed up.
+
+Each score is one line of `population.jsonl`. A line counts for the weights, split and calibration it was made
+with, so evaluating again does only what is missing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainonce.cost import CostModel
+from trainonce.errors import UserError
+from trainonce.evaluate import Evaluator, SplitName
+from trainonce.models import Supernet
+from trainonce.run import RunDirectory
+from trainonce.sampling import MacsSampler
+from trainonce.space import Architecture, Over, derived_rng
+
+PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
+"""Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
+
+DRAWS_PER_SUBNET = 200
+"""How often a bucket is drawn from before it is taken to hold no further subnet."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The subnets with MACs within `half` of `centre`."""
+
+    centre: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.centre / 1e6:.2f}±{self.half / 1e6:.2f} M"
+
+    def __contains__(self, macs: float) -> bool:
+        return self.centre - self.half <= macs <= self.centre + self.half
+
+
+def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float | None = None) -> list[Bucket]:
+    """Buckets at centres in million MACs; without any, six spread evenly over the space's range.
+
+    `half_m` is how far each reaches, in million MACs; by default 0.5, or a twentieth of the range where the
+    centres are spread. Raises `UserError` for a number that is not positive.
+    """
+    if any(centre <= 0 for centre in centres_m) or (half_m is not None and half_m <= 0):
+        raise UserError("bucket centres and widths must be positive numbers of million MACs")
+    if centres_m:
+        return [Bucket(centre * 1e6, 1e6 * (0.5 if half_m is None else half_m)) for centre in centres_m]
+    sampler = MacsSampler(cost)
+    span = sampler.max_macs - sampler.min_macs
+    half = span / 20 if half_m is None else half_m * 1e6
+    return [Bucket(float(c), half) for c in np.linspace(sampler.min_macs + half, sampler.max_macs - half, 6)]
+
+
+def draw_population(
+    cost: CostModel, buckets: Sequence[Bucket], per_bucket: int, *, seed: int, over: Over = "choices"
+) -> list[tuple[Bucket, Architecture]]:
+    """Distinct subnets of each bucket, drawn without bias from `seed`; fewer where a bucket holds fewer.
+
+    The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any subnet.
+    """
+    sampler = MacsSampler(cost, over=over)
+    drawn = []
+    for bucket in buckets:
+        rng = derived_rng(seed, "population", str(bucket))
+        found: dict[Architecture, None] = {}
+        misses = 0
+        while len(found) < per_bucket and misses < DRAWS_PER_SUBNET:
+            arch = sampler.sample(rng, bucket.centre - bucket.half, bucket.centre + bucket.half)
+            misses = misses + 1 if arch in found else 0
+            found[arch] = None
+        drawn += [(bucket, arch) for arch in found]
+    return drawn
+
+
+def evaluate_population(
+    net: Supernet,
+    step: int,
+    evaluator: Evaluator,
+    run: RunDirectory,
+    population: Sequence[tuple[Bucket, Architecture]],
+    *,
+    on_progress: Callable[[int, dict[str, Any]], None] = lambda _done, _line: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """Score what is not recorded yet of a population drawn; returns its lines, old and new.
+
+    `step` is the training step of the weights. `on_progress` gets the number done and each line.
+    Stops early, with what is done recorded, when `should_stop` says so.
+    """
+    key = {
+        "step": step,
+        "split": evaluator.split_name,
+        "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
+    }
+    recorded = {line["arch"]: line for line in run.population() if all(line.get(k) == key[k] for k in key)}
+    lines = []
+    for done, (_, arch) in enumerate(population, start=1):
+        if should_stop():
+            break
+        line = recorded.get(str(arch))
+        if line is None:
+            cost, score = net.cost_of(arch), evaluator(net, arch)
+            line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
+            line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | key
+            run.append_population(line)
+            recorded[str(arch)] = line
+        lines.append(line)
+        on_progress(done, line)
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketSummary:
+    """Top-1 in percent over the subnets of a bucket, beside their MACs."""
+
+    bucket: Bucket
+    count: int
+    macs_mean: float
+    minimum: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    maximum: float
+
+
+def summarise(lines: Iterable[dict[str, Any]], buckets: Sequence[Bucket]) -> list[BucketSummary]:
+    """One summary for each bucket that has lines."""
+    lines = list(lines)
+    summaries = []
+    for bucket in buckets:
+        inside = [line for line in lines if line["macs"] in bucket]
+        if not inside:
+            continue
+        quantiles = np.percentile([line["top1"] for line in inside], [0, 25, 50, 75, 100]).tolist()
+        names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
+        summaries.append(
+            BucketSummary(
+                bucket=bucket,
+                count=len(inside),
+                macs_mean=float(np.mean([line["macs"] for line in inside])),
+                **dict(zip(names, quantiles, strict=True)),
+            )
+        )
+    return summaries
+
+
+def pareto_front(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that no other beats in both MACs and top-1, by rising MACs."""
+    front: list[dict[str, Any]] = []
+    for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"])):
+        if not front or line["top1"] > front[-1]["top1"]:
+            front.append(line)
+    return front
+
+
+def best_within(
+    lines: Iterable[dict[str, Any]], *, max_macs: float | None = None, max_params: float | None = None
+) -> dict[str, Any]:
+    """The line of highest top-1 under the budgets. Raises `UserError` where none fits, naming the smallest."""
+    lines = list(lines)
+    if not lines:
+        raise UserError("no subnet has been evaluated yet: run `trainonce evaluate` first, or name an architecture")
+    fitting = [
+        line
+        for line in lines
+        if line["macs"] <= (max_macs or float("inf")) and line["params"] <= (max_params or float("inf"))
+    ]
+    if not fitting:
+        least = min(lines, key=lambda line: line["macs"])
+        raise UserError(
+            f"no evaluated subnet fits the budget; the smallest has {least['macs'] / 1e6:.3f} M MACs "
+            f"and {least['params'] / 1e6:.3f} M parameters"
+        )
+    return max(fitting, key=lambda line: (line["top1"], -line["macs"]))
+
+
+def lines_of(lines: Iterable[dict[str, Any]], *, split: SplitName, step: int) -> list[dict[str, Any]]:
+    """The lines made on a split with the weights of a step."""
+    return [line for line in lines if line["split"] == split and line["step"] == step]

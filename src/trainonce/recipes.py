@@ -1,0 +1,378 @@
+"""Training strategies as values: a recipe is a tuple of phases, and one loop trains them all.
+
+A phase says which part of the space is trained, which subnets a step draws, what they are to reproduce,
+how long, and at which learning rate. Nothing here draws or trains: `trainonce.sampling` draws the
+subnets and `trainonce.train` holds the loop.
+
+A person's own recipe is a `Recipe(...)` in Python or the same fields in a TOML file (`load_recipe`).
+"""
+
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainonce.errors import UserError
+from trainonce.settings import Settings
+from trainonce.space import SearchSpace
+
+Slot = Literal["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up"]
+"""How one subnet of a step is drawn, from the phase's part of the space:
+
+uniform     each existing choice uniformly
+largest     every choice at its largest; smallest likewise
+alternate   the smallest in even turns and the largest in odd ones
+stratified  so that MACs are uniform over the range
+fair        jointly with the step's other fair slots: each choice's values in a fresh random order, one a slot
+best_up     of three subnets near a random number of MACs, the one with the lowest loss on this batch;
+worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011)
+"""
+
+
+class Phase(Settings):
+    """One stretch of training."""
+
+    name: str
+    """Shown while training and recorded."""
+    epochs: float = Field(gt=0, allow_inf_nan=False)
+    """Passes over the training images by steps; each step trains every subnet in `subnets`."""
+    lr: float = Field(0.01, gt=0)
+    """Learning rate at the top of the phase's cosine, for the recipe's batch size."""
+    cosine: Literal["phase", "recipe", "cumulative"] = "phase"
+    """Where the cosine starts and ends: over this phase; over the whole recipe; or, as in the paper's released
+    code, started with the recipe and ended with this phase, so that later phases begin far down the curve."""
+    keep_largest: dict[str, int] = Field(default_factory=dict)
+    """Trains only the part of the space where choices by these names have their n largest values."""
+    restrict: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Trains only the part of the space where choices by these names or patterns have these values."""
+    couple: dict[str, str] = Field(default_factory=dict)
+    """Fixes choices by the ones they depend on, the i-th value by the i-th: {"expand_ratio": "depth"}."""
+    subnets: tuple[Slot, ...] = ("uniform",)
+    """How each subnet of a step is drawn. Their gradients are summed before the one optimizer step."""
+    hold: Literal["step", "epoch"] = "step"
+    """How long a draw is kept."""
+    target: Literal["labels", "labels+teacher", "largest"] = "labels"
+    """What is learned: the labels; the labels plus a frozen teacher's output; or, by every subnet but the
+    first (which must be the largest and learns the labels), that one's output on the same batch."""
+    distillation: Literal["soft", "kl", "alpha"] = "soft"
+    """The loss against a teacher: soft cross-entropy, Kullback-Leibler divergence (the same gradient), or
+    AlphaNet's adaptive alpha-divergence (arXiv 2102.07954)."""
+    teacher: Literal["largest", "untrained"] = "largest"
+    """The frozen teacher of "labels+teacher": the largest subnet as it stands when the first phase ends, or,
+    as the paper's released code has it, a network of random weights in training mode."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of losses against labels."""
+    dropout_largest_only: bool = False
+    """Whether dropout acts on the largest subnet only (BigNAS, arXiv 2003.11142)."""
+    ramp_epochs: float = Field(0.0, ge=0)
+    """Over how many epochs the weight of the losses after the first rises from 0 to 1 (DepS)."""
+    sort_channels: bool = False
+    """Whether channels are sorted by importance before the phase, inside the widths trained so far."""
+    clip_value: float | None = Field(None, gt=0)
+    """Largest absolute value of a gradient's element; None does not clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.subnets:
+            raise ValueError("a step must train at least one subnet")
+        if self.target == "largest" and (self.subnets[0] != "largest" or len(self.subnets) < 2):
+            raise ValueError("target 'largest' needs 'largest' as the first of at least two subnets")
+        if self.ramp_epochs and self.target != "largest":
+            raise ValueError("ramp_epochs goes with target 'largest'")
+        return self
+
+    def subspace(self, space: SearchSpace) -> SearchSpace:
+        """The part of `space` that the phase trains. Raises `UserError` for a name that matches nothing."""
+        for child, parent in self.couple.items():
+            space = space.couple(child, parent)
+        return space.restrict(self.restrict).keep_largest(self.keep_largest)
+
+
+class Recipe(Settings):
+    """A training strategy: phases, and the optimizer settings they share (SGD with Nesterov momentum)."""
+
+    name: str
+    """What the recipe is called in tables and figures."""
+    about: str
+    """What it does and where it comes from, in a sentence."""
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    """The phases, in order. Momentum starts anew with each."""
+    batch_size: int = Field(64, ge=2)
+    """Images in a step. The learning rates are meant for it."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Nesterov momentum."""
+    weight_decay: float = Field(3e-5, ge=0)
+    """Weight decay; none on batch norm and biases."""
+    idle_weights: Literal["move", "rest"] = "move"
+    """What happens to blocks that a step leaves out: "move" lets momentum and decay act on them, as they do on
+    unused slices of a used layer and did on everything in the torch of the paper; "rest" leaves them alone."""
+    zero_init_residual: bool = False
+    """Whether the last batch-norm scale of residual blocks starts at zero (BigNAS)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.phases[0].target == "labels+teacher" and self.phases[0].teacher == "largest":
+            raise ValueError("the first phase cannot learn from the largest subnet as the first phase left it")
+        return self
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training images, counted by steps."""
+        return math.fsum(phase.epochs for phase in self.phases)
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training images, counted by subnets trained: the cost of the recipe."""
+        return math.fsum(phase.epochs * len(phase.subnets) for phase in self.phases)
+
+    def scaled(self, factor: float) -> "Recipe":
+        """The recipe with every length multiplied by `factor` (> 0); its proportions stay."""
+        phases = tuple(
+            phase.model_copy(update={"epochs": phase.epochs * factor, "ramp_epochs": phase.ramp_epochs * factor})
+            for phase in self.phases
+        )
+        return self.model_copy(update={"phases": phases})
+
+    def with_batch_size(self, batch_size: int) -> "Recipe":
+        """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017)."""
+        factor = batch_size / self.batch_size
+        phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) for phase in self.phases)
+        return self.model_copy(update={"phases": phases, "batch_size": batch_size})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSteps:
+    """Where a phase lies in the run's steps, and its learning rate at each."""
+
+    index: int
+    phase: Phase
+    start: int
+    steps: int
+    cosine_start: int
+    cosine_steps: int
+
+    @property
+    def end(self) -> int:
+        """The first step after the phase."""
+        return self.start + self.steps
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step of the run that lies in this phase."""
+        progress = (step - self.cosine_start) / self.cosine_steps
+        return self.phase.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
+    """The phases laid out in steps, at least one each."""
+    lengths = [max(1, round(phase.epochs * steps_per_epoch)) for phase in recipe.phases]
+    table = []
+    for index, (phase, steps) in enumerate(zip(recipe.phases, lengths, strict=True)):
+        start = sum(lengths[:index])
+        cosine_start, cosine_end = {
+            "phase": (start, start + steps),
+            "recipe": (0, sum(lengths)),
+            "cumulative": (0, start + steps),
+        }[phase.cosine]
+        table.append(
+            PhaseSteps(
+                index=index,
+                phase=phase,
+                start=start,
+                steps=steps,
+                cosine_start=cosine_start,
+                cosine_steps=cosine_end - cosine_start,
+            )
+        )
+    return tuple(table)
+
+
+def _progressive_shrinking(*, released: bool) -> tuple[Phase, ...]:
+    """PS (OFA, arXiv 1908.09791), at the lengths and rates of arXiv 2204.09210's code."""
+
+    def phase(name: str, epochs: float, divisor: float, subnets: int, sort: bool, kept: dict[str, int]) -> Phase:
+        return Phase(
+            name=name,
+            epochs=epochs,
+            lr=0.01 / divisor,
+            cosine="cumulative" if released else "phase",
+            keep_largest=kept,
+            subnets=("uniform",) * subnets,
+            target="labels+teacher",
+            teacher="untrained" if released else "largest",
+            sort_channels=sort and not released,
+        )
+
+    return (
+        Phase(
+            name="largest",
+            epochs=180,
+            cosine="cumulative" if released else "phase",
+            keep_largest={"kernel_size": 1, "depth": 1, "expand_ratio": 1},
+        ),
+        phase("kernel", 120, 2.7, 1, False, {"depth": 1, "expand_ratio": 1}),
+        phase("depth 1", 25, 32.5, 2, False, {"depth": 2, "expand_ratio": 1}),
+        phase("depth 2", 120, 10.8, 2, False, {"expand_ratio": 1}),
+        phase("expand 1", 25, 32.5, 4, True, {"expand_ratio": 2}),
+        phase("expand 2", 120, 10.8, 4, True, {}),
+    )
+
+
+SANDWICH: tuple[Slot, ...] = ("largest", "smallest", "uniform", "uniform")
+RSS_EPOCHS = 590.0
+
+
+def _single(name: str, about: str, phase: str, *subnets: Slot, hold: Literal["step", "epoch"] = "step") -> Recipe:
+    """One phase on labels alone, as long as RSS in subnet passes."""
+    epochs = RSS_EPOCHS / len(subnets)
+    return Recipe(name=name, about=about, phases=(Phase(name=phase, epochs=epochs, subnets=subnets, hold=hold),))
+
+
+def _sandwich(name: str, about: str, subnets: tuple[Slot, ...] = SANDWICH, **fields: Any) -> Recipe:
+    """One phase of in-place distillation from the largest, as long as RSS in subnet passes."""
+    phase = Phase(
+        name="sandwich",
+        epochs=RSS_EPOCHS / len(subnets),
+        subnets=subnets,
+        target="largest",
+        label_smoothing=0.1,
+        dropout_largest_only=True,
+        clip_value=1.0,
+        **{"distillation": "kl", **fields},
+    )
+    return Recipe(name=name, about=about, phases=(phase,), zero_init_residual=True)
+
+
+_RECIPES = (
+    _single("largest", "The largest subnet alone: an ordinary network.", "largest", "largest"),
+    _single(
+        "rss",
+        "Random Subnet Sampling: one uniform subnet, held for an epoch (Shipard 2022, arXiv 2204.09210).",
+        "random",
+        "uniform",
+        hold="epoch",
+    ),
+    _single("rss-short", "RSS in 180 epochs.", "random", "uniform", hold="epoch").scaled(180 / RSS_EPOCHS),
+    _single("spos", "One uniform subnet, new each step (Guo 2020, arXiv 1904.00420).", "random", "uniform"),
+    Recipe(
+        name="ps",
+        about="Progressive Shrinking, faithful to OFA (Cai 2020, arXiv 1908.09791).",
+        phases=_progressive_shrinking(released=False),
+    ),
+    Recipe(
+        name="ps-released",
+        about="Progressive Shrinking as the code released with arXiv 2204.09210 behaves: one cosine that never "
+        "restarts, an untrained teacher, no sorting.",
+        phases=_progressive_shrinking(released=True),
+    ),
+    _single(
+        "anchor",
+        "The smallest and the largest subnet on alternating epochs (Shipard 2022).",
+        "anchor",
+        "alternate",
+        hold="epoch",
+    ),
+    _sandwich("sandwich", "Sandwich rule with in-place distillation (BigNAS, Yu 2020, arXiv 2003.11142)."),
+    _sandwich(
+        "attentive",
+        "Sandwich whose random subnets are the best of three near a random size (AttentiveNAS, Wang 2021, "
+        "arXiv 2011.09011).",
+        ("largest", "smallest", "best_up", "best_up"),
+    ),
+    _sandwich(
+        "alphanet",
+        "Sandwich with the adaptive alpha-divergence (AlphaNet, Wang 2021, arXiv 2102.07954).",
+        distillation="alpha",
+    ),
+    Recipe(
+        name="compofa",
+        about="Expand ratios coupled to depths, then four subnets a step (CompOFA, Sahni 2021, arXiv 2104.12642).",
+        phases=(
+            Phase(
+                name="largest",
+                epochs=180,
+                keep_largest={"kernel_size": 1, "depth": 1, "expand_ratio": 1},
+            ),
+            *(
+                Phase(
+                    name=name,
+                    epochs=epochs,
+                    lr=0.01 / divisor,
+                    couple={"expand_ratio": "depth"},
+                    subnets=("uniform",) * 4,
+                    target="labels+teacher",
+                    sort_channels=name == "coupled 1",
+                )
+                for name, epochs, divisor in (("coupled 1", 25, 32.5), ("coupled 2", 120, 10.8))
+            ),
+        ),
+    ),
+    Recipe(
+        name="deps",
+        about="The largest subnet for half the time, then the sandwich with a ramp (DepS, Khare 2024).",
+        phases=(
+            Phase(name="largest", epochs=118, cosine="recipe", subnets=("largest",)),
+            Phase(
+                name="shrink",
+                epochs=118,
+                cosine="recipe",
+                subnets=SANDWICH,
+                target="largest",
+                ramp_epochs=5,
+                sort_channels=True,
+            ),
+        ),
+    ),
+    _single(
+        "fair",
+        "Three subnets a step that together train every choice once (FairNAS, Chu 2021, arXiv 1907.01845).",
+        "fair",
+        "fair",
+        "fair",
+        "fair",
+    ),
+    _single(
+        "stratified",
+        "One subnet a step, drawn so that MACs are uniform (idea of ShiftNAS, 2023).",
+        "stratified",
+        "stratified",
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+"""Every recipe by name. Those without a published length for images of this size have RSS's 590 subnet passes."""
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe of that name, or the one in a TOML file.
+
+    Raises `UserError` that names the valid recipes, or the file and key that are wrong.
+    """
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]
+    if not name_or_path.endswith(".toml"):
+        raise UserError(
+            f"unknown recipe {name_or_path!r}{_hint(name_or_path)}; the recipes are {', '.join(RECIPES)}"
+            ", or name a .toml file"
+        )
+    path = Path(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    return Recipe.parse({"name": path.stem, "about": f"From {path.name}.", **values}, where=str(path))
+
+
+def _hint(name: str) -> str:
+    close = difflib.get_close_matches(name, RECIPES, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def phase_at(table: tuple[PhaseSteps, ...], step: int) -> PhaseSteps:
+    """The entry in whose steps `step` lies."""
+    return next(entry for entry in table if step < entry.end)

@@ -1,0 +1,164 @@
+"""The run directory: the names and formats of its files, in one place.
+
+run.json           what is trained and how (`RunConfig`), written once
+metrics.jsonl      one line for each stretch of training
+checkpoints/       step-000123/…, see `trainonce.checkpoint`
+population.jsonl   one line for each subnet evaluated
+subnets/<id>/      a subnet taken out: subnet.json, weights.safetensors, model.py
+"""
+
+import fcntl
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from trainonce import __version__, checkpoint
+from trainonce.data import DataSet, DataSource
+from trainonce.errors import RunError, UserError
+from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.models import Supernet, build
+from trainonce.recipes import Recipe
+from trainonce.settings import Settings
+
+
+class RunConfig(Settings):
+    """Everything that a run's weights follow from, and where it was run."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything random in the run."""
+    data: DataSource
+    """Where the images come from."""
+    data_fingerprint: str
+    """Hash of the images and labels, so that a run refuses to go on with others."""
+    family: str
+    """The supernet's family, a key of `trainonce.models.FAMILIES` unless it is a person's own."""
+    model: dict[str, Any]
+    """The settings of the supernet, as its family reads them."""
+    recipe: Recipe
+    """The strategy, already scaled."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on: everything but the provenance."""
+        return self.model_dump(mode="json", exclude={"provenance"})
+
+
+class RunDirectory:
+    """A run's files. Stages read and write here and nowhere else."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "run.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.population_file = self.path / "population.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.subnets = self.path / "subnets"
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and write `run.json`. Raises `UserError` if a run is there already."""
+        if self.config_file.exists():
+            raise UserError(f"{self.path} already holds a run; continue it with --resume or name another directory")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.config_file, to_json(config.model_dump(mode="json")))
+        except OSError as error:
+            raise RunError(f"cannot write {self.config_file}: {error.strerror}") from error
+
+    def config(self) -> RunConfig:
+        """What `run.json` says. Raises `UserError` if there is no run here or the file is not valid."""
+        if not self.config_file.exists():
+            raise UserError(f"{self.path} holds no run (there is no {self.config_file.name} in it)")
+        return RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training or evaluating here meanwhile. Raises `UserError` if one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is working in {self.path}") from None
+            yield
+
+    def load_data(self, data_dir: Path | None = None) -> DataSet:
+        """The run's images. Raises `UserError` where they cannot be had or are not the ones trained on."""
+        config = self.config()
+        data = config.data.load(data_dir=data_dir)
+        if data.fingerprint() != config.data_fingerprint:
+            raise UserError(f"{config.data.name_or_path} now holds other images than those {self.path} was trained on")
+        return data
+
+    def build_supernet(self) -> Supernet:
+        """The run's supernet as it was before training."""
+        config = self.config()
+        return build(config.family, config.model, seed=config.seed, where=str(self.config_file))
+
+    def load_supernet(self) -> tuple[Supernet, int]:
+        """The supernet with the newest whole checkpoint's weights, in evaluation mode, and its step.
+
+        Raises `UserError` if there is no run, no checkpoint, or none that fits the run's network.
+        """
+        net = self.build_supernet()
+        found = checkpoint.load_latest(self.checkpoints)
+        if found is None:
+            raise UserError(f"{self.path} has no checkpoint yet: train it first")
+        weights = found.tensors.get("weights", {})
+        expected = net.state_dict()
+        for name in [*expected, *weights]:
+            shapes = [tuple(d[name].shape) if name in d else None for d in (expected, weights)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"{found.path} is of another network: {name} is {shapes[1]} there and {shapes[0]} in {self.path}"
+                )
+        net.load_state_dict(weights)
+        return net.eval(), found.step
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Record one stretch of training."""
+        append_line(self.metrics_file, line)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All stretches recorded."""
+        return read_lines(self.metrics_file)
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the stretches that end after `step`, which a resumed run will train again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if self.metrics_file.exists():
+            write_lines(self.metrics_file, kept)
+
+    def append_population(self, line: dict[str, Any]) -> None:
+        """Record one evaluation."""
+        append_line(self.population_file, line)
+
+    def population(self) -> list[dict[str, Any]]:
+        """All evaluations recorded."""
+        return read_lines(self.population_file)
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the time, and the versions and machine that results depend on."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trainonce": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

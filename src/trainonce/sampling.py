@@ -1,0 +1,247 @@
+"""Sampling subnets by their MACs: exactly, without bias, however rare they are.
+
+Uniform sampling reaches the ends of the MACs range about never (1e-4 for the paper's 4 M bucket), and
+forcing choices to reach them is biased. `MacsSampler` counts, by dynamic programming over the choices,
+how much probability lies at each (binned) number of MACs below every partial architecture, draws from
+that, and rejects the few draws that binning let in. What remains is the uniform distribution, given
+that the MACs lie in the window.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainonce.cost import CostModel
+from trainonce.errors import UserError
+from trainonce.recipes import Slot
+from trainonce.space import Architecture, Choice, Over
+
+State = tuple[int | None, ...]
+Step = tuple[int | None, float, int, State]
+"""A value, the weight of drawing it, the MACs that it settles, and the state after it."""
+Floats = NDArray[np.float64]
+
+BINS = 4096
+TRIES = 20_000
+
+
+class MacsSampler:
+    """Draws architectures of `cost.space` whose MACs lie in a window.
+
+    `over` says what is uniform, given the window: the values of each choice, or the distinct subnets.
+    """
+
+    def __init__(self, cost: CostModel, *, over: Over = "choices") -> None:
+        self.cost = cost
+        self.over: Over = over
+        self._choices = cost.space.choices
+        self._order = {choice.name: i for i, choice in enumerate(self._choices)}
+        self._live = self._live_names()
+        self._due: list[list[int]] = [[] for _ in self._choices]
+        constant = 0
+        for number, term in enumerate(cost.terms):
+            if term.choices:
+                self._due[max(self._order[name] for name in term.choices)].append(number)
+            else:
+                constant += term.cost().macs
+        self._constant = constant
+        self._steps_at: dict[tuple[int, State], list[Step]] = {}
+        self.min_macs, self.max_macs = self._range()
+        self._width = max(1.0, (self.max_macs - self.min_macs) / BINS)
+        self._after: dict[tuple[int, State], tuple[int, Floats]] = {}
+
+    def sample(self, rng: random.Random, low: float, high: float) -> Architecture:
+        """Draw one architecture with `low` <= MACs <= `high`.
+
+        Raises `UserError` where there is none, naming the range of the space.
+        """
+        first, last = self._bins(low, high)
+        if self._mass(*self._suffix(0, ()), first, last) > 0:
+            for _ in range(TRIES):
+                arch = self._draw(rng, first, last)
+                if low <= self.cost(arch).macs <= high:
+                    return arch
+        raise UserError(
+            f"no subnet with {low / 1e6:.3f} to {high / 1e6:.3f} M MACs was found; "
+            f"the space has {self.min_macs / 1e6:.3f} to {self.max_macs / 1e6:.3f} M"
+        )
+
+    def near(self, rng: random.Random, macs: float, *, count: int = 1) -> list[Architecture]:
+        """Draw architectures from the smallest window around `macs` that holds any.
+
+        The window starts at 1% of the space's range to either side and doubles.
+        """
+        half = max(1.0, (self.max_macs - self.min_macs) / 100)
+        while True:
+            try:
+                return [self.sample(rng, macs - half, macs + half) for _ in range(count)]
+            except UserError:
+                if macs - half <= self.min_macs and macs + half >= self.max_macs:
+                    raise
+                half *= 2
+
+    def stratified(self, rng: random.Random) -> Architecture:
+        """Draw one architecture so that MACs are uniform over the space's range.
+
+        The idea of ShiftNAS (2023): remove the bias of uniform choices towards the middle.
+        """
+        return self.near(rng, rng.uniform(self.min_macs, self.max_macs))[0]
+
+    def probability(self, low: float, high: float) -> float:
+        """The share of all draws (see `over`) with MACs between, within the error of binning."""
+        offset, mass = self._suffix(0, ())
+        middle = len(self.cost.terms) / 2
+        first = int((low - self._constant) / self._width - middle)
+        last = int((high - self._constant) / self._width - middle)
+        return self._mass(offset, mass, first, last) / float(mass.sum())
+
+    # The dynamic programme. A partial architecture is summed up by the values that later choices or
+    # cost terms still look at (its state); below each state stands the probability mass by bin.
+
+    def _live_names(self) -> list[tuple[str, ...]]:
+        last_use = {choice.name: self._order[choice.name] for choice in self._choices}
+        for choice in self._choices:
+            if choice.parent is not None:
+                last_use[choice.parent] = max(last_use[choice.parent], self._order[choice.name])
+        for term in self.cost.terms:
+            due = max((self._order[name] for name in term.choices), default=0)
+            for name in term.choices:
+                last_use[name] = max(last_use[name], due)
+        names = [choice.name for choice in self._choices]
+        return [tuple(n for n in names[:i] if last_use[n] >= i) for i in range(len(names) + 1)]
+
+    def _steps(self, i: int, state: State) -> list[Step]:
+        """What choice i can be, in a state."""
+        if (i, state) not in self._steps_at:
+            self._steps_at[i, state] = self._make_steps(i, state)
+        return self._steps_at[i, state]
+
+    def _make_steps(self, i: int, state: State) -> list[Step]:
+        choice = self._choices[i]
+        known = dict(zip(self._live[i], state, strict=True))
+        values: Sequence[int | None] = choice.open_values(known[choice.parent] if choice.parent else None)
+        weight = 1.0 / len(values) if values and self.over == "choices" else 1.0
+        steps = []
+        for value in values or (None,):
+            known[choice.name] = value
+            terms = (self.cost.terms[number] for number in self._due[i])
+            macs = sum(term.cost(*(known[name] for name in term.choices)).macs for term in terms)
+            steps.append((value, weight, macs, tuple(known[name] for name in self._live[i + 1])))
+        return steps
+
+    def _range(self) -> tuple[int, int]:
+        bounds: dict[State, tuple[int, int]] = {(): (0, 0)}
+        layers: list[set[State]] = [{()}]
+        for i in range(len(self._choices)):
+            layers.append({step[3] for state in layers[-1] for step in self._steps(i, state)})
+        for i in reversed(range(len(self._choices))):
+            below = bounds
+            bounds = {}
+            for state in layers[i]:
+                ends = [(macs + below[n][0], macs + below[n][1]) for _, _, macs, n in self._steps(i, state)]
+                bounds[state] = (min(low for low, _ in ends), max(high for _, high in ends))
+        low, high = bounds[()]
+        return low + self._constant, high + self._constant
+
+    def _suffix(self, i: int, state: State) -> tuple[int, Floats]:
+        """The first bin and the mass by bin of everything from choice i on."""
+        if (i, state) not in self._after:
+            if i == len(self._choices):
+                return 0, np.ones(1)
+            parts = []
+            for _, weight, macs, following in self._steps(i, state):
+                offset, below = self._suffix(i + 1, following)
+                parts.append((offset + self._bin(macs), weight * below))
+            start = min(offset for offset, _ in parts)
+            mass = np.zeros(max(offset + len(part) for offset, part in parts) - start)
+            for offset, part in parts:
+                mass[offset - start : offset - start + len(part)] += part
+            self._after[i, state] = start, mass
+        return self._after[i, state]
+
+    def _draw(self, rng: random.Random, first: int, last: int) -> Architecture:
+        state: State = ()
+        pairs = []
+        for i, choice in enumerate(self._choices):
+            steps = self._steps(i, state)
+            masses = []
+            for _, weight, macs, following in steps:
+                bin_ = self._bin(macs)
+                masses.append(weight * self._mass(*self._suffix(i + 1, following), first - bin_, last - bin_))
+            value, _, macs, state = rng.choices(steps, masses)[0]
+            first, last = first - self._bin(macs), last - self._bin(macs)
+            if value is not None:
+                pairs.append((choice.name, value))
+        return Architecture(tuple(pairs))
+
+    def _bin(self, macs: int) -> int:
+        return int(macs / self._width)
+
+    def _bins(self, low: float, high: float) -> tuple[int, int]:
+        """The bins in which an architecture between `low` and `high` can fall: each term rounds down once."""
+        rounding = len(self.cost.terms)
+        return (
+            int((low - self._constant) // self._width) - rounding,
+            int((high - self._constant) // self._width) + 1,
+        )
+
+    @staticmethod
+    def _mass(offset: int, mass: Floats, first: int, last: int) -> float:
+        """The mass in the bins `first` to `last`, both included. No differences of sums: tails are tiny."""
+        return float(mass[max(0, first - offset) : max(0, last - offset + 1)].sum())
+
+
+CANDIDATES = 3
+"""How many subnets a best_up or worst_up slot chooses from (AttentiveNAS, section 4)."""
+
+
+class SubnetDraws:
+    """Draws the subnets of one step of a phase from the phase's part of the space."""
+
+    def __init__(self, slots: Sequence[Slot], cost: CostModel) -> None:
+        self.slots = tuple(slots)
+        self.space = cost.space
+        needs_macs = {"stratified", "best_up", "worst_up"} & set(slots)
+        self._by_macs = MacsSampler(cost) if needs_macs else None
+
+    def draw(self, rng: random.Random, turn: int) -> list[list[Architecture]]:
+        """For each slot the architectures it chooses from: one, or three where it takes best or worst.
+
+        `turn` counts the draws of the phase.
+        """
+        fair = iter(self._fair(rng))
+        return [self._candidates(slot, rng, turn, fair) for slot in self.slots]
+
+    def _candidates(
+        self, slot: Slot, rng: random.Random, turn: int, fair: Iterator[Architecture]
+    ) -> list[Architecture]:
+        if slot in ("best_up", "worst_up"):
+            assert self._by_macs is not None
+            macs = rng.uniform(self._by_macs.min_macs, self._by_macs.max_macs)
+            return self._by_macs.near(rng, macs, count=CANDIDATES)
+        if slot == "stratified":
+            assert self._by_macs is not None
+            return [self._by_macs.stratified(rng)]
+        if slot == "fair":
+            return [next(fair)]
+        if slot == "uniform":
+            return [self.space.sample(rng)]
+        largest = slot == "largest" or (slot == "alternate" and turn % 2 == 1)
+        return [self.space.largest() if largest else self.space.smallest()]
+
+    def _fair(self, rng: random.Random) -> list[Architecture]:
+        """As many architectures as there are fair slots: slot j takes entry j of each choice's fresh order.
+
+        A choice with fewer open values than slots goes round them again.
+        """
+        count = self.slots.count("fair")
+        orders: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+
+        def pick(j: int, choice: Choice, values: tuple[int, ...]) -> int:
+            order = orders.setdefault((choice.name, values), rng.sample(values, len(values)))
+            return order[j % len(order)]
+
+        return [self.space.build(partial(pick, j)) for j in range(count)]

@@ -1,0 +1,254 @@
+"""Augmentation of batches against plain references for one image, and the statistics of what is drawn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainonce.data import augment as public_augment
+from trainonce.data import normalise
+from trainonce.data.augment import CROP_TRIES, Augmentation, _box_sizes, _crop_and_flip, augment
+from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
+
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+PAPER = TABLE["cifar10"].augmentation
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(count: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator(42))
+
+
+class TestNormalise:
+    def test_against_the_formula(self) -> None:
+        images = batch(4)
+        expected = (images.double() / 255 - torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1).double()) / torch.tensor(
+            IMAGENET_STD
+        ).view(1, 3, 1, 1).double()
+        found = normalise(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found.double(), expected, atol=1e-6)
+
+    def test_zero_and_one_reach_the_ends_exactly(self) -> None:
+        ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+        assert normalise(ends, mean=(0.0,), std=(1.0,)).flatten().tolist() == [0.0, 1.0]
+
+    def test_no_augmentation_is_normalise_exactly(self) -> None:
+        images, g = batch(5), generator()
+        before = g.get_state()
+        expected = normalise(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        for nothing in (None, Augmentation()):
+            found = augment(images, nothing, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=g)
+            assert torch.equal(found, expected)
+            if nothing is None:
+                assert torch.equal(g.get_state(), before)
+
+    def test_the_images_given_are_not_changed(self) -> None:
+        images = batch(5)
+        augment(images, PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator())
+        assert torch.equal(images, batch(5))
+
+    def test_public_name(self) -> None:
+        assert public_augment is augment
+
+
+def crop_one(image_CHW: Tensor, top: int, left: int, h: int, w: int) -> Tensor:
+    """Cut first, then resize with torch's own bilinear interpolation: the plain reference."""
+    _, height, width = image_CHW.shape
+    cut = image_CHW[None, :, top : top + h, left : left + w]
+    return F.interpolate(cut, (height, width), mode="bilinear", align_corners=False)[0]
+
+
+class TestCrop:
+    @pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 9), (20, 31)])
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_against_cropping_one_image_at_a_time(self, height: int, width: int, flip: bool) -> None:
+        settings = Augmentation(crop_scale=(0.08, 1.0), flip=flip)
+        x = batch(64, 3, height, width).float()
+        u = torch.rand(64, 2 * CROP_TRIES, generator=generator(1))
+        place, flips = torch.rand(64, 2, generator=generator(2)), torch.rand(64, generator=generator(3))
+        found = _crop_and_flip(x, settings, u, place_B2=place, flip_B=flips)
+        h_B, w_B = _box_sizes(height, width, settings, u)
+        for i in range(64):
+            h, w = int(h_B[i]), int(w_B[i])
+            top = min(math.floor(float(place[i, 0]) * (height - h + 1)), height - h)
+            left = min(math.floor(float(place[i, 1]) * (width - w + 1)), width - w)
+            expected = crop_one(x[i], top, left, h, w)
+            if flip and flips[i] < 0.5:
+                expected = expected.flip(2)
+            assert (found[i] - expected).abs().max() < 0.02, (i, h, w)  # of 255
+
+    def test_against_pillow(self) -> None:
+        """The same box resized by Pillow, which works in whole numbers: within one and a half of 255."""
+        x = batch(8, 1).float()
+        settings = Augmentation(crop_scale=(0.3, 0.3), crop_aspect=(1.0, 1.0))
+        u = torch.full((8, 2 * CROP_TRIES), 0.5)
+        found = _crop_and_flip(x, settings, u, place_B2=torch.full((8, 2), 0.5), flip_B=torch.ones(8))
+        side = round(math.sqrt(0.3) * 32)
+        start = (32 - side + 1) // 2
+        for i in range(8):
+            image = Image.fromarray(x[i, 0].byte().numpy()).crop((start, start, start + side, start + side))
+            expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float32)
+            assert np.abs(found[i, 0].numpy() - expected).max() < 1.5
+
+    def test_nothing_outside_the_box_bleeds_in(self) -> None:
+        x = torch.full((256, 1, 16, 16), 100.0)
+        settings = Augmentation(crop_scale=(0.2, 0.5))
+        u = torch.rand(256, 2 * CROP_TRIES, generator=generator())
+        h_B, w_B = _box_sizes(16, 16, settings, u)
+        for i in range(256):  # top left corner box is 100, all the rest 0
+            x[i, 0, int(h_B[i]) :], x[i, 0, :, int(w_B[i]) :] = 0, 0
+        found = _crop_and_flip(x, settings, u, place_B2=torch.zeros(256, 2), flip_B=torch.ones(256))
+        assert torch.allclose(found, torch.full_like(found, 100.0))
+
+    def test_the_whole_image_is_itself(self) -> None:
+        whole = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+        images = batch(4)
+        found = augment(images, whole, mean=ZERO, std=ONE, generator=generator())
+        assert torch.allclose(found, normalise(images, mean=ZERO, std=ONE), atol=1e-5)
+
+    def test_boxes_follow_the_law_of_random_resized_crop(self) -> None:
+        """Against a loop that does what torchvision's documentation says, one image at a time."""
+        count, size = 4000, 32
+        u = torch.rand(count, 2 * CROP_TRIES, generator=generator(5))
+        h_B, w_B = _box_sizes(size, size, PAPER, u)
+        assert ((h_B >= 1) & (h_B <= size) & (w_B >= 1) & (w_B <= size)).all()
+        rng = np.random.default_rng(6)
+        reference = np.array([_reference_box(size, rng) for _ in range(count)])
+        area, reference_area = (h_B * w_B).numpy() / size**2, reference.prod(1) / size**2
+        aspect, reference_aspect = np.log((w_B / h_B).numpy()), np.log(reference[:, 1] / reference[:, 0])
+        for ours, theirs in ((area, reference_area), (aspect, reference_aspect)):
+            deciles = np.linspace(0.05, 0.95, 10)
+            assert np.abs(np.quantile(ours, deciles) - np.quantile(theirs, deciles)).max() < 0.035
+        assert 0.05 < area.min() < 0.1
+        assert area.max() > 0.95
+
+    def test_a_box_that_never_fits_becomes_the_largest_permitted(self) -> None:
+        wide = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(2.0, 2.0))
+        h_B, w_B = _box_sizes(32, 32, wide, torch.rand(3, 2 * CROP_TRIES, generator=generator()))
+        assert h_B.tolist() == [16.0] * 3
+        assert w_B.tolist() == [32.0] * 3
+
+
+def _reference_box(size: int, rng: np.random.Generator) -> tuple[int, int]:
+    for _ in range(10):
+        area = size * size * rng.uniform(0.08, 1.0)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= size and 0 < h <= size:
+            return h, w
+    return size, size
+
+
+class TestFlipAndColour:
+    def test_half_are_mirrored_and_none_otherwise_changed(self) -> None:
+        images = batch(2000, 3, 4, 4)
+        found = augment(images, Augmentation(flip=True), mean=ZERO, std=ONE, generator=generator())
+        plain = normalise(images, mean=ZERO, std=ONE)
+        mirrored = (found == plain.flip(3)).flatten(1).all(1)
+        same = (found == plain).flatten(1).all(1)
+        assert (mirrored ^ same).all()
+        assert 0.46 < mirrored.float().mean() < 0.54
+
+    def test_brightness_is_one_factor_for_each_image(self) -> None:
+        images = torch.full((2000, 3, 2, 2), 100, dtype=torch.uint8)
+        found = augment(images, Augmentation(brightness=0.25), mean=ZERO, std=ONE, generator=generator())
+        factor_B = found.flatten(1) * 255 / 100
+        assert torch.allclose(factor_B, factor_B[:, :1].expand_as(factor_B))
+        assert 0.75 <= factor_B.min() < 0.76
+        assert 1.24 < factor_B.max() <= 1.2501
+        assert abs(float(factor_B.mean()) - 1) < 0.01
+        assert abs(float(factor_B.std()) - 0.5 / math.sqrt(12)) < 0.005
+
+    def test_brightness_stops_at_white(self) -> None:
+        white = torch.full((50, 3, 2, 2), 255, dtype=torch.uint8)
+        found = augment(white, Augmentation(brightness=1.0), mean=ZERO, std=ONE, generator=generator())
+        assert found.max() == 1.0
+
+    def test_saturation_against_pillow(self) -> None:
+        """Find each image's factor from one pixel, then let Pillow's own Color enhancer do the rest."""
+        images = (batch(40, 3, 8, 8).float() * 0.4 + 76).byte()  # away from the ends, where nothing is cut off
+        images[:, :, 0, 0] = torch.tensor([200, 60, 60])
+        found = augment(images, Augmentation(saturation=0.5), mean=ZERO, std=ONE, generator=generator()) * 255
+        grey = 0.299 * 200 + 0.587 * 60 + 0.114 * 60
+        factors = (found[:, 1, 0, 0] - grey) / (60 - grey)
+        assert 0.5 <= factors.min() < 0.6
+        assert 1.4 < factors.max() <= 1.5001
+        for image, result, factor in zip(images, found, factors, strict=True):
+            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            expected = np.asarray(ImageEnhance.Color(picture).enhance(float(factor)), dtype=np.float32)
+            assert np.abs(result.permute(1, 2, 0).numpy() - expected).max() < 1.6
+
+    def test_saturation_leaves_one_channel_alone(self) -> None:
+        images = batch(4, 1)
+        found = augment(images, Augmentation(saturation=0.5), mean=(0.0,), std=(1.0,), generator=generator())
+        assert torch.equal(found, normalise(images, mean=(0.0,), std=(1.0,)))
+
+    def test_the_result_stays_in_the_range_of_pixels(self) -> None:
+        wild = Augmentation(crop_scale=(0.08, 1.0), flip=True, brightness=1.0, saturation=1.0)
+        found = augment(batch(200), wild, mean=ZERO, std=ONE, generator=generator())
+        assert found.min() >= 0
+        assert found.max() <= 1
+        assert found.dtype == torch.float32
+        assert found.shape == (200, 3, 32, 32)
+
+
+class TestRandomness:
+    def test_the_same_generator_gives_the_same_batch(self) -> None:
+        a, b, c = (
+            augment(batch(8), PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator(seed))
+            for seed in (1, 1, 2)
+        )
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    def test_global_generator_is_left_alone(self) -> None:
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        augment(batch(8), PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator())
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_images_do_not_see_each_other(self) -> None:
+        images = batch(16)
+        others = images.clone()
+        others[1:] = 255 - others[1:]
+        a, b = (
+            augment(x, PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator()) for x in (images, others)
+        )
+        assert torch.equal(a[0], b[0])
+        assert not torch.equal(a[1], b[1])
+
+    def test_each_image_draws_its_own(self) -> None:
+        same = batch(1).expand(64, -1, -1, -1)
+        found = augment(same, PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator())
+        assert len({image.numpy().tobytes() for image in found}) == 64
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"crop_scale": (0.0, 1.0)},
+            {"crop_scale": (0.5, 0.4)},
+            {"crop_scale": (0.5, 1.1)},
+            {"crop_aspect": (0.0, 1.0)},
+            {"crop_aspect": (2.0, 1.0)},
+            {"brightness": -0.1},
+            {"saturation": 1.1},
+            {"hue": 0.1},
+        ],
+    )
+    def test_refused(self, wrong: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            Augmentation.model_validate(wrong)
+
+    def test_survives_json(self) -> None:
+        assert Augmentation.model_validate_json(PAPER.model_dump_json()) == PAPER
