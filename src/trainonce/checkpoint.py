@@ -77,6 +77,9 @@ def load(path: Path) -> Checkpoint:
     """Read one checkpoint, every file against its checksum. Raises `DamagedCheckpoint`."""
     try:
         sums = read_json(path / "MANIFEST")
+        there = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        for name in sorted({"state.json", *there} ^ set(sums)):
+            raise DamagedCheckpoint(f"the checkpoint {path} is damaged: {name} is missing or not in its MANIFEST")
         contents = {name: (path / name).read_bytes() for name in sums}
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != sums[name]:
@@ -87,7 +90,7 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(step=int(state["step"]), path=path, tensors=tensors, state=state)
     except DamagedCheckpoint:
         raise
-    except (OSError, UserError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, UserError, SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DamagedCheckpoint(f"the checkpoint {path} is damaged: {error}") from error
 
 
@@ -107,8 +110,18 @@ def load_latest(directory: Path) -> Checkpoint | None:
     return None
 
 
+def newest(directory: Path) -> Path | None:
+    """The newest checkpoint's directory, whole or not; None where there is none."""
+    return next(reversed(_in_order(directory)), None)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _in_order(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    numbered = (path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(numbered, key=_step_of)
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:

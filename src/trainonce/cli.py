@@ -5,28 +5,23 @@ Ctrl-C or SIGTERM with everything saved.
 """
 
 import json
-import random
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from rich.markup import escape
-from torch.nn import functional as F
 
-from trainonce import __version__, display
-from trainonce.data import DATASET_NAMES, DataSet, load_dataset
+from trainonce import display
+from trainonce.cli_tools import device_named, numbers, scaled, seconds_a_pass, stop_on_signal, tensorboard_writer
+from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
-from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     best_within,
     draw_population,
@@ -35,12 +30,11 @@ from trainonce.population import (
     make_buckets,
     summarise,
 )
-from trainonce.recipes import RECIPES, Recipe, load_recipe
+from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
-from trainonce.space import derived_seed
-from trainonce.subnet import describe_subnet, read_subnet, write_subnet
-from trainonce.train import Progress, TrainSettings
-from trainonce.train import train as train_supernet
+from trainonce.subnet import describe_subnet, verify_subnet, write_subnet
+from trainonce.train import Progress, TrainSettings, train_supernet
+from trainonce.version import __version__
 
 app = typer.Typer(
     help="Train one once-for-all supernet; take out a network for every device.",
@@ -50,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RunArgument = Annotated[Path, typer.Argument(help="The run's directory.", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
@@ -112,7 +106,7 @@ def train(
 
     Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped.
     """
-    _set_threads(threads)
+    _use(threads)
     if resume is not None:
         run = RunDirectory(resume)
         config = run.config()
@@ -121,11 +115,11 @@ def train(
     else:
         if data is None:
             raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
-        chosen = _scaled(load_recipe(recipe), epochs, passes, batch_size)
+        chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
         images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey)
         fields: dict[str, Any] = {} if width is None else {"width_mult": width}
         if resolutions is not None:
-            fields["resolutions"] = _numbers(resolutions, "--resolutions", int)
+            fields["resolutions"] = numbers(resolutions, "--resolutions", int)
         net = MobileNetV3(
             MobileNetV3Settings.for_images(
                 image_size=images.image_size,
@@ -137,18 +131,18 @@ def train(
             seed=seed,
         )
         run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
-    _announce(images, net, chosen, run)
+    display.announce(images, net, chosen, run)
     if dry_run:
-        seconds = _seconds_a_pass(net, images, chosen.batch_size) * chosen.passes
+        seconds = seconds_a_pass(net, images, chosen.batch_size) * chosen.passes
         display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
         return
-    settings = TrainSettings(device=_device(device), checkpoint_every_s=checkpoint_every)
+    settings = TrainSettings(device=device_named(device), checkpoint_every_s=checkpoint_every)
     began = time.monotonic()
-    with _stop_on_signal() as stop, display.progress() as show, _tensorboard(tensorboard, run) as board:
+    with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(tensorboard, run) as board:
 
         def on_progress(at: Progress) -> None:
             board(at)
-            show(at.step, at.steps, _training_line(at))
+            show(at.step, at.steps, display.training_line(at))
 
         finished = train_supernet(
             net,
@@ -209,14 +203,14 @@ def evaluate(
 
     What is recorded already is not done again.
     """
-    _set_threads(threads)
+    _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    chosen = make_buckets(net.cost, _numbers(buckets, "--buckets", float) if buckets else (), bucket_width)
+    chosen = make_buckets(net.cost, numbers(buckets, "--buckets", float) if buckets else (), bucket_width)
     population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
     data = run.load_data(data_dir)
-    net, data = net.to(_device(device)), data.to(_device(device))
+    net, data = net.to(device_named(device)), data.to(device_named(device))
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)
     if dry_run:
@@ -226,7 +220,7 @@ def evaluate(
         display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
         return
     began = time.monotonic()
-    with run.lock(), _stop_on_signal() as stop, display.progress() as show:
+    with run.lock(), stop_on_signal() as stop, display.progress() as show:
 
         def on_progress(done: int, line: dict[str, Any]) -> None:
             left = (time.monotonic() - began) / done * (len(population) - done)
@@ -277,7 +271,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
-    _set_threads(threads)
+    _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     data = run.load_data(data_dir)
@@ -311,7 +305,7 @@ def extract(
     }
     path = out or run.subnets / chosen.id
     write_subnet(path, network, description)
-    _verify(path, network, net.describe(chosen).in_channels)
+    verify_subnet(path, network)
     if as_json:
         _print_json({"path": str(path), **description})
         return
@@ -324,7 +318,9 @@ def extract(
 
 @app.command()
 def draw(
-    run_paths: Annotated[list[Path], typer.Argument(help="One or more runs' directories.", show_default=False)],
+    run_paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One or more runs' directories.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = Path("population.png"),
     split: Annotated[Literal["validate", "test"], typer.Option(help="Whose scores to draw.")] = "validate",
     buckets: Annotated[str, typer.Option(help="Bucket centres in million MACs. Default: six, evenly.")] = "",
@@ -334,7 +330,7 @@ def draw(
     from trainonce.report.population import draw_population as draw_picture
     from trainonce.report.population import population_info
 
-    centres = _numbers(buckets, "--buckets", float) if buckets else ()
+    centres = numbers(buckets, "--buckets", float) if buckets else ()
     draw_picture(population_info([RunDirectory(p) for p in run_paths], split, centres, bucket_width), out)
     display.out.print(f"Drew {out}")
 
@@ -383,126 +379,6 @@ def _say(error: object, code: int) -> None:
     sys.exit(code)
 
 
-class _Stop:
-    number: int | None = None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C does interrupt."""
-    stop = _Stop()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if stop.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _tensorboard(wanted: bool, run: RunDirectory) -> Iterator[Callable[[Progress], None]]:
-    if not wanted:
-        yield lambda _: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard needs an extra: pip install 'trainonce[tensorboard]'") from error
-    with SummaryWriter(run.path / "tensorboard") as writer:
-
-        def write(at: Progress) -> None:
-            for name in ("loss", "top1", "lr", "macs"):
-                writer.add_scalar(f"train/{name}", getattr(at, name), at.step)
-
-        yield write
-
-
-def _training_line(at: Progress) -> str:
-    return (
-        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}, "
-        f"subnet {at.macs / 1e6:.2f} M MACs; {display.duration(at.seconds_left)} left"
-    )
-
-
-def _announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
-    low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
-    display.err.print(
-        f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
-        f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
-    )
-    display.err.print(
-        f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
-        f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
-    )
-    display.err.print(
-        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}; "
-        f"into {run.path}"
-    )
-    display.err.print(display.recipe_plan(recipe))
-
-
-def _scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_size: int | None) -> Recipe:
-    if epochs is not None and passes is not None:
-        raise UserError("give --epochs or --passes, not both")
-    if epochs == 0 or passes == 0:
-        raise UserError("--epochs and --passes must be over 0")
-    if epochs is not None:
-        recipe = recipe.scaled(epochs / recipe.epochs)
-    if passes is not None:
-        recipe = recipe.scaled(passes / recipe.passes)
-    return recipe if batch_size is None else recipe.with_batch_size(batch_size)
-
-
-def _seconds_a_pass(net: Supernet, data: DataSet, batch_size: int) -> float:
-    """About how long one subnet pass over the training images takes, from a few batches."""
-    batch_size = min(batch_size, len(data.train))
-    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size)
-    x_BCHW, y_B = (
-        x_BCHW.contiguous(memory_format=torch.channels_last),
-        torch.zeros(batch_size, dtype=torch.long),
-    )
-    rng = random.Random(0)
-    net.train()
-    for trial in range(4):
-        if trial == 1:
-            began = time.monotonic()
-        torch.autograd.backward(F.cross_entropy(net(x_BCHW, net.space.sample(rng)), y_B))
-    return (time.monotonic() - began) / 3 * (len(data.train) / batch_size)
-
-
-def _verify(path: Path, network: torch.nn.Module, channels: int) -> None:
-    reloaded, description = read_subnet(path)
-    side = description["preprocessing"]["resolution"]
-    generator = torch.Generator().manual_seed(derived_seed("verify"))
-    x_BCHW = torch.randn(4, channels, side, side, generator=generator)
-    with torch.inference_mode():
-        if not torch.equal(network.cpu()(x_BCHW), reloaded(x_BCHW)):
-            raise RunError(f"the subnet reloaded from {path} computes something else than the one written")
-
-
-def _numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} takes numbers with commas between, such as 4,6,8; not {text!r}") from None
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return name
-
-
-def _set_threads(threads: int | None) -> None:
+def _use(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from trainonce.population import BucketSummary
+from trainonce.data import DataSet
+from trainonce.models import Supernet
+from trainonce.population import BucketSummary, Line
 from trainonce.recipes import Recipe
+from trainonce.run import RunDirectory
+from trainonce.train import Progress as TrainProgress
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -58,7 +61,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 def recipe_plan(recipe: Recipe) -> Table:
     """The phases of a recipe, one a row."""
-    table = _table("phase", "epochs", "subnets a step", "lr", "trains", "learns")
+    table = _table("phase", "epochs", "subnets a step", "lr", "trains", "learns", left=6)
     for phase in recipe.phases:
         part: dict[str, int | list[int] | str] = {
             **phase.keep_largest,
@@ -104,6 +107,32 @@ def recipes_table(recipes: Sequence[Recipe]) -> Table:
     return table
 
 
-def subnet_line(line: dict[str, Any]) -> str:
+def subnet_line(line: Line) -> str:
     """One evaluated subnet in a line."""
     return f"{line['top1']:.2f}% at {line['macs'] / 1e6:.3f} M MACs, {line['params'] / 1e6:.3f} M parameters"
+
+
+def training_line(at: TrainProgress) -> str:
+    """Where training stands, in a line."""
+    return (
+        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}, "
+        f"subnet {at.macs / 1e6:.2f} M MACs; {duration(at.seconds_left)} left"
+    )
+
+
+def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
+    """Say what is about to be trained."""
+    low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
+    err.print(
+        f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
+        f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
+    )
+    err.print(
+        f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
+        f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
+    )
+    err.print(
+        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}; "
+        f"into {run.path}"
+    )
+    err.print(recipe_plan(recipe))

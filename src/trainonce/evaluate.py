@@ -66,7 +66,10 @@ class Evaluator:
         rows = rows[: settings.calibration_images].to(split.images.device)
         augmenting = torch.Generator(split.images.device)
         augmenting.manual_seed(derived_seed(settings.seed, "calibrate", "augment"))
-        for batch in torch.split(rows, settings.calibration_batch):
+        batches = list(torch.split(rows, settings.calibration_batch))
+        if len(batches[-1]) == 1:  # a single image has no variance on a 1 x 1 map
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for batch in batches:
             yield augment(
                 split.images[batch],
                 self.data.augmentation,

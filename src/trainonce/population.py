@@ -18,6 +18,9 @@ from trainonce.run import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, Over, derived_rng
 
+Line = dict[str, Any]
+"""One line of `population.jsonl`: arch, id, macs, params, top1 (percent), loss, images, step, split, calibration."""
+
 PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
 
@@ -45,7 +48,7 @@ def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float
     `half_m` is how far each reaches, in million MACs; by default 0.5, or a twentieth of the range where the
     centres are spread. Raises `UserError` for a number that is not positive.
     """
-    if any(centre <= 0 for centre in centres_m) or (half_m is not None and half_m <= 0):
+    if not all(0 < number < float("inf") for number in (*centres_m, *([] if half_m is None else [half_m]))):
         raise UserError("bucket centres and widths must be positive numbers of million MACs")
     if centres_m:
         return [Bucket(centre * 1e6, 1e6 * (0.5 if half_m is None else half_m)) for centre in centres_m]
@@ -83,9 +86,9 @@ def evaluate_population(
     run: RunDirectory,
     population: Sequence[tuple[Bucket, Architecture]],
     *,
-    on_progress: Callable[[int, dict[str, Any]], None] = lambda _done, _line: None,
+    on_progress: Callable[[int, Line], None] = lambda _done, _line: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
+) -> list[Line]:
     """Score what is not recorded yet of a population drawn; returns its lines, old and new.
 
     `step` is the training step of the weights. `on_progress` gets the number done and each line.
@@ -127,7 +130,7 @@ class BucketSummary:
     maximum: float
 
 
-def summarise(lines: Iterable[dict[str, Any]], buckets: Sequence[Bucket]) -> list[BucketSummary]:
+def summarise(lines: Iterable[Line], buckets: Sequence[Bucket]) -> list[BucketSummary]:
     """One summary for each bucket that has lines."""
     lines = list(lines)
     summaries = []
@@ -148,18 +151,16 @@ def summarise(lines: Iterable[dict[str, Any]], buckets: Sequence[Bucket]) -> lis
     return summaries
 
 
-def pareto_front(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def pareto_front(lines: Iterable[Line]) -> list[Line]:
     """The lines that no other beats in both MACs and top-1, by rising MACs."""
-    front: list[dict[str, Any]] = []
+    front: list[Line] = []
     for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"])):
         if not front or line["top1"] > front[-1]["top1"]:
             front.append(line)
     return front
 
 
-def best_within(
-    lines: Iterable[dict[str, Any]], *, max_macs: float | None = None, max_params: float | None = None
-) -> dict[str, Any]:
+def best_within(lines: Iterable[Line], *, max_macs: float | None = None, max_params: float | None = None) -> Line:
     """The line of highest top-1 under the budgets. Raises `UserError` where none fits, naming the smallest."""
     lines = list(lines)
     if not lines:
@@ -167,7 +168,7 @@ def best_within(
     fitting = [
         line
         for line in lines
-        if line["macs"] <= (max_macs or float("inf")) and line["params"] <= (max_params or float("inf"))
+        if (max_macs is None or line["macs"] <= max_macs) and (max_params is None or line["params"] <= max_params)
     ]
     if not fitting:
         least = min(lines, key=lambda line: line["macs"])
@@ -178,6 +179,6 @@ def best_within(
     return max(fitting, key=lambda line: (line["top1"], -line["macs"]))
 
 
-def lines_of(lines: Iterable[dict[str, Any]], *, split: SplitName, step: int) -> list[dict[str, Any]]:
+def lines_of(lines: Iterable[Line], *, split: SplitName, step: int) -> list[Line]:
     """The lines made on a split with the weights of a step."""
     return [line for line in lines if line["split"] == split and line["step"] == step]

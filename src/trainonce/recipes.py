@@ -12,7 +12,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,7 +45,7 @@ class Phase(Settings):
     cosine: Literal["phase", "recipe", "cumulative"] = "phase"
     """Where the cosine starts and ends: over this phase; over the whole recipe; or, as in the paper's released
     code, started with the recipe and ended with this phase, so that later phases begin far down the curve."""
-    keep_largest: dict[str, int] = Field(default_factory=dict)
+    keep_largest: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Trains only the part of the space where choices by these names have their n largest values."""
     restrict: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Trains only the part of the space where choices by these names or patterns have these values."""
@@ -130,7 +130,12 @@ class Recipe(Settings):
         return math.fsum(phase.epochs * len(phase.subnets) for phase in self.phases)
 
     def scaled(self, factor: float) -> "Recipe":
-        """The recipe with every length multiplied by `factor` (> 0); its proportions stay."""
+        """The recipe with every length multiplied by `factor`; its proportions stay.
+
+        Raises `UserError` for a factor that is not over 0 and finite.
+        """
+        if not 0 < factor < math.inf:
+            raise UserError(f"a recipe's length must be over 0 and finite, not {factor:.3g} times as long")
         phases = tuple(
             phase.model_copy(update={"epochs": phase.epochs * factor, "ramp_epochs": phase.ramp_epochs * factor})
             for phase in self.phases
@@ -138,7 +143,12 @@ class Recipe(Settings):
         return self.model_copy(update={"phases": phases})
 
     def with_batch_size(self, batch_size: int) -> "Recipe":
-        """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017)."""
+        """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017).
+
+        Raises `UserError` for a batch size below 2, which batch norm cannot do.
+        """
+        if batch_size < 2:
+            raise UserError(f"the batch size must be at least 2, not {batch_size}")
         factor = batch_size / self.batch_size
         phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) for phase in self.phases)
         return self.model_copy(update={"phases": phases, "batch_size": batch_size})
@@ -363,7 +373,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from error
     return Recipe.parse({"name": path.stem, "about": f"From {path.name}.", **values}, where=str(path))
 

@@ -12,7 +12,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,19 +22,34 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from trainonce import __version__, checkpoint
+from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
 from trainonce.recipes import Recipe
 from trainonce.settings import Settings
+from trainonce.version import __version__
+
+NUMBER = (int, float)
+LARGEST_NUMBER = 1e30
+POPULATION_LINE: dict[str, type | tuple[type, ...]] = {
+    "arch": str,
+    "macs": NUMBER,
+    "params": NUMBER,
+    "top1": NUMBER,
+    "loss": NUMBER,
+    "images": int,
+    "step": int,
+    "split": str,
+}
+"""What every line of population.jsonl has at least."""
 
 
 class RunConfig(Settings):
     """Everything that a run's weights follow from, and where it was run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random in the run."""
     data: DataSource
     """Where the images come from."""
@@ -126,26 +141,48 @@ class RunDirectory:
         return net.eval(), found.step
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Record one stretch of training."""
-        append_line(self.metrics_file, line)
+        """Record one stretch of training. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.metrics_file):
+            append_line(self.metrics_file, line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All stretches recorded."""
-        return read_lines(self.metrics_file)
+        """All stretches recorded. Raises `UserError` that names a damaged line."""
+        return _checked(self.metrics_file, {"step": int})
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget the stretches that end after `step`, which a resumed run will train again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self.metrics_file.exists():
-            write_lines(self.metrics_file, kept)
+            with _disk_refusing(self.metrics_file):
+                write_lines(self.metrics_file, kept)
 
     def append_population(self, line: dict[str, Any]) -> None:
-        """Record one evaluation."""
-        append_line(self.population_file, line)
+        """Record one evaluation. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.population_file):
+            append_line(self.population_file, line)
 
     def population(self) -> list[dict[str, Any]]:
-        """All evaluations recorded."""
-        return read_lines(self.population_file)
+        """All evaluations recorded. Raises `UserError` that names a damaged line."""
+        return _checked(self.population_file, POPULATION_LINE)
+
+
+@contextmanager
+def _disk_refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; what it holds is safe") from error
+
+
+def _checked(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
+    """The lines of a file, each of which has these keys with values of these kinds."""
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        for name, kind in kinds.items():
+            value = line.get(name)
+            if not isinstance(value, kind) or (isinstance(value, NUMBER) and not abs(value) < LARGEST_NUMBER):
+                raise UserError(f"{path}, line {number}: its {name!r} is missing or of another kind")
+    return lines
 
 
 def provenance() -> dict[str, Any]:

@@ -114,13 +114,15 @@ class SearchSpace:
     choices: tuple[Choice, ...]
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
+        seen: dict[str, set[int]] = {}
         for choice in self.choices:
             if not re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", choice.name) or choice.name in seen:
                 raise UserError(f"choice name {choice.name!r} is not a dotted name or stands twice")
             if choice.parent is not None and choice.parent not in seen:
                 raise UserError(f"{choice.name}: its parent {choice.parent!r} must come before it")
-            seen.add(choice.name)
+            if choice.parent is not None and not set(choice.allowed or ()) <= seen[choice.parent]:
+                raise UserError(f"{choice.name}: `allowed` names values that {choice.parent} does not have")
+            seen[choice.name] = set(choice.values)
 
     def __getitem__(self, name: str) -> Choice:
         """The choice of that name. Raises `UserError` that lists the names."""
@@ -193,7 +195,7 @@ class SearchSpace:
                 raise UserError(f"the architecture lacks {choice.name}; it may be {_listed(values)}")
             if arch[choice.name] not in values:
                 raise UserError(f"{choice.name} is {arch[choice.name]}; it may be {_listed(values)}")
-            return arch[choice.name]
+            return values[values.index(arch[choice.name])]
 
         built = self.build(pick)
         for name in arch:
@@ -225,7 +227,7 @@ class SearchSpace:
         """
         if text in ("largest", "smallest"):
             return self.largest() if text == "largest" else self.smallest()
-        tokens = re.findall(r"([a-z])(\d+)", text)
+        tokens = re.findall(r"([a-z])(\d{1,18})", text)
         position = 0
 
         def pick(choice: Choice, values: tuple[int, ...]) -> int:
@@ -274,9 +276,14 @@ class SearchSpace:
         return self._keep(keep)
 
     def keep_largest(self, counts: Mapping[str, int]) -> "SearchSpace":
-        """The part of the space in which the choices matching each pattern keep their n largest values."""
+        """The part of the space in which the choices matching each pattern keep their n largest values.
+
+        Raises `UserError` for a pattern that matches nothing and for an n below 1.
+        """
         keep: dict[str, set[int]] = {choice.name: set(choice.values) for choice in self.choices}
         for pattern, count in counts.items():
+            if count < 1:
+                raise UserError(f"{pattern!r} must keep at least 1 value, not {count}")
             for choice in self.matching(pattern):
                 keep[choice.name] &= set(choice.values[-count:])
         return self._keep(keep)
@@ -303,6 +310,9 @@ class SearchSpace:
                     "coupling needs as many"
                 )
             partner = dict(zip(above.values, choice.values, strict=True))
+            for value, open_values in choice.allowed.items():
+                if partner[value] not in open_values:
+                    raise UserError(f"{choice.name} may not be {partner[value]} where {above.name} is {value}")
             coupled.append(replace(choice, allowed={value: (partner[value],) for value in choice.allowed}))
         return SearchSpace(tuple(coupled))
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -66,8 +67,11 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[st
 def write_subnet(path: Path, network: PlainNetwork, description: dict[str, Any]) -> None:
     """Write a subnet's directory, whole or not at all, replacing one that is there.
 
-    Raises `RunError` where the disk refuses.
+    Raises `UserError` where something else than a subnet is there, and `RunError` where the disk refuses.
     """
+    path = path.resolve()
+    if path.exists() and not (path / "subnet.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there already and is not a subnet: name another directory")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {
         "weights.safetensors": tensors_to_bytes(state),
@@ -102,10 +106,28 @@ def read_subnet(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
         content = (path / "weights.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != description["sha256"]["weights.safetensors"]:
             raise UserError(f"{path / 'weights.safetensors'} is damaged: its checksum is not the recorded one")
-        network = PlainNetwork(NetworkSpec.from_json(description["network"]))
-        network.load_state_dict(tensors_from_bytes(content))
+        with torch.device("meta"):  # a damaged size must not fill the memory
+            network = PlainNetwork(NetworkSpec.from_json(description["network"]))
+        weights = {name: tensor.clone() for name, tensor in tensors_from_bytes(content).items()}
+        network.load_state_dict(weights, assign=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path / 'weights.safetensors'}: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} does not hold together as a subnet: {error}") from error
     return network.eval(), description
+
+
+def verify_subnet(path: Path, network: PlainNetwork) -> None:
+    """Reload a subnet just written and compare its output with the network's, to the last bit, on random images.
+
+    Raises `RunError` where they differ.
+    """
+    reloaded, _ = read_subnet(path)
+    spec = reloaded.spec
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randn(4, spec.in_channels, spec.resolution, spec.resolution, generator=generator)
+    with torch.inference_mode():
+        if not torch.equal(network.cpu().eval()(x_BCHW), reloaded(x_BCHW)):
+            raise RunError(f"the subnet reloaded from {path} computes something else than the one written")

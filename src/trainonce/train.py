@@ -90,7 +90,7 @@ class _State:
     teacher: nn.Module | None = None
 
 
-def train(
+def train_supernet(
     net: Supernet,
     recipe: Recipe,
     data: DataSet,
@@ -119,11 +119,11 @@ def train(
         provenance=provenance(),
     )
     with run.lock():
+        loop = _Loop(net, config, data, run, settings or TrainSettings())  # refuses a recipe that does not fit
         if resume and run.config_file.exists():
             check_identity(run.config().identity(), config.identity(), where=run.config_file)
         else:
             run.create(config)
-        loop = _Loop(net, config, data, run, settings or TrainSettings())
         return loop.go(on_progress or (lambda _: None), should_stop or (lambda: False))
 
 
@@ -273,11 +273,11 @@ class _Loop:
         if torch.stack([loss for _, loss in losses]).isfinite().all():
             return
         arch, loss = next((arch, loss) for arch, loss in losses if not loss.isfinite())
-        last = max((path.name for path in self.run.checkpoints.glob("step-*")), default="none written yet")
+        last = checkpoint.newest(self.run.checkpoints)
         raise RunError(
             f"the loss is {float(loss)} at step {self.state.step} (phase {entry.phase.name!r}, learning rate "
             f"{entry.lr(self.state.step):.3g}) for subnet {arch} on training images {rows_B[:4].tolist()}…; "
-            f"stopped before the step. Last good checkpoint: {last}"
+            f"stopped before the step. Last good checkpoint: {last.name if last else 'none written yet'}"
         )
 
     # Phases

@@ -42,6 +42,11 @@ class DataSource(Settings):
     split_seed: int = 0
     """Seed of the division into the four splits."""
 
+    @property
+    def name(self) -> str:
+        """The data set's name, or the folder's or file's."""
+        return Path(self.name_or_path).stem or "images"
+
     def load(self, *, data_dir: Path | None = None, download: bool = True) -> "DataSet":
         """Load it; errors as `load_dataset`."""
         if not self.name_or_path:
@@ -111,7 +116,7 @@ class DataSet:
 def load_dataset(
     name_or_path: str,
     *,
-    data_dir: Path | None,
+    data_dir: Path | None = None,
     image_size: int | None = None,
     grey: bool = False,
     split_seed: int = 0,

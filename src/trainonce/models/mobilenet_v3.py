@@ -94,6 +94,7 @@ class MobileNetV3(Supernet):
     family = "mobilenet_v3"
     settings: MobileNetV3Settings
 
+    @torch.random.fork_rng(devices=[])
     def __init__(self, settings: MobileNetV3Settings, *, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from trainonce.cost import Cost, CostModel
@@ -63,12 +64,18 @@ class Supernet(nn.Module, ABC):
 
         It computes what `net(x, arch)` does, bit for bit on the CPU in float32.
         """
-        plain = PlainNetwork(self.describe(arch))
-        found = plain.load_state_dict({k: v.detach() for k, v in self.slices(arch).items()}, strict=False)
-        assert not found.unexpected_keys, found.unexpected_keys
-        assert all(key.endswith("num_batches_tracked") for key in found.missing_keys), found.missing_keys
+        with torch.device("meta"):  # initialising would draw from the global generator
+            plain = PlainNetwork(self.describe(arch))
         device = next(self.parameters()).device
-        return plain.to(device).train(self.training)
+        state = {
+            name: torch.zeros((), dtype=torch.long, device=device)
+            for name in plain.state_dict()
+            if name.endswith("num_batches_tracked")
+        }
+        for name, tensor in self.slices(arch).items():
+            state[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        plain.load_state_dict(state, assign=True)
+        return plain.train(self.training)
 
 
 class BoundSubnet(nn.Module):

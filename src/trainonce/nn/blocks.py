@@ -66,15 +66,17 @@ class ElasticMBConv(nn.Module):
         Importance is the L1 norm of a channel's weights in the second pointwise convolution; that of a
         squeezed channel the L1 norm of its weights in the SE expansion (OFA, section 3.3 and code).
         A band reaches from the previous number in `mid_bands` (or 0) to this one; the last is the full
-        width. A subnet whose width is in `mid_bands` computes the same function afterwards.
+        width. A subnet whose width is in `mid_bands` computes the same function afterwards. A block without
+        expansion stays as it is: its middle channels are its input's.
         """
+        if self.expand is None or self.expand_bn is None:
+            return
         order = _order_in_bands(self.project.weight.abs().sum((0, 2, 3)), mid_bands)
         self.project.weight.copy_(self.project.weight[:, order])
         self.depthwise.weight.copy_(self.depthwise.weight[order])
         _reorder_bn(self.depthwise_bn, order)
-        if self.expand is not None and self.expand_bn is not None:
-            self.expand.weight.copy_(self.expand.weight[order])
-            _reorder_bn(self.expand_bn, order)
+        self.expand.weight.copy_(self.expand.weight[order])
+        _reorder_bn(self.expand_bn, order)
         if self.se is not None:
             reduce, expand = self.se.reduce, self.se.expand
             assert reduce.bias is not None

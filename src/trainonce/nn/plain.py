@@ -145,5 +145,7 @@ def load(directory: str | Path) -> PlainNetwork:
     description = json.loads((directory / "subnet.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         network = PlainNetwork(NetworkSpec.from_json(description["network"]))
-    network.load_state_dict(load_file(directory / "weights.safetensors"), assign=True)
+    # Copies, because weights that lie in the file's map are not aligned, and the last bits depend on that.
+    weights = {name: tensor.clone() for name, tensor in load_file(directory / "weights.safetensors").items()}
+    network.load_state_dict(weights, assign=True)
     return network.eval()

@@ -1,0 +1,50 @@
+# make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
+# make test    every test but the long ones          make test-long   the long ones
+# make check   lint, format, types                   make wheel       build the package
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+INSTALLED := $(VENV)/.installed
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: demo test test-long check format wheel clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	trainonce train digits --recipe rss --epochs 60 --out $(DEMO)
+	trainonce evaluate $(DEMO) --per-bucket 10
+	trainonce draw $(DEMO) --out $(DEMO)/population.png
+	trainonce extract $(DEMO) --max-macs 1.5 --test
+	@echo
+	@echo "That was one training. Now try:"
+	@echo "  source $(VENV)/bin/activate"
+	@echo "  trainonce extract $(DEMO) --max-macs 1 --test      # a smaller device, without retraining"
+	@echo "  trainonce train path/to/your/images --epochs 20    # your own images, one folder a class"
+	@echo "  trainonce list                                     # fourteen training strategies"
+
+test: $(INSTALLED)
+	python -m pytest -q -m "not long"
+
+test-long: $(INSTALLED)
+	python -m pytest -q -m long
+
+check: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(INSTALLED)
+	ruff check --fix .
+	ruff format .
+
+wheel: $(INSTALLED)
+	python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

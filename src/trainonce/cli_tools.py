@@ -1,0 +1,109 @@
+"""What the commands share: stopping on signals, reading options, estimating time, TensorBoard."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.models import Supernet
+from trainonce.recipes import Recipe
+from trainonce.run import RunDirectory
+from trainonce.train import Progress
+
+
+class Stop:
+    """The signal that asked to stop, if one did."""
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C does interrupt."""
+    stop = Stop()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if stop.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def tensorboard_writer(wanted: bool, run: RunDirectory) -> Iterator[Callable[[Progress], None]]:
+    """A function that writes progress to RUN/tensorboard, or does nothing. Raises `UserError` without the extra."""
+    if not wanted:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs an extra: pip install 'trainonce[tensorboard]'") from error
+    with SummaryWriter(run.path / "tensorboard") as writer:
+
+        def write(at: Progress) -> None:
+            for name in ("loss", "top1", "lr", "macs"):
+                writer.add_scalar(f"train/{name}", getattr(at, name), at.step)
+
+        yield write
+
+
+def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_size: int | None) -> Recipe:
+    """The recipe at the length and batch size that the options ask for."""
+    if epochs is not None and passes is not None:
+        raise UserError("give --epochs or --passes, not both")
+    if epochs is not None:
+        recipe = recipe.scaled(epochs / recipe.epochs)
+    if passes is not None:
+        recipe = recipe.scaled(passes / recipe.passes)
+    return recipe if batch_size is None else recipe.with_batch_size(batch_size)
+
+
+def seconds_a_pass(net: Supernet, data: DataSet, batch_size: int) -> float:
+    """About how long one subnet pass over the training images takes, from a few batches."""
+    batch_size = min(batch_size, len(data.train))
+    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size)
+    x_BCHW, y_B = (
+        x_BCHW.contiguous(memory_format=torch.channels_last),
+        torch.zeros(batch_size, dtype=torch.long),
+    )
+    rng = random.Random(0)
+    net.train()
+    for trial in range(4):
+        if trial == 1:
+            began = time.monotonic()
+        torch.autograd.backward(F.cross_entropy(net(x_BCHW, net.space.sample(rng)), y_B))
+    return (time.monotonic() - began) / 3 * (len(data.train) / batch_size)
+
+
+def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """The numbers of an option, with commas between. Raises `UserError` that names the option."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} takes numbers with commas between, such as 4,6,8; not {text!r}") from None
+
+
+def device_named(name: str) -> str:
+    """The torch device of that name, `auto` being a GPU if there is one. Raises `UserError` if it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return name

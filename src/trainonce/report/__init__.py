@@ -1,0 +1,1 @@
+"""Figures: `*_info()` computes what a figure shows, `draw_*()` draws it."""

@@ -1,0 +1,332 @@
+"""The command line: one sentence and an exit code for every refusal, and the story from images to a subnet."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainonce import cli
+from trainonce.recipes import RECIPES
+from trainonce.run import RunDirectory
+from trainonce.subnet import read_subnet
+
+SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
+COMMANDS = ("train", "evaluate", "extract", "draw", "list")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, pattern: str, code: int = 2) -> None:
+        """One sentence on stderr and nothing else that looks like a crash."""
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("trainonce:")]
+        assert len(lines) == 1, self.err
+        assert re.search(pattern, lines[0]), lines[0]
+
+
+def trainonce(*arguments: str | Path) -> Result:
+    """Run the command line in this process, as `trainonce ARGUMENTS` does."""
+    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
+    sys.argv = ["trainonce", *map(str, arguments)]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv, warnings.showwarning = argv, shown
+    assert isinstance(code, int)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def same_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("story") / "run"
+    result = trainonce("train", "digits", "--recipe", "spos", "--epochs", "1", *SMALL, "--out", path, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["run"], found["step"], found["phase"]) == (str(path), 4, "random")
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path) -> Path:
+    result = trainonce("evaluate", trained, "--per-bucket", "2", "--calibration-images", "100", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert "Top-1 in percent on 180 validate images of digits" in result.out
+    assert f"Next: trainonce extract {trained} --max-macs" in result.err
+    return trained
+
+
+def make_images(folder: Path, *classes: str) -> Path:
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+class TestStory:
+    def test_evaluate_records_and_does_nothing_twice(self, evaluated: Path) -> None:
+        lines = RunDirectory(evaluated).population()
+        assert len({line["arch"] for line in lines}) == len(lines) == 12
+        before = same_files(evaluated)
+        again = ("evaluate", evaluated, "--per-bucket", "2", "--calibration-images", "100", "--device", "cpu")
+        result = trainonce(*again, "--json")
+        assert result.code == 0
+        assert same_files(evaluated) == before
+        buckets = json.loads(result.out)["buckets"]
+        assert [bucket["count"] for bucket in buckets] == [2] * 6
+        for bucket in buckets:
+            inside = [
+                line["top1"]
+                for line in lines
+                if abs(line["macs"] - bucket["bucket"]["centre"]) <= bucket["bucket"]["half"]
+            ]
+            assert bucket["median"] == pytest.approx(sum(inside) / 2)
+
+    def test_extract_the_best_under_a_budget(self, evaluated: Path, tmp_path: Path) -> None:
+        lines = RunDirectory(evaluated).population()
+        budget = sorted(line["macs"] for line in lines)[7] / 1e6
+        result = trainonce("extract", evaluated, "--max-macs", f"{budget:.9f}", "--out", tmp_path / "best", "--test")
+        assert result.code == 0, result.err
+        best = max(line["top1"] for line in lines if line["macs"] <= budget * 1e6)
+        network, description = read_subnet(tmp_path / "best")
+        chosen = next(line for line in lines if line["arch"] == description["architecture"])
+        assert chosen["top1"] == best
+        assert chosen["macs"] <= budget * 1e6
+        assert set(description["scores"]) == {"validate", "test"}
+        assert description["scores"]["test"]["images"] == 359
+        assert description["classes"] == [str(digit) for digit in range(10)]
+        assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+        assert "its output is the same to the last bit" in result.out
+
+    def test_extract_by_name_without_recalibrating(self, trained: Path) -> None:
+        result = trainonce("extract", trained, "smallest", "--no-recalibrate", "--json")
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        net, _ = RunDirectory(trained).load_supernet()
+        arch = net.space.smallest()
+        assert Path(found["path"]) == trained / "subnets" / arch.id
+        network, _ = read_subnet(Path(found["path"]))
+        x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            assert torch.equal(network(x), net(x, arch))
+
+    def test_a_finished_run_is_resumed_without_a_change(self, trained: Path) -> None:
+        weights = same_files(trained / "checkpoints")
+        result = trainonce("train", "--resume", trained, "--device", "cpu")
+        assert result.code == 0, result.err
+        assert same_files(trained / "checkpoints") == weights
+
+    def test_an_image_folder(self, tmp_path: Path) -> None:
+        images = make_images(tmp_path / "pets", "cat", "dog")
+        options = ("--epochs", "1", "--image-size", "8", "--geometry", "tiny", *SMALL, "--batch-size", "8")
+        result = trainonce("train", images, *options, "--out", tmp_path / "run")
+        assert result.code == 0, result.err
+        assert "2 classes" in result.err
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_of_each_command(self, command: str) -> None:
+        result = trainonce(command, "--help")
+        assert result.code == 0
+        assert re.search(rf"Usage: .* {command} \[OPTIONS\]", result.out)
+        assert "--help" in result.out
+
+    def test_of_all(self) -> None:
+        for arguments in (("--help",), ("-h",)):
+            result = trainonce(*arguments)
+            assert result.code == 0
+            assert all(command in result.out for command in COMMANDS)
+
+    def test_list(self) -> None:
+        result = trainonce("list")
+        assert result.code == 0
+        assert all(re.search(rf"^{name} ", result.out, re.MULTILINE) for name in RECIPES)
+        found = json.loads(trainonce("list", "--json").out)
+        assert set(found["recipes"]) == set(RECIPES)
+        assert "digits" in found["data"]
+        assert "tiny" in found["geometries"]
+
+    def test_version(self) -> None:
+        assert re.fullmatch(r"\d+\.\d+\.\d+\n", trainonce("--version").out)
+
+
+class TestDryRun:
+    def test_train_writes_nothing(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        result = trainonce("train", "digits", "--epochs", "1", *SMALL, "--out", out, "--dry-run")
+        assert result.code == 0, result.err
+        assert "Would take about" in result.err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_evaluate_writes_nothing(self, trained: Path) -> None:
+        before = same_files(trained)
+        result = trainonce("evaluate", trained, "--per-bucket", "1", "--calibration-images", "50", "--dry-run")
+        assert result.code == 0, result.err
+        assert "Would take about" in result.err
+        assert same_files(trained) == before
+
+
+class TestTrainRefuses:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("digits", "--recipe", "sandwitch"), r"'sandwitch' \(did you mean 'sandwich'\?\).*rss, .*spos"),
+            (("digits", "--recipe", "nothing.toml"), r"cannot read the recipe nothing.toml: No such file"),
+            (("digitz",), r"'digitz' is not a data set: give one of .*digits"),
+            (("nowhere/images",), r"'nowhere/images' is not a data set"),
+            (("digits", "--geometry", "huge"), r"unknown geometry 'huge'; the geometries are .*tiny"),
+            (("digits", "--epochs", "1", "--passes", "1"), "give --epochs or --passes, not both"),
+            (("digits", "--epochs", "0"), "must be over 0"),
+            (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
+            (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
+            (("digits", "--device", "abacus"), "the device 'abacus' is not to be had here"),
+            (("digits", "--recipe", "compofa", "--epochs", "1"), "coupling needs as many"),
+            ((), "name a data set, a folder of images or an .npz file, or give --resume RUN"),
+        ],
+    )
+    def test_what_cannot_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        trainonce("train", *arguments, "--width", "0.25").refused(says)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+
+    @pytest.mark.parametrize(
+        "arguments", [("--epochs", "-1"), ("--batch-size", "1"), ("--seed", "-1"), ("--width", "9"), ("--nonsense",)]
+    )
+    def test_options_out_of_range(self, arguments: tuple[str, ...]) -> None:
+        result = trainonce("train", "digits", *arguments)
+        assert result.code == 2
+        assert "Traceback" not in result.err
+        assert arguments[0] in result.err
+
+    @pytest.mark.parametrize("number", ["nan", "inf", "1e400"])
+    @pytest.mark.parametrize("option", ["--epochs", "--passes", "--width"])
+    def test_numbers_that_are_none(self, tmp_path: Path, option: str, number: str) -> None:
+        result = trainonce("train", "digits", option, number, "--dry-run", "--out", tmp_path / "run")
+        assert result.code == 2, result.err
+        assert "Traceback" not in result.err
+
+    def test_a_seed_that_is_too_large(self, tmp_path: Path) -> None:
+        result = trainonce("train", "digits", "--seed", str(2**64), "--dry-run", "--out", tmp_path / "run")
+        assert result.code == 2
+        assert "Traceback" not in result.err
+
+    def test_a_run_that_is_there(self, trained: Path) -> None:
+        before = same_files(trained)
+        result = trainonce("train", "digits", "--epochs", "1", *SMALL, "--out", trained)
+        result.refused(r"already holds a run; continue it with --resume or name another directory")
+        assert same_files(trained) == before
+
+    def test_resuming_nothing(self, tmp_path: Path) -> None:
+        trainonce("train", "--resume", tmp_path / "nothing").refused(r"nothing holds no run")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_of_one_class(self, tmp_path: Path) -> None:
+        images = make_images(tmp_path / "pets", "cat")
+        trainonce("train", images, "--out", tmp_path / "run").refused("class")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_corrupt_image(self, tmp_path: Path) -> None:
+        images = make_images(tmp_path / "pets", "cat", "dog")
+        content = (images / "dog" / "3.png").read_bytes()
+        (images / "dog" / "3.png").write_bytes(content[: len(content) // 2])
+        trainonce("train", images, "--out", tmp_path / "run").refused(r"dog/3\.png")
+        assert not (tmp_path / "run").exists()
+
+
+class TestOthersRefuse:
+    @pytest.mark.parametrize("command", ["evaluate", "extract", "draw"])
+    def test_no_run(self, tmp_path: Path, command: str) -> None:
+        trainonce(command, tmp_path / "nothing").refused("nothing holds no run")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("command", ["evaluate", "extract"])
+    def test_not_yet_trained(self, trained: Path, tmp_path: Path, command: str) -> None:
+        shutil.copy(trained / "run.json", tmp_path)
+        trainonce(command, tmp_path).refused("has no checkpoint yet: train it first")
+
+    @pytest.mark.parametrize(
+        ("buckets", "says"),
+        [
+            ("4,x", r"--buckets takes numbers with commas between, such as 4,6,8; not '4,x'"),
+            ("-4", "must be positive numbers of million MACs"),
+            ("nan", "must be positive numbers of million MACs"),
+            ("inf", "must be positive numbers of million MACs"),
+            ("4000", r"no subnet with 3999\.500 to 4000\.500 M MACs was found; the space has"),
+        ],
+    )
+    def test_bad_buckets(self, trained: Path, buckets: str, says: str) -> None:
+        trainonce("evaluate", trained, "--buckets", buckets).refused(says)
+
+    @pytest.mark.parametrize(
+        ("arch", "says"),
+        [
+            ("d9", r"architecture 'd9': part 1 is d9 where stage1.depth stands, which is d with 1, 2"),
+            ("nonsense", r"architecture 'nonsense'"),
+            ("d1.k3e3", r"architecture 'd1.k3e3' ends before stage2.depth"),
+        ],
+    )
+    def test_bad_architectures(self, trained: Path, arch: str, says: str) -> None:
+        trainonce("extract", trained, arch).refused(says)
+
+    @pytest.mark.parametrize("budget", ["0", "0.001"])
+    def test_no_subnet_fits(self, evaluated: Path, budget: str) -> None:
+        trainonce("extract", evaluated, "--max-macs", budget).refused("no evaluated subnet fits the budget")
+
+    def test_nothing_evaluated(self, trained: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        (run / "population.jsonl").unlink(missing_ok=True)
+        trainonce("extract", run, "--max-macs", "1").refused("no subnet has been evaluated yet")
+
+    def test_never_replaces_what_is_no_subnet(self, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes").write_text("irreplaceable")
+        trainonce("extract", trained, "smallest", "--out", tmp_path).refused("is not a subnet: name another")
+        assert (tmp_path / "notes").read_text() == "irreplaceable"
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda run: (run / "run.json").write_text("{"),
+            lambda run: (run / "population.jsonl").write_text("{}\n"),
+            lambda run: [p.unlink() for p in (run / "checkpoints").glob("*/weights.safetensors")],
+        ],
+        ids=["run.json", "population.jsonl", "checkpoints"],
+    )
+    def test_damaged_runs(self, evaluated: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+        run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+        damage(run)
+        trainonce("extract", run, "--max-macs", "1").refused(r"(run\.json|population\.jsonl|step-000004)")
+
+
+def test_a_refusing_disk_is_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = trainonce("train", "digits", "--epochs", "1", *SMALL, "--out", tmp_path / "file" / "run")
+    result.refused("the system refused", code=1)

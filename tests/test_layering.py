@@ -1,0 +1,103 @@
+"""Imports go one way, the two torch-free modules are free of torch, and nothing unpickles."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainonce
+
+SOURCE = Path(trainonce.__file__).parent
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "version"),
+    ("files", "settings", "losses", "space"),
+    ("recipes", "nn", "data", "checkpoint"),
+    ("cost",),
+    ("sampling", "models"),
+    ("run", "evaluate", "subnet"),
+    ("train", "population"),
+    ("cli_tools", "display", "report"),
+    ("cli",),
+    ("__main__",),
+)
+"""From the bottom up. A module or package imports from the layers below its own, and from its own package."""
+
+WITHOUT_TORCH = ("errors", "version", "files", "settings", "space", "recipes")
+PARTS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"})
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def layer_of(part: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+def files_of(part: str) -> list[Path]:
+    module = SOURCE / f"{part}.py"
+    return [module] if module.exists() else sorted((SOURCE / part).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module named by an import anywhere in a file, with `from a import b` as `a.b`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_imported(path: Path) -> set[str]:
+    """The modules and packages of trainonce that a file imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("trainonce.")} & set(PARTS)
+
+
+def test_every_part_has_one_layer() -> None:
+    listed = [part for layer in LAYERS for part in layer]
+    assert len(listed) == len(set(listed))
+    assert set(PARTS) <= set(listed)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_imports_go_down(part: str) -> None:
+    for path in files_of(part):
+        upward = {other for other in parts_imported(path) - {part} if layer_of(other) >= layer_of(part)}
+        assert not upward, f"{path.relative_to(SOURCE)} imports {sorted(upward)}, which is not below it"
+
+
+def test_the_reading_of_imports_sees_what_is_there() -> None:
+    assert {"space", "recipes", "cost"} <= parts_imported(SOURCE / "sampling.py")
+    assert "models" in parts_imported(SOURCE / "train.py")
+
+
+def test_training_knows_nothing_of_evaluation() -> None:
+    assert parts_imported(SOURCE / "train.py").isdisjoint({"evaluate", "population", "subnet", "report", "cli"})
+
+
+def test_the_plain_network_stands_alone() -> None:
+    """A copy of it travels with every subnet."""
+    assert parts_imported(SOURCE / "nn" / "plain.py") == set()
+
+
+def test_parts_without_torch() -> None:
+    modules = ", ".join(f"trainonce.{part}" for part in WITHOUT_TORCH)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    path = {"PYTHONPATH": str(SOURCE.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=path, check=False).returncode == 0
+    code = "import sys, trainonce.losses; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=path, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_unpickles(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path)}.isdisjoint(UNPICKLERS)
+    assert "torch.load" not in imported(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) != ("torch", "load")
+        if isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False"

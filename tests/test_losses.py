@@ -1,0 +1,135 @@
+"""The distillation losses against loops over images and classes, and against each other."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainonce.losses import DISTILLATION, adaptive_alpha_divergence, kl_divergence, soft_cross_entropy
+
+
+def logits(seed: int, *, batch: int = 6, classes: int = 5, scale: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(batch, classes, generator=generator, dtype=torch.float64)
+
+
+def gradient(loss: Callable[[Tensor, Tensor], Tensor], student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    student_BK = student_BK.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(student_BK, teacher_BK), student_BK)
+    return found
+
+
+def softmax(row: list[float]) -> list[float]:
+    top = max(row)
+    total = sum(math.exp(value - top) for value in row)
+    return [math.exp(value - top) / total for value in row]
+
+
+def alpha_image(student: list[float], teacher: list[float], alpha: int) -> tuple[float, list[float]]:
+    """One image's divergence and the weights -c of its surrogate sum of c log q, as RECIPES.md writes them."""
+    p, q = softmax(teacher), softmax(student)
+    if alpha == 1:
+        return sum(p_k * math.log(p_k / q_k) for p_k, q_k in zip(p, q, strict=True)), p
+    value, weights = 0.0, []
+    for p_k, q_k in zip(p, q, strict=True):
+        clipped = min((p_k / q_k) ** alpha, 5)
+        value += q_k * (clipped - 1) / (alpha * (alpha - 1))
+        weights.append(q_k * (clipped / alpha + 1 / (alpha * (alpha - 1))))
+    return value, weights
+
+
+def adaptive_reference(student_BK: Tensor, teacher_BK: Tensor) -> tuple[float, Tensor, list[int]]:
+    """The mean value, its gradient by the surrogate, and the alpha that each image took."""
+    total, rows, alphas = 0.0, [], []
+    for student, teacher in zip(student_BK.tolist(), teacher_BK.tolist(), strict=True):
+        value, weights, alpha = max(
+            ((*alpha_image(student, teacher, alpha), alpha) for alpha in (-1, 1)), key=lambda found: found[0]
+        )
+        total += value
+        # d(-sum_k c_k log q_k) / d z_j = q_j sum_k c_k - c_j
+        q = softmax(student)
+        rows.append([q_j * sum(weights) - c_j for q_j, c_j in zip(q, weights, strict=True)])
+        alphas.append(alpha)
+    return total / len(rows), torch.tensor(rows, dtype=torch.float64) / len(rows), alphas
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_soft_cross_entropy_is_the_loop(seed: int) -> None:
+    student, teacher = logits(seed), logits(seed + 1)
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        expected -= sum(p_k * math.log(q_k) for p_k, q_k in zip(softmax(t), softmax(s), strict=True)) / len(student)
+    assert float(soft_cross_entropy(student, teacher)) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_soft_cross_entropy_and_kl_have_one_gradient(seed: int) -> None:
+    """They differ by the teacher's entropy alone; the gradient is (q - p) / batch."""
+    student, teacher = logits(seed), logits(seed + 1)
+    expected = (student.softmax(1) - teacher.softmax(1)) / len(student)
+    assert torch.allclose(gradient(soft_cross_entropy, student, teacher), expected, atol=1e-12)
+    assert torch.allclose(gradient(kl_divergence, student, teacher), expected, atol=1e-12)
+    p = teacher.softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    difference = soft_cross_entropy(student, teacher) - kl_divergence(student, teacher)
+    assert float(difference) == pytest.approx(float(entropy), rel=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_kl_is_zero_at_equality_and_positive_elsewhere(seed: int) -> None:
+    teacher = logits(seed)
+    assert float(kl_divergence(teacher + 3.0, teacher)) == pytest.approx(0, abs=1e-12)
+    assert float(kl_divergence(logits(seed + 1), teacher)) > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from((0.5, 2.0, 5.0)))
+def test_adaptive_alpha_divergence_is_the_loop(seed: int, scale: float) -> None:
+    student, teacher = logits(seed, scale=scale), logits(seed + 1, scale=scale)
+    value, expected, _ = adaptive_reference(student, teacher)
+    assert float(adaptive_alpha_divergence(student, teacher)) == pytest.approx(value, rel=1e-9)
+    assert torch.allclose(gradient(adaptive_alpha_divergence, student, teacher), expected, atol=1e-12)
+
+
+def test_each_image_takes_its_own_alpha_and_the_clip_is_met() -> None:
+    student, teacher = logits(0, batch=64, scale=2.0), logits(1, batch=64, scale=2.0)
+    assert set(adaptive_reference(student, teacher)[2]) == {-1, 1}
+    assert float((student.softmax(1) / teacher.softmax(1)).max()) > 5
+
+
+def test_alpha_divergence_by_hand() -> None:
+    """Teacher (3/4, 1/4), student (1/4, 3/4): at alpha -1 q²/p is 1/12 and 9/4, so f is (7/3 - 1) / 2 = 2/3.
+
+    KL is log(3) / 2 = 0.549, the smaller; neither ratio (1/3, 3) is clipped.
+    The weights are q (1/2 - q/p): 1/4 (1/2 - 1/3) = 1/24 and 3/4 (1/2 - 3) = -15/8.
+    """
+    teacher = torch.tensor([[0.75, 0.25]], dtype=torch.float64).log()
+    student = torch.tensor([[0.25, 0.75]], dtype=torch.float64).log()
+    assert float(adaptive_alpha_divergence(student, teacher)) == pytest.approx(2 / 3)
+    total = 1 / 24 - 15 / 8
+    expected = [[total / 4 - 1 / 24, total * 3 / 4 + 15 / 8]]
+    assert gradient(adaptive_alpha_divergence, student, teacher).tolist() == [pytest.approx(expected[0])]
+
+
+def test_alpha_divergence_is_zero_at_equality() -> None:
+    assert float(adaptive_alpha_divergence(logits(0), logits(0) + 1)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["soft", "kl", "alpha"])
+def test_far_apart_logits_stay_finite(name: str) -> None:
+    student = torch.tensor([[200.0, 0.0, -200.0]])
+    teacher = torch.tensor([[-200.0, 0.0, 200.0]])
+    loss = DISTILLATION[name]
+    assert torch.isfinite(loss(student, teacher))
+    assert torch.isfinite(gradient(loss, student, teacher)).all()
+
+
+def test_names() -> None:
+    assert {"soft": soft_cross_entropy, "kl": kl_divergence, "alpha": adaptive_alpha_divergence} == DISTILLATION

@@ -1,0 +1,341 @@
+"""The population: drawn without repeats inside buckets, recorded once, summed up as plain statistics."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainonce.cost import Cost, CostModel, CostTerm
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator, Score
+from trainonce.models import MobileNetV3
+from trainonce.population import (
+    Bucket,
+    best_within,
+    draw_population,
+    evaluate_population,
+    lines_of,
+    make_buckets,
+    pareto_front,
+    summarise,
+)
+from trainonce.run import RunDirectory
+from trainonce.space import Architecture, Choice, SearchSpace
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+
+
+def counting_cost() -> CostModel:
+    """A space of 4 x 10 x 10 architectures whose MACs are a plain number: 100 a + 10 b + c, in thousands."""
+    choices = [Choice(name="s.a", values=tuple(range(1, 5)))]
+    choices += [Choice(name=f"s.{name}", values=tuple(range(10))) for name in "bc"]
+    weights = {"s.a": 100_000, "s.b": 10_000, "s.c": 1_000}
+
+    def term(name: str, weight: int) -> CostTerm:
+        return CostTerm((name,), lambda value: Cost(weight * value, value))
+
+    return CostModel(SearchSpace(tuple(choices)), tuple(term(n, w) for n, w in weights.items()))
+
+
+def thousands(arch: Architecture) -> int:
+    return 100 * arch["s.a"] + 10 * arch["s.b"] + arch["s.c"]
+
+
+class TestDraw:
+    def test_distinct_and_inside(self) -> None:
+        buckets = [Bucket(150e3, 20e3), Bucket(300e3, 15e3)]
+        drawn = draw_population(counting_cost(), buckets, 25, seed=0)
+        assert [bucket for bucket, _ in drawn] == [buckets[0]] * 25 + [buckets[1]] * 25
+        for bucket in buckets:
+            macs = [thousands(arch) for where, arch in drawn if where == bucket]
+            assert len(set(macs)) == 25
+            assert all(bucket.centre - bucket.half <= 1e3 * m <= bucket.centre + bucket.half for m in macs)
+
+    def test_the_draw_of_n_begins_every_larger_draw(self) -> None:
+        buckets = [Bucket(150e3, 20e3), Bucket(300e3, 15e3)]
+        large = draw_population(counting_cost(), buckets, 20, seed=3)
+        for n in (1, 7):
+            for bucket in buckets:
+                small = [a for b, a in draw_population(counting_cost(), buckets, n, seed=3) if b == bucket]
+                assert small == [a for b, a in large if b == bucket][:n]
+
+    def test_a_bucket_does_not_depend_on_the_others(self) -> None:
+        one, two = Bucket(150e3, 20e3), Bucket(300e3, 15e3)
+        alone = draw_population(counting_cost(), [two], 5, seed=3)
+        assert [x for x in draw_population(counting_cost(), [one, two], 5, seed=3) if x[0] == two] == alone
+
+    def test_the_seed_decides(self) -> None:
+        bucket = [Bucket(250e3, 50e3)]
+        first = draw_population(counting_cost(), bucket, 10, seed=0)
+        assert draw_population(counting_cost(), bucket, 10, seed=0) == first
+        assert draw_population(counting_cost(), bucket, 10, seed=1) != first
+
+    def test_a_small_bucket_is_exhausted(self) -> None:
+        bucket = Bucket(203e3, 3e3)  # 200 to 206: seven subnets
+        drawn = draw_population(counting_cost(), [bucket], 100, seed=0)
+        assert sorted(thousands(arch) for _, arch in drawn) == list(range(200, 207))
+
+    def test_an_empty_bucket_is_a_sentence(self) -> None:
+        with pytest.raises(UserError, match=r"no subnet with 0\.600 to 0\.700 M MACs .* 0\.100 to 0\.499 M"):
+            draw_population(counting_cost(), [Bucket(650e3, 50e3)], 1, seed=0)
+
+
+class TestBuckets:
+    def test_given_centres(self, make_net: MakeNet) -> None:
+        cost = make_net().cost
+        assert make_buckets(cost, (4, 6.5)) == [Bucket(4e6, 0.5e6), Bucket(6.5e6, 0.5e6)]
+        assert make_buckets(cost, (4,), 0.1) == [Bucket(4e6, 0.1e6)]
+        assert str(Bucket(6.5e6, 0.5e6)) == "6.50±0.50 M"
+        assert (3.5e6 in Bucket(4e6, 0.5e6), 4.5e6 in Bucket(4e6, 0.5e6), 4.51e6 in Bucket(4e6, 0.5e6)) == (1, 1, 0)
+
+    def test_spread_over_the_range(self, make_net: MakeNet) -> None:
+        net = make_net()
+        low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
+        buckets = make_buckets(net.cost)
+        assert len(buckets) == 6
+        assert buckets[0].centre - buckets[0].half == pytest.approx(low)
+        assert buckets[-1].centre + buckets[-1].half == pytest.approx(high)
+        assert {b.half for b in buckets} == {(high - low) / 20}
+        steps = np.diff([b.centre for b in buckets])
+        assert steps == pytest.approx(np.full(5, steps[0]))
+
+    @pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
+    def test_no_such_bucket(self, number: float) -> None:
+        with pytest.raises(UserError, match="must be positive numbers of million MACs"):
+            make_buckets(counting_cost(), (4.0, number))
+        with pytest.raises(UserError, match="must be positive numbers of million MACs"):
+            make_buckets(counting_cost(), (), number)
+
+
+def lines(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"macs": macs, "top1": top1, "params": 2 * macs, "arch": f"a{i}"} for i, (macs, top1) in enumerate(pairs)]
+
+
+PAIRS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), max_size=25)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value at a share of the way through the sorted values, between neighbours linearly."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+class TestSummary:
+    @given(pairs=PAIRS)
+    def test_against_plain_quantiles(self, pairs: list[tuple[int, int]]) -> None:
+        buckets = [Bucket(3, 1), Bucket(6, 2), Bucket(11.5, 0.4)]
+        found = {s.bucket: s for s in summarise(lines(*pairs), buckets)}
+        for bucket in buckets:
+            inside = [(m, t) for m, t in pairs if bucket.centre - bucket.half <= m <= bucket.centre + bucket.half]
+            assert (bucket in found) == bool(inside)
+            if inside:
+                s, top1 = found[bucket], [float(t) for _, t in inside]
+                assert s.count == len(inside)
+                assert s.macs_mean == pytest.approx(sum(m for m, _ in inside) / len(inside))
+                five = (s.minimum, s.lower_quartile, s.median, s.upper_quartile, s.maximum)
+                assert five == pytest.approx([quantile(top1, q / 4) for q in range(5)])
+
+
+class TestFront:
+    @given(pairs=PAIRS)
+    def test_against_brute_force(self, pairs: list[tuple[int, int]]) -> None:
+        unbeaten = {(m, t) for m, t in pairs if not any(om <= m and ot >= t and (om, ot) != (m, t) for om, ot in pairs)}
+        front = [(line["macs"], line["top1"]) for line in pareto_front(lines(*pairs))]
+        assert len(front) == len(set(front))
+        assert set(front) == unbeaten
+        assert front == sorted(front)
+
+
+class TestBest:
+    @given(pairs=PAIRS.filter(bool), budget=st.none() | st.integers(0, 13), weights=st.none() | st.integers(0, 26))
+    def test_against_a_plain_search(
+        self, pairs: list[tuple[int, int]], budget: int | None, weights: int | None
+    ) -> None:
+        fitting = [
+            (t, -m) for m, t in pairs if (budget is None or m <= budget) and (weights is None or 2 * m <= weights)
+        ]
+        if fitting:
+            best = best_within(lines(*pairs), max_macs=budget, max_params=weights)
+            assert (best["top1"], -best["macs"]) == max(fitting)
+        else:
+            with pytest.raises(UserError, match="no evaluated subnet fits the budget; the smallest has"):
+                best_within(lines(*pairs), max_macs=budget, max_params=weights)
+
+    def test_nothing_evaluated(self) -> None:
+        with pytest.raises(UserError, match="no subnet has been evaluated yet: run `trainonce evaluate`"):
+            best_within([])
+
+
+def test_lines_of_a_split_and_step() -> None:
+    every = [{"split": split, "step": step} for split in ("validate", "test") for step in (1, 2)]
+    assert lines_of(every, split="test", step=2) == [every[3]]
+
+
+class CountingEvaluator(Evaluator):
+    """Scores by a made-up number and notes what it was asked."""
+
+    def __init__(self, data: DataSet, split: Any = "validate", settings: EvaluateSettings | None = None) -> None:
+        super().__init__(data, split, settings or EvaluateSettings(calibration_images=8))
+        self.asked: list[Architecture] = []
+
+    def __call__(self, net: Any, arch: Architecture) -> Score:
+        self.asked.append(arch)
+        return Score(top1=float(len(self.asked)), loss=0.5, images=30)
+
+
+@pytest.fixture(scope="module")
+def net(make_net: MakeNet) -> MobileNetV3:
+    return make_net()
+
+
+@pytest.fixture(scope="module")
+def population(net: MobileNetV3) -> list[tuple[Bucket, Architecture]]:
+    return draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> RunDirectory:
+        return RunDirectory(tmp_path)
+
+    def test_lines(
+        self,
+        net: MobileNetV3,
+        population: list[tuple[Bucket, Architecture]],
+        run: RunDirectory,
+        make_data: MakeData,
+    ) -> None:
+        data = make_data()
+        evaluator = Evaluator(data, "test", EvaluateSettings(calibration_images=8, seed=4))
+        progress: list[tuple[int, dict[str, Any]]] = []
+        found = evaluate_population(
+            net, 17, evaluator, run, population[:3], on_progress=lambda done, line: progress.append((done, line))
+        )
+        assert progress == list(enumerate(found, start=1))
+        assert found == [json.loads(line) for line in run.population_file.read_text().splitlines()]
+        for (_, arch), line in zip(population, found, strict=False):
+            plain = net.extract(arch)
+            assert line["params"] == sum(p.numel() for p in plain.parameters())
+            score = evaluator(net, arch)
+            assert line == {
+                "arch": str(arch),
+                "id": arch.id,
+                "macs": net.cost_of(arch).macs,
+                "params": line["params"],
+                "top1": score.top1,
+                "loss": score.loss,
+                "images": 15,
+                "step": 17,
+                "split": "test",
+                "calibration": {"calibration_images": 8, "calibration_batch": 200, "seed": 4},
+            }
+
+    def test_what_is_recorded_is_not_done_again(
+        self,
+        net: MobileNetV3,
+        population: list[tuple[Bucket, Architecture]],
+        run: RunDirectory,
+        make_data: MakeData,
+    ) -> None:
+        archs = [arch for _, arch in population]
+        first = CountingEvaluator(make_data())
+        begun = evaluate_population(net, 1, first, run, population, should_stop=lambda: len(first.asked) == 5)
+        assert first.asked == archs[:5]
+        assert len(begun) == 5
+        second = CountingEvaluator(make_data())
+        whole = evaluate_population(net, 1, second, run, population)
+        assert second.asked == archs[5:]
+        assert [line["arch"] for line in whole] == [str(arch) for arch in archs]
+        assert whole[:5] == begun
+        third = CountingEvaluator(make_data(), settings=EvaluateSettings(calibration_images=8, score_batch=3))
+        assert evaluate_population(net, 1, third, run, population) == whole  # the score's batches change nothing
+        assert third.asked == []
+        assert run.population() == whole
+
+    @pytest.mark.parametrize("other", ["step", "split", "calibration images", "seed"])
+    def test_what_was_scored_otherwise_is_scored_again(
+        self,
+        net: MobileNetV3,
+        population: list[tuple[Bucket, Architecture]],
+        run: RunDirectory,
+        make_data: MakeData,
+        other: str,
+    ) -> None:
+        evaluate_population(net, 1, CountingEvaluator(make_data()), run, population)
+        changed = EvaluateSettings(
+            calibration_images=9 if other == "calibration images" else 8, seed=1 if other == "seed" else 0
+        )
+        evaluator = CountingEvaluator(make_data(), "test" if other == "split" else "validate", changed)
+        evaluate_population(net, 2 if other == "step" else 1, evaluator, run, population)
+        assert evaluator.asked == [arch for _, arch in population]
+        assert len(run.population()) == 2 * len(population)
+
+    def test_a_subnet_in_two_buckets_is_scored_once(
+        self,
+        net: MobileNetV3,
+        population: list[tuple[Bucket, Architecture]],
+        run: RunDirectory,
+        make_data: MakeData,
+    ) -> None:
+        evaluator = CountingEvaluator(make_data())
+        assert len(evaluate_population(net, 1, evaluator, run, [*population, *population])) == 2 * len(population)
+        assert len(evaluator.asked) == len(population)
+
+    def test_a_half_written_line_is_scored_again(
+        self,
+        net: MobileNetV3,
+        population: list[tuple[Bucket, Architecture]],
+        run: RunDirectory,
+        make_data: MakeData,
+    ) -> None:
+        evaluate_population(net, 1, CountingEvaluator(make_data()), run, population)
+        content = run.population_file.read_bytes()
+        run.population_file.write_bytes(content[:-20])
+        evaluator = CountingEvaluator(make_data())
+        evaluate_population(net, 1, evaluator, run, population)
+        assert evaluator.asked == [population[-1][1]]
+        assert len(run.population()) == len(population)
+
+
+GOOD = {"arch": "d1", "id": "0", "macs": 5, "params": 7, "top1": 1.5, "loss": 2.0, "images": 3, "step": 1}
+GOOD |= {"split": "validate", "calibration": {"calibration_images": 2000, "calibration_batch": 200, "seed": 0}}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_fuzz(
+    tmp_path_factory: pytest.TempPathFactory,
+    damaged: Callable[[bytes], st.SearchStrategy[bytes]],
+    data: st.DataObject,
+) -> None:
+    """Whatever bytes are there: a `UserError`, or lines that everything here can work with."""
+    run = RunDirectory(tmp_path_factory.getbasetemp() / "fuzzed_population")
+    run.path.mkdir(exist_ok=True)
+    good = b"".join(json.dumps(GOOD | {"macs": n}).encode() + b"\n" for n in range(3))
+    changed = data.draw(damaged(good))
+    if data.draw(st.booleans()):  # a line that is JSON, of other keys or kinds
+        key = data.draw(st.sampled_from(list(GOOD)))
+        junk: list[object] = [None, "", "x", 0, -3, 2.5, float("nan"), float("inf"), 10**400, [], {}]
+        odd = GOOD | {key: data.draw(st.sampled_from(junk))}
+        if data.draw(st.booleans()):
+            del odd[key]
+        changed = good + json.dumps(odd).encode() + b"\n"
+    run.population_file.write_bytes(changed)
+    try:
+        read = lines_of(run.population(), split="validate", step=1)
+        summarise(read, [Bucket(5, 5)])
+        pareto_front(read)
+        best_within(read, max_macs=4)
+    except UserError:
+        return
+    assert read

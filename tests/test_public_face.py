@@ -1,0 +1,62 @@
+"""The names that a person imports. Adding or removing one is a decision, and shows here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainonce
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(trainonce.__all__) == {
+        "RECIPES",
+        "Architecture",
+        "Choice",
+        "Cost",
+        "DataSet",
+        "EvaluateSettings",
+        "Evaluator",
+        "MacsSampler",
+        "MobileNetV3",
+        "MobileNetV3Settings",
+        "Phase",
+        "Recipe",
+        "RunDirectory",
+        "RunError",
+        "Score",
+        "SearchSpace",
+        "Supernet",
+        "TrainSettings",
+        "UserError",
+        "__version__",
+        "load_dataset",
+        "load_recipe",
+        "train_supernet",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(trainonce.__all__) - {"__version__", "RECIPES"}))
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert getattr(trainonce, name).__doc__
+
+
+def test_the_readme_python_runs(tmp_path: Path) -> None:
+    """The ten lines of the README, as they stand there, at a twentieth of their length."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    shorter = code[1].replace("scaled(0.05)", "scaled(0.002)")
+    assert shorter != code[1]
+    done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Score(top1=") == 2
+
+
+def test_the_version_is_the_changelogs() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == trainonce.__version__  # type: ignore[index]
+    assert f"version: {trainonce.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -1,0 +1,39 @@
+"""The main job on the published images, at a length that proves only that it works."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not os.environ.get("TRAINONCE_DATA"), reason="TRAINONCE_DATA names no data"),
+]
+
+
+def run(*arguments: str | Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "trainonce", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "least_top1"),
+    [("mnist", "0.4", 50.0), ("cifar10", "0.2", 17.0)],
+)
+def test_training_and_evaluating_beats_chance_clearly(
+    data: str, epochs: str, least_top1: float, tmp_path: Path
+) -> None:
+    """Chance is 10%. Four calibrated subnets of each end of the paper's buckets must be well above it."""
+    trained = run("train", data, "--recipe", "spos", "--epochs", epochs, "--out", tmp_path / "run")
+    assert trained["passes"] == pytest.approx(float(epochs), abs=0.01)
+    scored = run("evaluate", tmp_path / "run", "--buckets", "5,11", "--per-bucket", "2")
+    assert [bucket["count"] for bucket in scored["buckets"]] == [2, 2]
+    for bucket in scored["buckets"]:
+        assert bucket["median"] > least_top1, scored

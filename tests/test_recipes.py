@@ -1,0 +1,398 @@
+"""The recipes against the tables of the papers, and what a person may write."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trainonce.errors import UserError
+from trainonce.recipes import RECIPES, Phase, Recipe, load_recipe, phase_at, timetable
+from trainonce.space import Choice, SearchSpace
+
+NAMES = [
+    "largest",
+    "rss",
+    "rss-short",
+    "spos",
+    "ps",
+    "ps-released",
+    "anchor",
+    "sandwich",
+    "attentive",
+    "alphanet",
+    "compofa",
+    "deps",
+    "fair",
+    "stratified",
+]
+"""RECIPES.md's table."""
+
+PS_TABLE = (
+    # name, kernels, depths, expand ratios, epochs, subnets, divisor of 0.01, sorted
+    ("largest", (7,), (4,), (6,), 180, 1, 1.0, False),
+    ("kernel", (3, 5, 7), (4,), (6,), 120, 1, 2.7, False),
+    ("depth 1", (3, 5, 7), (3, 4), (6,), 25, 2, 32.5, False),
+    ("depth 2", (3, 5, 7), (2, 3, 4), (6,), 120, 2, 10.8, False),
+    ("expand 1", (3, 5, 7), (2, 3, 4), (4, 6), 25, 4, 32.5, True),
+    ("expand 2", (3, 5, 7), (2, 3, 4), (3, 4, 6), 120, 4, 10.8, True),
+)
+"""PAPER.md's table of Progressive Shrinking."""
+
+
+def space() -> SearchSpace:
+    """One stage of the paper's space."""
+    choices = [Choice(name="stage1.depth", values=(2, 3, 4))]
+    for block in range(1, 5):
+        for name, values in (("kernel_size", (3, 5, 7)), ("expand_ratio", (3, 4, 6))):
+            allowed = {depth: values for depth in (2, 3, 4) if depth >= block}
+            full_name = f"stage1.block{block}.{name}"
+            choices.append(Choice(name=full_name, values=values, parent="stage1.depth", allowed=allowed))
+    return SearchSpace(tuple(choices))
+
+
+def lr_sum(recipe: Recipe, phases: tuple[str, ...], *, steps_per_epoch: int = 100) -> float:
+    """The learning rates of some phases summed over steps, in units of epochs."""
+    return sum(
+        entry.lr(step) / steps_per_epoch
+        for entry in timetable(recipe, steps_per_epoch)
+        if entry.phase.name in phases
+        for step in range(entry.start, entry.end)
+    )
+
+
+class TestPublished:
+    def test_all_are_there(self) -> None:
+        assert list(RECIPES) == NAMES
+        assert all(recipe.name == name and recipe.about for name, recipe in RECIPES.items())
+
+    @pytest.mark.parametrize(
+        ("name", "epochs", "passes"),
+        [("rss", 590, 590), ("rss-short", 180, 180), ("ps", 590, 1170), ("ps-released", 590, 1170)],
+    )
+    def test_lengths_of_the_paper(self, name: str, epochs: float, passes: float) -> None:
+        assert RECIPES[name].epochs == pytest.approx(epochs)
+        assert RECIPES[name].passes == pytest.approx(passes)
+
+    @pytest.mark.parametrize("name", ["largest", "spos", "anchor", "sandwich", "attentive", "alphanet", "deps", "fair"])
+    def test_the_rest_cost_what_rss_costs(self, name: str) -> None:
+        assert RECIPES[name].passes == pytest.approx(590)
+
+    def test_compofa_costs_less_than_ps(self) -> None:
+        assert RECIPES["compofa"].passes == 180 + 4 * (25 + 120)
+
+    @pytest.mark.parametrize(
+        ("name", "subnets", "target"),
+        [
+            ("largest", ("largest",), "labels"),
+            ("rss", ("uniform",), "labels"),
+            ("rss-short", ("uniform",), "labels"),
+            ("spos", ("uniform",), "labels"),
+            ("anchor", ("alternate",), "labels"),
+            ("sandwich", ("largest", "smallest", "uniform", "uniform"), "largest"),
+            ("attentive", ("largest", "smallest", "best_up", "best_up"), "largest"),
+            ("alphanet", ("largest", "smallest", "uniform", "uniform"), "largest"),
+            ("deps", ("largest", "smallest", "uniform", "uniform"), "largest"),
+            ("fair", ("fair", "fair", "fair"), "labels"),
+            ("stratified", ("stratified",), "labels"),
+        ],
+    )
+    def test_what_a_step_trains(self, name: str, subnets: tuple[str, ...], target: str) -> None:
+        phase = RECIPES[name].phases[-1]
+        assert (phase.subnets, phase.target) == (subnets, target)
+
+    def test_details(self) -> None:
+        assert {name for name, recipe in RECIPES.items() if any(p.hold == "epoch" for p in recipe.phases)} == {
+            "rss",
+            "rss-short",
+            "anchor",
+        }
+        for name in ("sandwich", "attentive", "alphanet"):
+            phase = RECIPES[name].phases[0]
+            assert RECIPES[name].zero_init_residual
+            assert phase.dropout_largest_only
+            assert (phase.label_smoothing, phase.clip_value) == (0.1, 1.0)
+            assert phase.distillation == ("alpha" if name == "alphanet" else "kl")
+        first, second = RECIPES["deps"].phases
+        assert first.epochs == second.epochs
+        assert first.subnets == ("largest",)
+        assert (second.ramp_epochs, second.sort_channels, second.distillation) == (5, True, "soft")
+        assert (first.cosine, second.cosine) == ("recipe", "recipe")
+
+    def test_the_optimizer_of_the_paper(self) -> None:
+        for recipe in RECIPES.values():
+            assert (recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.9, 3e-5, 64)
+            assert recipe.phases[0].lr == 0.01
+
+
+class TestProgressiveShrinking:
+    @pytest.mark.parametrize("name", ["ps", "ps-released"])
+    def test_is_the_table(self, name: str) -> None:
+        phases = RECIPES[name].phases
+        assert len(phases) == len(PS_TABLE)
+        for phase, (label, kernels, depths, ratios, epochs, subnets, divisor, is_sorted) in zip(
+            phases, PS_TABLE, strict=True
+        ):
+            part = phase.subspace(space())
+            assert (phase.name, phase.epochs, len(phase.subnets)) == (label, epochs, subnets)
+            assert part == space().restrict({"kernel_size": kernels, "depth": depths, "expand_ratio": ratios})
+            assert phase.lr == pytest.approx(0.01 / divisor)
+            assert phase.target == ("labels" if label == "largest" else "labels+teacher")
+            assert phase.sort_channels == (is_sorted and name == "ps")
+            assert label == "largest" or phase.teacher == ("largest" if name == "ps" else "untrained")
+            assert phase.cosine == ("phase" if name == "ps" else "cumulative")
+
+    def test_the_released_code_begins_phases_far_down_the_curve(self) -> None:
+        entries = timetable(RECIPES["ps-released"], 625)[1:]
+        starts = [entry.lr(entry.start) for entry in entries]
+        assert starts == pytest.approx([1.3e-3, 4.5e-6, 1.6e-4, 2.1e-6, 9e-5], rel=0.05)
+
+    def test_the_faithful_one_restarts(self) -> None:
+        for entry in timetable(RECIPES["ps"], 625):
+            assert entry.lr(entry.start) == entry.phase.lr
+            assert entry.lr(entry.end - 1) < entry.phase.lr / 1e4
+
+    def test_learning_rates_summed(self) -> None:
+        shrinking = ("depth 1", "depth 2", "expand 1", "expand 2")
+        assert lr_sum(RECIPES["rss"], ("random",)) == pytest.approx(2.95, abs=0.005)
+        assert lr_sum(RECIPES["ps-released"], shrinking) == pytest.approx(0.010, abs=0.0005)
+        # Half of epochs times base rate, in each phase.
+        assert lr_sum(RECIPES["ps"], shrinking) == pytest.approx(25 / 3250 + 120 / 1080, rel=0.01)
+
+
+class TestCompofa:
+    def test_the_coupled_space(self) -> None:
+        largest, *coupled = RECIPES["compofa"].phases
+        assert largest.subspace(space()).count() == 1
+        for phase in coupled:
+            part = phase.subspace(space())
+            assert len(phase.subnets) == 4
+            assert part.count() == 3**2 + 3**3 + 3**4
+            for depth, ratio in ((2, 3), (3, 4), (4, 6)):
+                at = part.restrict({"depth": (depth,)})
+                assert {v for n, v in at.largest().items() if "expand" in n} == {ratio}
+                assert {v for n, v in at.smallest().items() if "expand" in n} == {ratio}
+        assert [phase.sort_channels for phase in coupled] == [True, False]
+
+
+class TestValues:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("factor", [0.01, 3.0])
+    def test_scaled_keeps_proportions(self, name: str, factor: float) -> None:
+        recipe = RECIPES[name]
+        scaled = recipe.scaled(factor)
+        assert scaled.passes == pytest.approx(recipe.passes * factor)
+        for before, after in zip(recipe.phases, scaled.phases, strict=True):
+            assert after.epochs == pytest.approx(before.epochs * factor)
+            assert after.ramp_epochs == pytest.approx(before.ramp_epochs * factor)
+            assert after.lr == before.lr
+        assert recipe == RECIPES[name]
+
+    def test_batch_size_scales_the_learning_rate(self) -> None:
+        recipe = RECIPES["ps"]
+        bigger = recipe.with_batch_size(256)
+        assert bigger.batch_size == 256
+        assert [p.lr for p in bigger.phases] == pytest.approx([4 * p.lr for p in recipe.phases])
+        assert bigger.with_batch_size(64) == recipe
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(("factor", "steps_per_epoch"), [(1.0, 625), (0.013, 7), (1e-6, 1)])
+    def test_timetable_is_contiguous(self, name: str, factor: float, steps_per_epoch: int) -> None:
+        recipe = RECIPES[name].scaled(factor)
+        table = timetable(recipe, steps_per_epoch)
+        assert [entry.phase for entry in table] == list(recipe.phases)
+        assert [entry.index for entry in table] == list(range(len(table)))
+        assert [entry.start for entry in table] == [0, *(entry.end for entry in table[:-1])]
+        for entry in table:
+            assert entry.steps == max(1, round(entry.phase.epochs * steps_per_epoch))
+            assert phase_at(table, entry.start) == phase_at(table, entry.end - 1) == entry
+            assert all(0 < entry.lr(step) <= entry.phase.lr for step in (entry.start, entry.end - 1))
+
+    def test_one_cosine_over_the_recipe(self) -> None:
+        table = timetable(RECIPES["deps"], 10)
+        steps = table[-1].end
+        for entry in table:
+            for step in range(entry.start, entry.end, 97):
+                assert entry.lr(step) == pytest.approx(0.005 * (1 + math.cos(math.pi * step / steps)))
+
+    def test_frozen(self) -> None:
+        with pytest.raises(ValidationError, match="frozen"):
+            RECIPES["rss"].batch_size = 1  # type: ignore[misc]
+
+
+OWN = """
+name = "mine"
+about = "Mine."
+batch_size = 128
+
+[[phases]]
+name = "first"
+epochs = 2
+lr = 0.05
+subnets = ["largest"]
+
+[[phases]]
+name = "second"
+epochs = 3.5
+keep_largest = { depth = 2 }
+restrict = { "stage1.block1.kernel_size" = [3, 5] }
+subnets = ["uniform", "smallest"]
+target = "labels+teacher"
+"""
+
+
+class TestOwn:
+    def test_python_and_toml_agree(self, tmp_path: Path) -> None:
+        path = tmp_path / "own.toml"
+        path.write_text(OWN, encoding="utf-8")
+        assert load_recipe(str(path)) == Recipe(
+            name="mine",
+            about="Mine.",
+            batch_size=128,
+            phases=(
+                Phase(name="first", epochs=2, lr=0.05, subnets=("largest",)),
+                Phase(
+                    name="second",
+                    epochs=3.5,
+                    keep_largest={"depth": 2},
+                    restrict={"stage1.block1.kernel_size": (3, 5)},
+                    subnets=("uniform", "smallest"),
+                    target="labels+teacher",
+                ),
+            ),
+        )
+
+    def test_the_name_is_by_default_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text('phases = [{ name = "all", epochs = 1 }]', encoding="utf-8")
+        recipe = load_recipe(str(path))
+        assert (recipe.name, recipe.about) == ("mine", "From mine.toml.")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_published_ones_by_name_and_through_json(self, name: str) -> None:
+        assert load_recipe(name) is RECIPES[name]
+        assert Recipe.parse(RECIPES[name].model_dump(mode="json"), where="here") == RECIPES[name]
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(
+            UserError, match=r"unknown recipe 'sandwitch' \(did you mean 'sandwich'\?\); the recipes are largest, rss"
+        ):
+            load_recipe("sandwitch")
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (
+                'phases = [{ name = "a", epochs = 1 }]\nepoch = 3',
+                "unknown key 'epoch'; the valid keys are name, about, phases",
+            ),
+            (
+                'phases = [{ name = "a", epoch = 1 }]',
+                r"phases\.0: unknown key 'epoch'; the valid keys are name, epochs, lr",
+            ),
+            ('phases = [{ name = "a", epochs = "many" }]', r"phases\.0\.epochs: .*number"),
+            ('phases = [{ name = "a", epochs = true, lr = [] }]', r"phases\.0\.lr: .*number"),
+            ('phases = [{ name = "a", epochs = 0 }]', r"phases\.0\.epochs: .*greater than 0"),
+            ('phases = [{ name = "a", epochs = nan }]', r"phases\.0\.epochs: .*(greater than 0|finite)"),
+            ('phases = [{ name = "a", epochs = inf }]', r"phases\.0\.epochs: .*finite"),
+            ('phases = [{ name = "a", epochs = 1, subnets = [] }]', "a step must train at least one subnet"),
+            (
+                'phases = [{ name = "a", epochs = 1, subnets = ["most"] }]',
+                r"phases\.0\.subnets\.0: .*'uniform', 'largest'",
+            ),
+            (
+                'phases = [{ name = "a", epochs = 1, target = "largest" }]',
+                "needs 'largest' as the first of at least two",
+            ),
+            ('phases = [{ name = "a", epochs = 1, ramp_epochs = 1 }]', "ramp_epochs goes with target 'largest'"),
+            ('phases = [{ name = "a", epochs = 1, target = "labels+teacher" }]', "the first phase cannot learn"),
+            (
+                'phases = [{ name = "a", epochs = 1, keep_largest = { depth = "one" } }]',
+                r"keep_largest\.depth: .*integer",
+            ),
+            (
+                'phases = [{ name = "a", epochs = 1, keep_largest = { depth = 0 } }]',
+                r"keep_largest\.depth: .*greater than or equal to 1",
+            ),
+            ("phases = []", "phases: .*at least 1"),
+            ("phases = 3", "phases: "),
+            ("phases = [3]", r"phases\.0: "),
+            ("", "the key 'phases' is missing"),
+            ("phases = [{ epochs = 1 }]", r"the key 'phases\.0\.name' is missing"),
+            ("name = 3\nphases = [{ name = 'a', epochs = 1 }]", "name: .*string"),
+            ("phases = [", "is not a TOML file"),
+        ],
+    )
+    def test_bad_toml_names_file_and_key(self, tmp_path: Path, text: str, says: str) -> None:
+        path = tmp_path / "bad.toml"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=says) as caught:
+            load_recipe(str(path))
+        assert "bad.toml" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_unreadable_files(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"cannot read the recipe .*none\.toml: No such file"):
+            load_recipe(str(tmp_path / "none.toml"))
+        (tmp_path / "folder.toml").mkdir()
+        with pytest.raises(UserError, match=r"cannot read the recipe .*folder\.toml"):
+            load_recipe(str(tmp_path / "folder.toml"))
+        (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+        with pytest.raises(UserError, match="is not a TOML file"):
+            load_recipe(str(tmp_path / "latin.toml"))
+        (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000, encoding="utf-8")
+        with pytest.raises(UserError, match="is not a TOML file"):
+            load_recipe(str(tmp_path / "deep.toml"))
+
+    def test_a_phase_of_choices_that_are_not_there(self) -> None:
+        with pytest.raises(UserError, match=r"no choice matches 'width'; the choices are stage1\.depth"):
+            Phase(name="a", epochs=1, restrict={"width": (1,)}).subspace(space())
+
+
+TOML_VALUES = st.sampled_from(
+    [
+        "1",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "1e400",
+        "true",
+        '"x"',
+        '"largest"',
+        "[]",
+        "[1]",
+        "{}",
+        "{ depth = 2 }",
+        "1979-05-27",
+        "9" * 5000,
+    ]
+)
+TOML_KEYS = st.sampled_from([*Phase.model_fields, *Recipe.model_fields, "surprise"])
+
+
+@st.composite
+def recipe_texts(draw: st.DrawFn) -> str:
+    """Text near a recipe's: keys, values and tables put together at random."""
+    lines = [f"{draw(TOML_KEYS)} = {draw(TOML_VALUES)}" for _ in range(draw(st.integers(0, 2)))]
+    for _ in range(draw(st.integers(0, 2))):
+        lines += ["[[phases]]", 'name = "a"', "epochs = 1"]
+        lines += [f"{draw(TOML_KEYS)} = {draw(TOML_VALUES)}" for _ in range(draw(st.integers(0, 2)))]
+    return "\n".join(lines)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.one_of(recipe_texts(), st.text(max_size=40), st.binary(max_size=40)))
+def test_any_file_is_a_recipe_or_a_user_error(tmp_path: Path, text: Any) -> None:
+    path = tmp_path / "any.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    try:
+        recipe = load_recipe(str(path))
+    except UserError as error:
+        refusal = str(error)
+        assert "any.toml" in refusal
+    else:
+        assert timetable(recipe, 3)[-1].end >= len(recipe.phases)

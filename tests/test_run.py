@@ -1,0 +1,219 @@
+"""The run directory: what is written is read back; damage and foreign files are a sentence."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainonce import checkpoint
+from trainonce.data import DataSet
+from trainonce.errors import RunError, UserError
+from trainonce.models import MobileNetV3
+from trainonce.recipes import RECIPES
+from trainonce.run import RunConfig, RunDirectory, provenance
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+JUNK: st.SearchStrategy[object] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_net: MakeNet, make_data: MakeData) -> Iterator[RunDirectory]:
+    """A run with a checkpoint of step 3 whose weights are those of seed 4."""
+    directory, data, net = RunDirectory(tmp_path_factory.mktemp("run")), make_data(), make_net(seed=4)
+    config = RunConfig(
+        seed=4,
+        data=data.source,
+        data_fingerprint=data.fingerprint(),
+        family=net.family,
+        model=net.settings.model_dump(mode="json"),
+        recipe=RECIPES["ps"].scaled(0.01),
+        provenance=provenance(),
+    )
+    directory.create(config)
+    checkpoint.save(directory.checkpoints, 3, {"weights": make_net(seed=9).state_dict()}, {"step": 3})
+    yield directory
+    assert directory.config() == config
+
+
+def paths_in(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where every value in a JSON value is."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from paths_in(inner, (*path, key))
+
+
+def with_value(value: Any, path: tuple[str | int, ...], new: object) -> Any:
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = with_value(value[path[0]], path[1:], new)
+    return copy
+
+
+class TestConfig:
+    def test_the_supernet_and_its_weights_come_back(self, run: RunDirectory, make_net: MakeNet) -> None:
+        fresh = run.build_supernet().state_dict()
+        assert all(torch.equal(fresh[k], v) for k, v in make_net(seed=4).state_dict().items())
+        net, step = run.load_supernet()
+        assert (step, net.training) == (3, False)
+        found = net.state_dict()
+        assert all(torch.equal(found[k], v) for k, v in make_net(seed=9).state_dict().items())
+
+    def test_provenance_is_no_part_of_the_identity(self, run: RunDirectory) -> None:
+        config = run.config()
+        other = config.model_copy(update={"provenance": {"command": "other"}})
+        assert other != config
+        assert other.identity() == config.identity()
+        assert config.model_copy(update={"seed": 5}).identity() != config.identity()
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"holds no run \(there is no run.json in it\)"):
+            RunDirectory(tmp_path / "nothing").config()
+
+    def test_a_run_is_not_written_over(self, run: RunDirectory) -> None:
+        before = run.config_file.read_bytes()
+        with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
+            run.create(run.config())
+        assert run.config_file.read_bytes() == before
+
+    def test_no_checkpoint_yet(self, run: RunDirectory, tmp_path: Path) -> None:
+        RunDirectory(tmp_path).create(run.config())
+        with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
+            RunDirectory(tmp_path).load_supernet()
+
+    @pytest.mark.parametrize("missing", ["weights", "one tensor", "shape"])
+    def test_a_checkpoint_of_another_network(
+        self, run: RunDirectory, tmp_path: Path, make_net: MakeNet, missing: str
+    ) -> None:
+        other = RunDirectory(tmp_path)
+        other.create(run.config())
+        weights = dict(make_net(num_classes=4).state_dict() if missing == "shape" else make_net().state_dict())
+        if missing == "one tensor":
+            del weights["classifier.weight"]
+        groups = {"other": weights} if missing == "weights" else {"weights": weights}
+        checkpoint.save(other.checkpoints, 1, groups, {"step": 1})
+        with pytest.raises(UserError, match=r"step-000001 is of another network: [\w.]+ is "):
+            other.load_supernet()
+
+    def test_other_images_are_refused(
+        self, run: RunDirectory, tmp_path: Path, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(type(run.config().data), "load", lambda _self, data_dir=None: make_data(seed=1))
+        with pytest.raises(UserError, match="now holds other images than those"):
+            run.load_data()
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_fuzz_of_the_bytes(
+        self, run: RunDirectory, damaged: Callable[[bytes], st.SearchStrategy[bytes]], data: st.DataObject
+    ) -> None:
+        good = run.config_file.read_bytes()
+        self.write_and_read(run, good, data.draw(damaged(good)))
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_fuzz_of_the_values(self, run: RunDirectory, data: st.DataObject) -> None:
+        good = run.config_file.read_bytes()
+        value = json.loads(good)
+        place = data.draw(st.sampled_from(list(paths_in(value))))
+        changed = with_value(value, place, data.draw(JUNK))
+        self.write_and_read(run, good, json.dumps(changed).encode())
+
+    @staticmethod
+    def write_and_read(run: RunDirectory, good: bytes, changed: bytes) -> None:
+        run.config_file.write_bytes(changed)
+        try:
+            config = run.config()
+        except UserError:
+            return
+        finally:
+            run.config_file.write_bytes(good)
+        # What is accepted is what plain json reads.
+        value = json.loads(changed)
+        assert set(value) <= set(RunConfig.model_fields)
+        assert repr((config.model, config.provenance)) == repr((value["model"], value.get("provenance", {})))
+        assert (config.family, config.data_fingerprint) == (value["family"], value["data_fingerprint"])
+
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data())
+    def test_fuzz_of_the_network(self, run: RunDirectory, data: st.DataObject) -> None:
+        good = run.config_file.read_bytes()
+        value = json.loads(good)
+        part = {k: value[k] for k in ("seed", "family", "model")}
+        place = data.draw(st.sampled_from([p for p in paths_in(part) if p]))
+        small = st.integers(-3, 12) | st.floats(0, 2) | st.sampled_from([None, "a", [], [1], True])
+        run.config_file.write_bytes(json.dumps(value | with_value(part, place, data.draw(small))).encode())
+        try:
+            net, _ = run.load_supernet()
+        except UserError:
+            return
+        finally:
+            run.config_file.write_bytes(good)
+        assert {k: v.shape for k, v in net.state_dict().items()} == {
+            k: v.shape for k, v in run.build_supernet().state_dict().items()
+        }
+
+
+class TestRecords:
+    def test_metrics_after_a_step_are_dropped(self, tmp_path: Path) -> None:
+        run = RunDirectory(tmp_path)
+        run.drop_metrics_after(3)
+        assert not run.metrics_file.exists()
+        for step in (2, 4, 6):
+            run.append_metrics({"step": step})
+        run.drop_metrics_after(4)
+        assert run.metrics() == [{"step": 2}, {"step": 4}]
+
+    @pytest.mark.parametrize("line", ["{}", '{"step": "3"}', '{"step": null}'])
+    def test_a_foreign_line_is_named(self, tmp_path: Path, line: str) -> None:
+        run = RunDirectory(tmp_path)
+        run.metrics_file.write_text('{"step": 1}\n' + line + "\n")
+        with pytest.raises(UserError, match=r"metrics.jsonl, line 2: its 'step' is missing or of another kind"):
+            run.drop_metrics_after(1)
+        run.population_file.write_text(line + "\n")
+        with pytest.raises(UserError, match=r"population.jsonl, line 1: its 'arch' is missing or of another kind"):
+            run.population()
+
+    def test_the_disk_refusing_is_a_run_error(self, tmp_path: Path) -> None:
+        run = RunDirectory(tmp_path)
+        run.metrics_file.mkdir()
+        run.population_file.mkdir()
+        with pytest.raises(RunError, match=r"cannot write .*metrics.jsonl: Is a directory"):
+            run.append_metrics({"step": 1})
+        with pytest.raises(RunError, match=r"cannot write .*population.jsonl: Is a directory"):
+            run.append_population({"step": 1})
+
+
+HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1] + "/.lock", "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_keeps_this_one_out_until_it_ends(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match="another process is working in"), run.lock():
+            pass
+        other.kill()
+        other.wait()
+        with run.lock():
+            pass

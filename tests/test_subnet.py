@@ -1,0 +1,281 @@
+"""A subnet taken out: the same network to the last bit, without trainonce; damage is a sentence."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainonce import subnet
+from trainonce.data import DataSet
+from trainonce.errors import RunError, UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.models import MobileNetV3
+from trainonce.space import Architecture, derived_rng
+from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+FILES = ["README.md", "model.py", "subnet.json", "weights.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def net(make_net: MakeNet) -> MobileNetV3:
+    """A supernet with resolutions to choose and statistics and transforms unlike a fresh one's."""
+    made = make_net(seed=2, resolutions=(6, 8)).eval()
+    generator = torch.Generator().manual_seed(3)
+    for tensor in made.state_dict().values():
+        if tensor.is_floating_point():
+            tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+    return made
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+def architectures(net: MobileNetV3) -> list[Architecture]:
+    rng = derived_rng("test subnets")
+    return [net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(3))]
+
+
+WITHOUT_TRAINONCE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "trainonce":
+            raise ImportError("trainonce is not to be had here")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import trainonce
+except ImportError as error:
+    assert str(error) == "trainonce is not to be had here"
+else:
+    raise SystemExit("trainonce can be imported: this proves nothing")
+
+import importlib.util
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+images = load_file(folder / "images.safetensors")["images"]
+outputs = {}
+for number, directory in enumerate(sorted(folder.glob("subnet-*"))):
+    spec = importlib.util.spec_from_file_location(f"model{number}", directory / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    network = module.load(directory)
+    assert not network.training
+    with torch.inference_mode():
+        outputs[directory.name] = network(images).clone()
+save_file(outputs, folder / "outputs.safetensors")
+assert not [name for name in sys.modules if name.partition(".")[0] == "trainonce"]
+"""
+
+
+def test_it_loads_without_trainonce_to_the_last_bit(
+    net: MobileNetV3, images: Tensor, make_data: MakeData, tmp_path: Path
+) -> None:
+    evaluator = Evaluator(make_data(), settings=EvaluateSettings(calibration_images=20))
+    expected: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for number, arch in enumerate(architectures(net)):
+            for recalibrated in (False, True):
+                plain = evaluator.recalibrated(net, arch) if recalibrated else net.extract(arch)
+                name = f"subnet-{number}-{'own' if recalibrated else 'cut'}"
+                write_subnet(tmp_path / name, plain, describe_subnet(net, arch, make_data()))
+                expected[name] = plain(images) if recalibrated else net(images, arch)
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    subprocess.run([sys.executable, "-c", WITHOUT_TRAINONCE, str(tmp_path)], check=True, timeout=120)
+    found = load_file(tmp_path / "outputs.safetensors")
+    assert found.keys() == expected.keys()
+    for name, output in expected.items():
+        assert torch.equal(found[name], output), name
+    assert not torch.equal(expected["subnet-0-cut"], expected["subnet-0-own"])  # the comparison can tell
+
+
+class TestDirectory:
+    def test_contents(self, net: MobileNetV3, images: Tensor, make_data: MakeData, tmp_path: Path) -> None:
+        arch, data = net.space.smallest(), make_data()
+        plain = net.extract(arch)
+        write_subnet(tmp_path / "new" / "here", plain, describe_subnet(net, arch, data) | {"scores": {"top1": 12.5}})
+        path = tmp_path / "new" / "here"
+        assert sorted(p.name for p in path.iterdir()) == FILES
+        assert [p.name for p in path.parent.iterdir()] == ["here"]
+        found = json.loads((path / "subnet.json").read_text())
+        assert found["architecture"] == str(arch)
+        assert found["choices"] == dict(arch)
+        assert found["params"] == sum(p.numel() for p in plain.parameters())
+        assert found["classes"] == ["a", "b", "c"]
+        assert found["preprocessing"] | {"layout": ""} == {
+            "resolution": 6,
+            "channels": 1,
+            "mean": [0.4],
+            "std": [0.3],
+            "layout": "",
+        }
+        assert found["scores"] == {"top1": 12.5}
+        for name, checksum in found["sha256"].items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == checksum
+        assert set(found["sha256"]) == set(FILES) - {"subnet.json"}
+        weights = load_file(path / "weights.safetensors")
+        assert all(torch.equal(weights[k], v) for k, v in plain.state_dict().items())
+        network, description = read_subnet(path)
+        assert description == found
+        with torch.inference_mode():
+            assert torch.equal(network(images), net(images, arch))
+
+    def test_a_subnet_is_replaced_whole(self, net: MobileNetV3, make_data: MakeData, tmp_path: Path) -> None:
+        path = tmp_path / "subnet"
+        for arch in (net.space.largest(), net.space.smallest()):
+            write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        assert read_subnet(path)[1]["architecture"] == str(net.space.smallest())
+        assert sorted(p.name for p in path.iterdir()) == FILES
+
+    @pytest.mark.parametrize("there", ["directory", "file"])
+    def test_something_else_is_never_replaced(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, there: str
+    ) -> None:
+        path, arch = tmp_path / "photos", net.space.smallest()
+        if there == "directory":
+            path.mkdir()
+        precious = path / "holiday.jpg" if there == "directory" else path
+        precious.write_text("irreplaceable")
+        with pytest.raises(UserError, match="photos is there already and is not a subnet: name another directory"):
+            write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        assert precious.read_text() == "irreplaceable"
+
+    def test_the_working_directory_is_not_replaced(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "notes").write_text("irreplaceable")
+        monkeypatch.chdir(tmp_path)
+        arch = net.space.smallest()
+        with pytest.raises(UserError, match="is not a subnet"):
+            write_subnet(Path(), net.extract(arch), describe_subnet(net, arch, make_data()))
+        assert (tmp_path / "notes").read_text() == "irreplaceable"
+
+    def test_the_disk_refusing_leaves_the_old_one(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arch = net.space.smallest()
+        write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()))
+
+        def refuse(path: Path, content: bytes) -> None:
+            path.write_bytes(content[:10])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(subnet, "write_synced", refuse)
+        largest = net.space.largest()
+        with pytest.raises(RunError, match=r"cannot write .*subnet: No space left on device"):
+            write_subnet(tmp_path / "subnet", net.extract(largest), describe_subnet(net, largest, make_data()))
+        assert read_subnet(tmp_path / "subnet")[1]["architecture"] == str(arch)
+        assert [p.name for p in tmp_path.iterdir()] == ["subnet"]
+
+
+@pytest.fixture(scope="module")
+def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("subnets") / "good"
+    arch = net.space.smallest()
+    write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+    return path
+
+
+class TestDamaged:
+    @pytest.fixture
+    def path(self, good: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(good, tmp_path / "subnet"))
+
+    @pytest.mark.parametrize("name", ["subnet.json", "weights.safetensors"])
+    def test_a_missing_file(self, path: Path, name: str) -> None:
+        (path / name).unlink()
+        with pytest.raises(UserError, match=rf"cannot read .*{name}: No such file"):
+            read_subnet(path)
+
+    @pytest.mark.parametrize("how", ["flipped", "truncated", "emptied"])
+    def test_changed_weights(self, path: Path, how: str) -> None:
+        file = path / "weights.safetensors"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        changed = {"flipped": bytes(content), "truncated": bytes(content[:-4]), "emptied": b""}
+        file.write_bytes(changed[how])
+        with pytest.raises(UserError, match=r"weights.safetensors is damaged: its checksum is not the recorded one"):
+            read_subnet(path)
+
+    def test_weights_of_another_subnet(self, path: Path, net: MobileNetV3) -> None:
+        file = path / "weights.safetensors"
+        save_file({k: v.contiguous() for k, v in net.extract(net.space.largest()).state_dict().items()}, file)
+        self.rewrite(path, sha256={"weights.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
+        with pytest.raises(UserError, match="does not hold together as a subnet"):
+            read_subnet(path)
+
+    @staticmethod
+    def rewrite(path: Path, **changes: Any) -> None:
+        found = json.loads((path / "subnet.json").read_text())
+        (path / "subnet.json").write_text(json.dumps({**found, **changes}))
+
+    @pytest.mark.parametrize("changes", [{"format": "other-subnet-2"}, {"format": None}])
+    def test_a_foreign_format(self, path: Path, changes: dict[str, Any]) -> None:
+        self.rewrite(path, **changes)
+        with pytest.raises(UserError, match=r"is not a subnet of this format \(trainonce-subnet-1\)"):
+            read_subnet(path)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"network": None},
+            {"network": {}},
+            {"network": {"blocks": 3}},
+            {"sha256": None},
+            {"sha256": []},
+        ],
+    )
+    def test_parts_that_do_not_fit(self, path: Path, changes: dict[str, Any]) -> None:
+        self.rewrite(path, **changes)
+        with pytest.raises(UserError, match="does not hold together as a subnet"):
+            read_subnet(path)
+
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    @pytest.mark.parametrize("value", [0, -1, 7, 10**12, 2**70, 0.5, None, "8", [8]])
+    @pytest.mark.parametrize("key", ["stem_channels", "final_channels", "num_classes", "mid_channels", "kernel_size"])
+    def test_sizes_that_do_not_fit(self, path: Path, key: str, value: object) -> None:
+        """Also absurd ones: nothing of that size is ever made."""
+        network = json.loads((path / "subnet.json").read_text())["network"]
+        (network if key in network else network["blocks"][1])[key] = value
+        self.rewrite(path, network=network)
+        with pytest.raises(UserError, match="does not hold together as a subnet"):
+            read_subnet(path)
+
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_fuzz(self, good: Path, damaged: Callable[[bytes], st.SearchStrategy[bytes]], data: st.DataObject) -> None:
+        """Any bytes in subnet.json: a `UserError`, or a network with the weights of the file."""
+        file = good / "subnet.json"
+        before = file.read_bytes()
+        file.write_bytes(data.draw(damaged(before)))
+        try:
+            network, _ = read_subnet(good)
+        except UserError:
+            return
+        finally:
+            file.write_bytes(before)
+        weights = load_file(good / "weights.safetensors")
+        assert network.state_dict().keys() == weights.keys()
+        assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
