@@ -207,7 +207,6 @@ class TestTrainRefuses:
             (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
             (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
             (("digits", "--device", "abacus"), "the device 'abacus' is not to be had here"),
-            (("digits", "--recipe", "compofa", "--epochs", "1"), "coupling needs as many"),
             ((), "name a data set, a folder of images or an .npz file, or give --resume RUN"),
         ],
     )

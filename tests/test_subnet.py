@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainonce import subnet
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.models import MobileNetV3
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.plain import load
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnet import describe_subnet, read_subnet, write_subnet
 
@@ -279,3 +282,29 @@ class TestDamaged:
         weights = load_file(good / "weights.safetensors")
         assert network.state_dict().keys() == weights.keys()
         assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
+
+
+@pytest.mark.long
+def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_path: Path) -> None:
+    """Bound, extracted, and reloaded by the file that travels with the weights: the same to the last bit."""
+    net, rng = MobileNetV3(MobileNetV3Settings(num_classes=100), seed=3), random.Random(4)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for _ in range(20):  # statistics that let the images through
+            net.train()(x, net.space.sample(rng))
+    net.eval()
+    seen = set()
+    for _ in range(200):
+        arch = net.space.sample(rng)
+        network = net.extract(arch)
+        write_subnet(tmp_path / "subnet", network, describe_subnet(net, arch, make_data()))
+        with torch.no_grad():
+            outputs = [net.bind(arch)(x), network(x), load(tmp_path / "subnet")(x)]
+            with FlopCounterMode(display=False) as counter:
+                network(x)
+        assert torch.equal(outputs[0], outputs[1])
+        assert torch.equal(outputs[0], outputs[2])
+        assert net.cost_of(arch).macs * 2 * len(x) == counter.get_total_flops()
+        assert net.cost_of(arch).params == sum(parameter.numel() for parameter in network.parameters())
+        seen.add(tuple(outputs[0].flatten().tolist()))
+    assert len(seen) == 200, "every subnet computes something of its own"

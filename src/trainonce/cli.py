@@ -49,7 +49,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random here.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; do nothing.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one.")]

@@ -82,7 +82,7 @@ class MobileNetV3Settings(Settings):
 GEOMETRIES: dict[str, dict[str, object]] = {
     "paper": {"stem_stride": 2, "strides": (2, 2, 2, 1, 2)},
     "cifar": {"stem_stride": 1, "strides": (1, 2, 2, 1, 2)},
-    "tiny": {"stem_stride": 1, "strides": (1, 2, 2, 1, 1), "width_mult": 0.5, "depths": (1, 2)},
+    "tiny": {"stem_stride": 1, "strides": (1, 2, 2, 1, 1), "width_mult": 0.5, "depths": (1, 2, 3)},
 }
 """Named geometries. `paper`: maps 16, 8, 4, 2, 2, 1 from 32 pixels. `cifar`: 32, 32, 16, 8, 8, 4, from DepS
 (Khare 2024): eleven times the MACs, much more accurate. `tiny`: half as wide and shallower, for 8 x 8 images."""
