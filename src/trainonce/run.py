@@ -187,8 +187,9 @@ def _checked(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> list[d
 
 def provenance() -> dict[str, Any]:
     """The command, the time, and the versions and machine that results depend on."""
+    program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["trainonce" if program == "__main__.py" else program, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "trainonce": __version__,
         "torch": torch.__version__,
