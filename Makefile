@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
-	trainonce train digits --recipe rss --epochs 60 --out $(DEMO)
+	trainonce train digits --recipe rss --epochs 40 --out $(DEMO)
 	trainonce evaluate $(DEMO) --per-bucket 10
 	trainonce draw $(DEMO) --out $(DEMO)/population.png
 	trainonce extract $(DEMO) --max-macs 1.5 --test
@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	@echo "That was one training. Now try:"
 	@echo "  source $(VENV)/bin/activate"
 	@echo "  trainonce extract $(DEMO) --max-macs 1 --test      # a smaller device, without retraining"
-	@echo "  trainonce train path/to/your/images --epochs 20    # your own images, one folder a class"
+	@echo "  trainonce train path/to/your/images --epochs 20      # your own images, one folder a class"
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)

@@ -106,8 +106,8 @@ def _draw_run(axes: "Axes", info: PopulationInfo, run: RunPopulation, number: in
     macs_m = [line["macs"] / 1e6 for line in run.lines]
     axes.scatter(macs_m, [line["top1"] for line in run.lines], s=9, color=colour, alpha=0.35, linewidths=0)
     axes.step(
-        [line["macs"] / 1e6 for line in run.front],
-        [line["top1"] for line in run.front],
+        [*(line["macs"] / 1e6 for line in run.front), max(macs_m)],
+        [*(line["top1"] for line in run.front), run.front[-1]["top1"]],
         where="post",
         color=colour,
         linewidth=1,
