@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@echo
 	@echo "That was one training. Now try:"
 	@echo "  source $(VENV)/bin/activate"
-	@echo "  trainonce extract $(DEMO) --max-macs 1 --test      # a smaller device, without retraining"
+	@echo "  trainonce extract $(DEMO) --max-macs 3 --test      # another device, without retraining"
 	@echo "  trainonce train path/to/your/images --epochs 20      # your own images, one folder a class"
 	@echo "  trainonce list                                     # fourteen training strategies"
 
