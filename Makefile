@@ -1,14 +1,14 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
-# make test    every test but the long ones          make test-long   the long ones
-# make check   lint, format, types                   make wheel       build the package
+# make test    every test                            make check       lint, format, types
+# make wheel   build the package
 
 PYTHON ?= python3
 VENV ?= .venv
-DEMO ?= runs/demo
+DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-long check format wheel clean
+.PHONY: demo test check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,10 +29,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q -m "not long"
-
-test-long: $(INSTALLED)
-	python -m pytest -q -m long
+	python -m pytest -q
 
 check: $(INSTALLED)
 	ruff check .

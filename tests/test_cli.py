@@ -270,7 +270,7 @@ class TestOthersRefuse:
     @pytest.mark.parametrize("command", ["evaluate", "extract"])
     def test_not_yet_trained(self, trained: Path, tmp_path: Path, command: str) -> None:
         shutil.copy(trained / "run.json", tmp_path)
-        trainonce(command, tmp_path).refused("has no checkpoint yet: train it first")
+        trainonce(command, tmp_path).refused("has no trained weights yet: train it first")
 
     @pytest.mark.parametrize(
         ("buckets", "says"),
@@ -310,6 +310,18 @@ class TestOthersRefuse:
         trainonce("extract", trained, "smallest", "--out", tmp_path).refused("is not a subnet: name another")
         assert (tmp_path / "notes").read_text() == "irreplaceable"
 
+    def test_options_that_would_be_left_unused(self, evaluated: Path) -> None:
+        trainonce("train", "--resume", evaluated, "--epochs", "9").refused(
+            "--epochs cannot be given together with --resume"
+        )
+        trainonce("extract", evaluated, "largest", "--max-macs", "1").refused(
+            "--max-macs cannot be given together with an architecture"
+        )
+        trainonce("evaluate", evaluated, "--buckets", "1,1.2").refused("overlap")
+
+    def test_images_that_are_not_the_runs(self, evaluated: Path, tmp_path: Path) -> None:
+        trainonce("evaluate", evaluated, "--data", tmp_path / "nowhere").refused("is not a data set")
+
     @pytest.mark.parametrize(
         "damage",
         [
@@ -319,10 +331,11 @@ class TestOthersRefuse:
         ],
         ids=["run.json", "population.jsonl", "checkpoints"],
     )
+    @pytest.mark.filterwarnings("ignore:the checkpoint")
     def test_damaged_runs(self, evaluated: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
         run = Path(shutil.copytree(evaluated, tmp_path / "run"))
         damage(run)
-        trainonce("extract", run, "--max-macs", "1").refused(r"(run\.json|population\.jsonl|step-000004)")
+        trainonce("extract", run, "--max-macs", "1").refused(r"(run\.json|population\.jsonl|step-00000[04])")
 
 
 def test_a_refusing_disk_is_exit_code_1(tmp_path: Path) -> None:

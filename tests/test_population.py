@@ -20,8 +20,8 @@ from trainonce.population import (
     best_within,
     draw_population,
     evaluate_population,
-    lines_of,
     make_buckets,
+    newest_lines,
     pareto_front,
     summarise,
 )
@@ -176,9 +176,16 @@ class TestBest:
             best_within([])
 
 
-def test_lines_of_a_split_and_step() -> None:
-    every = [{"split": split, "step": step} for split in ("validate", "test") for step in (1, 2)]
-    assert lines_of(every, split="test", step=2) == [every[3]]
+def test_newest_lines_are_of_one_split_step_and_calibration() -> None:
+    every = [
+        {"split": split, "step": step, "calibration": {"seed": seed}}
+        for split in ("validate", "test")
+        for seed in (1, 2)
+        for step in (5, 7, 7)
+    ]
+    assert newest_lines(every, "test") == every[10:12]
+    assert newest_lines([*every, every[7]], "test") == [every[7], every[8], every[7]]
+    assert newest_lines([], "test") == []
 
 
 class CountingEvaluator(Evaluator):
@@ -288,7 +295,7 @@ class TestEvaluate:
         make_data: MakeData,
     ) -> None:
         evaluator = CountingEvaluator(make_data())
-        assert len(evaluate_population(net, 1, evaluator, run, [*population, *population])) == 2 * len(population)
+        assert len(evaluate_population(net, 1, evaluator, run, [*population, *population])) == len(population)
         assert len(evaluator.asked) == len(population)
 
     def test_a_half_written_line_is_scored_again(
@@ -332,7 +339,7 @@ def test_fuzz(
         changed = good + json.dumps(odd).encode() + b"\n"
     run.population_file.write_bytes(changed)
     try:
-        read = lines_of(run.population(), split="validate", step=1)
+        read = newest_lines(run.population(), "validate")
         summarise(read, [Bucket(5, 5)])
         pareto_front(read)
         best_within(read, max_macs=4)

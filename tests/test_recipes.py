@@ -118,7 +118,7 @@ class TestPublished:
             assert phase.distillation == ("alpha" if name == "alphanet" else "kl")
         first, second = RECIPES["deps"].phases
         assert first.epochs == second.epochs
-        assert first.subnets == ("largest",)
+        assert first.keep_largest == {"kernel_size": 1, "depth": 1, "expand_ratio": 1}
         assert (second.ramp_epochs, second.sort_channels, second.distillation) == (5, True, "soft")
         assert (first.cosine, second.cosine) == ("recipe", "recipe")
 

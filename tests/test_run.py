@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_net: MakeNet, make_data: 
         family=net.family,
         model=net.settings.model_dump(mode="json"),
         recipe=RECIPES["ps"].scaled(0.01),
-        provenance=provenance(),
+        provenance=provenance("cpu"),
     )
     directory.create(config)
     checkpoint.save(directory.checkpoints, 3, {"weights": make_net(seed=9).state_dict()}, {"step": 3})
@@ -89,7 +89,7 @@ class TestConfig:
 
     def test_no_checkpoint_yet(self, run: RunDirectory, tmp_path: Path) -> None:
         RunDirectory(tmp_path).create(run.config())
-        with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
+        with pytest.raises(UserError, match="has no trained weights yet: train it first"):
             RunDirectory(tmp_path).load_supernet()
 
     @pytest.mark.parametrize("missing", ["weights", "one tensor", "shape"])
@@ -110,7 +110,7 @@ class TestConfig:
         self, run: RunDirectory, tmp_path: Path, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(type(run.config().data), "load", lambda _self, data_dir=None: make_data(seed=1))
-        with pytest.raises(UserError, match="now holds other images than those"):
+        with pytest.raises(UserError, match="holds other images than those"):
             run.load_data()
 
     @settings(max_examples=300, deadline=None)

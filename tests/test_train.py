@@ -20,6 +20,7 @@ from trainonce.data.augment import augment
 from trainonce.errors import RunError, UserError
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import RECIPES, Phase, Recipe, timetable
 from trainonce.run import RunDirectory
 from trainonce.space import Architecture, SearchSpace, derived_rng, derived_seed
@@ -395,22 +396,52 @@ class TestTeachers:
         for state in teachers.values():
             assert differing(state, dict(expected)) == []
 
-    def test_the_released_teacher_has_random_weights(
+    def test_it_is_of_the_first_phase_whatever_lies_between(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path
     ) -> None:
+        def learning(name: str, **fields: Any) -> Phase:
+            return Phase(name=name, epochs=0.5, lr=LR, **fields)
+
+        first = learning("first")
+        later = [
+            learning("labels"),
+            learning("released", target="labels+teacher", teacher="untrained"),
+            learning("largest", target="labels+teacher"),
+        ]
+        train_supernet(make_net(), recipe_of(first, *later), make_data(), RunDirectory(tmp_path / "all"))
+        train_supernet(alone := make_net(), recipe_of(first), make_data(), RunDirectory(tmp_path / "first"))
+        found = checkpoint.load_latest(tmp_path / "all" / "checkpoints")
+        assert found is not None
+        expected = crop_kernels(alone.extract(alone.space.largest())).state_dict()
+        assert found.tensors["teacher"].keys() == expected.keys()
+        assert all(torch.equal(found.tensors["teacher"][name], expected[name]) for name in expected)
+
+    def test_the_released_teacher_has_random_weights(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         recipe = RECIPES["ps-released"].with_batch_size(8).scaled(2 / 590)
-        net, run = make_net(), RunDirectory(tmp_path)
+        net, run, teachers = make_net(), RunDirectory(tmp_path), list[PlainNetwork]()
+
+        def note(network: PlainNetwork) -> PlainNetwork:
+            teachers.append(crop_kernels(network))
+            return network
+
+        monkeypatch.setattr("trainonce.train.crop_kernels", note)
         train_supernet(net, recipe, make_data(), run)
+        assert len(teachers) == 5, "one for each phase after the first"
         found = checkpoint.load_latest(run.checkpoints)
         assert found is not None
+        assert "teacher" not in found.tensors, "it follows from the seed"
         fresh = make_net(seed=derived_seed(0, "untrained teacher"))
         expected = crop_kernels(fresh.extract(fresh.space.largest())).state_dict()
         learned = [k for k in expected if "running" not in k and "num_batches" not in k]
-        assert all(torch.equal(found.tensors["teacher"][k], expected[k]) for k in learned)
+        for teacher in teachers:
+            state = teacher.state_dict()
+            assert all(torch.equal(state[k], expected[k]) for k in learned)
+            # It is in training mode, so its statistics have moved.
+            assert not torch.equal(state["stem.1.running_mean"], expected["stem.1.running_mean"])
         start = crop_kernels(make_net().extract(net.space.largest())).state_dict()
         assert not torch.equal(start["stem.0.weight"], expected["stem.0.weight"])
-        # It is in training mode, so its statistics have moved.
-        assert not torch.equal(found.tensors["teacher"]["stem.1.running_mean"], expected["stem.1.running_mean"])
 
 
 class TestSorting:
@@ -446,7 +477,7 @@ class TestSorting:
         coupled = {"expand_ratios": (3, 6)} if name == "compofa" else {}
         train_supernet(make_net(**coupled), recipe, make_data(), RunDirectory(tmp_path))
         # The widths that were trained before: of `ps` all phases before "expand 1" know the largest only.
-        assert kept == {"ps": [(6,), (4, 6)], "compofa": [(6,)], "deps": [(3, 4, 6)]}.get(name, [])
+        assert kept == {"ps": [(6,), (4, 6)], "compofa": [(6,)], "deps": [(6,)]}.get(name, [])
         assert len(kept) == times
 
 
@@ -499,6 +530,18 @@ class TestNotFinite:
         train_supernet(straight, recipe, data, RunDirectory(tmp_path / "straight"))
         assert differing(state_of(net), state_of(straight)) == []
 
+    def test_weights_that_are_not_finite_are_not_saved(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path
+    ) -> None:
+        """The last step's loss is finite, but the step itself is not."""
+        net, run = make_net(), RunDirectory(tmp_path)
+        recipe = recipe_of(Phase(name="one step", epochs=0.25, lr=3e38))
+        with pytest.raises(RunError, match=r"after step 1 the weights of .* are not finite.*step-000000"):
+            train_supernet(net, recipe, make_data(), run)
+        found = checkpoint.load_latest(run.checkpoints)
+        assert found is not None
+        assert found.step == 0
+
     def test_a_learning_rate_far_too_large(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         recipe = recipe_of(Phase(name="steep", epochs=5, lr=1e30))
         run = RunDirectory(tmp_path)
@@ -506,7 +549,10 @@ class TestNotFinite:
             RunError, match=r"the loss is (nan|inf) at step \d+ \(phase 'steep', learning rate [\d.]+e\+\d+\)"
         ):
             train_supernet(make_net(), recipe, make_data(), run)
-        assert checkpoint.load_latest(run.checkpoints) is None
+        found = checkpoint.load_latest(run.checkpoints)
+        assert found is not None
+        assert found.step == 0, "the weights as they began are the last good ones"
+        assert torch.equal(found.tensors["weights"]["stem.0.weight"], make_net().state_dict()["stem.0.weight"])
 
 
 class TestMetrics:

@@ -50,7 +50,8 @@ def save(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, 
     partial = directory / f".{path.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _discard(partial)
+        for leftover in directory.glob(".step-*.partial"):
+            shutil.rmtree(leftover)
         partial.mkdir()
         contents = {f"{group}.safetensors": _to_bytes(named) for group, named in tensors.items()}
         contents["state.json"] = to_json(dict(state))

@@ -14,10 +14,20 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from trainonce import display
-from trainonce.cli_tools import device_named, numbers, scaled, seconds_a_pass, stop_on_signal, tensorboard_writer
+from trainonce.cli_tools import (
+    bucket_centres,
+    device_named,
+    estimated_seconds,
+    given,
+    numbers,
+    refuse_beside,
+    scaled,
+    stop_on_signal,
+    tensorboard_writer,
+)
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
@@ -26,8 +36,9 @@ from trainonce.population import (
     best_within,
     draw_population,
     evaluate_population,
-    lines_of,
     make_buckets,
+    newest_lines,
+    recorded,
     summarise,
 )
 from trainonce.recipes import RECIPES, load_recipe
@@ -51,13 +62,23 @@ DataDir = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; do nothing.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
+BucketHalfWidth = Annotated[
+    float | None,
+    typer.Option(
+        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
+        "where --buckets is not given."
+    ),
+]
+MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
+BESIDE_RESUME = {"resume", "data", "data_dir", "device", "threads", "checkpoint_every", "tensorboard", "as_json"}
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
 
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -69,7 +90,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "rss",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-RECIPE-SEED.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this directory, bit for bit. Needs nothing else.")
+        Path | None, typer.Option(help="Continue the run in this directory. Needs nothing else; name DATA if it moved.")
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Scale the recipe to this many epochs; proportions stay.")
@@ -108,9 +129,10 @@ def train(
     """
     _use(threads)
     if resume is not None:
+        refuse_beside(context, "--resume", BESIDE_RESUME)
         run = RunDirectory(resume)
         config = run.config()
-        images = run.load_data(data_dir)
+        images = run.load_data(data_dir, moved_to=data)
         net, chosen, seed = run.build_supernet(), config.recipe, config.seed
     else:
         if data is None:
@@ -132,11 +154,12 @@ def train(
         )
         run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
     display.announce(images, net, chosen, run)
+    settings = TrainSettings.parse(
+        {"device": device_named(device), "checkpoint_every_s": checkpoint_every}, where="the command line"
+    )
     if dry_run:
-        seconds = seconds_a_pass(net, images, chosen.batch_size) * chosen.passes
-        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        _say_duration(estimated_seconds(net, images, chosen, settings.device), as_json)
         return
-    settings = TrainSettings(device=device_named(device), checkpoint_every_s=checkpoint_every)
     began = time.monotonic()
     with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(tensorboard, run) as board:
 
@@ -178,12 +201,9 @@ def evaluate(
     ] = "validate",
     buckets: Annotated[
         str,
-        typer.Option(help="Centres in million MACs, such as 4,6,8,10,12,14 (the paper's). Default: six, evenly."),
+        typer.Option(help="Centres in million MACs, such as 4,6,8; or paper: 4,6,8,10,12,14. Default: six, evenly."),
     ] = "",
-    bucket_width: Annotated[
-        float | None,
-        typer.Option(help="How far a bucket reaches to either side, in million MACs. Default: 0.5."),
-    ] = None,
+    bucket_half_width: BucketHalfWidth = None,
     per_bucket: Annotated[int, typer.Option(min=1, help="Distinct random subnets in each bucket.")] = 100,
     over: Annotated[
         Literal["choices", "subnets"],
@@ -192,6 +212,7 @@ def evaluate(
     calibration_images: Annotated[
         int, typer.Option(min=2, help="Augmented images for recalibrating batch norms.")
     ] = 2000,
+    data_path: MovedData = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -206,24 +227,24 @@ def evaluate(
     _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    chosen = make_buckets(net.cost, numbers(buckets, "--buckets", float) if buckets else (), bucket_width)
+    chosen = make_buckets(net.cost, bucket_centres(buckets), bucket_half_width)
     population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
-    data = run.load_data(data_dir)
+    data = run.load_data(data_dir, moved_to=data_path)
     net, data = net.to(device_named(device)), data.to(device_named(device))
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)
-    if dry_run:
-        began = time.monotonic()
-        evaluator(net, population[len(population) // 2][1])
-        seconds = (time.monotonic() - began) * len(population)
-        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
-        return
+    known = recorded(run, evaluator, step)
+    before = sum(str(arch) in known for _, arch in population)
     began = time.monotonic()
+    if dry_run:
+        evaluator(net, population[len(population) // 2][1])
+        _say_duration((time.monotonic() - began) * (len(population) - before), as_json)
+        return
     with run.lock(), stop_on_signal() as stop, display.progress() as show:
 
         def on_progress(done: int, line: dict[str, Any]) -> None:
-            left = (time.monotonic() - began) / done * (len(population) - done)
+            left = (time.monotonic() - began) / (done - before) * (len(population) - done)
             show(done, len(population), f"{display.subnet_line(line)}; {display.duration(left)} left")
 
         lines = evaluate_population(
@@ -249,6 +270,7 @@ def evaluate(
 
 @app.command()
 def extract(
+    context: typer.Context,
     run_path: RunArgument,
     arch: Annotated[
         str | None,
@@ -266,7 +288,12 @@ def extract(
     ] = True,
     test: Annotated[bool, typer.Option("--test", help="Also score it on the test split and record that.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory to write. Default: RUN/subnets/ID.")] = None,
+    data_path: MovedData = None,
     data_dir: DataDir = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the calibration. Default: as the subnet was scored.")
+    ] = 0,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -274,17 +301,23 @@ def extract(
     _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    data = run.load_data(data_dir)
-    if arch is None:
-        lines = lines_of(run.population(), split="validate", step=step)
+    data = run.load_data(data_dir, moved_to=data_path).to(device_named(device))
+    net, settings = net.to(device_named(device)), EvaluateSettings(seed=seed)
+    if arch is not None:
+        refuse_budget = {p.name for p in context.command.params if p.name} - {"max_macs", "max_params"}
+        refuse_beside(context, "an architecture", refuse_budget)
+    else:
+        lines = newest_lines((line for line in run.population() if line["step"] == step), "validate")
         best = best_within(
             lines,
             max_macs=None if max_macs is None else max_macs * 1e6,
             max_params=None if max_params is None else max_params * 1e6,
         )
         arch = str(best["arch"])
+        if not given(context, "seed"):
+            settings = EvaluateSettings.parse(best["calibration"], where=str(run.population_file))
     chosen = net.space.parse(arch)
-    evaluator = Evaluator(data)
+    evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
     scores = {"validate": asdict(evaluator.score(network))}
     if test:
@@ -323,15 +356,20 @@ def draw(
     ],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = Path("population.png"),
     split: Annotated[Literal["validate", "test"], typer.Option(help="Whose scores to draw.")] = "validate",
-    buckets: Annotated[str, typer.Option(help="Bucket centres in million MACs. Default: six, evenly.")] = "",
-    bucket_width: Annotated[float | None, typer.Option(help="Reach of a bucket in million MACs.")] = None,
+    buckets: Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")] = "",
+    bucket_half_width: BucketHalfWidth = None,
+    as_json: Json = False,
 ) -> None:
     """Draw the evaluated population: accuracy against MACs, runs side by side."""
     from trainonce.report.population import draw_population as draw_picture
     from trainonce.report.population import population_info
 
-    centres = numbers(buckets, "--buckets", float) if buckets else ()
-    draw_picture(population_info([RunDirectory(p) for p in run_paths], split, centres, bucket_width), out)
+    runs = [RunDirectory(path) for path in run_paths]
+    info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
+    draw_picture(info, out)
+    if as_json:
+        _print_json({"picture": str(out), **asdict(info)})
+        return
     display.out.print(f"Drew {out}")
 
 
@@ -356,7 +394,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run the command line; print a refusal as a sentence."""
-    warnings.showwarning = lambda message, *_: display.err.print(f"Warning: {message}", markup=False)
+    warnings.showwarning = lambda message, *_: display.err.print(f"Warning: {message}")
     try:
         app()
     except UserError as error:
@@ -374,8 +412,14 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
+def _say_duration(seconds: float, as_json: bool) -> None:
+    if as_json:
+        _print_json({"seconds": round(seconds, 1)})
+    display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+
+
 def _say(error: object, code: int) -> None:
-    display.err.print(f"[bold red]trainonce:[/] {escape(str(error))}")
+    display.err.print(Text.assemble(("trainonce:", "bold red"), f" {error}"))
     sys.exit(code)
 
 

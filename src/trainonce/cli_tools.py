@@ -9,13 +9,16 @@ from types import FrameType
 from typing import Any
 
 import torch
+import typer
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import Supernet
+from trainonce.population import PAPER_BUCKETS_M
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
+from trainonce.sampling import CANDIDATES, SubnetDraws
 from trainonce.train import Progress
 
 
@@ -73,21 +76,50 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     return recipe if batch_size is None else recipe.with_batch_size(batch_size)
 
 
-def seconds_a_pass(net: Supernet, data: DataSet, batch_size: int) -> float:
-    """About how long one subnet pass over the training images takes, from a few batches."""
-    batch_size = min(batch_size, len(data.train))
-    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size)
-    x_BCHW, y_B = (
-        x_BCHW.contiguous(memory_format=torch.channels_last),
-        torch.zeros(batch_size, dtype=torch.long),
-    )
-    rng = random.Random(0)
-    net.train()
-    for trial in range(4):
-        if trial == 1:
-            began = time.monotonic()
-        torch.autograd.backward(F.cross_entropy(net(x_BCHW, net.space.sample(rng)), y_B))
-    return (time.monotonic() - began) / 3 * (len(data.train) / batch_size)
+def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str) -> float:
+    """About how long a recipe takes on a device: a few batches timed for each phase.
+
+    A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
+    Augmentation and the optimizer are left out.
+    """
+    batch_size = min(recipe.batch_size, len(data.train))
+    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size, device=device)
+    x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
+    net = net.to(device).train()
+    seconds = 0.0
+    for phase in recipe.phases:
+        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)))
+        began, passes = 0.0, 0
+        for trial in range(4):
+            if trial == 1:  # the first warms up
+                began = time.monotonic()
+            for arch, *_ in draws.draw(random.Random(trial), trial):
+                torch.autograd.backward(F.cross_entropy(net(x_BCHW, arch), y_B))
+                passes += trial > 0
+            float(next(net.parameters()).detach().flatten()[0])  # waits for the device
+        pace = (time.monotonic() - began) / passes
+        trials = sum(slot in ("best_up", "worst_up") for slot in phase.subnets) * CANDIDATES
+        extra = (trials + len(phase.subnets) * (phase.target == "labels+teacher")) / 3
+        seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
+    return seconds
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the command line, and not a default, set the parameter of that name."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_beside(context: typer.Context, option: str, allowed: set[str]) -> None:
+    """Raise `UserError` where the command line has options beside `option` that it would silently leave unused."""
+    for parameter in context.command.params:
+        if parameter.name and parameter.name not in allowed and given(context, parameter.name):
+            raise UserError(f"{parameter.opts[0]} cannot be given together with {option}")
+
+
+def bucket_centres(text: str) -> tuple[float, ...]:
+    """The centres that --buckets names: numbers, the paper's for `paper`, none for nothing."""
+    return PAPER_BUCKETS_M if text == "paper" else numbers(text, "--buckets", float) if text else ()
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any, ...]:

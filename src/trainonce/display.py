@@ -15,8 +15,8 @@ from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
 from trainonce.train import Progress as TrainProgress
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""

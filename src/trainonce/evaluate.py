@@ -108,8 +108,9 @@ def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
+    device = next(plain.parameters()).device
     for batch_BCHW in batches:
-        plain(batch_BCHW)
+        plain(batch_BCHW.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     plain.eval()
@@ -119,11 +120,13 @@ def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
 def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int = 200) -> Score:
     """Score a network, in evaluation mode, on a split of `data`."""
     plain.eval()
-    correct = torch.zeros((), dtype=torch.long, device=split.labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
-    for images, labels_B in zip(torch.split(split.images, batch), torch.split(split.labels, batch), strict=True):
-        x_BCHW = normalise(images, mean=data.mean, std=data.std).contiguous(memory_format=torch.channels_last)
-        logits_BK = plain(x_BCHW)
-        correct += (logits_BK.argmax(1) == labels_B).sum()
-        loss += nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum").double()
+    device = next(plain.parameters()).device
+    correct = torch.zeros((), dtype=torch.long, device=device)
+    loss = torch.zeros((), device=device)
+    for images_BCHW, labels_B in zip(torch.split(split.images, batch), torch.split(split.labels, batch), strict=True):
+        x_BCHW = normalise(images_BCHW.to(device), mean=data.mean, std=data.std)
+        y_B = labels_B.to(device)
+        logits_BK = plain(x_BCHW.contiguous(memory_format=torch.channels_last))
+        correct += (logits_BK.argmax(1) == y_B).sum()
+        loss += nn.functional.cross_entropy(logits_BK, y_B, reduction="sum")
     return Score(top1=100 * int(correct) / len(split), loss=float(loss) / len(split), images=len(split))

@@ -61,11 +61,11 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     A line that an earlier process left half-written is cut off first.
     """
     with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            file.truncate(whole)
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

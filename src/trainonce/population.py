@@ -6,6 +6,7 @@ with, so evaluating again does only what is missing.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,16 @@ class Bucket:
 def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float | None = None) -> list[Bucket]:
     """Buckets at centres in million MACs; without any, six spread evenly over the space's range.
 
-    `half_m` is how far each reaches, in million MACs; by default 0.5, or a twentieth of the range where the
-    centres are spread. Raises `UserError` for a number that is not positive.
+    `half_m` is how far each reaches to either side, in million MACs; by default 0.5, or a twentieth of the range
+    where the centres are spread. Raises `UserError` for a number that is not positive and for buckets that overlap.
     """
     if not all(0 < number < float("inf") for number in (*centres_m, *([] if half_m is None else [half_m]))):
         raise UserError("bucket centres and widths must be positive numbers of million MACs")
     if centres_m:
-        return [Bucket(centre * 1e6, 1e6 * (0.5 if half_m is None else half_m)) for centre in centres_m]
+        half_m = 0.5 if half_m is None else half_m
+        if any(after - before < 2 * half_m for before, after in pairwise(sorted(centres_m))):
+            raise UserError(f"buckets that reach {half_m:g} M MACs to either side of their centres overlap")
+        return [Bucket(centre * 1e6, half_m * 1e6) for centre in centres_m]
     sampler = MacsSampler(cost)
     span = sampler.max_macs - sampler.min_macs
     half = span / 20 if half_m is None else half_m * 1e6
@@ -79,6 +83,12 @@ def draw_population(
     return drawn
 
 
+def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, Line]:
+    """The lines, by architecture, that were made with the weights of a step as this evaluator would make them."""
+    key = _key(evaluator, step)
+    return {line["arch"]: line for line in run.population() if all(line.get(k) == key[k] for k in key)}
+
+
 def evaluate_population(
     net: Supernet,
     step: int,
@@ -89,31 +99,29 @@ def evaluate_population(
     on_progress: Callable[[int, Line], None] = lambda _done, _line: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Line]:
-    """Score what is not recorded yet of a population drawn; returns its lines, old and new.
+    """Score what is not recorded yet of a population drawn; returns a line for each subnet, old and new, in order.
 
-    `step` is the training step of the weights. `on_progress` gets the number done and each line.
-    Stops early, with what is done recorded, when `should_stop` says so.
+    `step` is the training step of the weights. `on_progress` gets, after each subnet scored, how many of the
+    population are recorded, and its line. Stops early, with what is done recorded, when `should_stop` says so.
     """
-    key = {
-        "step": step,
-        "split": evaluator.split_name,
-        "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
-    }
-    recorded = {line["arch"]: line for line in run.population() if all(line.get(k) == key[k] for k in key)}
-    lines = []
-    for done, (_, arch) in enumerate(population, start=1):
+    known = recorded(run, evaluator, step)
+    wanted = dict.fromkeys(arch for _, arch in population)
+    missing = [arch for arch in wanted if str(arch) not in known]
+    for number, arch in enumerate(missing, start=len(wanted) - len(missing) + 1):
         if should_stop():
             break
-        line = recorded.get(str(arch))
-        if line is None:
-            cost, score = net.cost_of(arch), evaluator(net, arch)
-            line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
-            line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | key
-            run.append_population(line)
-            recorded[str(arch)] = line
-        lines.append(line)
-        on_progress(done, line)
-    return lines
+        cost, score = net.cost_of(arch), evaluator(net, arch)
+        line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
+        line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | _key(evaluator, step)
+        run.append_population(line)
+        known[str(arch)] = line
+        on_progress(number, line)
+    return [known[str(arch)] for arch in wanted if str(arch) in known]
+
+
+def _key(evaluator: Evaluator, step: int) -> Line:
+    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
+    return {"step": step, "split": evaluator.split_name, "calibration": calibration}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +187,9 @@ def best_within(lines: Iterable[Line], *, max_macs: float | None = None, max_par
     return max(fitting, key=lambda line: (line["top1"], -line["macs"]))
 
 
-def lines_of(lines: Iterable[Line], *, split: SplitName, step: int) -> list[Line]:
-    """The lines made on a split with the weights of a step."""
-    return [line for line in lines if line["split"] == split and line["step"] == step]
+def newest_lines(lines: Iterable[Line], split: SplitName) -> list[Line]:
+    """The lines on a split that belong together: those made with the newest weights, calibrated as the last one was."""
+    on_split = [line for line in lines if line["split"] == split]
+    step = max((line["step"] for line in on_split), default=0)
+    of_step = [line for line in on_split if line["step"] == step]
+    return [line for line in of_step if line.get("calibration") == of_step[-1].get("calibration")]

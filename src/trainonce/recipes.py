@@ -200,6 +200,10 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
     return tuple(table)
 
 
+ONLY_LARGEST = {"kernel_size": 1, "depth": 1, "expand_ratio": 1}
+"""Keeps the largest network, at any resolution."""
+
+
 def _progressive_shrinking(*, released: bool) -> tuple[Phase, ...]:
     """PS (OFA, arXiv 1908.09791), at the lengths and rates of arXiv 2204.09210's code."""
 
@@ -221,7 +225,7 @@ def _progressive_shrinking(*, released: bool) -> tuple[Phase, ...]:
             name="largest",
             epochs=180,
             cosine="cumulative" if released else "phase",
-            keep_largest={"kernel_size": 1, "depth": 1, "expand_ratio": 1},
+            keep_largest=ONLY_LARGEST,
         ),
         phase("kernel", 120, 2.7, 1, False, {"depth": 1, "expand_ratio": 1}),
         phase("depth 1", 25, 32.5, 2, False, {"depth": 2, "expand_ratio": 1}),
@@ -304,7 +308,7 @@ _RECIPES = (
             Phase(
                 name="largest",
                 epochs=180,
-                keep_largest={"kernel_size": 1, "depth": 1, "expand_ratio": 1},
+                keep_largest=ONLY_LARGEST,
             ),
             *(
                 Phase(
@@ -324,7 +328,7 @@ _RECIPES = (
         name="deps",
         about="The largest subnet for half the time, then the sandwich with a ramp (DepS, Khare 2024).",
         phases=(
-            Phase(name="largest", epochs=118, cosine="recipe", subnets=("largest",)),
+            Phase(name="largest", epochs=118, cosine="recipe", keep_largest=ONLY_LARGEST),
             Phase(
                 name="shrink",
                 epochs=118,

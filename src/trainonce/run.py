@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,17 @@ class RunDirectory:
                 raise UserError(f"another process is working in {self.path}") from None
             yield
 
-    def load_data(self, data_dir: Path | None = None) -> DataSet:
-        """The run's images. Raises `UserError` where they cannot be had or are not the ones trained on."""
+    def load_data(self, data_dir: Path | None = None, *, moved_to: str | None = None) -> DataSet:
+        """The run's images; `moved_to` is where their folder or file is now, if it has moved.
+
+        Raises `UserError` where they cannot be had or are not the ones trained on.
+        """
         config = self.config()
-        data = config.data.load(data_dir=data_dir)
+        source = config.data if moved_to is None else config.data.model_copy(update={"name_or_path": moved_to})
+        data = source.load(data_dir=data_dir)
         if data.fingerprint() != config.data_fingerprint:
-            raise UserError(f"{config.data.name_or_path} now holds other images than those {self.path} was trained on")
-        return data
+            raise UserError(f"{source.name_or_path} holds other images than those {self.path} was trained on")
+        return replace(data, source=config.data)
 
     def build_supernet(self) -> Supernet:
         """The run's supernet as it was before training."""
@@ -127,8 +132,8 @@ class RunDirectory:
         """
         net = self.build_supernet()
         found = checkpoint.load_latest(self.checkpoints)
-        if found is None:
-            raise UserError(f"{self.path} has no checkpoint yet: train it first")
+        if found is None or found.step == 0:
+            raise UserError(f"{self.path} has no trained weights yet: train it first")
         weights = found.tensors.get("weights", {})
         expected = net.state_dict()
         for name in [*expected, *weights]:
@@ -185,8 +190,8 @@ def _checked(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> list[d
     return lines
 
 
-def provenance() -> dict[str, Any]:
-    """The command, the time, and the versions and machine that results depend on."""
+def provenance(device: str) -> dict[str, Any]:
+    """The command, the time, and the versions, device and machine that results depend on."""
     program = Path(sys.argv[0]).name
     return {
         "command": shlex.join(["trainonce" if program == "__main__.py" else program, *sys.argv[1:]]),
@@ -198,5 +203,5 @@ def provenance() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }

@@ -1,7 +1,7 @@
 """The one training loop. Every strategy is a recipe that it reads; it knows nothing of evaluation.
 
 What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
-phase and the step alone, so a resumed run goes on bit for bit and the global generators are left as they were.
+phase and the step alone, so a resumed run goes on as if never stopped and the global generators are left as they were.
 A checkpoint of step s holds the state before step s.
 """
 
@@ -36,7 +36,7 @@ class TrainSettings(Settings):
     """How a run is carried out; the weights do not depend on it, up to the device's rounding."""
 
     device: str = "cpu"
-    """Where the network and the images live: cpu, cuda, cuda:1, mps."""
+    """Where the network and the images live: cpu, cuda, cuda:1."""
     checkpoint_every_s: float = Field(60.0, ge=0)
     """Seconds between checkpoints; one is also written at the end and when the run is stopped."""
     log_every: int = Field(20, ge=1)
@@ -87,6 +87,7 @@ class _State:
     step: int = 0
     tally: _Tally = field(default_factory=_Tally)
     optimizer: torch.optim.SGD | None = None
+    trained_teacher: nn.Module | None = None
     teacher: nn.Module | None = None
 
 
@@ -104,11 +105,13 @@ def train_supernet(
 ) -> bool:
     """Train `net` in place by `recipe`; `run` gets run.json, metrics and checkpoints.
 
-    With `resume` a run that is there goes on from its newest whole checkpoint, bit for bit. `should_stop` is
-    asked after every step; when it says so, a checkpoint is written and False is returned; True when the recipe
-    is finished. Raises `RunError` when a loss is not finite or the disk refuses, and `UserError` when there is
-    a run already or, to resume, one of another network, recipe, seed or data.
+    With `resume` a run that is there goes on from its newest whole checkpoint: bit for bit on the CPU with the same
+    number of threads, up to the device's own rounding elsewhere. `should_stop` is asked after every step; when it
+    says so, a checkpoint is written and False is returned; True when the recipe is finished. Raises `RunError` when
+    a loss or weight is not finite or the disk refuses, and `UserError` when there is a run already or, to resume,
+    one of another network, recipe, seed or data.
     """
+    chosen = settings or TrainSettings()
     config = RunConfig(
         seed=seed,
         data=data.source,
@@ -116,10 +119,10 @@ def train_supernet(
         family=net.family,
         model=net.settings.model_dump(mode="json"),
         recipe=recipe,
-        provenance=provenance(),
+        provenance=provenance(chosen.device),
     )
     with run.lock():
-        loop = _Loop(net, config, data, run, settings or TrainSettings())  # refuses a recipe that does not fit
+        loop = _Loop(net, config, data, run, chosen)  # refuses a recipe that does not fit
         if resume and run.config_file.exists():
             check_identity(run.config().identity(), config.identity(), where=run.config_file)
         else:
@@ -139,7 +142,7 @@ class _Loop:
         self.steps_per_epoch = len(data.train) // self.batch_size
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
-        self.passes = sum(entry.steps * len(entry.phase.subnets) for entry in self.table)
+        self.dropouts = [module for module in net.modules() if isinstance(module, nn.Dropout)]
         self.state = _State()
         self.order: tuple[tuple[int, int], Tensor] | None = None
         self.draws = {
@@ -192,8 +195,9 @@ class _Loop:
         hits = torch.zeros((), dtype=torch.long, device=x_BCHW.device)
         with _derived_dropout(x_BCHW.device, self.seed, "dropout", entry.index, in_phase):
             for slot, candidates in zip(phase.subnets, draws, strict=True):
+                for dropout in self.dropouts:
+                    dropout.train(slot == "largest" or not phase.dropout_largest_only)
                 arch = self._choose(slot, candidates, x_BCHW, y_B)
-                self._set_dropout(phase, arch)
                 logits_BK = self.net(x_BCHW, arch)
                 loss = self._loss(phase, logits_BK, x_BCHW, y_B, largest_logits_BK)
                 if phase.target == "largest" and largest_logits_BK is None:
@@ -263,12 +267,6 @@ class _Loop:
             return 1.0
         return min(1.0, in_phase / (phase.ramp_epochs * self.steps_per_epoch))
 
-    def _set_dropout(self, phase: Phase, arch: Architecture) -> None:
-        active = not phase.dropout_largest_only or arch == self.net.space.largest()
-        for module in self.net.modules():
-            if isinstance(module, nn.Dropout):
-                module.train(active)
-
     def _check_finite(self, losses: list[tuple[Architecture, Tensor]], entry: PhaseSteps, rows_B: Tensor) -> None:
         if torch.stack([loss for _, loss in losses]).isfinite().all():
             return
@@ -283,7 +281,9 @@ class _Loop:
     # Phases
 
     def _begin_phase(self, entry: PhaseSteps) -> None:
-        """Sort channels, take the teacher, and start momentum anew, as the phase asks."""
+        """Sort channels, choose the teacher, and start momentum anew, as the phase asks."""
+        if entry.index == 1 and any(_learns_from_largest(e.phase) for e in self.table):
+            self.state.trained_teacher = _as_teacher(self.net).eval()
         if entry.phase.sort_channels:
             self.net.sort_channels(self._trained_before(entry))
         self.state.teacher = self._teacher(entry)
@@ -297,15 +297,11 @@ class _Loop:
     def _teacher(self, entry: PhaseSteps) -> nn.Module | None:
         if entry.phase.target != "labels+teacher":
             return None
-        largest = self.net.space.largest()
-        if entry.phase.teacher == "largest" and self.state.teacher is not None:
-            return self.state.teacher
-        source = self.net
-        if entry.phase.teacher == "untrained":
-            source = copy.deepcopy(self.net)
-            source.reset_parameters(derived_seed(self.seed, "untrained teacher"))
-        teacher = crop_kernels(source.extract(largest)).requires_grad_(requires_grad=False)
-        return teacher.train(entry.phase.teacher == "untrained")
+        if _learns_from_largest(entry.phase):
+            return self.state.trained_teacher
+        untrained = copy.deepcopy(self.net)
+        untrained.reset_parameters(derived_seed(self.seed, "untrained teacher"))
+        return _as_teacher(untrained).train()
 
     def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
         decayed: list[nn.Parameter] = []
@@ -346,16 +342,24 @@ class _Loop:
         return progress
 
     def _save(self) -> None:
+        """Write a checkpoint. Raises `RunError`, and writes nothing, where a weight is not finite."""
         state = self.state
+        momenta = {} if state.optimizer is None else state.optimizer.state
         tensors: dict[str, dict[str, Tensor]] = {"weights": dict(self.net.state_dict())}
-        assert state.optimizer is not None
+        bad = [name for name, tensor in tensors["weights"].items() if not tensor.isfinite().all()]
+        if bad:
+            last = checkpoint.newest(self.run.checkpoints)
+            raise RunError(
+                f"after step {state.step} the weights of {bad[0]} are not finite; they were not saved. "
+                f"Last good checkpoint: {last.name if last else 'none written yet'}"
+            )
         tensors["optimizer"] = {
-            name: state.optimizer.state[parameter]["momentum_buffer"]
+            name: momenta[parameter]["momentum_buffer"]
             for name, parameter in self.net.named_parameters()
-            if "momentum_buffer" in state.optimizer.state.get(parameter, {})
+            if "momentum_buffer" in momenta.get(parameter, {})
         }
-        if state.teacher is not None:
-            tensors["teacher"] = dict(state.teacher.state_dict())
+        if state.trained_teacher is not None:
+            tensors["teacher"] = dict(state.trained_teacher.state_dict())
         checkpoint.save(
             self.run.checkpoints,
             state.step,
@@ -369,6 +373,7 @@ class _Loop:
             self.run.drop_metrics_after(0)
             if self.recipe.zero_init_residual:
                 self.net.zero_init_residual()
+            self._save()
             return
         check_identity(found.state["identity"], self.config.identity(), where=found.path)
         self.net.load_state_dict(found.tensors["weights"])
@@ -376,14 +381,23 @@ class _Loop:
         self.run.drop_metrics_after(found.step)
         entry = phase_at(self.table, max(0, found.step - 1))
         if "teacher" in found.tensors:
-            self.state.teacher = self._teacher(entry)
-            assert self.state.teacher is not None
-            self.state.teacher.load_state_dict(found.tensors["teacher"])
+            self.state.trained_teacher = _as_teacher(self.net).eval()
+            self.state.trained_teacher.load_state_dict(found.tensors["teacher"])
+        self.state.teacher = self._teacher(entry)
         self.state.optimizer = self._optimizer(entry)
         for name, parameter in self.net.named_parameters():
             if name in found.tensors["optimizer"]:
                 buffer = found.tensors["optimizer"][name].to(parameter.device)
                 self.state.optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def _learns_from_largest(phase: Phase) -> bool:
+    return phase.target == "labels+teacher" and phase.teacher == "largest"
+
+
+def _as_teacher(net: Supernet) -> nn.Module:
+    """The largest subnet as a frozen network of its own."""
+    return crop_kernels(net.extract(net.space.largest())).requires_grad_(requires_grad=False)
 
 
 def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:
@@ -396,7 +410,12 @@ def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Pa
 @contextmanager
 def _derived_dropout(device: torch.device, *key: int | str) -> Iterator[None]:
     """Seed the generators that dropout uses, and put them back as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(*key))
+    seed = derived_seed(*key)
+    if device.type != "cuda":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    with torch.random.fork_rng(devices=[device]), torch.cuda.device(device):
+        torch.cuda.manual_seed(seed)
         yield

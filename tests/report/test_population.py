@@ -12,6 +12,8 @@ from PIL import Image
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
+from trainonce.population import PAPER_BUCKETS_M, make_buckets
+from trainonce.population import draw_population as draw_subnets
 from trainonce.recipes import RECIPES
 from trainonce.report.population import draw_population, population_info
 from trainonce.run import RunConfig, RunDirectory
@@ -79,3 +81,20 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(make_run: MakeRun, tmp_pa
         population_info([one, make_run("other", data_seed=1)])
     with pytest.raises(UserError, match="holds no run"):
         population_info([RunDirectory(tmp_path / "nowhere")])
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", ["cifar10-rss", "cifar10-ps"])
+def test_the_committed_results_are_the_draw_that_their_command_makes(name: str) -> None:
+    """docs/results.md: --buckets 4,6,8,10,12,14 --per-bucket 25, seed 0, on the test split; the table's medians too."""
+    run = RunDirectory(RESULTS / name)
+    net = run.build_supernet()
+    drawn = draw_subnets(net.cost, make_buckets(net.cost, PAPER_BUCKETS_M), 25, seed=0)
+    lines = run.population()
+    assert [line["arch"] for line in lines] == [str(arch) for _, arch in drawn]
+    assert all(line["macs"] == net.cost_of(arch).macs for line, (_, arch) in zip(lines, drawn, strict=True))
+    page = (RESULTS.parent / "results.md").read_text(encoding="utf-8")
+    for summary in population_info([run], "test", PAPER_BUCKETS_M).runs[0].summaries:
+        assert f"| {summary.median:.2f} | {summary.lower_quartile:.2f} to {summary.upper_quartile:.2f} |" in page

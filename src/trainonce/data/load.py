@@ -45,7 +45,8 @@ class DataSource(Settings):
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
-        return Path(self.name_or_path).stem or "images"
+        path = Path(self.name_or_path)
+        return (path.stem if path.suffix == ".npz" else path.name) or "images"
 
     def load(self, *, data_dir: Path | None = None, download: bool = True) -> "DataSet":
         """Load it; errors as `load_dataset`."""
@@ -223,7 +224,7 @@ def _load_path(given: str, *, image_size: int | None, grey: bool, split_seed: in
     colour = splits.train.images.shape[1] == 3
     without_colour = COLOUR_AUGMENTATION.model_copy(update={"saturation": 0.0})
     return DataSet(
-        name=path.resolve().stem if path.suffix == ".npz" else path.resolve().name,
+        name=DataSource(name_or_path=str(path.resolve())).name,
         class_names=published.class_names,
         mean=IMAGENET_MEAN if colour else (0.0,),
         std=IMAGENET_STD if colour else (1.0,),

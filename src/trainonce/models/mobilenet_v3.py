@@ -202,11 +202,17 @@ def _block_names(arch: Architecture) -> list[str]:
     return [name.removesuffix(".kernel_size") for name in arch if name.endswith(".kernel_size")]
 
 
+def _position(name: str) -> tuple[int, int]:
+    """The stage and block numbers, from 1, of a block's name `stage2.block3`."""
+    stage, block = name.split(".")
+    return int(stage.removeprefix("stage")), int(block.removeprefix("block"))
+
+
 def _block_spec(
     settings: MobileNetV3Settings, name: str, *, expand_ratio: int, kernel_size: int | None = None
 ) -> BlockSpec:
     """The block `stageS.blockB`; without a kernel size, at its largest."""
-    stage, block = (int(part.lstrip("stageblock")) for part in name.split("."))
+    stage, block = _position(name)
     width = [make_divisible(w * settings.width_mult) for w in (STEM, *WIDTHS)]
     in_channels = width[stage] if block > 1 else width[stage - 1]
     mid = make_divisible(in_channels * expand_ratio)
@@ -270,7 +276,7 @@ def _cost_terms(settings: MobileNetV3Settings, space: SearchSpace) -> tuple[Cost
         return fixed_cost(spec) + block_cost(spec.blocks[0], out_size(resolution, settings.stem_stride))
 
     def block_term(name: str) -> CostTerm:
-        stage, block = (int(part.lstrip("stageblock")) for part in name.split("."))
+        stage, block = _position(name)
 
         def cost(*values: int | None) -> Cost:
             *resolution, kernel_size, expand_ratio = values

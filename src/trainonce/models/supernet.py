@@ -62,7 +62,7 @@ class Supernet(nn.Module, ABC):
     def extract(self, arch: Architecture) -> PlainNetwork:
         """A plain network of its own with copies of the weights, in the supernet's mode and device.
 
-        It computes what `net(x, arch)` does, bit for bit on the CPU in float32.
+        In evaluation mode it computes what `net(x, arch)` does, bit for bit on the CPU in float32.
         """
         with torch.device("meta"):  # initialising would draw from the global generator
             plain = PlainNetwork(self.describe(arch))

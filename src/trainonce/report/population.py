@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import SplitName
-from trainonce.population import Bucket, BucketSummary, Line, lines_of, make_buckets, pareto_front, summarise
+from trainonce.population import Bucket, BucketSummary, Line, make_buckets, newest_lines, pareto_front, summarise
 from trainonce.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ def population_info(
         raise UserError("the runs were trained on different data: draw them one by one")
     for run, config in zip(runs, configs, strict=True):
         buckets = buckets or make_buckets(run.build_supernet().cost, centres_m, half_m)
-        scored = [line for line in run.population() if line["split"] == split]
-        if not scored:
+        lines = newest_lines(run.population(), split)
+        if not lines:
             raise UserError(f"{run.path} has no scores on the {split} split: run `trainonce evaluate` on it first")
-        lines = lines_of(scored, split=split, step=max(line["step"] for line in scored))
         summaries = summarise(lines, buckets)
         label = f"{config.recipe.name}, {config.recipe.passes:.4g} passes, seed {config.seed}"
         populations.append(RunPopulation(label=label, lines=lines, summaries=summaries, front=pareto_front(lines)))
