@@ -319,6 +319,11 @@ class TestOthersRefuse:
         )
         trainonce("evaluate", evaluated, "--buckets", "1,1.2").refused("overlap")
 
+    def test_a_run_whose_checkpoints_are_gone(self, evaluated: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+        shutil.rmtree(run / "checkpoints")
+        trainonce("train", "--resume", run).refused("its checkpoints are gone")
+
     def test_images_that_are_not_the_runs(self, evaluated: Path, tmp_path: Path) -> None:
         trainonce("evaluate", evaluated, "--data", tmp_path / "nowhere").refused("is not a data set")
 

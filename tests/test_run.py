@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainonce import checkpoint
-from trainonce.data import DataSet
+from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
@@ -217,3 +218,25 @@ def test_another_process_keeps_this_one_out_until_it_ends(tmp_path: Path) -> Non
         other.wait()
         with run.lock():
             pass
+
+
+def test_images_that_were_moved(tmp_path: Path) -> None:
+    """A run remembers where its images were; when they have moved it says so and takes the new place."""
+    numbers = np.random.default_rng(0)
+    images, labels = numbers.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "old.npz", train_images=images, train_labels=labels)
+    data = load_dataset(str(tmp_path / "old.npz"))
+    run = RunDirectory(tmp_path / "run")
+    run.create(
+        RunConfig(
+            data=data.source,
+            data_fingerprint=data.fingerprint(),
+            family="mobilenet_v3",
+            model={"num_classes": 3},
+            recipe=RECIPES["rss"],
+        )
+    )
+    (tmp_path / "old.npz").rename(tmp_path / "new.npz")
+    with pytest.raises(UserError, match=r"were at .*old\.npz and are not there now; say where they are: --data PATH"):
+        run.load_data()
+    assert run.load_data(moved_to=str(tmp_path / "new.npz")).fingerprint() == data.fingerprint()

@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import display
+from trainonce import checkpoint, display
 from trainonce.cli_tools import (
     bucket_centres,
     device_named,
@@ -134,6 +134,10 @@ def train(
         config = run.config()
         images = run.load_data(data_dir, moved_to=data)
         net, chosen, seed = run.build_supernet(), config.recipe, config.seed
+        newest = checkpoint.newest(run.checkpoints)
+        if newest is None and run.metrics():
+            raise UserError(f"{resume} was trained before but its checkpoints are gone: there is nothing to go on from")
+        display.err.print(f"Resuming {resume} at {newest.name if newest else 'its beginning'}")
     else:
         if data is None:
             raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
@@ -382,7 +386,7 @@ def list_names(as_json: Json = False) -> None:
         return
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
-    display.out.print(f"Geometries: {', '.join(GEOMETRIES)}")
+    display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
 
 
 @app.callback(invoke_without_command=True)

@@ -115,6 +115,11 @@ class RunDirectory:
         """
         config = self.config()
         source = config.data if moved_to is None else config.data.model_copy(update={"name_or_path": moved_to})
+        if moved_to is None and Path(source.name_or_path).is_absolute() and not Path(source.name_or_path).exists():
+            raise UserError(
+                f"the images of {self.path} were at {source.name_or_path} and are not there now; say where they are: "
+                "--data PATH, or to resume: trainonce train PATH --resume RUN"
+            )
         data = source.load(data_dir=data_dir)
         if data.fingerprint() != config.data_fingerprint:
             raise UserError(f"{source.name_or_path} holds other images than those {self.path} was trained on")
