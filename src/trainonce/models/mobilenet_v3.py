@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from trainonce.cost import Cost, CostModel, CostTerm, block_cost, cached_term, fixed_cost, out_size
 from trainonce.errors import UserError
 from trainonce.models.supernet import Supernet
+from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.ops import Slices, prefixed
-from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec, conv_bn, resize
+from trainonce.nn.plain import BlockSpec, NetworkSpec, conv_bn, resize
 from trainonce.settings import Settings
 from trainonce.space import Architecture, Choice, SearchSpace
 
@@ -101,7 +102,7 @@ class MobileNetV3(Supernet):
         self.space = _space(settings)
         largest = _describe(settings, self.space.largest())
         self.stem = conv_bn(settings.in_channels, largest.stem_channels, 3, settings.stem_stride)
-        self.first = MBConv(largest.blocks[0])
+        self.first = ElasticMBConv(largest.blocks[0], (largest.blocks[0].kernel_size,))
         self.blocks = nn.ModuleDict()
         for name, spec in zip(_block_names(self.space.largest()), largest.blocks[1:], strict=True):
             self.blocks[name.replace(".", "_")] = ElasticMBConv(spec, settings.kernel_sizes)
@@ -119,32 +120,47 @@ class MobileNetV3(Supernet):
     def describe(self, arch: Architecture) -> NetworkSpec:
         return self._describe(arch)
 
-    def _active_blocks(self, arch: Architecture) -> list[ElasticMBConv]:
-        return [self.blocks[name.replace(".", "_")] for name in _block_names(arch)]  # type: ignore[misc]
+    def active_blocks(self, arch: Architecture) -> list[ElasticMBConv]:
+        """The blocks that `arch` uses, in order: those of `describe(arch).blocks`."""
+        return [self.first, *(self.blocks[name.replace(".", "_")] for name in _block_names(arch))]  # type: ignore[list-item]
 
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         spec = self.describe(arch)
-        x = F.hardswish(self.stem(resize(x_BCHW, spec.resolution)))
-        x = self.first(x)
-        for block, block_spec in zip(self._active_blocks(arch), spec.blocks[1:], strict=True):
+        x = self._conv_norm_act(self.stem, resize(x_BCHW, spec.resolution))
+        for block, block_spec in zip(self.active_blocks(arch), spec.blocks, strict=True):
             x = block(x, block_spec)
-        x = F.hardswish(self.final(x)).mean((2, 3), keepdim=True)
-        x = F.hardswish(self.feature(x)).flatten(1)
+        x = self._conv_norm_act(self.final, x).mean((2, 3), keepdim=True)
+        x = F.hardswish(self._feature(x)).flatten(1)
         logits: Tensor = self.classifier(self.dropout(x))
         return logits
+
+    def _conv_norm_act(self, layer: nn.Sequential, x_BCHW: Tensor) -> Tensor:
+        conv, norm = layer
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        if not (self.training and native.usable(x_BCHW)):
+            return F.hardswish(layer(x_BCHW))
+        y = native.pointwise(x_BCHW, conv.weight) if conv.kernel_size == (1, 1) else conv(x_BCHW)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return native.norm_act(y, native.Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var), "h_swish")
+
+    def _feature(self, x_BC11: Tensor) -> Tensor:
+        if self.training and native.usable(x_BC11):
+            return native.pointwise(x_BC11, self.feature.weight)
+        out: Tensor = self.feature(x_BC11)
+        return out
 
     def slices(self, arch: Architecture) -> Slices:
         fixed = ("stem", "final", "feature", "classifier")
         cut = {f"{part}.{k}": v for part in fixed for k, v in getattr(self, part).state_dict().items()}
-        cut |= prefixed("blocks.0", self.first.state_dict())
-        specs = self.describe(arch).blocks[1:]
-        for i, (block, spec) in enumerate(zip(self._active_blocks(arch), specs, strict=True), start=1):
+        for i, (block, spec) in enumerate(zip(self.active_blocks(arch), self.describe(arch).blocks, strict=True)):
             cut |= prefixed(f"blocks.{i}", block.slices(spec))
         return cut
 
     def sort_channels(self, kept: SearchSpace) -> None:
         arch = self.space.largest()
-        for name, block in zip(_block_names(arch), self._active_blocks(arch), strict=True):
+        for name, block in zip(_block_names(arch), self.active_blocks(arch)[1:], strict=True):
             ratios = {*kept[f"{name}.expand_ratio"].values, self.settings.expand_ratios[-1]}
             specs = [_block_spec(self.settings, name, expand_ratio=ratio) for ratio in sorted(ratios)]
             block.sort_channels(tuple(s.mid_channels for s in specs), tuple(s.se_channels for s in specs))
@@ -152,7 +168,7 @@ class MobileNetV3(Supernet):
     @torch.no_grad()
     def zero_init_residual(self) -> None:
         arch = self.space.largest()
-        for block, spec in zip(self._active_blocks(arch), self.describe(arch).blocks[1:], strict=True):
+        for block, spec in zip(self.active_blocks(arch), self.describe(arch).blocks, strict=True):
             if spec.residual:
                 block.project_bn.weight.zero_()
 

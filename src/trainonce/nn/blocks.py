@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from trainonce.nn import native
 from trainonce.nn.ops import (
     ElasticBatchNorm2d,
     ElasticConv2d,
@@ -12,6 +13,21 @@ from trainonce.nn.ops import (
     prefixed,
 )
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec
+
+OWN_NAMES = {
+    f"{plain}.{part}": f"{own}.{part}"
+    for plain, own in {
+        "expand.0": "expand",
+        "expand.1": "expand_bn",
+        "depthwise.1": "depthwise_bn",
+        "se.reduce": "se.reduce",
+        "se.expand": "se.expand",
+        "project.0": "project",
+        "project.1": "project_bn",
+    }.items()
+    for part in ("weight", "bias")
+}
+"""The block's own names of the weights of which a plain block takes the first entries, by the plain block's names."""
 
 
 class ElasticMBConv(nn.Module):
@@ -35,6 +51,8 @@ class ElasticMBConv(nn.Module):
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
+        if self.training and native.usable(x_BCHW):
+            return self._native(x_BCHW, spec)
         y = x_BCHW
         if self.expand is not None and self.expand_bn is not None:
             y = self.act(self.expand_bn(self.expand(y, spec.mid_channels)))
@@ -44,6 +62,11 @@ class ElasticMBConv(nn.Module):
         y = self.project_bn(self.project(y, spec.out_channels))
         out: Tensor = x_BCHW + y if spec.residual else y
         return out
+
+    def _native(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
+        cut = self.slices(spec)
+        whole = {name: self.get_parameter(own) for name, own in OWN_NAMES.items() if name in cut}
+        return native.mbconv(x_BCHW, spec, cut, whole)
 
     def slices(self, spec: BlockSpec) -> Slices:
         """The state dict of the plain block of `spec`, cut from the elastic weights."""

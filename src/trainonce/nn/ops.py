@@ -28,7 +28,7 @@ class ElasticConv2d(nn.Module):
 
     def slices(self, in_channels: int, out_channels: int) -> Slices:
         """`weight` [out, in, 1, 1], and `bias` [out] where the layer has one."""
-        cut = {"weight": self.weight[:out_channels, :in_channels].contiguous()}
+        cut = {"weight": self.weight[:out_channels, :in_channels]}
         if self.bias is not None:
             cut["bias"] = self.bias[:out_channels]
         return cut
@@ -36,7 +36,7 @@ class ElasticConv2d(nn.Module):
     def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
         """Map [B, in, H, W] to [B, out_channels, H, W]; the input channels are those that x has."""
         cut = self.slices(x_BCHW.shape[1], out_channels)
-        return F.conv2d(x_BCHW, cut["weight"], cut.get("bias"))
+        return F.conv2d(x_BCHW, cut["weight"].contiguous(), cut.get("bias"))
 
 
 class ElasticDepthwiseConv2d(nn.Module):

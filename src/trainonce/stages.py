@@ -1,0 +1,144 @@
+"""A subnet as a chain of stages, so that subnets that begin alike share what they have in common.
+
+A stage (the stem, a block, the head) is calibrated and then runs with fixed statistics. What the stages make of the
+images is kept while it fits in memory; the next subnet starts behind the last stage that is still the same. The
+results are those of each subnet by itself, in any order.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainonce.nn import native
+from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork, resize
+
+KEPT_BYTES = 1 << 30
+
+
+class Stage(nn.Module):
+    """A part of a plain network. `specs` and the weights together say which function it is."""
+
+    def __init__(self, specs: tuple[object, ...], forward: Callable[[Tensor], Tensor], parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.specs = specs
+        self.parts = nn.ModuleList(parts)
+        self.run = forward
+        self.norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in self.norms:
+            norm.reset_running_stats()
+
+    def same_as(self, other: "Stage") -> bool:
+        """Whether both are the same function of their input, once calibrated alike."""
+        return self.specs == other.specs and all(map(torch.equal, self.parameters(), other.parameters()))
+
+    def calibrate(self, x_BCHW: Tensor, number: int) -> Tensor:
+        """Run on batch `number`, from 0, normalising by the batch; the statistics are the mean over the batches."""
+        for norm in self.norms:
+            norm.train()
+            norm.momentum = 1 / (number + 1)
+        return self.run(x_BCHW)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Run with the statistics that calibrating left."""
+        if self.norms[0].training:
+            self.eval()
+        return self.run(x_BCHW)
+
+
+def stages_of(plain: PlainNetwork) -> list[Stage]:
+    """The stages of a plain network, which they take apart: stem, blocks, head."""
+    spec = crop_kernels(plain).spec
+
+    def stem(x_BCHW: Tensor) -> Tensor:
+        return F.hardswish(plain.stem(resize(x_BCHW, spec.resolution)))
+
+    def head(x_BCHW: Tensor) -> Tensor:
+        x = F.hardswish(plain.final(x_BCHW)).mean((2, 3), keepdim=True)
+        logits: Tensor = plain.classifier(F.hardswish(plain.feature(x)).flatten(1))
+        return logits
+
+    blocks = (
+        Stage((block_spec,), _block(block, block_spec), [block])
+        for block, block_spec in zip(plain.blocks, spec.blocks, strict=True)
+    )
+    return [
+        Stage((spec.resolution, spec.stem_stride), stem, [plain.stem]),
+        *blocks,
+        Stage((), head, [plain.final, plain.feature, plain.classifier]),
+    ]
+
+
+def _block(block: nn.Module, spec: BlockSpec) -> Callable[[Tensor], Tensor]:
+    assert isinstance(block, MBConv)
+    fast = native.PlainMBConv(block, spec)
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        out: Tensor = fast(x_BCHW) if native.usable(x_BCHW) else block(x_BCHW)
+        return out
+
+    return run
+
+
+class Chain:
+    """Calibrates subnets and runs them over the same images, one after the other.
+
+    `calibration` and `images` give, each time they are called, the same normalised batches [B, C, H, W].
+    """
+
+    def __init__(
+        self,
+        calibration: Callable[[], Iterable[Tensor]],
+        images: Callable[[], Iterable[Tensor]],
+        *,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self._calibration = _Flow(calibration, kept_bytes // 2)
+        self._images = _Flow(images, kept_bytes // 2)
+        self._stages: list[Stage] = []
+
+    @torch.no_grad()
+    def logits(self, plain: PlainNetwork) -> Iterator[Tensor]:
+        """Calibrate the network, which is taken apart, and yield its logits [B, classes] for each batch of images."""
+        fresh = stages_of(plain)
+        common = 0
+        while common < min(len(fresh), len(self._stages)) and fresh[common].same_as(self._stages[common]):
+            common += 1
+        self._stages = self._stages[:common] + fresh[common:]
+        for _ in self._calibration.run([stage.calibrate for stage in self._stages], common):
+            pass
+        yield from self._images.run([_fixed(stage) for stage in self._stages], common)
+
+
+def _fixed(stage: Stage) -> Callable[[Tensor, int], Tensor]:
+    return lambda x_BCHW, _number: stage.forward(x_BCHW)
+
+
+class _Flow:
+    """Batches on their way through stages, kept behind each stage as far as memory allows."""
+
+    def __init__(self, batches: Callable[[], Iterable[Tensor]], kept_bytes: int) -> None:
+        self.batches = batches
+        self.kept_bytes = kept_bytes
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def run(self, stages: list[Callable[[Tensor, int], Tensor]], common: int) -> Iterator[Tensor]:
+        """Yield each batch as it leaves the last stage; the first `common` stages are as they were in the last run."""
+        self.kept = {place: made for place, made in self.kept.items() if place < common}
+        start = max(self.kept, default=-1)
+        fresh: dict[int, list[Tensor]] = {place: [] for place in range(start + 1, len(stages) - 1)}
+        room = self.kept_bytes - sum(made.nbytes for batches in self.kept.values() for made in batches)
+        for number, batch in enumerate(self.kept[start] if start >= 0 else self.batches()):
+            x = batch
+            for place in range(start + 1, len(stages)):
+                x = stages[place](x, number)
+                if place in fresh:
+                    fresh[place].append(x)
+                    room -= x.nbytes
+            while room < 0:  # give up the largest
+                largest = max(fresh, key=lambda place: fresh[place][0].nbytes)
+                room += sum(made.nbytes for made in fresh.pop(largest))
+            yield x
+        self.kept |= fresh
