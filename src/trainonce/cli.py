@@ -73,7 +73,12 @@ BucketHalfWidth = Annotated[
 ]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 BESIDE_RESUME = {"resume", "data", "data_dir", "device", "threads", "checkpoint_every", "tensorboard", "as_json"}
+BESIDE_RESUME |= {"stream", "workers"}
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
+]
 
 
 @app.command()
@@ -114,6 +119,16 @@ def train(
     ] = None,
     width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave a folder's images on disk and decode them as they are needed, or hold them all in memory. "
+            "Default: stream what would take more than a quarter of the memory.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Workers = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -132,7 +147,7 @@ def train(
         refuse_beside(context, "--resume", BESIDE_RESUME)
         run = RunDirectory(resume)
         config = run.config()
-        images = run.load_data(data_dir, moved_to=data)
+        images = run.load_data(data_dir, moved_to=data, stream=stream, workers=workers)
         net, chosen, seed = run.build_supernet(), config.recipe, config.seed
         newest = checkpoint.newest(run.checkpoints)
         if newest is None and run.metrics():
@@ -142,7 +157,7 @@ def train(
         if data is None:
             raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
         chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-        images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey)
+        images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=workers)
         fields: dict[str, Any] = {} if width is None else {"width_mult": width}
         if resolutions is not None:
             fields["resolutions"] = numbers(resolutions, "--resolutions", int)
@@ -221,6 +236,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Workers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -234,7 +250,8 @@ def evaluate(
     chosen = make_buckets(net.cost, bucket_centres(buckets), bucket_half_width)
     population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
-    data = run.load_data(data_dir, moved_to=data_path)
+    data = run.load_data(data_dir, moved_to=data_path, workers=workers)
+    display.say_streamed(data)
     net, data = net.to(device_named(device)), data.to(device_named(device))
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)
@@ -299,13 +316,15 @@ def extract(
     ] = 0,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
     _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    data = run.load_data(data_dir, moved_to=data_path).to(device_named(device))
+    data = run.load_data(data_dir, moved_to=data_path, workers=workers).to(device_named(device))
+    display.say_streamed(data)
     net, settings = net.to(device_named(device)), EvaluateSettings(seed=seed)
     if arch is not None:
         refuse_budget = {p.name for p in context.command.params if p.name} - {"max_macs", "max_params"}

@@ -80,7 +80,7 @@ def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str)
     """About how long a recipe takes on a device: a few batches timed for each phase.
 
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
-    Augmentation and the optimizer are left out.
+    Augmentation, the optimizer and the decoding of streamed images are left out.
     """
     batch_size = min(recipe.batch_size, len(data.train))
     x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size, device=device)

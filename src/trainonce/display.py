@@ -120,6 +120,15 @@ def training_line(at: TrainProgress) -> str:
     )
 
 
+def say_streamed(data: DataSet) -> None:
+    """Say that the images stay on disk, if they do."""
+    if data.streamed:
+        err.print(
+            f"{data.name}: streaming; the images stay on disk and are decoded as they are needed (all at once they "
+            f"would take {data.decoded_bytes / 1e9:.3g} GB of memory)"
+        )
+
+
 def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
     """Say what is about to be trained."""
     low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
@@ -127,6 +136,7 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
         f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
         f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
     )
+    say_streamed(data)
     err.print(
         f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
         f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"

@@ -63,15 +63,15 @@ class Evaluator:
         generator = torch.Generator().manual_seed(derived_seed(settings.seed, "calibrate"))
         rounds = -(-settings.calibration_images // len(split))
         rows = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(rounds)])
-        rows = rows[: settings.calibration_images].to(split.images.device)
-        augmenting = torch.Generator(split.images.device)
+        rows = rows[: settings.calibration_images].to(split.labels.device)
+        augmenting = torch.Generator(split.device)
         augmenting.manual_seed(derived_seed(settings.seed, "calibrate", "augment"))
         batches = list(torch.split(rows, settings.calibration_batch))
         if len(batches[-1]) == 1:  # a single image has no variance on a 1 x 1 map
             batches[-2:] = [torch.cat(batches[-2:])]
-        for batch in batches:
+        for batch in split.batches(batches):
             yield augment(
-                split.images[batch],
+                batch.images_BCHW,
                 self.data.augmentation,
                 mean=self.data.mean,
                 std=self.data.std,
@@ -123,7 +123,7 @@ def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int = 200) ->
     device = next(plain.parameters()).device
     correct = torch.zeros((), dtype=torch.long, device=device)
     loss = torch.zeros((), device=device)
-    for images_BCHW, labels_B in zip(torch.split(split.images, batch), torch.split(split.labels, batch), strict=True):
+    for _, images_BCHW, labels_B in split.in_order(batch):
         x_BCHW = normalise(images_BCHW.to(device), mean=data.mean, std=data.std)
         y_B = labels_B.to(device)
         logits_BK = plain(x_BCHW.contiguous(memory_format=torch.channels_last))

@@ -66,8 +66,8 @@ class RunConfig(Settings):
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: everything but the provenance."""
-        return self.model_dump(mode="json", exclude={"provenance"})
+        """What must be the same for a run to go on: all but the provenance and whether images are streamed."""
+        return self.model_dump(mode="json", exclude={"provenance": True, "data": {"stream"}})
 
 
 class RunDirectory:
@@ -108,9 +108,17 @@ class RunDirectory:
                 raise UserError(f"another process is working in {self.path}") from None
             yield
 
-    def load_data(self, data_dir: Path | None = None, *, moved_to: str | None = None) -> DataSet:
+    def load_data(
+        self,
+        data_dir: Path | None = None,
+        *,
+        moved_to: str | None = None,
+        stream: bool | None = None,
+        workers: int | None = None,
+    ) -> DataSet:
         """The run's images; `moved_to` is where their folder or file is now, if it has moved.
 
+        Whether they are streamed is as the run recorded it unless `stream` says otherwise; `workers` as `load_dataset`.
         Raises `UserError` where they cannot be had or are not the ones trained on.
         """
         config = self.config()
@@ -120,7 +128,9 @@ class RunDirectory:
                 f"the images of {self.path} were at {source.name_or_path} and are not there now; say where they are: "
                 "--data PATH, or to resume: trainonce train PATH --resume RUN"
             )
-        data = source.load(data_dir=data_dir)
+        if stream is not None:
+            source = source.model_copy(update={"stream": stream})
+        data = source.load(data_dir=data_dir, workers=workers)
         if data.fingerprint() != config.data_fingerprint:
             raise UserError(f"{source.name_or_path} holds other images than those {self.path} was trained on")
         return replace(data, source=config.data)

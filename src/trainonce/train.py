@@ -8,7 +8,7 @@ A checkpoint of step s holds the state before step s.
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from trainonce import checkpoint
 from trainonce.data import DataSet
 from trainonce.data.augment import augment
+from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.losses import DISTILLATION
 from trainonce.models import Supernet
@@ -144,7 +145,7 @@ class _Loop:
         self.steps = self.table[-1].end
         self.dropouts = [module for module in net.modules() if isinstance(module, nn.Dropout)]
         self.state = _State()
-        self.order: tuple[tuple[int, int], Tensor] | None = None
+        self.batches: Iterator[Batch] = iter(())
         self.draws = {
             entry.index: SubnetDraws(entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)))
             for entry in self.table
@@ -152,6 +153,10 @@ class _Loop:
 
     def go(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
         self._restore()
+        with closing(self.data.train.batches(self._rows_from(self.state.step))) as self.batches:
+            return self._train(on_progress, should_stop)
+
+    def _train(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
         state, first_step, began = self.state, self.state.step, time.monotonic()
         saved = began
         self.net.train()
@@ -185,7 +190,7 @@ class _Loop:
         assert state.optimizer is not None
         in_phase = state.step - entry.start
         epoch = in_phase // self.steps_per_epoch
-        x_BCHW, y_B, rows_B = self._batch(entry.index, epoch, in_phase)
+        x_BCHW, y_B, rows_B = self._batch(entry.index, in_phase)
         turn = epoch if phase.hold == "epoch" else in_phase
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
@@ -219,23 +224,30 @@ class _Loop:
         state.tally.correct += int(hits)
         return lr, losses[-1][0]
 
-    def _batch(self, phase: int, epoch: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented images, labels and rows of a step. A new order each epoch; a ragged end is left out of it."""
-        train, device = self.data.train, self.data.train.images.device
-        if self.order is None or self.order[0] != (phase, epoch):
-            shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", phase, epoch))
-            self.order = (phase, epoch), torch.randperm(len(train), generator=shuffle).to(device)
-        first = in_phase % self.steps_per_epoch * self.batch_size
-        rows_B = self.order[1][first : first + self.batch_size]
-        generator = torch.Generator(device).manual_seed(derived_seed(self.seed, "augment", phase, in_phase))
+    def _rows_from(self, step: int) -> Iterator[Tensor]:
+        """The rows of every batch from `step` to the end. A new order each epoch; a ragged end is left out of it."""
+        for entry in self.table:
+            first = max(0, step - entry.start)
+            for in_phase in range(first, entry.steps):
+                epoch, batch = divmod(in_phase, self.steps_per_epoch)
+                if batch == 0 or in_phase == first:
+                    shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", entry.index, epoch))
+                    order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
+                yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Augmented images, labels and rows of a step."""
+        rows_B, images_BCHW, y_B = next(self.batches)
+        generator = torch.Generator(images_BCHW.device)
+        generator.manual_seed(derived_seed(self.seed, "augment", phase, in_phase))
         x_BCHW = augment(
-            train.images[rows_B],
+            images_BCHW,
             self.data.augmentation,
             mean=self.data.mean,
             std=self.data.std,
             generator=generator,
         )
-        return x_BCHW.contiguous(memory_format=torch.channels_last), train.labels[rows_B], rows_B
+        return x_BCHW.contiguous(memory_format=torch.channels_last), y_B, rows_B
 
     @torch.no_grad()
     def _choose(self, slot: str, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:

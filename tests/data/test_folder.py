@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainonce.data import folder
-from trainonce.data.folder import decode_image, read_folder
+from trainonce.data.decode import decode_image
+from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published
 from trainonce.errors import UserError
 

@@ -69,7 +69,7 @@ class TestDigits:
         labels[5] = (labels[5] + 1) % 10
         assert replace(digits, test=replace(digits.test, labels=labels)).fingerprint() != first
         images = 255 - digits.validate.images
-        assert replace(digits, validate=replace(digits.validate, images=images)).fingerprint() != first
+        assert replace(digits, validate=replace(digits.validate, pixels=images)).fingerprint() != first
         assert replace(digits, name="other", augmentation=None).fingerprint() == first
 
     def test_resized(self) -> None:

@@ -1,48 +1,49 @@
 """The reader of image folders: one sub-folder for each class, JPEG and PNG of any size."""
 
+import math
 import os
-import struct
 import sys
-import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainonce.data.formats import make_split
+from trainonce.data.decode import decode_image
 from trainonce.data.splits import Published, Split
+from trainonce.data.stream import ImageFiles, default_workers
 from trainonce.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 PROGRESS_FROM = 2000  # images; fewer are decoded before a bar would help
 CHUNK = 64  # images that one thread decodes at a time
+MEMORY_SHARE = 0.25  # of the memory there is; images that would take more are streamed
+
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validate": ("validate", "validation", "valid", "val"),
     "test": ("test", "testing"),
 }
-# What Pillow raises on a broken file, by format and by where the break is.
-_IMAGE_ERRORS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError),
-    *(OverflowError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
-def read_folder(path: Path, *, image_size: int, grey: bool) -> Published:
+def read_folder(
+    path: Path, *, image_size: int, grey: bool, stream: bool | None = None, workers: int | None = None
+) -> Published:
     """Read a folder of images into splits of uint8 [N, C, image_size, image_size], C 1 if `grey` else 3.
 
     Either `path/<class>/*` or `path/train/<class>/*`, with `path/val/<class>/*` and `path/test/<class>/*`
     where they are given (validate, validation, valid, training and testing are understood too). Classes are
     numbered by sorted name. The central square of each image is resized with antialiasing.
-    Raises `UserError` on a broken image, an empty class folder, no images, fewer than two classes, or splits
-    whose classes differ.
+    With `stream` the images stay on disk and `workers` processes decode them as they are needed (None: one
+    for each core but one; 0: none, this process does); without, all are decoded now. None streams where
+    they would take more than `MEMORY_SHARE` of the memory there is. The pixels are the same.
+    Raises `UserError` on an empty class folder, no images, fewer than two classes, splits whose classes differ,
+    and a broken image; when streaming, the last is raised when that image is needed.
     """
     roots = _split_folders(path)
     classes = {name: _class_files(root) for name, root in roots.items()}
@@ -54,8 +55,22 @@ def read_folder(path: Path, *, image_size: int, grey: bool) -> Published:
             lacking, having = (name, "train") if missing in class_names else ("train", name)
             raise UserError(f"{roots[lacking]} has no class folder '{missing}', but {roots[having]} has one")
     splits = {
-        name: _decode_split(list(files.values()), image_size=image_size, grey=grey) for name, files in classes.items()
+        name: _undecoded(
+            ImageFiles(
+                root=roots[name].absolute(),
+                names=np.concatenate(list(files.values())),
+                image_size=image_size,
+                grey=grey,
+                workers=default_workers() if workers is None else workers,
+            ),
+            counts=[len(names) for names in files.values()],
+        )
+        for name, files in classes.items()
     }
+    if stream is None:
+        stream = sum(math.prod(split.shape) for split in splits.values()) > MEMORY_SHARE * memory_bytes()
+    if not stream:
+        splits = {name: _decoded(split) for name, split in splits.items()}
     return Published(
         class_names=class_names,
         train=splits["train"],
@@ -64,32 +79,17 @@ def read_folder(path: Path, *, image_size: int, grey: bool) -> Published:
     )
 
 
-def decode_image(path: Path, *, image_size: int, grey: bool) -> npt.NDArray[np.uint8]:
-    """Decode one JPEG or PNG: turned upright (EXIF), central square, antialiased resize.
-
-    Gives uint8 [C, image_size, image_size]. Transparency is dropped. Raises `UserError` naming the file.
-    """
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as opened:
-            # A JPEG much larger than needed is decoded at a half, a quarter or an eighth: far faster.
-            opened.draft(None, (2 * image_size, 2 * image_size))
-            image = ImageOps.exif_transpose(opened)
-            image = _convert(image, "L" if grey else "RGB")
-    except _IMAGE_ERRORS as error:
-        raise UserError(f"{path} is not a whole JPEG or PNG image: {error}") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    pixels = np.asarray(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
-
-
-def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert(mode)
+def memory_bytes() -> int:
+    """How much memory this process may have: the machine's, or less where a container is given less."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in _MEMORY_LIMITS:
+        try:
+            limit = file.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if limit.isdecimal():  # else it says max
+            found = min(found, int(limit))
+    return found
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -121,13 +121,16 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return roots
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
-    """Give each class's image files, both in sorted order."""
-    files = {folder.name: _image_files(folder) for folder in _subfolders(root)}
-    if not any(files.values()):
+def _class_files(root: Path) -> dict[str, npt.NDArray[np.bytes_]]:
+    """Give each class's image files as paths below `root`; classes and files in sorted order."""
+    files = {}
+    for folder in _subfolders(root):
+        names = [os.fsencode(file.relative_to(root)) for file in _image_files(folder)]
+        files[folder.name] = np.array(names, dtype=np.bytes_)
+    if not any(map(len, files.values())):
         raise UserError(f"{root} holds no images: it must have a folder of JPEG or PNG files for each class")
     for name, paths in files.items():
-        if not paths:
+        if not len(paths):
             raise UserError(f"the class folder {root / name} holds no JPEG or PNG images")
     return files
 
@@ -137,27 +140,32 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.startswith(".") and file.is_file())
 
 
-def _decode_split(files: Sequence[Sequence[Path]], *, image_size: int, grey: bool) -> Split:
-    """Decode all images of a split in threads (Pillow lets go of the interpreter lock)."""
-    paths = [path for of_class in files for path in of_class]
-    labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
-    images = np.empty((len(paths), 1 if grey else 3, image_size, image_size), dtype=np.uint8)
+def _undecoded(files: ImageFiles, counts: list[int]) -> Split:
+    """Give the split of files of which `counts` are of each class in turn."""
+    return Split(files, torch.repeat_interleave(torch.tensor(counts)))
+
+
+def _decoded(split: Split) -> Split:
+    """Decode all files of a split in threads (Pillow lets go of the interpreter lock)."""
+    files, total = split.pixels, len(split)
+    assert isinstance(files, ImageFiles)
+    images = np.empty(files.shape, dtype=np.uint8)
 
     def decode(start: int) -> int:
-        chunk = paths[start : start + CHUNK]
-        for offset, path in enumerate(chunk):
-            images[start + offset] = decode_image(path, image_size=image_size, grey=grey)
-        return len(chunk)
+        rows = torch.arange(start, min(start + CHUNK, total))
+        for row, path in zip(rows.tolist(), files.paths(rows), strict=True):
+            images[row] = decode_image(Path(path), image_size=files.image_size, grey=files.grey)
+        return len(rows)
 
-    shown = len(paths) > PROGRESS_FROM and sys.stderr.isatty()
+    shown = total > PROGRESS_FROM and sys.stderr.isatty()
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
     with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        task = bar.add_task("decoding", total=len(paths))
-        futures = [pool.submit(decode, start) for start in range(0, len(paths), CHUNK)]
+        task = bar.add_task("decoding", total=total)
+        futures = [pool.submit(decode, start) for start in range(0, total, CHUNK)]
         try:
             for future in futures:
                 bar.advance(task, future.result())
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, do not decode the rest
-    return make_split(images, labels)
+    return Split(torch.from_numpy(images), split.labels)

@@ -1,6 +1,7 @@
 """From a name or a path to a `DataSet`: read or fetch, resize, divide into the four splits."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -42,22 +43,26 @@ class DataSource(Settings):
     split_seed: int = 0
     """Seed of the division into the four splits."""
 
+    stream: bool | None = None
+    """Whether the images of a folder stay on disk and are decoded as they are needed; None streams those that would
+    fill too much memory. The images are the same."""
+
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
         path = Path(self.name_or_path)
         return (path.stem if path.suffix == ".npz" else path.name) or "images"
 
-    def load(self, *, data_dir: Path | None = None, download: bool = True) -> "DataSet":
-        """Load it; errors as `load_dataset`."""
+    def load(self, *, data_dir: Path | None = None, download: bool = True, workers: int | None = None) -> "DataSet":
+        """Load it; arguments and errors as `load_dataset`."""
         if not self.name_or_path:
             raise UserError("this run's images were made in Python: load them there too")
-        return load_dataset(**self.model_dump(), data_dir=data_dir, download=download)
+        return load_dataset(**self.model_dump(), data_dir=data_dir, download=download, workers=workers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """Images in four disjoint splits, whole in memory on one device, and all that is needed to use them.
+    """Images in four disjoint splits, and all that is needed to use them.
 
     `mean` and `std` are of pixels in 0..1, one for each channel; `augmentation` is for training and
     calibrating, None for none. Images are square.
@@ -77,12 +82,22 @@ class DataSet:
     @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
-        return self.train.images.shape[3]
+        return self.train.shape[3]
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
-        return self.train.images.shape[1]
+        return self.train.shape[1]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images stay on disk and are decoded as they are needed."""
+        return self.train.streamed
+
+    @property
+    def decoded_bytes(self) -> int:
+        """How much memory all images take when they are decoded."""
+        return sum(math.prod(split.shape) for split in (self.train, self.calibrate, self.validate, self.test))
 
     @property
     def num_classes(self) -> int:
@@ -103,13 +118,14 @@ class DataSet:
         """Give 16 hexadecimal digits that other splits, other labels or other images would change.
 
         Covers the class names, every label, the shapes, and evenly spaced images of each split; not the
-        device, the name, or how the images are normalised and varied.
+        device, the name, how the images are normalised and varied, or whether they are streamed.
         """
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split in (self.train, self.calibrate, self.validate, self.test):
             every = max(1, len(split) // FINGERPRINT_IMAGES)
-            digest.update(str(tuple(split.images.shape)).encode())
-            for tensor in (split.labels, split.images[::every]):
+            digest.update(str(split.shape).encode())
+            some = split.batch(torch.arange(0, len(split), every, device=split.labels.device))
+            for tensor in (split.labels, some.images_BCHW):
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -122,17 +138,27 @@ def load_dataset(
     grey: bool = False,
     split_seed: int = 0,
     download: bool = True,
+    stream: bool | None = None,
+    workers: int | None = None,
 ) -> DataSet:
     """Load a data set by its name in the table, or from an npz file or an image folder.
 
     `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
     ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
-    grey. `split_seed` (0 or more) alone decides which images are held out. Raises `UserError` on an unknown
-    name, on unreadable or malformed files, and on files that are absent and cannot be fetched.
+    grey. `split_seed` (0 or more) alone decides which images are held out. `stream` and `workers` say whether the
+    images of a folder stay on disk, and how many processes decode them: see `read_folder`. Raises `UserError` on
+    an unknown name, on unreadable or malformed files, on files that are absent and cannot be fetched, and on
+    `stream` for anything but a folder.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"the image size must be 1 pixel or more, not {image_size}")
-    source = DataSource(name_or_path=name_or_path, image_size=image_size, grey=grey, split_seed=split_seed)
+    if workers is not None and workers < 0:
+        raise UserError(f"the number of worker processes must be 0 or more, not {workers}")
+    if stream and (name_or_path in TABLE or name_or_path.endswith(".npz")):
+        raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is none")
+    source = DataSource(
+        name_or_path=name_or_path, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream
+    )
     if name_or_path in TABLE:
         folder = data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
         entry = TABLE[name_or_path]
@@ -140,7 +166,9 @@ def load_dataset(
             entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
         )
     else:
-        data = _load_path(name_or_path, image_size=image_size, grey=grey, split_seed=split_seed)
+        data = _load_path(
+            name_or_path, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream, workers=workers
+        )
         source = source.model_copy(update={"name_or_path": str(Path(name_or_path).expanduser().resolve())})
     return replace(data, source=source)
 
@@ -204,7 +232,9 @@ def _map_images(published: Published, change: Callable[[Tensor], Tensor]) -> Pub
     return Published(class_names=published.class_names, **changed)
 
 
-def _load_path(given: str, *, image_size: int | None, grey: bool, split_seed: int) -> DataSet:
+def _load_path(
+    given: str, *, image_size: int | None, grey: bool, split_seed: int, stream: bool | None, workers: int | None
+) -> DataSet:
     path = Path(given).expanduser()
     if path.suffix == ".npz":
         published = formats.read_npz(path)
@@ -213,7 +243,8 @@ def _load_path(given: str, *, image_size: int | None, grey: bool, split_seed: in
             raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
         published = _map_images(published, lambda images: fit(images, image_size=image_size, grey=grey))
     elif given and path.is_dir():
-        published = read_folder(path, image_size=image_size or FOLDER_IMAGE_SIZE, grey=grey)
+        size = image_size or FOLDER_IMAGE_SIZE
+        published = read_folder(path, image_size=size, grey=grey, stream=stream, workers=workers)
     else:
         state = "is neither an .npz file nor a folder" if given and path.exists() else "is not a data set"
         raise UserError(
@@ -221,7 +252,7 @@ def _load_path(given: str, *, image_size: int | None, grey: bool, split_seed: in
             "folder of images or .npz file"
         )
     splits = carve(published, sizes=default_sizes(published), seed=split_seed, where=str(path))
-    colour = splits.train.images.shape[1] == 3
+    colour = splits.train.shape[1] == 3
     without_colour = COLOUR_AUGMENTATION.model_copy(update={"saturation": 0.0})
     return DataSet(
         name=DataSource(name_or_path=str(path.resolve())).name,

@@ -4,8 +4,10 @@
 (search, stopping, comparing), `test` is looked at once, at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import tee
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainonce.data.stream import ImageFiles
 from trainonce.errors import UserError
 
 Indices = npt.NDArray[np.int64]
@@ -23,33 +26,90 @@ CALIBRATE_FRACTION = 0.05
 CALIBRATE_MOST = 2000
 
 
+class Batch(NamedTuple):
+    """Some images of a split: their rows in it, the images as uint8 [B, C, H, W] in 0..255, and their labels."""
+
+    rows_B: Tensor
+    images_BCHW: Tensor
+    labels_B: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels, whole in memory on one device.
+    """Images and their labels: whole in memory on one device, or streamed from files that stay on disk.
 
-    `images` is uint8 [N, C, H, W] in 0..255; `labels` is int64 [N], class numbers from 0.
+    `pixels` is uint8 [N, C, H, W] in 0..255, or the files that are decoded to that; `labels` is int64 [N], class
+    numbers from 0. Labels are on the images' device where those are in memory, and on the CPU where they are
+    streamed. What works on both is `batch` and `batches`; the same rows give the same pixels.
     """
 
-    images: Tensor
+    pixels: Tensor | ImageFiles
     labels: Tensor
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8, self.images.dtype
-        assert self.images.dim() == 4, self.images.shape
+        if isinstance(self.pixels, Tensor):
+            assert self.pixels.dtype == torch.uint8, self.pixels.dtype
+            assert self.pixels.dim() == 4, self.pixels.shape
         assert self.labels.dtype == torch.int64, self.labels.dtype
-        assert self.labels.shape == self.images.shape[:1], (self.labels.shape, self.images.shape)
+        assert tuple(self.labels.shape) == self.shape[:1], (self.labels.shape, self.shape)
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all the images together: [N, C, H, W]."""
+        return tuple(self.pixels.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images of a batch are."""
+        return self.pixels.device
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images stay on disk."""
+        return isinstance(self.pixels, ImageFiles)
+
+    @property
+    def images(self) -> Tensor:
+        """All the images, uint8 [N, C, H, W], of a split that is in memory."""
+        assert isinstance(self.pixels, Tensor), "these images are streamed: take them by batch or batches"
+        return self.pixels
 
     def to(self, device: torch.device | str) -> Self:
-        """Give the same split with images and labels on `device`."""
-        return type(self)(self.images.to(device), self.labels.to(device))
+        """Give the same split with its images on `device`."""
+        return type(self)(self.pixels.to(device), self.labels if self.streamed else self.labels.to(device))
 
     def take(self, indices: Indices) -> Self:
-        """Give a copy of the images and labels at `indices`, int64 [M], in that order."""
+        """Give the images and labels at `indices`, int64 [M], in that order: copied, but for files, which stay."""
         index = torch.from_numpy(indices).to(self.labels.device)
-        return type(self)(self.images[index], self.labels[index])
+        taken = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.take(indices)
+        return type(self)(taken, self.labels[index])
+
+    def batch(self, rows_B: Tensor) -> Batch:
+        """Give the images and labels at `rows_B`, int64 [B] on the labels' device; streamed ones are decoded now."""
+        images_BCHW = self.pixels[rows_B] if isinstance(self.pixels, Tensor) else self.pixels.batch(rows_B)
+        return Batch(rows_B, images_BCHW, self.labels[rows_B].to(self.device, non_blocking=True))
+
+    def batches(self, rows: Iterable[Tensor]) -> Generator[Batch, None, None]:
+        """Give a batch for each of `rows`, as `batch` does; streamed ones are decoded ahead by worker processes.
+
+        A streamed split reads `rows` ahead, and its workers end when the generator is closed or exhausted. Raises
+        `UserError` that names a broken file, and `RunError` where a worker died.
+        """
+        if isinstance(self.pixels, Tensor):
+            for rows_B in rows:
+                yield self.batch(rows_B)
+            return
+        asked, ahead = tee(rows)
+        with closing(self.pixels.batches(ahead)) as decoded:
+            for rows_B, images_BCHW in zip(asked, decoded, strict=False):
+                yield Batch(rows_B, images_BCHW, self.labels[rows_B].to(self.device, non_blocking=True))
+
+    def in_order(self, size: int) -> Generator[Batch, None, None]:
+        """Give all images once, in batches of `size`; errors as `batches`."""
+        return self.batches(torch.split(torch.arange(len(self), device=self.labels.device), size))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
