@@ -13,7 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("files", "settings", "losses", "space"),
     ("recipes", "nn", "data", "checkpoint"),
-    ("cost",),
+    ("cost", "stages"),
     ("sampling", "models"),
     ("run", "evaluate", "subnet"),
     ("train", "population"),

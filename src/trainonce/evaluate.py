@@ -17,10 +17,10 @@ from trainonce.data import DataSet
 from trainonce.data.augment import augment, normalise
 from trainonce.data.splits import Split
 from trainonce.models import Supernet
-from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_seed
+from trainonce.stages import Chain
 
 SplitName = Literal["validate", "test"]
 
@@ -33,8 +33,8 @@ class EvaluateSettings(Settings):
     through several times."""
     calibration_batch: int = Field(200, ge=2)
     """Images in a batch of calibration."""
-    score_batch: int = Field(200, ge=1)
-    """Images in a batch of scoring. The score does not depend on it."""
+    score_batch: int | None = Field(None, ge=1)
+    """Images in a batch of scoring; None for what suits the device. The score does not depend on it."""
     seed: int = Field(0, ge=0)
     """Seed of the calibration images' choice and augmentation."""
 
@@ -49,7 +49,11 @@ class Score:
 
 
 class Evaluator:
-    """Scores subnets of one supernet on one split. Calibration images are augmented once and shared."""
+    """Scores subnets of one supernet on one split. Calibration images are augmented once and shared.
+
+    Subnets scored one after the other share the work of the stages with which they both begin (see
+    `trainonce.stages`): score those that begin alike together.
+    """
 
     def __init__(self, data: DataSet, split: SplitName = "validate", settings: EvaluateSettings | None = None) -> None:
         self.data = data
@@ -57,6 +61,7 @@ class Evaluator:
         self.split: Split = {"validate": data.validate, "test": data.test}[split]
         self.settings = settings or EvaluateSettings()
         self.calibration_batches = list(self._calibration())
+        self._chain = Chain(lambda: self.calibration_batches, self._scored)
 
     def _calibration(self) -> Iterator[Tensor]:
         split, settings = self.data.calibrate, self.settings
@@ -90,9 +95,14 @@ class Evaluator:
 
     def __call__(self, net: Supernet, arch: Architecture) -> Score:
         """Extract, recalibrate, score, throw the copy away."""
-        copy = crop_kernels(net.extract(arch))
-        recalibrate(copy, self.calibration_batches)
-        return self.score(copy)
+        return _score(self._chain.logits(net.extract(arch)), self.split, self._score_batch)
+
+    @property
+    def _score_batch(self) -> int:
+        return self.settings.score_batch or _score_batch(self.split.device)
+
+    def _scored(self) -> Iterator[Tensor]:
+        return _normalised(self.split, self.data, self._score_batch)
 
 
 @torch.no_grad()
@@ -117,16 +127,31 @@ def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
 
 
 @torch.inference_mode()
-def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int = 200) -> Score:
+def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = None) -> Score:
     """Score a network, in evaluation mode, on a split of `data`."""
     plain.eval()
+    size = batch or _score_batch(split.device)
     device = next(plain.parameters()).device
-    correct = torch.zeros((), dtype=torch.long, device=device)
-    loss = torch.zeros((), device=device)
-    for _, images_BCHW, labels_B in split.in_order(batch):
-        x_BCHW = normalise(images_BCHW.to(device), mean=data.mean, std=data.std)
-        y_B = labels_B.to(device)
-        logits_BK = plain(x_BCHW.contiguous(memory_format=torch.channels_last))
-        correct += (logits_BK.argmax(1) == y_B).sum()
-        loss += nn.functional.cross_entropy(logits_BK, y_B, reduction="sum")
-    return Score(top1=100 * int(correct) / len(split), loss=float(loss) / len(split), images=len(split))
+    return _score((plain(x_BCHW.to(device)) for x_BCHW in _normalised(split, data, size)), split, size)
+
+
+def _score_batch(device: torch.device) -> int:
+    """A batch's activations should stay in a CPU's cache; a GPU wants many images at once."""
+    return 200 if device.type == "cpu" else 2000
+
+
+def _normalised(split: Split, data: DataSet, size: int) -> Iterator[Tensor]:
+    for _, images_BCHW, _ in split.in_order(size):
+        x_BCHW = normalise(images_BCHW, mean=data.mean, std=data.std)
+        yield x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def _score(logits: Iterator[Tensor], split: Split, size: int) -> Score:
+    """Compare the logits [B, classes] of each batch of `size` with the labels; the device is waited for once."""
+    sums: list[Tensor] = []
+    for logits_BK, labels_B in zip(logits, torch.split(split.labels, size), strict=True):
+        y_B = labels_B.to(logits_BK.device)
+        loss = nn.functional.cross_entropy(logits_BK, y_B, reduction="sum")
+        sums.append(torch.stack(((logits_BK.argmax(1) == y_B).sum().to(torch.float64), loss.to(torch.float64))))
+    correct, loss_sum = torch.stack(sums).sum(0).tolist()
+    return Score(top1=100 * correct / len(split), loss=loss_sum / len(split), images=len(split))

@@ -107,9 +107,10 @@ class Chain:
         while common < min(len(fresh), len(self._stages)) and fresh[common].same_as(self._stages[common]):
             common += 1
         self._stages = self._stages[:common] + fresh[common:]
-        for _ in self._calibration.run([stage.calibrate for stage in self._stages], common):
+        device = next(plain.parameters()).device
+        for _ in self._calibration.run([stage.calibrate for stage in self._stages], common, device):
             pass
-        yield from self._images.run([_fixed(stage) for stage in self._stages], common)
+        yield from self._images.run([_fixed(stage) for stage in self._stages], common, device)
 
 
 def _fixed(stage: Stage) -> Callable[[Tensor, int], Tensor]:
@@ -124,14 +125,14 @@ class _Flow:
         self.kept_bytes = kept_bytes
         self.kept: dict[int, list[Tensor]] = {}
 
-    def run(self, stages: list[Callable[[Tensor, int], Tensor]], common: int) -> Iterator[Tensor]:
+    def run(self, stages: list[Callable[[Tensor, int], Tensor]], common: int, device: torch.device) -> Iterator[Tensor]:
         """Yield each batch as it leaves the last stage; the first `common` stages are as they were in the last run."""
         self.kept = {place: made for place, made in self.kept.items() if place < common}
         start = max(self.kept, default=-1)
         fresh: dict[int, list[Tensor]] = {place: [] for place in range(start + 1, len(stages) - 1)}
         room = self.kept_bytes - sum(made.nbytes for batches in self.kept.values() for made in batches)
         for number, batch in enumerate(self.kept[start] if start >= 0 else self.batches()):
-            x = batch
+            x = batch.to(device)
             for place in range(start + 1, len(stages)):
                 x = stages[place](x, number)
                 if place in fresh:

@@ -11,6 +11,7 @@ from trainonce.errors import UserError
 from trainonce.models import FAMILIES, GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet, build
 from trainonce.models.mobilenet_v3 import make_divisible
 from trainonce.nn import ops
+from trainonce.nn.native import blocks as native_blocks
 from trainonce.nn.plain import BN_MOMENTUM, MBConv, PlainNetwork
 from trainonce.space import Architecture, SearchSpace
 
@@ -31,7 +32,7 @@ def randomised(settings: MobileNetV3Settings = TINY) -> MobileNetV3:
         plain_norms = [module for module in net.train().modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in plain_norms:
             norm.momentum = 1.0
-        with patch.object(ops, "BN_MOMENTUM", 1.0):
+        with patch.object(ops, "BN_MOMENTUM", 1.0), patch.object(native_blocks, "BN_MOMENTUM", 1.0):
             for arch in (net.space.largest(), net.space.smallest()):
                 net(x, arch)
         for norm in plain_norms:
@@ -84,7 +85,7 @@ class TestThreeForms:
         plain.load_state_dict(net.slices(arch), strict=False)
         for model in (net.bind(arch), plain):
             model(x).square().sum().backward()
-        first, last = net.first.project[0].weight.grad, net.classifier.weight.grad
+        first, last = net.first.project.weight.grad, net.classifier.weight.grad
         assert first is not None
         assert last is not None
         twin = dict(plain.named_parameters())

@@ -141,9 +141,13 @@ class MobileNetV3(Supernet):
         if not (self.training and native.usable(x_BCHW)):
             return F.hardswish(layer(x_BCHW))
         y = native.pointwise(x_BCHW, conv.weight) if conv.kernel_size == (1, 1) else conv(x_BCHW)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        return native.norm_act(y, native.Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var), "h_swish")
+        mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
+        assert mean is not None
+        assert var is not None
+        assert momentum is not None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        return native.norm_act(y, native.Norm(norm.weight, norm.bias, mean, var), "h_swish", momentum)
 
     def _feature(self, x_BC11: Tensor) -> Tensor:
         if self.training and native.usable(x_BC11):
@@ -154,7 +158,8 @@ class MobileNetV3(Supernet):
     def slices(self, arch: Architecture) -> Slices:
         fixed = ("stem", "final", "feature", "classifier")
         cut = {f"{part}.{k}": v for part in fixed for k, v in getattr(self, part).state_dict().items()}
-        for i, (block, spec) in enumerate(zip(self.active_blocks(arch), self.describe(arch).blocks, strict=True)):
+        specs = self.describe(arch).blocks
+        for i, (block, spec) in enumerate(zip(self.active_blocks(arch), specs, strict=True)):
             cut |= prefixed(f"blocks.{i}", block.slices(spec))
         return cut
 
@@ -169,7 +174,7 @@ class MobileNetV3(Supernet):
     def zero_init_residual(self) -> None:
         arch = self.space.largest()
         for block, spec in zip(self.active_blocks(arch), self.describe(arch).blocks, strict=True):
-            if spec.residual:
+            if spec.residual and spec.expand:
                 block.project_bn.weight.zero_()
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
  * depthwise convolution, forward and backward, fused so that each activation is read and written once.
  *
  * Activations are float32 rows [images * height * width, channels] (channels_last). A convolution reads one map of
- * LANES channels into a zero-padded tile that stays in the first cache and works from there. Batch norm arrives as
- * a scale and a shift for each channel; sums over pixels are added up in double.
+ * LANES channels into a zero-padded tile that stays in the first cache and works from there. A batch norm arrives as
+ * its stats, [4][C]: mean, 1 / sqrt(variance + eps), scale (the latter times the weight) and bias; it makes
+ * (y - mean) * scale + bias of y. Sums over pixels are added up in double.
  *
  * The derivatives are those of torch's batch_norm, relu, hardswish and conv2d.
  */
@@ -62,6 +63,17 @@ INLINE vec act_grad(vec g, vec u, int kind) {
     return g;
 }
 
+/* A batch norm at LANES channels. */
+typedef struct {
+    vec mean, scale, bias;
+} Norm;
+
+INLINE Norm norm_at(const float *stats, int C, int c, int n) {
+    return (Norm){load(stats + c, n), load(stats + 2 * C + c, n), load(stats + 3 * C + c, n)};
+}
+
+INLINE vec normalised(vec y, Norm norm) { return (y - norm.mean) * norm.scale + norm.bias; }
+
 INLINE int lanes_at(int channel, int channels) { return channels - channel < LANES ? channels - channel : LANES; }
 
 /* The part of n things that belongs to one of `parts` workers. */
@@ -114,8 +126,7 @@ static void shifted_sums(const float *y, long rows, int C, double *sums, int par
     }
 }
 
-/* Batch statistics: stats = [4][C], the mean, 1 / sqrt(variance + eps), and the scale and shift that normalise and
- * apply weight and bias. The running statistics move by `momentum`, the variance without bias, as torch's do. */
+/* The stats of a batch. The running statistics move by `momentum`, the variance without bias, as torch's do. */
 void norm_statistics(const float *y, long rows, int C, const float *weight, const float *bias, float *running_mean,
                      float *running_var, float momentum, float eps, float *stats, int threads) {
     double *sums = malloc(sizeof(double) * 2 * C * threads);
@@ -132,7 +143,7 @@ void norm_statistics(const float *y, long rows, int C, const float *weight, cons
         stats[j] = (float)mean;
         stats[C + j] = (float)rstd;
         stats[2 * C + j] = (float)(weight[j] * rstd);
-        stats[3 * C + j] = (float)(bias[j] - mean * weight[j] * rstd);
+        stats[3 * C + j] = bias[j];
         running_mean[j] += momentum * ((float)mean - running_mean[j]);
         running_var[j] += momentum * ((float)(squares / (rows - 1)) - running_var[j]);
     }
@@ -141,9 +152,9 @@ void norm_statistics(const float *y, long rows, int C, const float *weight, cons
 
 /* ---- batch norm, activation, gate: forward ---- */
 
-/* out = act(y * scale + shift) * gate + residual. Gate [images, C] and residual [rows, C] may be absent. */
-void affine(const float *y, long images, int pixels, int C, const float *scale, const float *shift, int kind,
-            const float *gate, const float *residual, float *out, int threads) {
+/* out = act(normalised y) * gate + residual. Gate [images, C] and residual [rows, C] may be absent. */
+void affine(const float *y, long images, int pixels, int C, const float *stats, int kind, const float *gate,
+            const float *residual, float *out, int threads) {
     long rows = images * pixels;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int part = 0; part < threads; part++)
@@ -155,7 +166,7 @@ void affine(const float *y, long images, int pixels, int C, const float *scale, 
                 float *o = out + r * C;
                 for (int c = 0; c < C; c += LANES) {
                     int n = lanes_at(c, C);
-                    vec v = act(load(in + c, n) * load(scale + c, n) + load(shift + c, n), A);
+                    vec v = act(normalised(load(in + c, n), norm_at(stats, C, c, n)), A);
                     if (g) v *= load(g + c, n);
                     if (add) v += load(add + c, n);
                     store(o + c, v, n);
@@ -163,9 +174,8 @@ void affine(const float *y, long images, int pixels, int C, const float *scale, 
             })
 }
 
-/* out[image] = mean over pixels of act(y * scale + shift) */
-void pool(const float *y, long images, int pixels, int C, const float *scale, const float *shift, int kind,
-          float *out, int threads) {
+/* out[image] = mean over pixels of act(normalised y) */
+void pool(const float *y, long images, int pixels, int C, const float *stats, int kind, float *out, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int part = 0; part < threads; part++)
         FOR_EACH_ACT(kind,
@@ -174,18 +184,17 @@ void pool(const float *y, long images, int pixels, int C, const float *scale, co
                     int n = lanes_at(c, C);
                     const float *in = y + b * pixels * C + c;
                     vec sum = {0};
-                    vec k = load(scale + c, n);
-                    vec o = load(shift + c, n);
-                    for (int p = 0; p < pixels; p++) sum += act(load(in + (long)p * C, n) * k + o, A);
+                    Norm norm = norm_at(stats, C, c, n);
+                    for (int p = 0; p < pixels; p++) sum += act(normalised(load(in + (long)p * C, n), norm), A);
                     store(out + b * C + c, sum * (1.0f / pixels), n);
                 })
 }
 
 /* ---- batch norm, activation, gate: backward ---- */
 
-/* dgate[image] = sum over pixels of grad * act(y * scale + shift) */
-void gate_backward(const float *grad, const float *y, long images, int pixels, int C, const float *scale,
-                   const float *shift, int kind, float *dgate, int threads) {
+/* dgate[image] = sum over pixels of grad * act(normalised y) */
+void gate_backward(const float *grad, const float *y, long images, int pixels, int C, const float *stats,
+                   int kind, float *dgate, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int part = 0; part < threads; part++)
         FOR_EACH_ACT(kind,
@@ -195,20 +204,18 @@ void gate_backward(const float *grad, const float *y, long images, int pixels, i
                     const float *in = y + b * pixels * C + c;
                     const float *g = grad + b * pixels * C + c;
                     vec sum = {0};
-                    vec k = load(scale + c, n);
-                    vec o = load(shift + c, n);
+                    Norm norm = norm_at(stats, C, c, n);
                     for (int p = 0; p < pixels; p++)
-                        sum += load(g + (long)p * C, n) * act(load(in + (long)p * C, n) * k + o, A);
+                        sum += load(g + (long)p * C, n) * act(normalised(load(in + (long)p * C, n), norm), A);
                     store(dgate + b * C + c, sum, n);
                 })
 }
 
 /* From the gradient after the gate to that before the activation, and what batch norm needs of it:
- * du = (grad * gate + spread) * act'(y * scale + shift), sums[0] = sum of du, sums[1] = sum of du * (y - mean).
+ * du = (grad * gate + spread) * act'(normalised y), sums[0] = sum of du, sums[1] = sum of du * (y - mean).
  * Gate and spread, [images, C], may be absent together. `du` may be `grad`; it may be absent without activation. */
-void act_backward(const float *grad, const float *y, long images, int pixels, int C, const float *mean,
-                  const float *scale, const float *shift, int kind, const float *gate, const float *spread, float *du,
-                  double *sums, int threads) {
+void act_backward(const float *grad, const float *y, long images, int pixels, int C, const float *stats,
+                  int kind, const float *gate, const float *spread, float *du, double *sums, int threads) {
     double *parts = calloc((size_t)threads * 2 * C, sizeof(double));
     long rows = images * pixels;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -231,10 +238,11 @@ void act_backward(const float *grad, const float *y, long images, int pixels, in
                         vec v = load(g + c, n);
                         vec x = load(in + c, n);
                         if (k) v = v * load(k + c, n) + load(e + c, n);
-                        if (A != NO_ACT) v = act_grad(v, x * load(scale + c, n) + load(shift + c, n), A);
+                        const Norm norm = norm_at(stats, C, c, n);
+                        v = act_grad(v, normalised(x, norm), A);
                         if (o) store(o + c, v, n);
                         store(f1 + c, load(f1 + c, LANES) + v, LANES);
-                        store(f2 + c, load(f2 + c, LANES) + v * (x - load(mean + c, n)), LANES);
+                        store(f2 + c, load(f2 + c, LANES) + v * (x - norm.mean), LANES);
                     }
                 })
             for (int j = 0; j < C; j++) s1[j] += f1[j];
@@ -250,30 +258,42 @@ void act_backward(const float *grad, const float *y, long images, int pixels, in
 }
 
 /* What batch norm's backward needs, from the sums of `act_backward` over `rows` rows: the gradients of its weight
- * and bias, and [3][C] numbers such that the gradient of its input is c0 * du - c1 * y - c2. */
-void norm_coefficients(const double *sums, long rows, int C, const float *mean, const float *rstd, const float *scale,
-                       float *dweight, float *dbias, float *coefficients) {
+ * and bias, and [4][C] numbers such that the gradient of its input is c0 * du - c1 * (y - c2) - c3. */
+void norm_coefficients(const double *sums, long rows, int C, const float *stats, float *dweight, float *dbias,
+                       float *coefficients) {
+    const float *mean = stats, *rstd = stats + C, *scale = stats + 2 * C;
     for (int j = 0; j < C; j++) {
-        double dgamma = sums[C + j] * rstd[j], c1 = scale[j] * rstd[j] * dgamma / rows;
+        double dgamma = sums[C + j] * rstd[j];
         dweight[j] = (float)dgamma;
         dbias[j] = (float)sums[j];
         coefficients[j] = scale[j];
-        coefficients[C + j] = (float)c1;
-        coefficients[2 * C + j] = (float)(scale[j] * sums[j] / rows - c1 * mean[j]);
+        coefficients[C + j] = (float)(scale[j] * rstd[j] * dgamma / rows);
+        coefficients[2 * C + j] = mean[j];
+        coefficients[3 * C + j] = (float)(scale[j] * sums[j] / rows);
     }
 }
 
-/* out = c0 * du - c1 * y - c2; `out` may be `du`. */
+typedef struct {
+    vec c0, c1, c2, c3;
+} Coefficients;
+
+INLINE Coefficients coefficients_at(const float *k, int C, int c, int n) {
+    return (Coefficients){load(k + c, n), load(k + C + c, n), load(k + 2 * C + c, n), load(k + 3 * C + c, n)};
+}
+
+INLINE vec norm_grad(vec du, vec y, Coefficients k) { return k.c0 * du - k.c1 * (y - k.c2) - k.c3; }
+
+/* The gradient of a batch norm's input; `out` may be `du`. */
 void norm_backward(const float *du, const float *y, long rows, int C, const float *coefficients, float *out,
                    int threads) {
-    const float *c0 = coefficients, *c1 = c0 + C, *c2 = c1 + C;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int part = 0; part < threads; part++)
         for (long r = part_start(rows, part, threads); r < part_start(rows, part + 1, threads); r++)
             for (int c = 0; c < C; c += LANES) {
                 int n = lanes_at(c, C);
-                vec v = load(c0 + c, n) * load(du + r * C + c, n) - load(c1 + c, n) * load(y + r * C + c, n);
-                store(out + r * C + c, v - load(c2 + c, n), n);
+                store(out + r * C + c,
+                      norm_grad(load(du + r * C + c, n), load(y + r * C + c, n), coefficients_at(coefficients, C, c, n)),
+                      n);
             }
 }
 
@@ -341,16 +361,15 @@ INLINE void taps_row(vec *to, int total, const vec *source, long row_step, long 
 }
 
 /* One map of LANES channels as a tile with `rim` zero columns on either side, after batch norm and activation. */
-INLINE void fill_tile(vec *tile, const float *map, int height, int width, int rim, int C, int n, vec scale, vec shift,
-                      const int A) {
+INLINE void fill_tile(vec *tile, const float *map, int height, int width, int rim, int C, int n, Norm norm, const int A) {
     for (int i = 0; i < height; i++)
         for (int j = 0; j < width; j++)
-            tile[i * (width + 2 * rim) + rim + j] = act(load(map + ((long)i * width + j) * C, n) * scale + shift, A);
+            tile[i * (width + 2 * rim) + rim + j] = act(normalised(load(map + ((long)i * width + j) * C, n), norm), A);
 }
 
-/* out = act(depthwise(act(x * scale + shift)) * out_scale + out_shift); the outer scale and shift may be absent. */
-void depthwise(const float *x, const Shape *shape, const float *weight, const float *scale, const float *shift,
-               int kind, const float *out_scale, const float *out_shift, int out_kind, float *out, int threads) {
+/* out = act(normalised depthwise(act(normalised x))); the outer stats may be absent. */
+void depthwise(const float *x, const Shape *shape, const float *weight, const float *stats, int kind,
+               const float *out_stats, int out_kind, float *out, int threads) {
     const Shape s = *shape;
     const int rim = s.crop / 2, C = s.channels, tile_width = s.width + 2 * rim;
     const int out_h = out_side(s.height, s.stride), out_w = out_side(s.width, s.stride);
@@ -361,9 +380,8 @@ void depthwise(const float *x, const Shape *shape, const float *weight, const fl
         for (long b = part_start(s.images, part, threads); b < part_start(s.images, part + 1, threads); b++)
             for (int c = 0; c < C; c += LANES) {
                 const int n = lanes_at(c, C);
-                const vec k = load(scale + c, n), o = load(shift + c, n);
-                FOR_EACH_ACT(kind, fill_tile(tile, x + b * s.height * s.width * C + c, s.height, s.width, rim, C, n, k,
-                                             o, A))
+                FOR_EACH_ACT(kind, fill_tile(tile, x + b * s.height * s.width * C + c, s.height, s.width, rim, C, n,
+                                             norm_at(stats, C, c, n), A))
                 const vec *tap = taps + c / LANES * s.crop * s.crop;
                 for (int i = 0; i < out_h; i++) {
                     /* Tap row t meets input row i * stride + t - rim. */
@@ -371,12 +389,12 @@ void depthwise(const float *x, const Shape *shape, const float *weight, const fl
                     taps_row(row, out_w, tile + (i * s.stride + first - rim) * tile_width, tile_width, 1, s.stride,
                              tap + first * s.crop, s.crop, 1, last - first, s.crop);
                     float *to = out + (b * out_h + i) * out_w * C + c;
-                    if (!out_scale) {
+                    if (!out_stats) {
                         for (int j = 0; j < out_w; j++) store(to + (long)j * C, row[j], n);
                     } else {
-                        const vec out_k = load(out_scale + c, n), out_o = load(out_shift + c, n);
+                        const Norm norm = norm_at(out_stats, C, c, n);
                         FOR_EACH_ACT(out_kind, for (int j = 0; j < out_w; j++)
-                                                   store(to + (long)j * C, act(row[j] * out_k + out_o, A), n))
+                                                   store(to + (long)j * C, act(normalised(row[j], norm), A), n))
                     }
                 }
             }
@@ -420,9 +438,9 @@ INLINE void taps_grad(vec *dtaps, const Shape *s, const vec *tile, int tile_widt
     }
 }
 
-/* The gradient of one input map: dx = act'(x * scale + shift) * depthwise transposed(dy), and its sums. */
+/* The gradient of one input map: dx = act'(normalised x) * depthwise transposed(dy), and its sums. */
 INLINE void map_grad(const vec *dy, int dy_width, int out_h, const Shape *s, const vec *taps, const float *map, float *dx,
-                     int n, vec scale, vec shift, vec mean, vec *row, vec *sum1, vec *sum2, const int A) {
+                     int n, Norm norm, vec *row, vec *sum1, vec *sum2, const int A) {
     const int rim = s->crop / 2, C = s->channels, stride = s->stride;
     for (int i = 0; i < s->height; i++) {
         /* Taps that reach input row i are i + rim - stride * o for output rows o: every stride-th, from `first`. */
@@ -434,21 +452,20 @@ INLINE void map_grad(const vec *dy, int dy_width, int out_h, const Shape *s, con
                      taps + first * s->crop + tap, stride * s->crop, stride, count, out_side(s->crop - tap, stride));
             for (int j = 0; j < outputs; j++) {
                 const long at = ((long)i * s->width + q + j * stride) * C;
-                const vec in = load(map + at, n), g = act_grad(row[j], in * scale + shift, A);
+                const vec in = load(map + at, n), g = act_grad(row[j], normalised(in, norm), A);
                 store(dx + at, g, n);
                 *sum1 += g;
-                *sum2 += g * (in - mean);
+                *sum2 += g * (in - norm.mean);
             }
         }
     }
 }
 
-/* Backward of `depthwise` between two batch norms. The gradient of its output is c0 * du - c1 * y - c2 (see
- * `norm_coefficients`). Gives dweight [C, kernel, kernel], whose rim is left as it is; dx before the inner
+/* Backward of `depthwise` between two batch norms. The gradient of its output is `norm_grad` of du and y. Gives dweight [C, kernel, kernel], whose rim is left as it is; dx before the inner
  * activation; and the sums that the inner batch norm needs, as `act_backward`. */
 void depthwise_backward(const float *du, const float *y, const float *coefficients, const float *x, const Shape *shape,
-                        const float *weight, const float *mean, const float *scale, const float *shift, int kind,
-                        float *dweight, float *dx, double *sums, int threads) {
+                        const float *weight, const float *stats, int kind, float *dweight,
+                        float *dx, double *sums, int threads) {
     const Shape s = *shape;
     const int rim = s.crop / 2, C = s.channels, area = s.crop * s.crop, chunks = chunks_of(C);
     const int out_h = out_side(s.height, s.stride), out_w = out_side(s.width, s.stride);
@@ -462,22 +479,21 @@ void depthwise_backward(const float *du, const float *y, const float *coefficien
         for (long b = part_start(s.images, part, threads); b < part_start(s.images, part + 1, threads); b++)
             for (int c = 0; c < C; c += LANES) {
                 const int n = lanes_at(c, C), chunk = c / LANES;
-                const vec k = load(scale + c, n), o = load(shift + c, n), m = load(mean + c, n);
-                const vec c0 = load(coefficients + c, n), c1 = load(coefficients + C + c, n);
-                const vec c2 = load(coefficients + 2 * C + c, n);
+                const Norm norm = norm_at(stats, C, c, n);
+                const Coefficients k = coefficients_at(coefficients, C, c, n);
                 const float *map = x + b * s.height * s.width * C + c;
                 const float *map_du = du + b * out_h * out_w * C + c, *map_y = y + b * out_h * out_w * C + c;
                 for (int i = 0; i < out_h; i++)
                     for (int j = 0; j < out_w; j++) {
                         const long at = ((long)i * out_w + j) * C;
-                        dy[i * dy_width + rim + j] = c0 * load(map_du + at, n) - c1 * load(map_y + at, n) - c2;
+                        dy[i * dy_width + rim + j] = norm_grad(load(map_du + at, n), load(map_y + at, n), k);
                     }
-                FOR_EACH_ACT(kind, fill_tile(tile, map, s.height, s.width, rim, C, n, k, o, A))
+                FOR_EACH_ACT(kind, fill_tile(tile, map, s.height, s.width, rim, C, n, norm, A))
                 taps_grad(dtaps + ((long)part * chunks + chunk) * area, &s, tile, tile_width, dy + rim, dy_width, out_h,
                           out_w);
                 vec sum1 = {0}, sum2 = {0};
                 FOR_EACH_ACT(kind, map_grad(dy, dy_width, out_h, &s, taps + (long)chunk * area, map,
-                                            dx + b * s.height * s.width * C + c, n, k, o, m, row, &sum1, &sum2, A))
+                                            dx + b * s.height * s.width * C + c, n, norm, row, &sum1, &sum2, A))
                 double *total = part_sums + ((long)part * chunks + chunk) * 2 * LANES;
                 for (int lane = 0; lane < LANES; lane++) total[lane] += sum1[lane];
                 for (int lane = 0; lane < LANES; lane++) total[LANES + lane] += sum2[lane];

@@ -1,7 +1,7 @@
 """The native kernels as functions of tensors.
 
-Activations are rows, float32 [images * pixels, C] and contiguous. `stats` are [4, C]: the mean, one over the
-standard deviation, and the scale and shift that normalise and apply a batch norm's weight and bias.
+Activations are rows, float32 [images * pixels, C] and contiguous. `stats` are [4, C]: a batch norm's mean, one
+over its standard deviation, that times its weight, and its bias.
 `kind` names an activation: none, relu or h_swish.
 """
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainonce.nn.native.library import Shape, library
+from trainonce.nn.native.library import Shape, load_kernels
 from trainonce.nn.plain import BN_EPS
 
 KINDS = {"none": 0, "relu": 1, "h_swish": 2}
-MEAN, RSTD, SCALE, SHIFT = range(4)
+MEAN, RSTD, SCALE, BIAS = range(4)
 SMALLEST_SHARE = 8192  # elements that make a second thread worth starting
 
 
@@ -30,8 +30,7 @@ class Norm(NamedTuple):
     def fixed(self) -> Tensor:
         """The stats of evaluation mode."""
         rstd_C = (self.running_var + BN_EPS).rsqrt()
-        scale_C = self.weight * rstd_C
-        return torch.stack((self.running_mean, rstd_C, scale_C, self.bias - self.running_mean * scale_C))
+        return torch.stack((self.running_mean, rstd_C, self.weight * rstd_C, self.bias))
 
 
 def norm_statistics(y_MC: Tensor, norm: Norm, momentum: float) -> Tensor:
@@ -53,7 +52,7 @@ def affine(
     """Batch norm and activation, times the image's gate, plus rows."""
     out_MC = torch.empty_like(y_MC)
     _lib().affine(
-        *(y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1], _at(stats, SCALE), _at(stats, SHIFT)),
+        *(y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1], stats.data_ptr()),
         *(KINDS[kind], _pointer(gate_BC), _pointer(plus_MC), out_MC.data_ptr(), _threads(y_MC)),
     )
     return out_MC
@@ -63,7 +62,7 @@ def pool(y_MC: Tensor, images: int, stats: Tensor, kind: str) -> Tensor:
     """The mean over each image's pixels after batch norm and activation, [images, C]."""
     out_BC = y_MC.new_empty(images, y_MC.shape[1])
     _lib().pool(
-        *(y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1], _at(stats, SCALE), _at(stats, SHIFT)),
+        *(y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1], stats.data_ptr()),
         *(KINDS[kind], out_BC.data_ptr(), _threads(y_MC)),
     )
     return out_BC
@@ -74,7 +73,7 @@ def gate_backward(grad_MC: Tensor, y_MC: Tensor, images: int, stats: Tensor, kin
     out_BC = y_MC.new_empty(images, y_MC.shape[1])
     _lib().gate_backward(
         *(grad_MC.data_ptr(), y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1]),
-        *(_at(stats, SCALE), _at(stats, SHIFT), KINDS[kind], out_BC.data_ptr(), _threads(y_MC)),
+        *(stats.data_ptr(), KINDS[kind], out_BC.data_ptr(), _threads(y_MC)),
     )
     return out_BC
 
@@ -96,23 +95,23 @@ def act_backward(
     sums = torch.empty(2, y_MC.shape[1], dtype=torch.float64)
     _lib().act_backward(
         *(grad_MC.data_ptr(), y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1]),
-        *(_at(stats, MEAN), _at(stats, SCALE), _at(stats, SHIFT), KINDS[kind], _pointer(gate_BC), _pointer(spread_BC)),
+        *(stats.data_ptr(), KINDS[kind], _pointer(gate_BC), _pointer(spread_BC)),
         *(grad_MC.data_ptr() if kind != "none" else None, sums.data_ptr(), _threads(y_MC)),
     )
     return sums
 
 
 def norm_coefficients(sums: Tensor, rows: int, stats: Tensor, whole: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a batch norm's weight and bias, and the [3, C] numbers that its input's gradient is made of.
+    """Gradients of a batch norm's weight and bias, and the [4, C] numbers that its input's gradient is made of.
 
     The gradients are [whole], and zero from C on.
     """
     channels = stats.shape[1]
     grads = torch.zeros(2, whole)
-    coefficients = torch.empty(3, channels)
+    coefficients = torch.empty(4, channels)
     _lib().norm_coefficients(
-        *(sums.data_ptr(), rows, channels, _at(stats, MEAN), _at(stats, RSTD), _at(stats, SCALE)),
-        *(grads.data_ptr(), _at(grads, 1), coefficients.data_ptr()),
+        *(sums.data_ptr(), rows, channels, stats.data_ptr()),
+        *(grads.data_ptr(), grads[1].data_ptr(), coefficients.data_ptr()),
     )
     return grads[0], grads[1], coefficients
 
@@ -170,9 +169,8 @@ def depthwise(
     out_MC = x_MC.new_empty(shape.images * shape.out_pixels, x_MC.shape[1])
     _lib().depthwise(
         *(x_MC.data_ptr(), ctypes.byref(shape.c_shape(kernel_C1kk)), kernel_C1kk.data_ptr()),
-        *(_at(stats, SCALE), _at(stats, SHIFT), KINDS[kind]),
-        *((None, None) if out_stats is None else (_at(out_stats, SCALE), _at(out_stats, SHIFT))),
-        *(KINDS[out_kind], out_MC.data_ptr(), _threads(x_MC)),
+        *(stats.data_ptr(), KINDS[kind]),
+        *(_pointer(out_stats), KINDS[out_kind], out_MC.data_ptr(), _threads(x_MC)),
     )
     return out_MC
 
@@ -197,20 +195,16 @@ def depthwise_backward(
     _lib().depthwise_backward(
         *(du_MC.data_ptr(), y_MC.data_ptr(), coefficients.data_ptr(), x_MC.data_ptr()),
         *(ctypes.byref(shape.c_shape(kernel_C1kk)), kernel_C1kk.data_ptr()),
-        *(_at(stats, MEAN), _at(stats, SCALE), _at(stats, SHIFT), KINDS[kind]),
+        *(stats.data_ptr(), KINDS[kind]),
         *(dkernel.data_ptr(), dx_MC.data_ptr(), sums.data_ptr(), _threads(x_MC)),
     )
     return dkernel, dx_MC, sums
 
 
 def _lib() -> ctypes.CDLL:
-    kernels = library()
+    kernels = load_kernels()
     assert kernels is not None
     return kernels
-
-
-def _at(stats: Tensor, row: int) -> int:
-    return stats.data_ptr() + row * stats.shape[1] * stats.element_size()
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -8,12 +8,11 @@ from torch.autograd.function import once_differentiable
 
 from trainonce.nn.native import kernels
 from trainonce.nn.native.kernels import Norm
-from trainonce.nn.plain import BN_MOMENTUM
 
 
 def rows(x_BCHW: Tensor) -> Tensor:
     """Maps as rows [B * H * W, C]; without a copy where they are channels_last."""
-    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
+    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1]).contiguous()  # reshape may give a strided view
 
 
 def maps(y_MC: Tensor, images: int, height: int, width: int) -> Tensor:
@@ -27,18 +26,20 @@ def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
     return maps(rows(x_BCHW) @ weight_OI11.flatten(1).t(), images, height, width)
 
 
-def norm_act(x_BCHW: Tensor, norm: Norm, kind: str) -> Tensor:
+def norm_act(x_BCHW: Tensor, norm: Norm, kind: str, momentum: float) -> Tensor:
     """Batch norm in training mode and an activation, differentiable in x and the norm's weight and bias."""
-    out: Tensor = _NormAct.apply(x_BCHW, norm.weight, norm.bias, norm, kind)  # type: ignore[no-untyped-call]
+    out: Tensor = _NormAct.apply(x_BCHW, norm.weight, norm.bias, norm, kind, momentum)  # type: ignore[no-untyped-call]
     return out
 
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: str) -> Tensor:
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: str, momentum: float
+    ) -> Tensor:
         images, _, height, width = x_BCHW.shape
         x_MC = rows(x_BCHW)
-        stats = kernels.norm_statistics(x_MC, norm, BN_MOMENTUM)
+        stats = kernels.norm_statistics(x_MC, norm, momentum)
         ctx.save_for_backward(x_MC, stats)
         ctx.kind, ctx.map = kind, (images, height, width)
         return maps(kernels.affine(x_MC, images, stats, kind), *ctx.map)
@@ -50,4 +51,4 @@ class _NormAct(torch.autograd.Function):
         du_MC = rows(grad_BCHW).clone(memory_format=torch.contiguous_format)
         sums = kernels.act_backward(du_MC, x_MC, ctx.map[0], stats, ctx.kind)
         dweight_C, dbias_C, coefficients = kernels.norm_coefficients(sums, len(x_MC), stats, stats.shape[1])
-        return maps(kernels.norm_backward(du_MC, x_MC, coefficients), *ctx.map), dweight_C, dbias_C, None, None
+        return maps(kernels.norm_backward(du_MC, x_MC, coefficients), *ctx.map), dweight_C, dbias_C, None, None, None

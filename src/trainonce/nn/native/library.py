@@ -39,19 +39,19 @@ class Shape(ctypes.Structure):
 
 SIGNATURES = {
     "norm_statistics": (_P, _L, _I, _P, _P, _P, _P, _F, _F, _P, _I),
-    "affine": (_P, _L, _I, _I, _P, _P, _I, _P, _P, _P, _I),
-    "pool": (_P, _L, _I, _I, _P, _P, _I, _P, _I),
-    "gate_backward": (_P, _P, _L, _I, _I, _P, _P, _I, _P, _I),
-    "act_backward": (_P, _P, _L, _I, _I, _P, _P, _P, _I, _P, _P, _P, _P, _I),
-    "norm_coefficients": (_P, _L, _I, _P, _P, _P, _P, _P, _P),
+    "affine": (_P, _L, _I, _I, _P, _I, _P, _P, _P, _I),
+    "pool": (_P, _L, _I, _I, _P, _I, _P, _I),
+    "gate_backward": (_P, _P, _L, _I, _I, _P, _I, _P, _I),
+    "act_backward": (_P, _P, _L, _I, _I, _P, _I, _P, _P, _P, _P, _I),
+    "norm_coefficients": (_P, _L, _I, _P, _P, _P, _P),
     "norm_backward": (_P, _P, _L, _I, _P, _P, _I),
-    "depthwise": (_P, ctypes.POINTER(Shape), _P, _P, _P, _I, _P, _P, _I, _P, _I),
-    "depthwise_backward": (_P, _P, _P, _P, ctypes.POINTER(Shape), _P, _P, _P, _P, _I, _P, _P, _P, _I),
+    "depthwise": (_P, ctypes.POINTER(Shape), _P, _P, _I, _P, _I, _P, _I),
+    "depthwise_backward": (_P, _P, _P, _P, ctypes.POINTER(Shape), _P, _P, _I, _P, _P, _P, _I),
 }
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_kernels() -> ctypes.CDLL | None:
     """The kernels, compiled if they were not before; None where `why_not` says why they cannot be had."""
     built = _build()
     return built if isinstance(built, ctypes.CDLL) else None

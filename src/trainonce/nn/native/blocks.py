@@ -180,7 +180,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the input's rows and of the depthwise kernel; those of the weights go into `grads`."""
     images, act = shape.images, spec.activation
-    dout_MC = rows(grad_BCHW).contiguous()
+    dout_MC = rows(grad_BCHW)
     sums = kernels.act_backward(dout_MC, s.projected_MC, images, s.project_stats, "none")
     coefficients = grads.norm("project.1", sums, len(dout_MC), s.project_stats)
     dprojected_MC = kernels.norm_backward(dout_MC, s.projected_MC, coefficients, keep=True)

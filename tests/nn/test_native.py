@@ -1,0 +1,246 @@
+"""The native kernels against the plain path, which is torch's own operators, in float64 where rounding matters."""
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn import native
+from trainonce.nn.blocks import ElasticMBConv
+from trainonce.nn.native.library import SIGNATURES, SOURCE
+from trainonce.nn.plain import BlockSpec
+from trainonce.space import derived_rng
+
+needs_native = pytest.mark.skipif(bool(native.why_not()), reason=f"no native kernels here: {native.why_not()}")
+KERNELS = (3, 5, 7)
+
+
+@pytest.fixture
+def plain_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Lets a test switch between the native and the plain path."""
+    yield monkeypatch
+    monkeypatch.undo()
+
+
+def block_and_spec(
+    *, act: str, expand: bool, stride: int, kernel: int, mid: int, se: bool, seed: int = 0
+) -> tuple[ElasticMBConv, BlockSpec]:
+    """A block with every weight at random, and the spec of one of its subnets."""
+    largest = BlockSpec(
+        in_channels=13 if expand else 24,
+        mid_channels=41 if expand else 24,
+        out_channels=13 if expand else 24,
+        kernel_size=7,
+        stride=stride,
+        se_channels=11 if se else 0,
+        activation=act,
+        expand=expand,
+    )
+    block = ElasticMBConv(largest, KERNELS).double()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in block.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4
+    mid = mid if expand else 24
+    return block, dataclasses.replace(
+        largest, kernel_size=kernel, mid_channels=mid, se_channels=(7 if mid < 41 else 11) if se else 0
+    )
+
+
+def results(block: ElasticMBConv, spec: BlockSpec, x_BCHW: Tensor, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Output, every gradient, and the running statistics after one pass in training mode."""
+    block = copy.deepcopy(block).to(dtype).train()
+    x = x_BCHW.to(dtype).clone(memory_format=torch.channels_last).requires_grad_()
+    out = block(x, spec)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).sin().mul(3).view(out.shape).to(dtype)
+    (out * weight).sum().backward()
+    found: dict[str, Tensor | None] = {"out": out.detach(), "dx": x.grad}
+    found |= {f"d {name}": parameter.grad for name, parameter in block.named_parameters()}
+    return found | dict(block.named_buffers())
+
+
+def check_against_plain(block: ElasticMBConv, spec: BlockSpec, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native path is as near to float64 as the plain path in float32 is, within a few roundings."""
+    fast = results(block, spec, x, torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "usable", lambda _x: False)
+        plain, exact = results(block, spec, x, torch.float32), results(block, spec, x, torch.float64)
+    for name, want in exact.items():
+        got, reference = fast[name], plain[name]
+        if want is None or got is None or reference is None:
+            assert want is None and got is None and reference is None, name  # noqa: PT018
+            continue
+        scale = want.abs().max().item() + 1e-30
+        error = (got.double() - want).abs().max().item() / scale
+        plain_error = (reference.double() - want).abs().max().item() / scale
+        # Over a handful of pixels some sums of gradients cancel but for rounding, hence not 1e-6 for those.
+        tolerance = 3e-4 if name.startswith("d") else 1e-5
+        assert error <= max(tolerance, 4 * plain_error), (name, error, plain_error)
+
+
+@needs_native
+@pytest.mark.parametrize("act", ["relu", "h_swish"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("expand", [True, False])
+def test_every_choice_on_every_map_size(
+    act: str, stride: int, kernel: int, expand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in (1, 2, 3, 4, 5, 8, 9, 16):
+        for mid in (16, 41):
+            for se in (False, True):
+                block, spec = block_and_spec(act=act, expand=expand, stride=stride, kernel=kernel, mid=mid, se=se)
+                x = torch.randn(5, spec.in_channels, size, size, generator=torch.Generator().manual_seed(size)).double()
+                check_against_plain(block, spec, x, monkeypatch)
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(2, 9),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    stride=st.sampled_from([1, 2]),
+    kernel=st.sampled_from(KERNELS),
+    mid=st.integers(1, 41),
+    threads=st.integers(1, 3),
+)
+def test_any_shape_and_number_of_threads(
+    images: int, height: int, width: int, stride: int, kernel: int, mid: int, threads: int
+) -> None:
+    block, spec = block_and_spec(act="h_swish", expand=True, stride=stride, kernel=kernel, mid=mid, se=True)
+    x = torch.randn(images, 13, height, width, generator=torch.Generator().manual_seed(images)).double()
+    before = torch.get_num_threads()
+    patch = pytest.MonkeyPatch()
+    patch.setattr("trainonce.nn.native.kernels.SMALLEST_SHARE", 1)  # share out even the smallest work
+    torch.set_num_threads(threads)
+    try:
+        check_against_plain(block, spec, x, patch)
+    finally:
+        torch.set_num_threads(before)
+        patch.undo()
+
+
+@needs_native
+def test_a_whole_network_of_the_papers_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = MobileNetV3Settings.for_images(image_size=32, in_channels=3, num_classes=10, geometry="paper", dropout=0.0)
+    net = MobileNetV3(built, seed=3).train()
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(8) % 10
+
+    def gradients(arch: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+        twin = copy.deepcopy(net).to(dtype)
+        torch.autograd.backward(torch.nn.functional.cross_entropy(twin(x.to(dtype), arch), labels))
+        return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+
+    rng = derived_rng(0, "native")
+    for arch in (net.space.smallest(), net.space.largest(), net.space.sample(rng), net.space.sample(rng)):
+        fast = gradients(arch, torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "usable", lambda _x: False)
+            plain, exact = gradients(arch, torch.float32), gradients(arch, torch.float64)
+        assert fast.keys() == plain.keys() == exact.keys()
+
+        def distance(found: dict[str, Tensor], exact: dict[str, Tensor] = exact) -> float:
+            return float(torch.stack([(found[n].double() - exact[n]).norm() for n in exact]).norm())
+
+        size = torch.stack([g.norm() for g in exact.values()]).norm().item()
+        # Twenty batch norms over a handful of images amplify rounding: the plain path says by how much.
+        assert distance(fast) <= max(1e-5 * size, 3 * distance(plain))
+
+
+@needs_native
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_in_any_memory_layout(layout: torch.memory_format) -> None:
+    block, spec = block_and_spec(act="h_swish", expand=True, stride=1, kernel=5, mid=16, se=True)
+    block = block.float().train()
+    for images in (1, 3):
+        x = torch.randn(images, 13, 6, 5, generator=torch.Generator().manual_seed(1))
+        want = block(x.contiguous(memory_format=torch.channels_last), spec)
+        assert torch.equal(block(x.contiguous(memory_format=layout), spec), want)
+        assert torch.equal(block(x.flip(3).flip(3)[:, :, :, :], spec), want)
+        assert torch.equal(block(x.transpose(2, 3).contiguous().transpose(2, 3), spec), want)
+
+
+@needs_native
+def test_numbers_that_are_not_finite_are_not_hidden() -> None:
+    block, spec = block_and_spec(act="relu", expand=True, stride=1, kernel=3, mid=16, se=True)
+    x = torch.randn(4, 13, 4, 4)
+    x[0, 0, 0, 0] = float("nan")
+    assert block.float().train()(x, spec).isnan().any()
+
+
+@needs_native
+def test_one_value_a_channel_is_refused_as_torch_refuses_it() -> None:
+    block, spec = block_and_spec(act="relu", expand=True, stride=1, kernel=3, mid=16, se=False)
+    with pytest.raises(ValueError, match="more than one value"):
+        block.float().train()(torch.randn(1, 13, 1, 1), spec)
+
+
+@needs_native
+def test_autograd_functions_of_weights_work_too() -> None:
+    block, spec = block_and_spec(act="relu", expand=True, stride=1, kernel=3, mid=16, se=False)
+    block = block.float().train()
+    (grad,) = torch.autograd.grad(block(torch.randn(4, 13, 4, 4), spec).sin().sum(), [block.expand.weight])  # type: ignore[union-attr]
+    assert grad[:16].abs().sum() > 0
+    assert grad[16:].abs().sum() == 0
+    assert block.expand is not None
+    assert block.expand.weight.grad is None
+
+
+def test_what_the_native_path_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not native.usable(torch.zeros(1, dtype=torch.float64))
+    assert not native.usable(torch.zeros(1, device="meta"))
+    with torch.autocast("cpu"):
+        assert not native.usable(torch.zeros(1))
+
+
+SCRIPT = "from trainonce.nn import native; print(native.why_not() or 'native')"
+
+
+def run_script(**environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_switched_off() -> None:
+    assert run_script(TRAINONCE_NATIVE="0") == "TRAINONCE_NATIVE is 0"
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    assert "no C compiler" in run_script(PATH=str(tmp_path), CC="", TRAINONCE_CACHE=str(tmp_path))
+
+
+def test_with_a_compiler_that_fails(tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'no room' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert "could not compile" in run_script(CC=str(broken), TRAINONCE_CACHE=str(tmp_path / "cache"))
+
+
+@needs_native
+def test_compiled_once_and_kept(tmp_path: Path) -> None:
+    assert run_script(TRAINONCE_CACHE=str(tmp_path)) == "native"
+    (built,) = tmp_path.glob("*.so")
+    first = built.stat().st_mtime_ns
+    assert run_script(TRAINONCE_CACHE=str(tmp_path)) == "native"
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [first]
+
+
+def test_signatures_are_those_of_the_source() -> None:
+    source = SOURCE.read_text(encoding="utf-8")
+    for name, types in SIGNATURES.items():
+        head = source.split(f"\nvoid {name}(")[1].split(")")[0]
+        assert len(head.split(",")) == len(types), name
