@@ -19,10 +19,12 @@ from rich.text import Text
 from trainonce import checkpoint, display
 from trainonce.cli_tools import (
     bucket_centres,
+    cluster_chosen,
     device_named,
     estimated_seconds,
     given,
     numbers,
+    planned_workers,
     refuse_beside,
     scaled,
     stop_on_signal,
@@ -31,6 +33,7 @@ from trainonce.cli_tools import (
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     best_within,
@@ -74,6 +77,21 @@ BucketHalfWidth = Annotated[
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 BESIDE_RESUME = {"resume", "data", "data_dir", "device", "threads", "checkpoint_every", "tensorboard", "as_json"}
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that share the work and --threads. Default: one a thread where there is more than half a "
+        "minute of work on the CPU, else 1; on Ray, as many as there is room for.",
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray|ADDRESS",
+        help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address.",
+    ),
+]
 
 
 @app.command()
@@ -198,6 +216,7 @@ def train(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run_path: RunArgument,
     split: Annotated[
         Literal["validate", "test"],
@@ -221,30 +240,40 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
+    workers: Workers = None,
+    cluster: Cluster = LOCAL,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Score random subnets in buckets of MACs, and print the population.
 
-    What is recorded already is not done again.
+    What is recorded already is not done again. Under torchrun, the ranks share the work and the first one records.
     """
+    if not context.with_resource(ranks_at_work()):
+        return
     _use(threads)
+    cluster, workers = cluster_chosen(cluster, workers)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     chosen = make_buckets(net.cost, bucket_centres(buckets), bucket_half_width)
     population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
     data = run.load_data(data_dir, moved_to=data_path)
-    net, data = net.to(device_named(device)), data.to(device_named(device))
+    settled = torch.device(device_named(device))
+    net, data = net.to(settled), data.to(settled)
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)
     known = recorded(run, evaluator, step)
     before = sum(str(arch) in known for _, arch in population)
+    if dry_run or (workers is None and cluster == LOCAL):
+        middle = population[len(population) // 2][1]
+        workers, seconds = planned_workers(
+            lambda: evaluator(net, middle), len(population) - before, workers, cluster=cluster, device=settled.type
+        )
+        if dry_run:
+            _say_duration(seconds, as_json, workers)
+            return
     began = time.monotonic()
-    if dry_run:
-        evaluator(net, population[len(population) // 2][1])
-        _say_duration((time.monotonic() - began) * (len(population) - before), as_json)
-        return
     with run.lock(), stop_on_signal() as stop, display.progress() as show:
 
         def on_progress(done: int, line: dict[str, Any]) -> None:
@@ -257,6 +286,8 @@ def evaluate(
             evaluator,
             run,
             population,
+            workers=workers,
+            cluster=cluster,
             on_progress=on_progress,
             should_stop=lambda: stop.number is not None,
         )
@@ -416,10 +447,11 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def _say_duration(seconds: float, as_json: bool) -> None:
+def _say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
     if as_json:
-        _print_json({"seconds": round(seconds, 1)})
-    display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        _print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers > 1 else {}))
+    shared = f" by {workers} workers" if workers > 1 else ""
+    display.err.print(f"Would take about {display.duration(seconds)}{shared} on this machine.")
 
 
 def _say(error: object, code: int) -> None:
