@@ -1,6 +1,6 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
 # make test    every test                            make check       lint, format, types
-# make wheel   build the package
+# make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test check format wheel clean
+.PHONY: demo test test-ray check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	python -m pytest -q
+
+test-ray: $(INSTALLED)
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	python -m pytest -q -m ray
 
 check: $(INSTALLED)
 	ruff check .

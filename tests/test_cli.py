@@ -6,8 +6,9 @@ import json
 import re
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainonce import cli
+from trainonce import cli, cli_tools
+from trainonce.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
@@ -191,6 +193,10 @@ class TestDryRun:
         assert result.code == 0, result.err
         assert "Would take about" in result.err
         assert same_files(trained) == before
+        result = trainonce("evaluate", trained, "--per-bucket", "1", "--dry-run", "--json", "--workers", "3")
+        assert json.loads(result.out)["workers"] == 3
+        assert "by 3 workers" in result.err
+        assert same_files(trained) == before
 
 
 class TestTrainRefuses:
@@ -324,6 +330,16 @@ class TestOthersRefuse:
         shutil.rmtree(run / "checkpoints")
         trainonce("train", "--resume", run).refused("its checkpoints are gone")
 
+    def test_workers_that_cannot_be(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainonce("evaluate", trained, "--cluster", "cloud9").refused("--cluster takes local, ray, or .*; not 'cloud9'")
+        trainonce("evaluate", trained, "--cluster", "ray", "--dry-run").refused("not known beforehand: name --workers")
+        monkeypatch.setattr(cli_tools, "ranks_from_environment", lambda: Ranks(rank=0, size=2))
+        trainonce("evaluate", trained, "--workers", "2").refused("under torchrun the ranks do the work")
+        monkeypatch.undo()
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "two")
+        trainonce("evaluate", trained).refused("RANK, WORLD_SIZE and LOCAL_RANK are to be whole numbers")
+
     def test_images_that_are_not_the_runs(self, evaluated: Path, tmp_path: Path) -> None:
         trainonce("evaluate", evaluated, "--data", tmp_path / "nowhere").refused("is not a data set")
 
@@ -341,6 +357,44 @@ class TestOthersRefuse:
         run = Path(shutil.copytree(evaluated, tmp_path / "run"))
         damage(run)
         trainonce("extract", run, "--max-macs", "1").refused(r"(run\.json|population\.jsonl|step-00000[04])")
+
+
+class TestPlannedWorkers:
+    @pytest.fixture(autouse=True)
+    def two_threads(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Two CPU threads, and a clock that only `working` moves."""
+        self.now = 0.0
+        self.threads: list[int] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        yield
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(before)
+
+    def plan(self, count: int, workers: int | None = None, *, cluster: str = "local", device: str = "cpu") -> Any:
+        """A subnet takes 2 s with two threads, 3 s with one."""
+
+        def working() -> None:
+            self.threads.append(torch.get_num_threads())
+            self.now += 2.0 if torch.get_num_threads() == 2 else 3.0
+
+        return cli_tools.planned_workers(working, count, workers, cluster=cluster, device=device)
+
+    def test_of_itself(self) -> None:
+        start = cli_tools.START_UP_S
+        assert self.plan(0) == (1, 0.0)
+        assert self.plan(14) == (1, 28.0)
+        assert self.plan(15) == (2, start + 8 * 3.0)
+        assert self.plan(15, device="cuda") == (1, 30.0)
+        assert self.threads == [2, 2, 1, 2]
+
+    def test_as_asked(self) -> None:
+        start = cli_tools.START_UP_S
+        assert self.plan(100, 1) == (1, 200.0)
+        assert self.plan(100, 4) == (4, start + 25 * 3.0)
+        assert self.plan(3, 4) == (3, start + 3.0)
+        assert self.plan(100, 50, cluster="ray") == (50, start + 2 * 3.0)
 
 
 def test_a_refusing_disk_is_exit_code_1(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ SOURCE = Path(trainonce.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("files", "settings", "losses", "space"),
-    ("recipes", "nn", "data", "checkpoint"),
+    ("files", "settings", "losses", "space", "distributed"),
+    ("recipes", "nn", "data", "checkpoint", "fanout"),
     ("cost", "stages"),
     ("sampling", "models"),
     ("run", "evaluate", "subnet"),
-    ("train", "population"),
+    ("train", "scoring"),
+    ("population",),
     ("cli_tools", "display", "report"),
     ("cli",),
     ("__main__",),

@@ -19,10 +19,12 @@ from rich.text import Text
 from trainonce import checkpoint, display
 from trainonce.cli_tools import (
     bucket_centres,
+    cluster_chosen,
     device_named,
     estimated_seconds,
     given,
     numbers,
+    planned_workers,
     refuse_beside,
     scaled,
     stop_on_signal,
@@ -31,6 +33,7 @@ from trainonce.cli_tools import (
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     best_within,
@@ -73,11 +76,26 @@ BucketHalfWidth = Annotated[
 ]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 BESIDE_RESUME = {"resume", "data", "data_dir", "device", "threads", "checkpoint_every", "tensorboard", "as_json"}
-BESIDE_RESUME |= {"stream", "workers"}
+BESIDE_RESUME |= {"stream", "decode_workers"}
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
-Workers = Annotated[
+DecodeWorkers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that share the work and --threads. Default: one a thread where there is more than half a "
+        "minute of work on the CPU, else 1; on Ray, as many as there is room for.",
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray|ADDRESS",
+        help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address.",
+    ),
 ]
 
 
@@ -128,7 +146,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    workers: Workers = None,
+    decode_workers: DecodeWorkers = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -147,7 +165,7 @@ def train(
         refuse_beside(context, "--resume", BESIDE_RESUME)
         run = RunDirectory(resume)
         config = run.config()
-        images = run.load_data(data_dir, moved_to=data, stream=stream, workers=workers)
+        images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
         net, chosen, seed = run.build_supernet(), config.recipe, config.seed
         newest = checkpoint.newest(run.checkpoints)
         if newest is None and run.metrics():
@@ -157,7 +175,9 @@ def train(
         if data is None:
             raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
         chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-        images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=workers)
+        images = load_dataset(
+            data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=decode_workers
+        )
         fields: dict[str, Any] = {} if width is None else {"width_mult": width}
         if resolutions is not None:
             fields["resolutions"] = numbers(resolutions, "--resolutions", int)
@@ -213,6 +233,7 @@ def train(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run_path: RunArgument,
     split: Annotated[
         Literal["validate", "test"],
@@ -237,31 +258,41 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = None,
     workers: Workers = None,
+    decode_workers: DecodeWorkers = None,
+    cluster: Cluster = LOCAL,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Score random subnets in buckets of MACs, and print the population.
 
-    What is recorded already is not done again.
+    What is recorded already is not done again. Under torchrun, the ranks share the work and the first one records.
     """
+    if not context.with_resource(ranks_at_work()):
+        return
     _use(threads)
+    cluster, workers = cluster_chosen(cluster, workers)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     chosen = make_buckets(net.cost, bucket_centres(buckets), bucket_half_width)
     population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
-    data = run.load_data(data_dir, moved_to=data_path, workers=workers)
+    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers)
     display.say_streamed(data)
-    net, data = net.to(device_named(device)), data.to(device_named(device))
+    settled = torch.device(device_named(device))
+    net, data = net.to(settled), data.to(settled)
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)
     known = recorded(run, evaluator, step)
     before = sum(str(arch) in known for _, arch in population)
+    if dry_run or (workers is None and cluster == LOCAL):
+        middle = population[len(population) // 2][1]
+        workers, seconds = planned_workers(
+            lambda: evaluator(net, middle), len(population) - before, workers, cluster=cluster, device=settled.type
+        )
+        if dry_run:
+            _say_duration(seconds, as_json, workers)
+            return
     began = time.monotonic()
-    if dry_run:
-        evaluator(net, population[len(population) // 2][1])
-        _say_duration((time.monotonic() - began) * (len(population) - before), as_json)
-        return
     with run.lock(), stop_on_signal() as stop, display.progress() as show:
 
         def on_progress(done: int, line: dict[str, Any]) -> None:
@@ -274,6 +305,8 @@ def evaluate(
             evaluator,
             run,
             population,
+            workers=workers,
+            cluster=cluster,
             on_progress=on_progress,
             should_stop=lambda: stop.number is not None,
         )
@@ -316,14 +349,14 @@ def extract(
     ] = 0,
     device: Device = "auto",
     threads: Threads = None,
-    workers: Workers = None,
+    decode_workers: DecodeWorkers = None,
     as_json: Json = False,
 ) -> None:
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
     _use(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    data = run.load_data(data_dir, moved_to=data_path, workers=workers).to(device_named(device))
+    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(device_named(device))
     display.say_streamed(data)
     net, settings = net.to(device_named(device)), EvaluateSettings(seed=seed)
     if arch is not None:
@@ -435,10 +468,11 @@ def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def _say_duration(seconds: float, as_json: bool) -> None:
+def _say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
     if as_json:
-        _print_json({"seconds": round(seconds, 1)})
-    display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        _print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers > 1 else {}))
+    shared = f" by {workers} workers" if workers > 1 else ""
+    display.err.print(f"Would take about {display.duration(seconds)}{shared} on this machine.")
 
 
 def _say(error: object, code: int) -> None:

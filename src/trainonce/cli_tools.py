@@ -13,13 +13,20 @@ import typer
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
+from trainonce.distributed import ranks_from_environment
 from trainonce.errors import UserError
+from trainonce.fanout import LOCAL, TORCHRUN
 from trainonce.models import Supernet
 from trainonce.population import PAPER_BUCKETS_M
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
 from trainonce.sampling import CANDIDATES, SubnetDraws
 from trainonce.train import Progress
+
+WORTH_WORKERS_S = 30.0
+"""How much work it takes until starting workers, of some seconds each, is worth it."""
+START_UP_S = 4.0
+"""About how long workers take to start: they import torch, all at once, and calibrate."""
 
 
 class Stop:
@@ -139,3 +146,44 @@ def device_named(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
     return name
+
+
+def cluster_chosen(cluster: str, workers: int | None) -> tuple[str, int | None]:
+    """Who is to work: what the options say, or torchrun's ranks. Raises `UserError` where it is asked for both."""
+    size = ranks_from_environment().size
+    if size == 1:
+        return cluster, workers
+    if workers is not None or cluster != LOCAL:
+        raise UserError("under torchrun the ranks do the work: --workers and --cluster cannot be given as well")
+    return TORCHRUN, size
+
+
+def planned_workers(
+    score_one: Callable[[], object], count: int, workers: int | None, *, cluster: str, device: str
+) -> tuple[int, float]:
+    """How many workers are to score `count` subnets, and about how many seconds they take; one subnet is timed.
+
+    Without a number asked for: one for each CPU thread where that is worth it, else this process alone.
+    """
+    threads = torch.get_num_threads()
+    if count == 0:
+        return workers or 1, 0.0
+    if workers is None and cluster != LOCAL:
+        raise UserError("how many workers the cluster has room for is not known beforehand: name --workers")
+    if workers is None or workers == 1:
+        alone = _seconds(score_one) * count
+        if workers == 1 or threads == 1 or device != "cpu" or alone < WORTH_WORKERS_S:
+            return 1, alone
+        workers = threads
+    workers = min(workers, count)
+    torch.set_num_threads(max(1, threads // workers) if cluster == LOCAL else 1)
+    try:
+        return workers, START_UP_S + _seconds(score_one) * -(-count // workers)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began

@@ -13,10 +13,12 @@ import numpy as np
 
 from trainonce.cost import CostModel
 from trainonce.errors import UserError
-from trainonce.evaluate import Evaluator, SplitName
+from trainonce.evaluate import Evaluator, Score, SplitName
+from trainonce.fanout import LOCAL, fan_out
 from trainonce.models import Supernet
 from trainonce.run import RunDirectory
 from trainonce.sampling import MacsSampler
+from trainonce.scoring import Piece, Scoring, pieces_of
 from trainonce.space import Architecture, Over, derived_rng
 
 Line = dict[str, Any]
@@ -27,6 +29,9 @@ PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 
 DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
+
+MANY_WORKERS = 64
+"""How many workers the work is divided for where a cluster's size is not known."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +101,44 @@ def evaluate_population(
     run: RunDirectory,
     population: Sequence[tuple[Bucket, Architecture]],
     *,
+    workers: int | None = None,
+    cluster: str = LOCAL,
     on_progress: Callable[[int, Line], None] = lambda _done, _line: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Line]:
     """Score what is not recorded yet of a population drawn; returns a line for each subnet, old and new, in order.
 
-    `step` is the training step of the weights. `on_progress` gets, after each subnet scored, how many of the
+    `step` is the training step of the weights. `workers` and `cluster` are `fan_out`'s: who scores; this process
+    alone records, and without them also scores. `on_progress` gets, for each subnet scored, how many of the
     population are recorded, and its line. Stops early, with what is done recorded, when `should_stop` says so.
     """
     known = recorded(run, evaluator, step)
     wanted = dict.fromkeys(arch for _, arch in population)
     missing = [arch for arch in wanted if str(arch) not in known]
-    for number, arch in enumerate(missing, start=len(wanted) - len(missing) + 1):
-        if should_stop():
-            break
-        cost, score = net.cost_of(arch), evaluator(net, arch)
-        line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
-        line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | _key(evaluator, step)
-        run.append_population(line)
-        known[str(arch)] = line
-        on_progress(number, line)
+    key = _key(evaluator, step)
+    done = len(wanted) - len(missing)
+
+    def record(piece: Piece, scores: list[Score]) -> None:
+        nonlocal done
+        for arch, score in zip(piece, scores, strict=True):
+            cost = net.cost_of(arch)
+            line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
+            line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | key
+            run.append_population(line)
+            known[str(arch)] = line
+            done += 1
+            on_progress(done, line)
+
+    device = next(net.parameters()).device
+    fan_out(
+        Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
+        pieces_of(missing, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
+        on_result=record,
+        workers=workers,
+        cluster=cluster,
+        gpus=int(device.type == "cuda"),
+        should_stop=should_stop,
+    )
     return [known[str(arch)] for arch in wanted if str(arch) in known]
 
 
@@ -160,16 +183,19 @@ def summarise(lines: Iterable[Line], buckets: Sequence[Bucket]) -> list[BucketSu
 
 
 def pareto_front(lines: Iterable[Line]) -> list[Line]:
-    """The lines that no other beats in both MACs and top-1, by rising MACs."""
+    """The lines that no other beats in both MACs and top-1, by rising MACs; of equals, the first by architecture."""
     front: list[Line] = []
-    for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"])):
+    for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"], line["arch"])):
         if not front or line["top1"] > front[-1]["top1"]:
             front.append(line)
     return front
 
 
 def best_within(lines: Iterable[Line], *, max_macs: float | None = None, max_params: float | None = None) -> Line:
-    """The line of highest top-1 under the budgets. Raises `UserError` where none fits, naming the smallest."""
+    """The line of highest top-1 under the budgets; of equals, the one of fewest MACs, then first by architecture.
+
+    Raises `UserError` where none fits, naming the smallest.
+    """
     lines = list(lines)
     if not lines:
         raise UserError("no subnet has been evaluated yet: run `trainonce evaluate` first, or name an architecture")
@@ -184,7 +210,7 @@ def best_within(lines: Iterable[Line], *, max_macs: float | None = None, max_par
             f"no evaluated subnet fits the budget; the smallest has {least['macs'] / 1e6:.3f} M MACs "
             f"and {least['params'] / 1e6:.3f} M parameters"
         )
-    return max(fitting, key=lambda line: (line["top1"], -line["macs"]))
+    return min(fitting, key=lambda line: (-line["top1"], line["macs"], line["arch"]))
 
 
 def newest_lines(lines: Iterable[Line], split: SplitName) -> list[Line]:

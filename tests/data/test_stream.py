@@ -328,7 +328,7 @@ class TestCommand:
     def test_stopped_with_all_its_processes_and_killed(self, pictures: Path, tmp_path: Path) -> None:
         """SIGTERM to every process saves cleanly; a killed run leaves neither a process nor the lock behind."""
         run = RunDirectory(tmp_path / "run")
-        arguments = ("train", str(pictures), *self.OPTIONS, "--stream", "--workers", "2", "--out", "run")
+        arguments = ("train", str(pictures), *self.OPTIONS, "--stream", "--decode-workers", "2", "--out", "run")
         first = self.start(*arguments, "--recipe", "spos", "--epochs", "1000", folder=tmp_path)
         self.trained_until(run, first)
         os.killpg(first.pid, signal.SIGTERM)
@@ -340,7 +340,7 @@ class TestCommand:
         assert self.gone(first.pid, 15)
 
         run.metrics_file.unlink()
-        second = self.start("train", "--resume", "run", "--workers", "2", "--device", "cpu", folder=tmp_path)
+        second = self.start("train", "--resume", "run", "--decode-workers", "2", "--device", "cpu", folder=tmp_path)
         self.trained_until(run, second)
         assert len(processes_of_session(second.pid)) >= 4
         second.kill()

@@ -107,7 +107,7 @@ def test_every_choice_on_every_map_size(
 @needs_native
 @settings(max_examples=40, deadline=None)
 @given(
-    images=st.integers(2, 9),
+    images=st.integers(6, 9),
     height=st.integers(1, 12),
     width=st.integers(1, 12),
     stride=st.sampled_from([1, 2]),

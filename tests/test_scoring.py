@@ -1,0 +1,45 @@
+"""Scoring in pieces: what a scoring says does not depend on the process it is in."""
+
+import random
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainonce.data import DataSet
+from trainonce.evaluate import EvaluateSettings, Evaluator, SplitName
+from trainonce.models import MobileNetV3
+from trainonce.scoring import PIECE, Scoring, pieces_of
+from trainonce.space import Architecture
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+
+
+@given(count=st.integers(0, 300), workers=st.integers(1, 70))
+def test_pieces(count: int, workers: int) -> None:
+    archs = [Architecture((("stage1.depth", number),)) for number in range(count)]
+    random.Random(count).shuffle(archs)
+    pieces = pieces_of(archs, workers)
+    assert [arch for piece in pieces for arch in piece] == sorted(archs, key=str)
+    sizes = [len(piece) for piece in pieces]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(1 <= size <= PIECE for size in sizes)
+    assert count < 4 * workers or len(pieces) >= 4 * workers
+
+
+@pytest.mark.parametrize("split", ["validate", "test"])
+def test_it_travels(make_net: MakeNet, make_data: MakeData, split: SplitName) -> None:
+    net, data = make_net(seed=3).eval(), make_data(train=2000)
+    evaluator = Evaluator(data, split, EvaluateSettings(calibration_images=20, seed=5))
+    scoring = Scoring(net, evaluator)
+    content = bytes(ForkingPickler.dumps(scoring))
+    arrived = ForkingPickler.loads(content)
+    piece = (net.space.smallest(), net.space.largest())
+    assert arrived()(piece) == scoring()(piece) == [evaluator(net, arch) for arch in piece]
+    weights = sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    assert len(content) < weights + 120_000  # of which headers; the 2,000 training images stay behind
+    assert arrived.evaluator.settings == evaluator.settings
+    assert not arrived.net.training
