@@ -11,11 +11,12 @@ SOURCE = Path(trainonce.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("files", "settings", "losses", "space"),
+    ("files", "settings", "losses", "space", "distributed"),
     ("recipes", "nn", "data", "checkpoint"),
     ("cost",),
     ("sampling", "models"),
-    ("run", "evaluate", "subnet"),
+    ("run", "evaluate", "subnet", "tally"),
+    ("train_state",),
     ("train", "population"),
     ("cli_tools", "display", "report"),
     ("cli",),

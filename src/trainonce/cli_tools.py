@@ -76,14 +76,15 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     return recipe if batch_size is None else recipe.with_batch_size(batch_size)
 
 
-def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str) -> float:
+def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str, *, processes: int = 1) -> float:
     """About how long a recipe takes on a device: a few batches timed for each phase.
 
+    With several processes each times its share of a batch; what they say to each other is left out.
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
     Augmentation and the optimizer are left out.
     """
     batch_size = min(recipe.batch_size, len(data.train))
-    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size, device=device)
+    x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
     x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
     net = net.to(device).train()
     seconds = 0.0
