@@ -153,6 +153,10 @@ def _claim(run: RunDirectory, config: RunConfig, *, resume: bool) -> None:
         run.create(config)
 
 
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
 class _Loop:
     def __init__(
         self,
@@ -173,7 +177,7 @@ class _Loop:
         self.steps = self.table[-1].end
         self.state = TrainState(self.net, config, self.table, run, ranks)
         self.device = self.state.device
-        self.look_every = 1 if self.device.type == "cpu" else LOOK_EVERY
+        self.look_every = _look_every(self.device)
         self.unseen: list[StepRecord] = []
         self.wish = _Wish()
         self.wishes = torch.zeros(len(_Wish()), device=self.device)
