@@ -179,9 +179,7 @@ def process_group(device: str, *, timeout: timedelta = TIMEOUT) -> Iterator[Rank
             "nccl" if on_gpu else "gloo", timeout=timeout, device_id=torch.device(ranks.device) if on_gpu else None
         )
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"process {ranks.rank} of {ranks.size} could not join the others: {_first_line(error)}"
-        ) from error
+        raise RunError(f"process {ranks.rank} of {ranks.size} could not join the others: {_gist(error)}") from error
     try:
         yield ranks
     finally:
@@ -227,10 +225,11 @@ def _others_answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"another process of this run has ended or does not answer ({_first_line(error)}); "
+            f"another process of this run has ended or does not answer ({_gist(error)}); "
             "what is saved is whole: start all of them again with --resume"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _gist(error: Exception) -> str:
+    """The first sentence of what torch says, which is followed by advice and stack traces."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
