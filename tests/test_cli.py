@@ -333,7 +333,7 @@ class TestOthersRefuse:
     def test_workers_that_cannot_be(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trainonce("evaluate", trained, "--cluster", "cloud9").refused("--cluster takes local, ray, or .*; not 'cloud9'")
         trainonce("evaluate", trained, "--cluster", "ray", "--dry-run").refused("not known beforehand: name --workers")
-        monkeypatch.setattr(cli_tools, "ranks_from_environment", lambda: Ranks(rank=0, size=2))
+        monkeypatch.setattr(cli_tools, "ranks_in", lambda *_: Ranks(rank=0, size=2))
         trainonce("evaluate", trained, "--workers", "2").refused("under torchrun the ranks do the work")
         monkeypatch.undo()
         monkeypatch.setenv("RANK", "0")

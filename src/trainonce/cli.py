@@ -5,6 +5,7 @@ Ctrl-C or SIGTERM with everything saved.
 """
 
 import json
+import signal
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ from trainonce.cli_tools import (
     tensorboard_writer,
 )
 from trainonce.data import DATASET_NAMES, load_dataset
+from trainonce.distributed import is_first_process, process_group
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
 from trainonce.fanout import LOCAL, ranks_at_work
@@ -75,8 +77,19 @@ BucketHalfWidth = Annotated[
     ),
 ]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
-BESIDE_RESUME = {"resume", "data", "data_dir", "device", "threads", "checkpoint_every", "tensorboard", "as_json"}
-BESIDE_RESUME |= {"stream", "decode_workers"}
+BESIDE_RESUME = {
+    "resume",
+    "data",
+    "data_dir",
+    "device",
+    "threads",
+    "checkpoint_every",
+    "sync_bn",
+    "tensorboard",
+    "as_json",
+    "stream",
+    "decode_workers",
+}
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
 DecodeWorkers = Annotated[
     int | None,
@@ -152,55 +165,71 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
+    sync_bn: Annotated[
+        bool | None,
+        typer.Option(
+            "--sync-bn/--no-sync-bn",
+            help="With several processes, normalise by the images of all. Default: no; resumed, as before.",
+            show_default=False,
+        ),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train a supernet.
 
-    Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped.
+    Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped. Several processes or hosts:
+    `torchrun --nproc-per-node 2 -m trainonce train …` trains one supernet together.
     """
     _use(threads)
-    if resume is not None:
-        refuse_beside(context, "--resume", BESIDE_RESUME)
-        run = RunDirectory(resume)
-        config = run.config()
-        images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
-        net, chosen, seed = run.build_supernet(), config.recipe, config.seed
-        newest = checkpoint.newest(run.checkpoints)
-        if newest is None and run.metrics():
-            raise UserError(f"{resume} was trained before but its checkpoints are gone: there is nothing to go on from")
-        display.err.print(f"Resuming {resume} at {newest.name if newest else 'its beginning'}")
-    else:
-        if data is None:
-            raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
-        chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-        images = load_dataset(
-            data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=decode_workers
-        )
-        fields: dict[str, Any] = {} if width is None else {"width_mult": width}
-        if resolutions is not None:
-            fields["resolutions"] = numbers(resolutions, "--resolutions", int)
-        net = MobileNetV3(
-            MobileNetV3Settings.for_images(
-                image_size=images.image_size,
-                in_channels=images.channels,
-                num_classes=images.num_classes,
-                geometry=geometry,
-                **fields,
-            ),
-            seed=seed,
-        )
-        run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
+    ranks = context.with_resource(process_group(device_named(device)))
+    context.with_resource(display.silent(not ranks.first))
+    with ranks.together():
+        if resume is not None:
+            refuse_beside(context, "--resume", BESIDE_RESUME)
+            run = RunDirectory(resume)
+            config = run.config()
+            images = run.load_data(data_dir, moved_to=data)
+            net, chosen, seed = run.build_supernet(), config.recipe, config.seed
+            sync_bn = config.sync_batch_norm if sync_bn is None else sync_bn
+            newest = checkpoint.newest(run.checkpoints)
+            if newest is None and run.metrics():
+                raise UserError(
+                    f"{resume} was trained before but its checkpoints are gone: there is nothing to go on from"
+                )
+            display.err.print(f"Resuming {resume} at {newest.name if newest else 'its beginning'}")
+        else:
+            if data is None:
+                raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
+            chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
+            images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey)
+            fields: dict[str, Any] = {} if width is None else {"width_mult": width}
+            if resolutions is not None:
+                fields["resolutions"] = numbers(resolutions, "--resolutions", int)
+            net = MobileNetV3(
+                MobileNetV3Settings.for_images(
+                    image_size=images.image_size,
+                    in_channels=images.channels,
+                    num_classes=images.num_classes,
+                    geometry=geometry,
+                    **fields,
+                ),
+                seed=seed,
+            )
+            run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
     display.announce(images, net, chosen, run)
     settings = TrainSettings.parse(
-        {"device": device_named(device), "checkpoint_every_s": checkpoint_every}, where="the command line"
+        {"device": ranks.device, "checkpoint_every_s": checkpoint_every, "sync_batch_norm": bool(sync_bn)},
+        where="the command line",
     )
     if dry_run:
-        _say_duration(estimated_seconds(net, images, chosen, settings.device), as_json)
+        seconds = estimated_seconds(net, images, chosen, settings.device, processes=ranks.size)
+        _say_duration(seconds, as_json and ranks.first)
         return
     began = time.monotonic()
-    with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(tensorboard, run) as board:
+    board_wanted = tensorboard and ranks.first
+    with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(board_wanted, run) as board:
 
         def on_progress(at: Progress) -> None:
             board(at)
@@ -216,10 +245,13 @@ def train(
             settings=settings,
             on_progress=on_progress,
             should_stop=lambda: stop.number is not None,
+            ranks=ranks,
         )
     if not finished:
         display.err.print(f"Stopped and saved. Go on with: trainonce train --resume {run.path}")
-        raise typer.Exit(128 + (stop.number or 0))
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # another process may have been the one to be told
+    if not ranks.first:
+        return
     metrics = run.metrics()[-1]
     result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
     if as_json:
@@ -475,8 +507,9 @@ def _say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
     display.err.print(f"Would take about {display.duration(seconds)}{shared} on this machine.")
 
 
-def _say(error: object, code: int) -> None:
-    display.err.print(Text.assemble(("trainonce:", "bold red"), f" {error}"))
+def _say(error: Exception | str, code: int) -> None:
+    if is_first_process() or not (isinstance(error, UserError | RunError) and error.everywhere):
+        display.err.print(Text.assemble(("trainonce:", "bold red"), f" {error}"))
     sys.exit(code)
 
 

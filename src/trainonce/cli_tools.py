@@ -1,5 +1,6 @@
 """What the commands share: stopping on signals, reading options, estimating time, TensorBoard."""
 
+import os
 import random
 import signal
 import time
@@ -13,7 +14,7 @@ import typer
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
-from trainonce.distributed import ranks_from_environment
+from trainonce.distributed import ranks_in
 from trainonce.errors import UserError
 from trainonce.fanout import LOCAL, TORCHRUN
 from trainonce.models import Supernet
@@ -83,14 +84,15 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     return recipe if batch_size is None else recipe.with_batch_size(batch_size)
 
 
-def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str) -> float:
+def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str, *, processes: int = 1) -> float:
     """About how long a recipe takes on a device: a few batches timed for each phase.
 
+    With several processes each times its share of a batch; what they say to each other is left out.
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
     Augmentation, the optimizer and the decoding of streamed images are left out.
     """
     batch_size = min(recipe.batch_size, len(data.train))
-    x_BCHW = torch.zeros(batch_size, data.channels, data.image_size, data.image_size, device=device)
+    x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
     x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
     net = net.to(device).train()
     seconds = 0.0
@@ -150,7 +152,7 @@ def device_named(name: str) -> str:
 
 def cluster_chosen(cluster: str, workers: int | None) -> tuple[str, int | None]:
     """Who is to work: what the options say, or torchrun's ranks. Raises `UserError` where it is asked for both."""
-    size = ranks_from_environment().size
+    size = ranks_in(os.environ, "cpu").size
     if size == 1:
         return cluster, workers
     if workers is not None or cluster != LOCAL:

@@ -33,6 +33,17 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
+def silent(wanted: bool) -> Iterator[None]:
+    """Inside, show nothing where `wanted`: one of several processes speaks."""
+    before = out.quiet, err.quiet
+    out.quiet, err.quiet = (True, True) if wanted else before
+    try:
+        yield
+    finally:
+        out.quiet, err.quiet = before
+
+
+@contextmanager
 def progress() -> Iterator[Callable[[int, int, str], None]]:
     """A function `show(done, total, text)`: a live bar in a terminal, a line now and then elsewhere."""
     if err.is_terminal:

@@ -8,6 +8,9 @@ class UserError(ValueError):
     The command line prints it and exits with code 2.
     """
 
+    everywhere = False
+    """Whether every process of a run raises it, so that the first need say it alone."""
+
 
 class RunError(RuntimeError):
     """The work was asked for rightly but could not go on: a full disk, a loss that is not finite.
@@ -15,3 +18,6 @@ class RunError(RuntimeError):
     The message is one sentence that says what happened and what is safe.
     The command line prints it and exits with code 1.
     """
+
+    everywhere = False
+    """Whether every process of a run raises it, so that the first need say it alone."""

@@ -62,12 +62,16 @@ class RunConfig(Settings):
     """The settings of the supernet, as its family reads them."""
     recipe: Recipe
     """The strategy, already scaled."""
+    sync_batch_norm: bool = False
+    """Whether several processes normalise by the images of all. May be another when the run goes on."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: all but the provenance and whether images are streamed."""
-        return self.model_dump(mode="json", exclude={"provenance": True, "data": {"stream"}})
+        """What must be the same for a run to go on: everything but how it is carried out."""
+        return self.model_dump(
+            mode="json", exclude={"provenance": True, "sync_batch_norm": True, "data": {"stream": True}}
+        )
 
 
 class RunDirectory:

@@ -1,40 +1,46 @@
 """The one training loop. Every strategy is a recipe that it reads; it knows nothing of evaluation.
 
 What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
-phase and the step alone, so a resumed run goes on as if never stopped and the global generators are left as they were.
-A checkpoint of step s holds the state before step s.
+phase and the step alone, so a resumed run goes on as if never stopped, ranks agree without talking, and the global
+generators are left as they were. Each rank trains its share of every batch; one exchange a step adds up what they
+found. On a GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import tee
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce import checkpoint
 from trainonce.data import DataSet
 from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
+from trainonce.distributed import Ranks, everywhere, sum_gradients
 from trainonce.errors import RunError, UserError
 from trainonce.losses import DISTILLATION
 from trainonce.models import Supernet
-from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.batch_norm import synchronised
+from trainonce.nn.dropout import batch_dropouts, drawing
 from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run import RunConfig, RunDirectory, provenance
 from trainonce.sampling import SubnetDraws
 from trainonce.settings import Settings
-from trainonce.space import Architecture, SearchSpace, derived_rng, derived_seed
+from trainonce.space import Architecture, derived_rng, derived_seed
+from trainonce.tally import StepRecord, Tally, not_finite
+from trainonce.train_state import TrainState, check_identity
+
+LOOK_EVERY = 10
+"""Steps between two looks at what a GPU has recorded: losses that are not finite, ranks that want to stop."""
 
 
 class TrainSettings(Settings):
-    """How a run is carried out; the weights do not depend on it, up to the device's rounding."""
+    """How a run is carried out. With one process the weights do not depend on it, up to the device's rounding."""
 
     device: str = "cpu"
     """Where the network and the images live: cpu, cuda, cuda:1."""
@@ -42,6 +48,8 @@ class TrainSettings(Settings):
     """Seconds between checkpoints; one is also written at the end and when the run is stopped."""
     log_every: int = Field(20, ge=1)
     """Steps that one line of metrics sums up."""
+    sync_batch_norm: bool = False
+    """Whether batch norm takes its statistics from the images of all processes, rather than each from its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +78,11 @@ class Progress:
     """Estimate from the time the subnets took so far."""
 
 
-@dataclass
-class _Tally:
-    """Sums since the last line of metrics. They are saved with the checkpoint."""
+class _Wish(NamedTuple):
+    """What a rank wants beside training on."""
 
-    steps: int = 0
-    losses: int = 0
-    loss_sum: float = 0.0
-    images: int = 0
-    correct: int = 0
-
-
-@dataclass
-class _State:
-    """What changes while training, beside the network's own weights."""
-
-    step: int = 0
-    tally: _Tally = field(default_factory=_Tally)
-    optimizer: torch.optim.SGD | None = None
-    trained_teacher: nn.Module | None = None
-    teacher: nn.Module | None = None
+    stop: bool = False
+    save: bool = False
 
 
 def train_supernet(
@@ -103,16 +96,23 @@ def train_supernet(
     settings: TrainSettings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
 ) -> bool:
     """Train `net` in place by `recipe`; `run` gets run.json, metrics and checkpoints.
 
     With `resume` a run that is there goes on from its newest whole checkpoint: bit for bit on the CPU with the same
-    number of threads, up to the device's own rounding elsewhere. `should_stop` is asked after every step; when it
+    number of threads and processes, up to rounding elsewhere. `should_stop` is asked after every step; when it
     says so, a checkpoint is written and False is returned; True when the recipe is finished. Raises `RunError` when
     a loss or weight is not finite or the disk refuses, and `UserError` when there is a run already or, to resume,
     one of another network, recipe, seed or data.
+
+    With `ranks` (see `trainonce.distributed.process_group`) every process calls this alike, and each trains its share
+    of each batch. Rank 0 alone reads and writes `run` and reports progress; any rank's `should_stop` stops all, some
+    steps later; all return or raise the same, and hold the same network when they return.
     """
-    chosen = settings or TrainSettings()
+    chosen, ranks = settings or TrainSettings(), ranks or Ranks()
+    if not ranks.alone and chosen.device != ranks.device:
+        raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
     config = RunConfig(
         seed=seed,
         data=data.source,
@@ -120,40 +120,81 @@ def train_supernet(
         family=net.family,
         model=net.settings.model_dump(mode="json"),
         recipe=recipe,
-        provenance=provenance(chosen.device),
+        sync_batch_norm=chosen.sync_batch_norm,
+        provenance=provenance(chosen.device) | {"processes": ranks.size},
     )
-    with run.lock():
-        loop = _Loop(net, config, data, run, chosen)  # refuses a recipe that does not fit
-        if resume and run.config_file.exists():
-            check_identity(run.config().identity(), config.identity(), where=run.config_file)
-        else:
-            run.create(config)
-        return loop.go(on_progress or (lambda _: None), should_stop or (lambda: False))
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.first:
+                stack.enter_context(run.lock())
+            loop = _Loop(net, config, data, run, chosen, ranks)  # refuses a recipe that does not fit
+        _check_same_run(config, ranks)
+        with ranks.together():
+            if ranks.first:
+                _claim(run, config, resume=resume)
+        if chosen.sync_batch_norm and not ranks.alone:
+            stack.enter_context(synchronised(net, ranks))
+        finished = loop.go(on_progress or (lambda _: None), should_stop or (lambda: False))
+        ranks.copy_from_first(net.buffers())
+        return finished
+
+
+def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
+    """Raise `UserError` where ranks were given different seeds, data, networks or recipes."""
+    first, *others = ranks.collect_json(config.identity())
+    for rank, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other[key] != value:
+                raise everywhere(UserError(f"process {rank} has another {key.replace('_', ' ')} than process 0"))
+
+
+def _claim(run: RunDirectory, config: RunConfig, *, resume: bool) -> None:
+    if resume and run.config_file.exists():
+        check_identity(run.config().identity(), config.identity(), where=run.config_file)
+    else:
+        run.create(config)
+
+
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
 
 
 class _Loop:
     def __init__(
-        self, net: Supernet, config: RunConfig, data: DataSet, run: RunDirectory, settings: TrainSettings
+        self,
+        net: Supernet,
+        config: RunConfig,
+        data: DataSet,
+        run: RunDirectory,
+        settings: TrainSettings,
+        ranks: Ranks,
     ) -> None:
         self.net = net.to(settings.device)
-        self.config, self.run, self.settings = config, run, settings
+        self.run, self.settings, self.ranks = run, settings, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.data = data.to(settings.device)
-        self.batch_size = min(self.recipe.batch_size, len(data.train))
-        self.steps_per_epoch = len(data.train) // self.batch_size
+        self.share = ranks.share(min(self.recipe.batch_size, len(data.train)))
+        self.steps_per_epoch = len(data.train) // self.share.total
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
-        self.dropouts = [module for module in net.modules() if isinstance(module, nn.Dropout)]
-        self.state = _State()
-        self.batches: Iterator[Batch] = iter(())
+        self.state = TrainState(self.net, config, self.table, run, ranks)
+        self.device = self.state.device
+        self.look_every = _look_every(self.device)
+        self.unseen: list[StepRecord] = []
+        self.wish = _Wish()
+        self.wishes = torch.zeros(len(_Wish()), device=self.device)
+        self.dropouts = batch_dropouts(net)
+        self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
             entry.index: SubnetDraws(entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)))
             for entry in self.table
         }
 
     def go(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
-        self._restore()
-        with closing(self.data.train.batches(self._rows_from(self.state.step))) as self.batches:
+        self.state.restore()
+        whole, own = tee(self._rows_from(self.state.step))
+        with closing(self.data.train.batches(rows_B[self.share.rows] for rows_B in own)) as batches:
+            self.batches = zip(whole, batches, strict=False)
             return self._train(on_progress, should_stop)
 
     def _train(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
@@ -163,21 +204,38 @@ class _Loop:
         while state.step < self.steps:
             entry = phase_at(self.table, state.step)
             if state.step == entry.start:
-                self._begin_phase(entry)
+                state.begin_phase(entry)
             lr, arch = self._step(entry)
             state.step += 1
+            done = state.step == self.steps
             if state.tally.steps == self.settings.log_every or state.step == entry.end:
+                self._look()
                 left = self._passes_done(self.steps) - self._passes_done(state.step)
-                done = self._passes_done(state.step) - self._passes_done(first_step)
-                pace = (time.monotonic() - began) / done
-                on_progress(self._log(entry, lr, arch, seconds_left=left * pace))
-            stop = should_stop() and state.step < self.steps
-            if stop or state.step == self.steps or time.monotonic() - saved >= self.settings.checkpoint_every_s:
-                self._save()
+                pace = (time.monotonic() - began) / (self._passes_done(state.step) - self._passes_done(first_step))
+                self._log(on_progress, entry, lr, arch, seconds_left=left * pace)
+            wish = self._wish(should_stop, saved) if self.ranks.alone else self._wish_of_all()
+            stop = wish.stop and not done
+            if stop or wish.save or done:
+                self._look()
+                state.save()
                 saved = time.monotonic()
             if stop:
                 return False
+            self.wish = _Wish() if self.ranks.alone else self._wish(should_stop, saved)
         return True
+
+    def _wish(self, should_stop: Callable[[], bool], saved: float) -> _Wish:
+        due = time.monotonic() - saved >= self.settings.checkpoint_every_s
+        return _Wish(stop=should_stop(), save=due and self.ranks.first)
+
+    def _wish_of_all(self) -> _Wish:
+        """What any rank wished in the steps since the last look, where all look; nothing elsewhere."""
+        if self.state.step % self.look_every:
+            return _Wish()
+        self._look()
+        stop, save = self.wishes.gt(0).tolist()
+        self.wishes.zero_()
+        return _Wish(stop=stop, save=save)
 
     def _passes_done(self, step: int) -> int:
         return sum(len(e.phase.subnets) * (min(step, e.end) - e.start) for e in self.table if step > e.start)
@@ -195,69 +253,102 @@ class _Loop:
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
         state.optimizer.zero_grad(set_to_none=self.recipe.idle_weights == "rest")
-        largest_logits_BK = None
-        losses: list[tuple[Architecture, Tensor]] = []
-        hits = torch.zeros((), dtype=torch.long, device=x_BCHW.device)
-        with _derived_dropout(x_BCHW.device, self.seed, "dropout", entry.index, in_phase):
-            for slot, candidates in zip(phase.subnets, draws, strict=True):
-                for dropout in self.dropouts:
-                    dropout.train(slot == "largest" or not phase.dropout_largest_only)
-                arch = self._choose(slot, candidates, x_BCHW, y_B)
-                logits_BK = self.net(x_BCHW, arch)
-                loss = self._loss(phase, logits_BK, x_BCHW, y_B, largest_logits_BK)
-                if phase.target == "largest" and largest_logits_BK is None:
-                    largest_logits_BK = logits_BK.detach()
-                torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
-                losses.append((arch, loss.detach()))
-                hits += (logits_BK.argmax(1) == y_B).sum()
-        self._check_finite(losses, entry, rows_B)
+        masks = self._generator("dropout", entry.index, in_phase)
+        with drawing([*self.dropouts, *state.teacher_dropouts], masks, self.share):
+            archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
+        losses_S, hits = self._exchange(losses_S, hits)
+        lr = entry.lr(state.step)
+        self.unseen.append(
+            StepRecord(step=state.step, phase=phase.name, lr=lr, archs=archs, rows_B=rows_B, losses_S=losses_S)
+        )
+        if self.look_every == 1:
+            self._look()
         if phase.clip_value is not None:
             nn.utils.clip_grad_value_(self.net.parameters(), phase.clip_value)
-        lr = entry.lr(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
-        state.tally.steps += 1
-        state.tally.losses += len(losses)
-        state.tally.loss_sum += float(torch.stack([loss for _, loss in losses]).sum())
-        state.tally.images += len(losses) * len(y_B)
-        state.tally.correct += int(hits)
-        return lr, losses[-1][0]
+        state.tally.add(losses_S, hits, self.share.total)
+        return lr, archs[-1]
+
+    def _passes(
+        self, phase: Phase, in_phase: int, draws: list[list[Architecture]], x_BCHW: Tensor, y_B: Tensor
+    ) -> tuple[tuple[Architecture, ...], Tensor, Tensor]:
+        """Add up the gradients of a step's S subnets; gives them, their losses [S], and hits, a scalar.
+
+        Gradients and losses are of this rank's share in the mean over the whole batch.
+        """
+        largest_logits_BK = None
+        archs: list[Architecture] = []
+        losses: list[Tensor] = []
+        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        for slot, candidates in zip(phase.subnets, draws, strict=True):
+            for dropout in self.dropouts:
+                dropout.train(slot == "largest" or not phase.dropout_largest_only)
+            arch = self._choose(slot, candidates, x_BCHW, y_B)
+            logits_BK = self.net(x_BCHW, arch)
+            loss = self._loss(phase, logits_BK, x_BCHW, y_B, largest_logits_BK) * self.share.fraction
+            if phase.target == "largest" and largest_logits_BK is None:
+                largest_logits_BK = logits_BK.detach()
+            torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
+            archs.append(arch)
+            losses.append(loss.detach())
+            hits += (logits_BK.argmax(1) == y_B).sum()
+        return tuple(archs), torch.stack(losses), hits
+
+    def _exchange(self, losses_S: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum gradients, losses, hits and wishes over all ranks: the one exchange of a step."""
+        if self.ranks.alone:
+            return losses_S, hits
+        wishes = [losses_S.new_full((1,), float(wish)) for wish in self.wish]
+        sums = sum_gradients(self.net.parameters(), torch.cat([losses_S, hits[None], *wishes]), self.ranks)
+        losses_S, hits_1, wishes_W = torch.split(sums, [len(losses_S), 1, len(wishes)])
+        self.wishes += wishes_W
+        return losses_S, hits_1[0]
+
+    def _generator(self, *key: int | str) -> torch.Generator:
+        """A generator on the device that follows from the run's seed and `key`."""
+        return torch.Generator(self.device).manual_seed(derived_seed(self.seed, *key))
 
     def _rows_from(self, step: int) -> Iterator[Tensor]:
-        """The rows of every batch from `step` to the end. A new order each epoch; a ragged end is left out of it."""
+        """The rows of every whole batch from `step` to the end.
+
+        A new order each epoch; a ragged end is left out of it.
+        """
+        size = self.share.total
         for entry in self.table:
             first = max(0, step - entry.start)
             for in_phase in range(first, entry.steps):
                 epoch, batch = divmod(in_phase, self.steps_per_epoch)
                 if batch == 0 or in_phase == first:
                     shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", entry.index, epoch))
-                    order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
-                yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                    order = torch.randperm(len(self.data.train), generator=shuffle)
+                    order = order.to(self.data.train.labels.device, non_blocking=True)
+                yield order[batch * size : (batch + 1) * size]
 
     def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented images, labels and rows of a step."""
-        rows_B, images_BCHW, y_B = next(self.batches)
-        generator = torch.Generator(images_BCHW.device)
-        generator.manual_seed(derived_seed(self.seed, "augment", phase, in_phase))
+        """This rank's augmented images and labels of a step, and the rows of the whole batch."""
+        rows_B, (_, images_BCHW, y_B) = next(self.batches)
         x_BCHW = augment(
             images_BCHW,
             self.data.augmentation,
             mean=self.data.mean,
             std=self.data.std,
-            generator=generator,
+            generator=self._generator("augment", phase, in_phase),
+            share=self.share,
         )
         return x_BCHW.contiguous(memory_format=torch.channels_last), y_B, rows_B
 
     @torch.no_grad()
     def _choose(self, slot: str, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:
-        """The candidate of lowest (best_up) or highest loss on this batch.
+        """The candidate of lowest (best_up) or highest loss on this batch. Waits for the device, and for all ranks.
 
         The trials normalise by the batch, as training does, and move the running statistics as it does.
         """
         if len(candidates) == 1:
             return candidates[0]
         losses = torch.stack([F.cross_entropy(self.net(x_BCHW, arch), y_B) for arch in candidates])
+        losses = self.ranks.sum(losses * self.share.fraction)
         return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
 
     def _loss(
@@ -279,155 +370,42 @@ class _Loop:
             return 1.0
         return min(1.0, in_phase / (phase.ramp_epochs * self.steps_per_epoch))
 
-    def _check_finite(self, losses: list[tuple[Architecture, Tensor]], entry: PhaseSteps, rows_B: Tensor) -> None:
-        if torch.stack([loss for _, loss in losses]).isfinite().all():
-            return
-        arch, loss = next((arch, loss) for arch, loss in losses if not loss.isfinite())
-        last = checkpoint.newest(self.run.checkpoints)
-        raise RunError(
-            f"the loss is {float(loss)} at step {self.state.step} (phase {entry.phase.name!r}, learning rate "
-            f"{entry.lr(self.state.step):.3g}) for subnet {arch} on training images {rows_B[:4].tolist()}…; "
-            f"stopped before the step. Last good checkpoint: {last.name if last else 'none written yet'}"
-        )
+    # Looking and recording
 
-    # Phases
+    def _look(self) -> None:
+        """Wait for the steps done since the last look; raise `RunError` where one had a loss that is not finite."""
+        found = not_finite(self.unseen)
+        self.unseen.clear()
+        if found is not None:
+            when = "before" if self.look_every == 1 else "after"
+            raise everywhere(RunError(f"{found}; stopped {when} the step. {self.state.last_good()}"))
 
-    def _begin_phase(self, entry: PhaseSteps) -> None:
-        """Sort channels, choose the teacher, and start momentum anew, as the phase asks."""
-        if entry.index == 1 and any(_learns_from_largest(e.phase) for e in self.table):
-            self.state.trained_teacher = _as_teacher(self.net).eval()
-        if entry.phase.sort_channels:
-            self.net.sort_channels(self._trained_before(entry))
-        self.state.teacher = self._teacher(entry)
-        self.state.optimizer = self._optimizer(entry)
-
-    def _trained_before(self, entry: PhaseSteps) -> SearchSpace:
-        if entry.index == 0:
-            return self.net.space
-        return self.table[entry.index - 1].phase.subspace(self.net.space)
-
-    def _teacher(self, entry: PhaseSteps) -> nn.Module | None:
-        if entry.phase.target != "labels+teacher":
-            return None
-        if _learns_from_largest(entry.phase):
-            return self.state.trained_teacher
-        untrained = copy.deepcopy(self.net)
-        untrained.reset_parameters(derived_seed(self.seed, "untrained teacher"))
-        return _as_teacher(untrained).train()
-
-    def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.net.named_parameters():
-            norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
-            (plain if norm_or_bias else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        if self.recipe.idle_weights == "move":
-            for parameter in self.net.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        return torch.optim.SGD(
-            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
-        )
-
-    # Recording
-
-    def _log(self, entry: PhaseSteps, lr: float, arch: Architecture, *, seconds_left: float) -> Progress:
+    def _log(
+        self,
+        on_progress: Callable[[Progress], None],
+        entry: PhaseSteps,
+        lr: float,
+        arch: Architecture,
+        *,
+        seconds_left: float,
+    ) -> None:
+        """Record a line of metrics and report it, by rank 0, and begin the next."""
         tally, step = self.state.tally, self.state.step
+        self.state.tally = Tally(self.device)
+        if not self.ranks.first:
+            return
         progress = Progress(
             step=step,
             steps=self.steps,
             phase=entry.phase.name,
             epoch=step / self.steps_per_epoch,
             lr=lr,
-            loss=tally.loss_sum / tally.losses,
-            top1=100 * tally.correct / tally.images,
+            loss=tally.mean_loss(),
+            top1=tally.top1(),
             macs=self.net.cost_of(arch).macs,
             arch=arch,
             seconds_left=seconds_left,
         )
         line = {k: v for k, v in vars(progress).items() if k not in ("seconds_left", "steps")}
         self.run.append_metrics(line | {"arch": str(arch), "passes": self._passes_done(step) / self.steps_per_epoch})
-        self.state.tally = _Tally()
-        return progress
-
-    def _save(self) -> None:
-        """Write a checkpoint. Raises `RunError`, and writes nothing, where a weight is not finite."""
-        state = self.state
-        momenta = {} if state.optimizer is None else state.optimizer.state
-        tensors: dict[str, dict[str, Tensor]] = {"weights": dict(self.net.state_dict())}
-        bad = [name for name, tensor in tensors["weights"].items() if not tensor.isfinite().all()]
-        if bad:
-            last = checkpoint.newest(self.run.checkpoints)
-            raise RunError(
-                f"after step {state.step} the weights of {bad[0]} are not finite; they were not saved. "
-                f"Last good checkpoint: {last.name if last else 'none written yet'}"
-            )
-        tensors["optimizer"] = {
-            name: momenta[parameter]["momentum_buffer"]
-            for name, parameter in self.net.named_parameters()
-            if "momentum_buffer" in momenta.get(parameter, {})
-        }
-        if state.trained_teacher is not None:
-            tensors["teacher"] = dict(state.trained_teacher.state_dict())
-        checkpoint.save(
-            self.run.checkpoints,
-            state.step,
-            tensors,
-            {"step": state.step, "tally": vars(state.tally), "identity": self.config.identity()},
-        )
-
-    def _restore(self) -> None:
-        found = checkpoint.load_latest(self.run.checkpoints)
-        if found is None:
-            self.run.drop_metrics_after(0)
-            if self.recipe.zero_init_residual:
-                self.net.zero_init_residual()
-            self._save()
-            return
-        check_identity(found.state["identity"], self.config.identity(), where=found.path)
-        self.net.load_state_dict(found.tensors["weights"])
-        self.state.step, self.state.tally = found.step, _Tally(**found.state["tally"])
-        self.run.drop_metrics_after(found.step)
-        entry = phase_at(self.table, max(0, found.step - 1))
-        if "teacher" in found.tensors:
-            self.state.trained_teacher = _as_teacher(self.net).eval()
-            self.state.trained_teacher.load_state_dict(found.tensors["teacher"])
-        self.state.teacher = self._teacher(entry)
-        self.state.optimizer = self._optimizer(entry)
-        for name, parameter in self.net.named_parameters():
-            if name in found.tensors["optimizer"]:
-                buffer = found.tensors["optimizer"][name].to(parameter.device)
-                self.state.optimizer.state[parameter]["momentum_buffer"] = buffer
-
-
-def _learns_from_largest(phase: Phase) -> bool:
-    return phase.target == "labels+teacher" and phase.teacher == "largest"
-
-
-def _as_teacher(net: Supernet) -> nn.Module:
-    """The largest subnet as a frozen network of its own."""
-    return crop_kernels(net.extract(net.space.largest())).requires_grad_(requires_grad=False)
-
-
-def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:
-    """Raise `UserError` where what was recorded is of another run than the one asked for."""
-    for key, value in asked.items():
-        if recorded.get(key) != value:
-            raise UserError(f"{where} is of another run: its {key.replace('_', ' ')} differs from the one given")
-
-
-@contextmanager
-def _derived_dropout(device: torch.device, *key: int | str) -> Iterator[None]:
-    """Seed the generators that dropout uses, and put them back as they were."""
-    seed = derived_seed(*key)
-    if device.type != "cuda":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-        return
-    with torch.random.fork_rng(devices=[device]), torch.cuda.device(device):
-        torch.cuda.manual_seed(seed)
-        yield
+        on_progress(progress)

@@ -14,6 +14,7 @@ from trainonce.data import augment as public_augment
 from trainonce.data import normalise
 from trainonce.data.augment import CROP_TRIES, Augmentation, _box_sizes, _crop_and_flip, augment
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
+from trainonce.distributed import Ranks
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PAPER = TABLE["cifar10"].augmentation
@@ -252,3 +253,14 @@ class TestSettings:
 
     def test_survives_json(self) -> None:
         assert Augmentation.model_validate_json(PAPER.model_dump_json()) == PAPER
+
+
+def test_a_share_becomes_what_it_does_in_the_whole_batch() -> None:
+    images = batch(11)
+    whole = augment(images, PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator())
+    for rank in range(3):
+        share = Ranks(rank=rank, size=3).share(11)
+        own = augment(
+            images[share.rows], PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator(), share=share
+        )
+        assert torch.equal(own, whole[share.rows])

@@ -12,6 +12,7 @@ from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainonce.distributed import Share
 from trainonce.settings import Settings
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the largest box
@@ -71,18 +72,23 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Vary a batch of uint8 images at random and normalise it; float32 [B, C, H, W].
 
     In this order: random resized crop, mirror, brightness, saturation (no effect on one channel), each
     clamped to the range of pixels, then `normalise`. `generator` must be on the images' device. With
-    `augmentation` None the result is `normalise` to the last bit and nothing is drawn.
+    `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `share` the images are
+    those rows of a larger batch, and each becomes what it would in the whole of it.
     Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code.
     """
     assert images_BCHW.dtype == torch.uint8, images_BCHW.dtype
     x_BCHW = images_BCHW.to(torch.float32)  # stays in 0..255 until the end
     if augmentation is not None:
-        u = torch.rand(len(x_BCHW), 2 * CROP_TRIES + 5, generator=generator, device=x_BCHW.device)
+        if share is None:
+            share = Share(0, len(x_BCHW), len(x_BCHW))
+        assert len(share) == len(x_BCHW), (share, x_BCHW.shape)
+        u = torch.rand(share.total, 2 * CROP_TRIES + 5, generator=generator, device=x_BCHW.device)[share.rows]
         if augmentation.crop_scale is not None:
             x_BCHW = _crop_and_flip(x_BCHW, augmentation, u[:, 5:], place_B2=u[:, :2], flip_B=u[:, 2])
         elif augmentation.flip:

@@ -3,13 +3,18 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from trainonce.distributed import process_group, ranks_from_environment
+from trainonce.distributed import local_rank, process_group
 from trainonce.errors import RunError
 from trainonce.fanout.worker import Done, Failed, MakeWorker, Worker
+
+PATIENCE = timedelta(hours=12)
+"""How long a rank waits for the pieces of the others; where one dies, torchrun ends them all at once."""
 
 
 @contextmanager
@@ -19,12 +24,13 @@ def ranks_at_work() -> Iterator[bool]:
     Under torchrun the first rank leads: it alone reads, records and prints. The others work for its `fan_out`
     until it is done, and then come out with False. Without torchrun a process leads, alone.
     """
-    ranks = ranks_from_environment()
-    if ranks.size == 1:
-        yield True
-        return
-    with process_group(ranks):
-        if ranks.rank > 0:
+    with process_group("cpu", timeout=PATIENCE) as ranks:
+        if ranks.alone:
+            yield True
+            return
+        if torch.cuda.is_available():  # each rank has a GPU of its own; they talk by the CPU
+            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        if not ranks.first:
             _follow()
             yield False
             return

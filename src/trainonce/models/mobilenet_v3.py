@@ -138,7 +138,7 @@ class MobileNetV3(Supernet):
         conv, norm = layer
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        if not (self.training and native.usable(x_BCHW)):
+        if not (self.training and type(norm) is nn.BatchNorm2d and native.usable(x_BCHW)):  # else of all ranks
             return F.hardswish(layer(x_BCHW))
         y = native.pointwise(x_BCHW, conv.weight) if conv.kernel_size == (1, 1) else conv(x_BCHW)
         mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum

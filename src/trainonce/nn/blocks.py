@@ -51,7 +51,7 @@ class ElasticMBConv(nn.Module):
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
-        if self.training and native.usable(x_BCHW):
+        if self.training and not self.project_bn.synchronised and native.usable(x_BCHW):
             return self._native(x_BCHW, spec)
         y = x_BCHW
         if self.expand is not None and self.expand_bn is not None:

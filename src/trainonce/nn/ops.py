@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
 from trainonce.nn.cropping import crop_kernel
 from trainonce.nn.plain import BN_EPS, BN_MOMENTUM
 
@@ -77,7 +78,7 @@ class ElasticDepthwiseConv2d(nn.Module):
         return F.conv2d(x_BCHW, weight, None, self.stride, weight.shape[-1] // 2, groups=channels)
 
 
-class ElasticBatchNorm2d(nn.Module):
+class ElasticBatchNorm2d(Synchronisable):
     """Batch norm over the first channels; weights and running statistics are shared between widths.
 
     The statistics of a subnet are therefore a mixture and want recalibrating: see `trainonce.evaluate`.
@@ -105,6 +106,17 @@ class ElasticBatchNorm2d(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise [B, C, H, W]; in training mode by the batch, moving the running statistics."""
         cut = self.slices(x_BCHW.shape[1])
+        if self.training and self.ranks is not None:
+            return synchronised_batch_norm(
+                x_BCHW,
+                cut["running_mean"],
+                cut["running_var"],
+                cut["weight"],
+                cut["bias"],
+                momentum=BN_MOMENTUM,
+                eps=BN_EPS,
+                ranks=self.ranks,
+            )
         return F.batch_norm(
             x_BCHW,
             cut["running_mean"],

@@ -142,7 +142,7 @@ def _squeeze(pooled_BC: Tensor, cut: Slices) -> "_Squeezed":
 def _identity(x_MC: Tensor) -> Tensor:
     """The stats of a batch norm that changes nothing."""
     stats = x_MC.new_zeros(4, x_MC.shape[1])
-    stats[kernels.SCALE] = 1
+    stats[kernels.SCALE].fill_(1)
     return stats
 
 

@@ -1,0 +1,84 @@
+"""What training steps came to, kept on the device: a step does not wait until the host knows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainonce.space import Architecture
+
+
+class Tally:
+    """Sums over the steps since the last line of metrics. They are saved with the checkpoint."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.steps = 0
+        self.losses = 0
+        self.images = 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.long, device=device)
+
+    def add(self, losses_S: Tensor, hits: Tensor, images: int) -> None:
+        """Count a step of S subnets on `images` images; `hits`, a scalar, were classified rightly by all of them."""
+        self.steps += 1
+        self.losses += len(losses_S)
+        self.images += len(losses_S) * images
+        self._loss_sum += losses_S.sum()
+        self._correct += hits.long()
+
+    def mean_loss(self) -> float:
+        """The mean over steps and subnets. Waits for the device."""
+        return float(self._loss_sum) / self.losses
+
+    def top1(self) -> float:
+        """Percent classified rightly. Waits for the device."""
+        return 100 * int(self._correct) / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums as JSON. Waits for the device."""
+        return {
+            "steps": self.steps,
+            "losses": self.losses,
+            "loss_sum": float(self._loss_sum),
+            "images": self.images,
+            "correct": int(self._correct),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], device: torch.device) -> "Tally":
+        """The tally that `to_json` wrote."""
+        tally = cls(device)
+        tally.steps, tally.losses, tally.images = values["steps"], values["losses"], values["images"]
+        tally._loss_sum.fill_(values["loss_sum"])
+        tally._correct.fill_(values["correct"])
+        return tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A step whose losses [S], one a subnet, the host has not looked at yet; and what an error would say of it."""
+
+    step: int
+    phase: str
+    lr: float
+    archs: tuple[Architecture, ...]
+    rows_B: Tensor
+    losses_S: Tensor
+
+
+def not_finite(records: Sequence[StepRecord]) -> str | None:
+    """What is to be said of the first loss that is not finite; None where all are.
+
+    Waits for the device, once where all is well.
+    """
+    if not records or bool(torch.cat([record.losses_S for record in records]).isfinite().all()):
+        return None
+    losses = ((record, which, loss) for record in records for which, loss in enumerate(record.losses_S.tolist()))
+    record, which, loss = next(found for found in losses if not math.isfinite(found[2]))
+    return (
+        f"the loss is {loss} at step {record.step} (phase {record.phase!r}, learning rate {record.lr:.3g}) for subnet "
+        f"{record.archs[which]} on training images {record.rows_B[:4].tolist()}…"
+    )

@@ -1,0 +1,185 @@
+"""What changes while training: how phases begin, and how a checkpoint brings it back, on every rank alike."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainonce import checkpoint
+from trainonce.distributed import Ranks
+from trainonce.errors import RunError, UserError
+from trainonce.models import Supernet
+from trainonce.nn.batch_norm import synchronise
+from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.dropout import BatchDropout, batch_dropouts
+from trainonce.recipes import Phase, PhaseSteps, phase_at
+from trainonce.run import RunConfig, RunDirectory
+from trainonce.space import SearchSpace, derived_seed
+from trainonce.tally import Tally
+
+
+class TrainState:
+    """The supernet in training with all that its next step depends on: a checkpoint of step s is this before step s.
+
+    Ranks hold the same, but for running statistics where batch norm is not synchronised: rank 0's count.
+    """
+
+    def __init__(
+        self, net: Supernet, config: RunConfig, table: tuple[PhaseSteps, ...], run: RunDirectory, ranks: Ranks
+    ) -> None:
+        self.net, self.config, self.table, self.run, self.ranks = net, config, table, run, ranks
+        self.recipe, self.seed = config.recipe, config.seed
+        self.device = next(net.parameters()).device
+        self.step = 0
+        self.tally = Tally(self.device)
+        self.optimizer: torch.optim.SGD | None = None
+        self.trained_teacher: nn.Module | None = None
+        self.teacher: nn.Module | None = None
+        self.teacher_dropouts: list[BatchDropout] = []
+
+    # Phases
+
+    def begin_phase(self, entry: PhaseSteps) -> None:
+        """Sort channels, choose the teacher, and start momentum anew, as the phase asks."""
+        if entry.index == 1 and any(_learns_from_largest(e.phase) for e in self.table):
+            self.trained_teacher = _as_teacher(self.net).eval()
+            self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
+        if entry.phase.sort_channels:
+            self.net.sort_channels(self._trained_before(entry))
+        self._prepare(entry)
+
+    def _prepare(self, entry: PhaseSteps) -> None:
+        """The teacher and the optimizer of a phase, as it begins."""
+        self.teacher = self._teacher(entry)
+        self.teacher_dropouts = batch_dropouts(self.teacher) if self.teacher is not None else []
+        self.optimizer = self._optimizer(entry)
+
+    def _trained_before(self, entry: PhaseSteps) -> SearchSpace:
+        if entry.index == 0:
+            return self.net.space
+        return self.table[entry.index - 1].phase.subspace(self.net.space)
+
+    def _teacher(self, entry: PhaseSteps) -> nn.Module | None:
+        if entry.phase.target != "labels+teacher":
+            return None
+        if _learns_from_largest(entry.phase):
+            return self.trained_teacher
+        untrained = copy.deepcopy(self.net)
+        untrained.reset_parameters(derived_seed(self.seed, "untrained teacher"))
+        teacher = _as_teacher(untrained).train()
+        if self.config.sync_batch_norm and not self.ranks.alone:
+            synchronise(teacher, self.ranks)
+        return teacher
+
+    def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.net.named_parameters():
+            norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
+            (plain if norm_or_bias else decayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        if self.recipe.idle_weights == "move":
+            for parameter in self.net.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        return torch.optim.SGD(
+            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
+        )
+
+    # Checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint, by rank 0. Raises `RunError`, and writes nothing, where a weight is not finite."""
+        with self.ranks.together():
+            if self.ranks.first:
+                self._write()
+
+    def _write(self) -> None:
+        weights: dict[str, Tensor] = dict(self.net.state_dict())
+        finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()]).tolist()
+        if not all(finite):
+            raise RunError(
+                f"after step {self.step} the weights of {list(weights)[finite.index(False)]} are not finite; they were "
+                f"not saved. {self.last_good()}"
+            )
+        tensors = {"weights": weights, "optimizer": self._momenta()}
+        if self.trained_teacher is not None:
+            tensors["teacher"] = dict(self.trained_teacher.state_dict())
+        checkpoint.save(
+            self.run.checkpoints,
+            self.step,
+            tensors,
+            {"step": self.step, "tally": self.tally.to_json(), "identity": self.config.identity()},
+        )
+
+    def last_good(self) -> str:
+        """The sentence that says which checkpoint there is."""
+        last = checkpoint.newest(self.run.checkpoints)
+        return f"Last good checkpoint: {last.name if last else 'none written yet'}"
+
+    def _momenta(self) -> dict[str, Tensor]:
+        momenta = {} if self.optimizer is None else self.optimizer.state
+        return {
+            name: momenta[parameter]["momentum_buffer"]
+            for name, parameter in self.net.named_parameters()
+            if "momentum_buffer" in momenta.get(parameter, {})
+        }
+
+    def restore(self) -> None:
+        """Go on from the newest whole checkpoint, or begin and write one of step 0.
+
+        Rank 0 reads; the others get from it every tensor, so that they need not see its disk.
+        """
+        found: checkpoint.Checkpoint | None = None
+        with self.ranks.together():
+            if self.ranks.first:
+                found = checkpoint.load_latest(self.run.checkpoints)
+                if found is not None:
+                    check_identity(found.state["identity"], self.config.identity(), where=found.path)
+                self.run.drop_metrics_after(0 if found is None else found.step)
+        if not self.ranks.collect_json(found is not None)[0]:
+            if self.recipe.zero_init_residual:
+                self.net.zero_init_residual()
+            self.ranks.copy_from_first(self.net.state_dict().values())
+            self.save()
+            return
+        self._bring_back(found)
+
+    def _bring_back(self, found: checkpoint.Checkpoint | None) -> None:
+        """The state of a checkpoint that rank 0 has found; on the other ranks None stands for it."""
+        groups = {} if found is None else found.tensors
+        mine = None if found is None else [found.step, found.state["tally"], {k: list(t) for k, t in groups.items()}]
+        self.step, tally, names = self.ranks.collect_json(mine)[0]
+        self.tally = Tally.from_json(tally, self.device)
+        self.net.load_state_dict(groups.get("weights", self.net.state_dict()))
+        if "teacher" in names:
+            self.trained_teacher = _as_teacher(self.net).eval()
+            self.trained_teacher.load_state_dict(groups.get("teacher", self.trained_teacher.state_dict()))
+            self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
+        self._prepare(phase_at(self.table, max(0, self.step - 1)))
+        assert self.optimizer is not None
+        for name, parameter in self.net.named_parameters():
+            if name in names["optimizer"]:
+                buffer = groups["optimizer"][name].to(self.device) if groups else torch.zeros_like(parameter)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.ranks.copy_from_first([*self.net.state_dict().values(), *self._momenta().values()])
+
+
+def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:
+    """Raise `UserError` where what was recorded is of another run than the one asked for."""
+    for key, value in asked.items():
+        if recorded.get(key) != value:
+            raise UserError(f"{where} is of another run: its {key.replace('_', ' ')} differs from the one given")
+
+
+def _learns_from_largest(phase: Phase) -> bool:
+    return phase.target == "labels+teacher" and phase.teacher == "largest"
+
+
+def _as_teacher(net: Supernet) -> nn.Module:
+    """The largest subnet as a frozen network of its own."""
+    return crop_kernels(net.extract(net.space.largest())).requires_grad_(requires_grad=False)

@@ -1,0 +1,210 @@
+"""Run by test_distributed.py: trains in several processes at a time, as a line of JSON on stdin says, again and again.
+
+This process imports torch once and forks a child for every rank; it never computes anything itself. Each job is
+answered by a line with the ranks' exit codes; what else there is to know the ranks write to their folder.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # the optimizer imports it when it first steps: once here, not in every child
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+import trainonce.train
+from trainonce.cli_tools import Stop, stop_on_signal
+from trainonce.data import Augmentation, DataSet, Split
+from trainonce.distributed import Ranks, process_group
+from trainonce.errors import RunError, UserError
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import RECIPES, Recipe
+from trainonce.run import RunDirectory
+from trainonce.train import Progress, TrainSettings, train_supernet
+
+LIMIT_S = 40.0
+"""How long a job may take before its ranks count as hung and are killed."""
+TALK = ("all_reduce", "all_gather", "broadcast")
+
+
+def data_set(count: int) -> DataSet:
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(count) % 3)
+    return DataSet(
+        name="tiny",
+        class_names=("a", "b", "c"),
+        mean=(0.5,),
+        std=(0.3,),
+        augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2),
+        train=split,
+        calibrate=split,
+        validate=split,
+        test=split,
+    )
+
+
+def network(seed: int) -> MobileNetV3:
+    geometry = MobileNetV3Settings(
+        num_classes=3,
+        in_channels=1,
+        resolutions=(8,),
+        width_mult=0.25,
+        depths=(1, 2),
+        kernel_sizes=(3, 5),
+        strides=(1, 2, 1, 1, 1),
+        stem_stride=1,
+    )
+    return MobileNetV3(geometry, seed=seed)
+
+
+def recipe_of(job: dict[str, Any]) -> Recipe:
+    recipe = RECIPES[job["recipe"]].with_batch_size(job["batch"])
+    recipe = recipe.scaled(job["epochs"] / recipe.epochs)
+    phases = tuple(p.model_copy(update={"lr": p.lr * job.get("lr_factor", 1.0)}) for p in recipe.phases)
+    return recipe.model_copy(update={"phases": phases, "idle_weights": job.get("idle", "move")})
+
+
+def count_talk() -> dict[str, list[int]]:
+    """Notes from now on how many numbers each exchange is of."""
+    talk: dict[str, list[int]] = {name: [] for name in TALK}
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any, **options: Any) -> Any:
+            talk[name].append(arguments[-1].numel())
+            return real(*arguments, **options)
+
+        return note
+
+    for name in TALK:
+        setattr(dist, name, noting(name, getattr(dist, name)))
+    return talk
+
+
+def watcher(job: dict[str, Any], net: MobileNetV3, ranks: Ranks, folder: Path, stop: Stop) -> Callable[[], bool]:
+    """Called after every step: plants what is not finite, asks to stop, and says that the run is on its way."""
+    steps = 0
+
+    def after_step() -> bool:
+        nonlocal steps
+        steps += 1
+        (folder / f"alive-{ranks.rank}").touch()
+        if job.get("plant") == [ranks.rank, steps]:
+            with torch.no_grad():
+                net.classifier.bias[1] = float("nan")
+        time.sleep(job.get("pause_s", 0.0))
+        return stop.number is not None or job.get("stop") == [ranks.rank, steps]
+
+    return after_step
+
+
+def train(job: dict[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
+    net = network(job.get("seeds", [0] * ranks.size)[ranks.rank])
+    told: dict[str, Any] = {"rank": ranks.rank, "talk": count_talk(), "reports": 0}
+
+    def report(_: Progress) -> None:
+        told["reports"] += 1
+
+    try:
+        with stop_on_signal() as stop:
+            told["finished"] = train_supernet(
+                net,
+                recipe_of(job),
+                data_set(job.get("images", [32] * ranks.size)[ranks.rank]),
+                RunDirectory(folder / "run"),
+                resume=job.get("resume", False),
+                settings=TrainSettings(
+                    checkpoint_every_s=job.get("checkpoint_every_s", 1000.0),
+                    log_every=job.get("log_every", 1000),
+                    sync_batch_norm=job.get("sync", False),
+                ),
+                on_progress=report,
+                should_stop=watcher(job, net, ranks, folder, stop),
+                ranks=ranks,
+            )
+    except (UserError, RunError) as error:
+        told |= {"error": str(error), "kind": type(error).__name__, "everywhere": error.everywhere}
+    told["idle"] = [name for name, parameter in net.named_parameters() if parameter.grad is None]
+    told["layers"] = sorted({type(module).__name__ for module in net.modules()})
+    save_file({k: v.clone() for k, v in net.state_dict().items()}, folder / f"rank-{ranks.rank}.safetensors")
+    return told
+
+
+def one_rank(job: dict[str, Any], rank: int, port: int) -> None:
+    folder = Path(job["folder"])
+    if "look_every" in job:
+        trainonce.train._look_every = lambda device: int(job["look_every"])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"])}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with process_group("cpu", timeout=timedelta(seconds=LIMIT_S / 2)) as ranks:
+        told = train(job, ranks, folder)
+    (folder / f"rank-{rank}.json").write_text(json.dumps(told))
+
+
+def fork(job: dict[str, Any], rank: int, port: int) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            one_rank(job, rank, port)
+            code = 0
+        except BaseException:  # noqa: BLE001, a child must never go on as its parent
+            sys.excepthook(*sys.exc_info())
+        os._exit(code)
+    return child
+
+
+def disturb(job: dict[str, Any], children: list[int]) -> None:
+    """Send a rank a signal, some time after it has done its first step. It may have ended, but is not reaped yet."""
+    rank, number, delay_s = job["signal"]
+    deadline = time.monotonic() + LIMIT_S
+    while not (Path(job["folder"]) / f"alive-{rank}").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    os.kill(children[rank], number)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    port = free_port()
+    children = [fork(job, rank, port) for rank in range(job["ranks"])]
+    if "signal" in job:
+        disturb(job, children)
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + LIMIT_S
+    while len(codes) < len(children) and time.monotonic() < deadline:
+        for rank, child in enumerate(children):
+            if rank not in codes:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[rank] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    hung = [rank for rank in range(len(children)) if rank not in codes]
+    for rank in hung:
+        os.kill(children[rank], signal.SIGKILL)
+        os.waitpid(children[rank], 0)
+    return {"codes": [codes.get(rank) for rank in range(len(children))], "hung": hung}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
