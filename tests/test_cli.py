@@ -338,7 +338,7 @@ class TestOthersRefuse:
         monkeypatch.undo()
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "two")
-        trainonce("evaluate", trained).refused("RANK, WORLD_SIZE and LOCAL_RANK are to be whole numbers")
+        trainonce("evaluate", trained).refused("WORLD_SIZE is 'two', not a number")
 
     def test_images_that_are_not_the_runs(self, evaluated: Path, tmp_path: Path) -> None:
         trainonce("evaluate", evaluated, "--data", tmp_path / "nowhere").refused("is not a data set")

@@ -252,7 +252,7 @@ class _Loop:
         turn = epoch if phase.hold == "epoch" else in_phase
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
-        state.optimizer.zero_grad(set_to_none=self.recipe.idle_weights == "rest")
+        state.optimizer.zero_grad()
         masks = self._generator("dropout", entry.index, in_phase)
         with drawing([*self.dropouts, *state.teacher_dropouts], masks, self.share):
             archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
@@ -265,6 +265,8 @@ class _Loop:
             self._look()
         if phase.clip_value is not None:
             nn.utils.clip_grad_value_(self.net.parameters(), phase.clip_value)
+        if self.recipe.idle_weights == "move":
+            state.let_idle_weights_move()
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()

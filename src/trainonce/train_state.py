@@ -38,6 +38,7 @@ class TrainState:
         self.trained_teacher: nn.Module | None = None
         self.teacher: nn.Module | None = None
         self.teacher_dropouts: list[BatchDropout] = []
+        self.zeros: dict[nn.Parameter, Tensor] = {}
 
     # Phases
 
@@ -83,12 +84,17 @@ class TrainState:
             {"params": decayed, "weight_decay": self.recipe.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        if self.recipe.idle_weights == "move":
-            for parameter in self.net.parameters():
-                parameter.grad = torch.zeros_like(parameter)
         return torch.optim.SGD(
             groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
         )
+
+    def let_idle_weights_move(self) -> None:
+        """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
+        for parameter in self.net.parameters():
+            if parameter.grad is None:
+                if parameter not in self.zeros:
+                    self.zeros[parameter] = torch.zeros_like(parameter)
+                parameter.grad = self.zeros[parameter]
 
     # Checkpoints
 
