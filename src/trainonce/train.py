@@ -221,7 +221,8 @@ class _Loop:
                 saved = time.monotonic()
             if stop:
                 return False
-            self.wish = _Wish() if self.ranks.alone else self._wish(should_stop, saved)
+            if not self.ranks.alone:
+                self.wish = self._wish(should_stop, saved)  # goes with the next step's sums
         return True
 
     def _wish(self, should_stop: Callable[[], bool], saved: float) -> _Wish:
