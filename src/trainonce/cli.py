@@ -219,6 +219,7 @@ def train(
             )
             run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
     display.announce(images, net, chosen, run)
+    display.say_slow(ranks.device)
     settings = TrainSettings.parse(
         {"device": ranks.device, "checkpoint_every_s": checkpoint_every, "sync_batch_norm": bool(sync_bn)},
         where="the command line",
@@ -311,6 +312,7 @@ def evaluate(
     data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers)
     display.say_streamed(data)
     settled = torch.device(device_named(device))
+    display.say_slow(settled.type)
     net, data = net.to(settled), data.to(settled)
     settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
     evaluator = Evaluator(data, split, settings)

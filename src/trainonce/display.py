@@ -10,6 +10,7 @@ from rich.table import Table
 
 from trainonce.data import DataSet
 from trainonce.models import Supernet
+from trainonce.nn import native
 from trainonce.population import BucketSummary, Line
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
@@ -138,6 +139,12 @@ def say_streamed(data: DataSet) -> None:
             f"{data.name}: streaming; the images stay on disk and are decoded as they are needed (all at once they "
             f"would take {data.decoded_bytes / 1e9:.3g} GB of memory)"
         )
+
+
+def say_slow(device: str) -> None:
+    """Say why the native kernels are not used, where the processor computes without them."""
+    if device == "cpu" and native.why_not():
+        err.print(f"Without the native kernels, at about half the speed: {native.why_not()}.")
 
 
 def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:

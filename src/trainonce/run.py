@@ -28,6 +28,7 @@ from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
+from trainonce.nn import native
 from trainonce.recipes import Recipe
 from trainonce.settings import Settings
 from trainonce.version import __version__
@@ -223,4 +224,5 @@ def provenance(device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "native_kernels": device == "cpu" and not native.why_not(),
     }

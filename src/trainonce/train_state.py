@@ -84,9 +84,13 @@ class TrainState:
             {"params": decayed, "weight_decay": self.recipe.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(
-            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
+        optimizer = torch.optim.SGD(
+            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0, fused=True
         )
+        if self.recipe.momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
+            for parameter in self.net.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""

@@ -14,21 +14,6 @@ from trainonce.nn.ops import (
 )
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec
 
-OWN_NAMES = {
-    f"{plain}.{part}": f"{own}.{part}"
-    for plain, own in {
-        "expand.0": "expand",
-        "expand.1": "expand_bn",
-        "depthwise.1": "depthwise_bn",
-        "se.reduce": "se.reduce",
-        "se.expand": "se.expand",
-        "project.0": "project",
-        "project.1": "project_bn",
-    }.items()
-    for part in ("weight", "bias")
-}
-"""The block's own names of the weights of which a plain block takes the first entries, by the plain block's names."""
-
 
 class ElasticMBConv(nn.Module):
     """An MBConv block with elastic kernel size and elastic expand ratio.
@@ -48,6 +33,16 @@ class ElasticMBConv(nn.Module):
         self.project = ElasticConv2d(mid, largest.out_channels)
         self.project_bn = ElasticBatchNorm2d(largest.out_channels)
         self.act = ACTIVATIONS[largest.activation]()
+        layers = {"expand.0": self.expand, "expand.1": self.expand_bn, "depthwise.1": self.depthwise_bn}
+        if self.se is not None:
+            layers |= {"se.reduce": self.se.reduce, "se.expand": self.se.expand}
+        layers |= {"project.0": self.project, "project.1": self.project_bn}
+        self._wholes = [  # by the plain block's names: the weights of which it takes the first entries
+            (f"{name}.{part}", layer, part)
+            for name, layer in layers.items()
+            for part in ("weight", "bias")
+            if getattr(layer, part, None) is not None
+        ]
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
@@ -65,7 +60,7 @@ class ElasticMBConv(nn.Module):
 
     def _native(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         cut = self.slices(spec)
-        whole = {name: self.get_parameter(own) for name, own in OWN_NAMES.items() if name in cut}
+        whole = {name: getattr(layer, part) for name, layer, part in self._wholes}
         return native.mbconv(x_BCHW, spec, cut, whole)
 
     def slices(self, spec: BlockSpec) -> Slices:

@@ -230,7 +230,7 @@ class _MBConv(torch.autograd.Function):
         out_BCHW, saved = _forward(x_BCHW, spec, cut, statistics)
         ctx.save_for_backward(*saved, kernel, *whole)
         ctx.spec, ctx.names, ctx.shape = spec, names, DepthwiseShape.of(x_BCHW, spec.stride)
-        ctx.sizes = tuple(cut[name].shape for name in names)
+        ctx.matrices = {name: cut[name].shape for name in names if cut[name].ndim == 4}
         return out_BCHW
 
     @staticmethod
@@ -239,14 +239,13 @@ class _MBConv(torch.autograd.Function):
         tensors = ctx.saved_tensors
         saved, kernel = _Saved(*tensors[: len(_Saved._fields)]), tensors[len(_Saved._fields)]
         whole = dict(zip(ctx.names, tensors[len(_Saved._fields) + 1 :], strict=True))
-        cut = {name: first_entries(whole[name], size) for name, size in zip(ctx.names, ctx.sizes, strict=True)}
+        cut = {name: first_entries(whole[name], size) for name, size in ctx.matrices.items()}
         grads, shape = _Gradients(whole), ctx.shape
         dx_MC, dkernel = _backward(grad_BCHW, ctx.spec, cut | {DEPTHWISE: kernel}, saved, shape, grads)
         dx_BCHW = maps(dx_MC, shape.images, shape.height, shape.width)
         return dx_BCHW, None, None, None, dkernel, *(grads.of[name] for name in ctx.names)
 
 
-def first_entries(whole: Tensor, size: torch.Size) -> Tensor:
-    """The view of a tensor's first entries along its first two dimensions."""
-    cut: Tensor = whole[: size[0]]
-    return cut[:, : size[1]] if len(size) > 1 else cut
+def first_entries(whole_OI11: Tensor, size: torch.Size) -> Tensor:
+    """The view of a pointwise weight's first entries."""
+    return whole_OI11[: size[0], : size[1]]

@@ -19,6 +19,8 @@ TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp
 SWITCH = "TRAINONCE_NATIVE"
 CACHE = "TRAINONCE_CACHE"
 COMPILE_SECONDS = 120
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 1 << 30
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 
@@ -80,8 +82,17 @@ def _build() -> ctypes.CDLL | str:
         for name, types in SIGNATURES.items():
             function = getattr(kernels, name)
             function.argtypes, function.restype = types, None
+        _keep_freed_memory()
         return kernels
     return reason
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one: else it takes and clears some 500 pages anew every step."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(option, KEPT_BYTES)
 
 
 def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
