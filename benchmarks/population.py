@@ -11,6 +11,7 @@ also measures that many processes, which share the threads, against one process 
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -71,7 +72,7 @@ class Worker:
     def __init__(self, ours: Ours) -> None:
         self.ours = ours
 
-    def __call__(self, piece: list[Architecture]) -> tuple[float, float]:
+    def __call__(self, piece: Sequence[Architecture]) -> tuple[float, float]:
         began = time.monotonic()
         for arch in piece:
             self.ours.logits(arch)
@@ -148,7 +149,9 @@ def main() -> None:
             worker = make_worker(net, options.calibrate, options.images)
             alone.append(timed(partial(worker, archs))[0])
             shared.append(shared_among(options.workers, net, archs, options.calibrate, options.images))
-        print(f"{options.workers} processes: {middle(ratios(alone, shared))} times as fast as one, start-up left out")
+        print(
+            f"{options.workers} processes: {middle(ratios(alone, shared))} times as fast as one, from when the first has started"
+        )
 
 
 if __name__ == "__main__":
