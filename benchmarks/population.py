@@ -79,16 +79,16 @@ class Worker:
         return began, time.monotonic()
 
 
-def make_worker(net: MobileNetV3, calibrate: int, images: int) -> Worker:
-    """A worker with a chain of its own."""
-    return Worker(Ours(net, calibrate, images))
+def make_worker(calibrate: int, images: int) -> Worker:
+    """A worker with a chain of its own over the same network, which does not pickle."""
+    return Worker(Ours(paper_network().eval(), calibrate, images))
 
 
-def shared_among(workers: int, net: MobileNetV3, archs: list[Architecture], calibrate: int, images: int) -> float:
+def shared_among(workers: int, archs: list[Architecture], calibrate: int, images: int) -> float:
     """Seconds in which some processes evaluate the subnets, from the first beginning to the last end."""
     times: list[tuple[float, float]] = []
     fan_out(
-        partial(make_worker, net, calibrate, images),
+        partial(make_worker, calibrate, images),
         pieces_of(archs, workers),
         on_result=lambda _piece, took: times.append(took),
         workers=workers,
@@ -146,9 +146,9 @@ def main() -> None:
     if options.workers:
         alone, shared = [], []
         for _ in range(options.rounds):
-            worker = make_worker(net, options.calibrate, options.images)
+            worker = make_worker(options.calibrate, options.images)
             alone.append(timed(partial(worker, archs))[0])
-            shared.append(shared_among(options.workers, net, archs, options.calibrate, options.images))
+            shared.append(shared_among(options.workers, archs, options.calibrate, options.images))
         print(
             f"{options.workers} processes: {middle(ratios(alone, shared))} times as fast as one, from when the first has started"
         )
