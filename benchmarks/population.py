@@ -149,9 +149,8 @@ def main() -> None:
             worker = make_worker(options.calibrate, options.images)
             alone.append(timed(partial(worker, archs))[0])
             shared.append(shared_among(options.workers, archs, options.calibrate, options.images))
-        print(
-            f"{options.workers} processes: {middle(ratios(alone, shared))} times as fast as one, from when the first has started"
-        )
+        faster = middle(ratios(alone, shared))
+        print(f"{options.workers} processes: {faster} times as fast as one, from when the first is set up")
 
 
 if __name__ == "__main__":
