@@ -20,6 +20,11 @@ from trainonce.space import SearchSpace, derived_seed
 from trainonce.tally import Tally
 
 
+def _uses_foreach(device: torch.device) -> bool:
+    """Whether the optimizer updates all weights in a few launches; as torch would choose."""
+    return device.type != "cpu"
+
+
 class TrainState:
     """The supernet in training with all that its next step depends on: a checkpoint of step s is this before step s.
 
@@ -32,6 +37,7 @@ class TrainState:
         self.net, self.config, self.table, self.run, self.ranks = net, config, table, run, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.device = next(net.parameters()).device
+        self.foreach = _uses_foreach(self.device)
         self.step = 0
         self.tally = Tally(self.device)
         self.optimizer: torch.optim.SGD | None = None
@@ -85,7 +91,11 @@ class TrainState:
             {"params": plain, "weight_decay": 0.0},
         ]
         return torch.optim.SGD(
-            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0
+            groups,
+            lr=entry.phase.lr,
+            momentum=self.recipe.momentum,
+            nesterov=self.recipe.momentum > 0,
+            foreach=self.foreach,
         )
 
     def let_idle_weights_move(self) -> None:
@@ -95,6 +105,8 @@ class TrainState:
                 if parameter not in self.zeros:
                     self.zeros[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self.zeros[parameter]
+        if self.foreach and self.zeros:  # then torch adds momentum into gradients that have no decay, in place
+            torch._foreach_zero_(list(self.zeros.values()))
 
     # Checkpoints
 
