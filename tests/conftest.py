@@ -93,6 +93,7 @@ class RerunCapture:
             self.net.zero_grad()  # a graph writes gradients, whatever is attached
             for place, found in zip(static, work(), strict=True):
                 place.copy_(found)
+            self.net.zero_grad()  # nor does it attach them
 
         return static, again
 

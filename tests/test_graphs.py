@@ -1,6 +1,7 @@
 """Steps that are captured and replayed train what eager ones do, to the last bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from trainonce import checkpoint, train
 from trainonce.data import Augmentation, DataSet
 from trainonce.distributed import Ranks
 from trainonce.errors import RunError
-from trainonce.graphs import capture_for, holds_one_subnet
+from trainonce.graphs import CudaCapture, capture_for, holds_one_subnet
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES, Phase, Recipe
 from trainonce.run import RunDirectory
@@ -189,3 +190,60 @@ def test_idle_weights_where_the_optimizer_writes_into_gradients(
         train_supernet(make_net(), recipe_of(HELD), data, run, settings=EAGER)
         monkeypatch.setattr("trainonce.train_state._uses_foreach", lambda _: True)
     assert_same(*runs)
+
+
+def test_the_order_in_which_cuda_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: streams wait for each other, captures share pool and stream, the graph before goes last."""
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device, name: str = "side") -> None:
+            self.device, self.name = device, name
+
+        def wait_stream(self, other: "Stream") -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        made = 0
+
+        def __init__(self) -> None:
+            Graph.made += 1
+            self.name = f"graph {Graph.made}"
+
+        def replay(self) -> None:
+            said.append(f"replay {self.name}")
+
+        def __del__(self) -> None:
+            said.append(f"{self.name} goes")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        said.append(f"on {stream.name}")
+        yield
+
+    @contextmanager
+    def graph(graph: Graph, pool: str, stream: Stream, *, capture_error_mode: str) -> Iterator[None]:
+        said.append(f"capture {graph.name} in {pool} on {stream.name}, {capture_error_mode}")
+        yield
+
+    fakes = {"Stream": Stream, "CUDAGraph": Graph, "stream": on, "graph": graph, "graph_pool_handle": lambda: "pool"}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "main"))
+
+    capture, found = CudaCapture(torch.device("cuda:0")), (torch.zeros(1), torch.zeros(()))
+    assert capture.aside(lambda: found) is found
+    assert said == ["side waits for main", "on side", "main waits for side"]
+    said.clear()
+    _, again = capture.capture(lambda: [*found])
+    again()
+    del again
+    _, again = capture.capture(lambda: [*found])
+    again()
+    assert said == [
+        "capture graph 1 in pool on side, thread_local",
+        "replay graph 1",
+        "capture graph 2 in pool on side, thread_local",
+        "graph 1 goes",
+        "replay graph 2",
+    ]
