@@ -679,7 +679,7 @@ class TestNoWaiting:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        self.steps_within(monkeypatch, strict)  # capturing, once an epoch, waits by a call that this lets pass
+        self.steps_within(monkeypatch, strict)  # which does not count torch.cuda.synchronize, as capturing calls it
         recipe = RECIPES[name].with_batch_size(8)
         data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2))
         settings = TrainSettings(device="cuda", log_every=3)

@@ -298,7 +298,7 @@ class _Loop:
         Gradients and losses are of this rank's share in the mean over the whole batch.
         """
         largest_logits_BK = None
-        archs = list[Architecture]()
+        archs: list[Architecture] = []
         losses: list[Tensor] = []
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         for slot, candidates in zip(phase.subnets, draws, strict=True):
