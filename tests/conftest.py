@@ -1,11 +1,12 @@
 """What several tests share: a tiny supernet, tiny images, and damage to files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from trainonce.data import DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
@@ -54,6 +55,60 @@ def make_data() -> MakeData:
         return DataSet(**{**plain, **splits, **fields})
 
     return make
+
+
+class RerunCapture:
+    """Captures as a GPU does, on the CPU: recording does nothing, a replay does the work again into the same tensors.
+
+    What was recorded before is made useless, as it is where one pool of memory serves all.
+    """
+
+    refuses: str | None = None
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.asides = self.captures = self.replays = 0
+        self.static: Sequence[Tensor] = ()
+
+    def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        self.asides += 1
+        return passes()
+
+    def capture(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        self.captures += 1
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        assert all(p.grad is None for p in self.net.parameters()), "gradients would not lie in the graph's memory"
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        static = work()
+        for buffer, value in zip(self.net.buffers(), before, strict=True):
+            buffer.copy_(value)
+        for tensor in [*self.static, *static]:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -(10**6))
+        self.static = static
+
+        def again() -> None:
+            assert self.static is static, "replayed after another capture"
+            self.replays += 1
+            self.net.zero_grad()  # a graph writes gradients, whatever is attached
+            for place, found in zip(static, work(), strict=True):
+                place.copy_(found)
+            self.net.zero_grad()  # nor does it attach them
+
+        return static, again
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[RerunCapture]:
+    """Lets steps be captured on the CPU too; the list gets the capture of each training."""
+    made: list[RerunCapture] = []
+
+    def capture_for(net: nn.Module) -> RerunCapture:
+        made.append(RerunCapture(net))
+        return made[-1]
+
+    monkeypatch.setattr("trainonce.train.capture_for", capture_for)
+    return made
 
 
 @pytest.fixture(scope="session")

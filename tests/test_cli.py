@@ -23,6 +23,7 @@ from trainonce.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
+from trainonce.train import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 COMMANDS = ("train", "evaluate", "extract", "draw", "list")
@@ -401,3 +402,20 @@ def test_a_refusing_disk_is_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = trainonce("train", "digits", "--epochs", "1", *SMALL, "--out", tmp_path / "file" / "run")
     result.refused("the system refused", code=1)
+
+
+def test_precision_is_recorded_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[str, bool]] = []
+
+    def note(*arguments: Any, settings: Any, **named: Any) -> bool:
+        used.append((settings.precision, settings.cuda_graphs))
+        return train_supernet(*arguments, settings=settings, **named)
+
+    monkeypatch.setattr("trainonce.cli.train_supernet", note)
+    new, again = ("train", "digits", "--epochs", "0.2", "--out", tmp_path / "run", *SMALL), ("train", "--device", "cpu")
+    trainonce(*new, "--precision", "float16").refused("precision.*'float32' or 'bfloat16'")
+    assert trainonce(*new, "--precision", "bfloat16", "--no-cuda-graphs").code == 0
+    assert RunDirectory(tmp_path / "run").config().precision == "bfloat16"
+    assert trainonce(*again, "--resume", tmp_path / "run").code == 0
+    assert trainonce(*again, "--resume", tmp_path / "run", "--precision", "float32").code == 0
+    assert used == [("bfloat16", False), ("bfloat16", True), ("float32", True)]

@@ -11,11 +11,11 @@ SOURCE = Path(trainonce.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("files", "settings", "losses", "space", "distributed"),
+    ("files", "settings", "losses", "precision", "space", "distributed"),
     ("recipes", "nn", "data", "checkpoint", "fanout"),
     ("cost", "stages"),
     ("sampling", "models"),
-    ("run", "evaluate", "subnet", "tally"),
+    ("run", "evaluate", "subnet", "tally", "graphs"),
     ("train_state", "scoring"),
     ("train",),
     ("population",),

@@ -604,6 +604,17 @@ class TestNoWaiting:
         assert train_supernet(make_net(), recipe, data, RunDirectory(tmp_path), settings=TrainSettings(log_every=3))
         assert reads.seen == []
 
+    def test_nothing_is_read_in_a_replayed_step(
+        self,
+        make_net: MakeNet,
+        make_data: MakeData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        captures: list[Any],
+    ) -> None:
+        self.test_nothing_is_read_in_a_step(make_net, make_data, tmp_path, monkeypatch, "rss")
+        assert captures[0].replays > 0
+
     def test_the_watch_sees_reads(self) -> None:
         with (reads := Reads()):
             float(torch.zeros(()).sum())
@@ -669,7 +680,7 @@ class TestNoWaiting:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        self.steps_within(monkeypatch, strict)
+        self.steps_within(monkeypatch, strict)  # which does not count torch.cuda.synchronize, as capturing calls it
         recipe = RECIPES[name].with_batch_size(8)
         data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2))
         settings = TrainSettings(device="cuda", log_every=3)

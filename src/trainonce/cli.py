@@ -85,6 +85,8 @@ BESIDE_RESUME = {
     "threads",
     "checkpoint_every",
     "sync_bn",
+    "precision",
+    "cuda_graphs",
     "tensorboard",
     "as_json",
     "stream",
@@ -173,6 +175,17 @@ def train(
             show_default=False,
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16",
+            help="The numbers that networks compute in; weights are float32. Default: float32; resumed, as before.",
+            show_default=False,
+        ),
+    ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps of a subnet held an epoch.")
+    ] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -193,6 +206,7 @@ def train(
             images = run.load_data(data_dir, moved_to=data)
             net, chosen, seed = run.build_supernet(), config.recipe, config.seed
             sync_bn = config.sync_batch_norm if sync_bn is None else sync_bn
+            precision = precision or config.precision
             newest = checkpoint.newest(run.checkpoints)
             if newest is None and run.metrics():
                 raise UserError(
@@ -221,11 +235,19 @@ def train(
     display.announce(images, net, chosen, run)
     display.say_slow(ranks.device)
     settings = TrainSettings.parse(
-        {"device": ranks.device, "checkpoint_every_s": checkpoint_every, "sync_batch_norm": bool(sync_bn)},
+        {
+            "device": ranks.device,
+            "checkpoint_every_s": checkpoint_every,
+            "sync_batch_norm": bool(sync_bn),
+            "precision": precision or "float32",
+            "cuda_graphs": cuda_graphs,
+        },
         where="the command line",
     )
     if dry_run:
-        seconds = estimated_seconds(net, images, chosen, settings.device, processes=ranks.size)
+        seconds = estimated_seconds(
+            net, images, chosen, settings.device, processes=ranks.size, precision=settings.precision
+        )
         _say_duration(seconds, as_json and ranks.first)
         return
     began = time.monotonic()

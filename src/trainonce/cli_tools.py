@@ -19,6 +19,7 @@ from trainonce.errors import UserError
 from trainonce.fanout import LOCAL, TORCHRUN
 from trainonce.models import Supernet
 from trainonce.population import PAPER_BUCKETS_M
+from trainonce.precision import Precision, logits_in
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
 from trainonce.sampling import CANDIDATES, SubnetDraws
@@ -84,12 +85,20 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     return recipe if batch_size is None else recipe.with_batch_size(batch_size)
 
 
-def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str, *, processes: int = 1) -> float:
+def estimated_seconds(
+    net: Supernet,
+    data: DataSet,
+    recipe: Recipe,
+    device: str,
+    *,
+    processes: int = 1,
+    precision: Precision = "float32",
+) -> float:
     """About how long a recipe takes on a device: a few batches timed for each phase.
 
     With several processes each times its share of a batch; what they say to each other is left out.
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
-    Augmentation, the optimizer and the decoding of streamed images are left out.
+    Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
     """
     batch_size = min(recipe.batch_size, len(data.train))
     x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
@@ -103,7 +112,7 @@ def estimated_seconds(net: Supernet, data: DataSet, recipe: Recipe, device: str,
             if trial == 1:  # the first warms up
                 began = time.monotonic()
             for arch, *_ in draws.draw(random.Random(trial), trial):
-                torch.autograd.backward(F.cross_entropy(net(x_BCHW, arch), y_B))
+                torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
                 passes += trial > 0
             float(next(net.parameters()).detach().flatten()[0])  # waits for the device
         pace = (time.monotonic() - began) / passes

@@ -29,6 +29,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
 from trainonce.nn import native
+from trainonce.precision import Precision
 from trainonce.recipes import Recipe
 from trainonce.settings import Settings
 from trainonce.version import __version__
@@ -65,13 +66,16 @@ class RunConfig(Settings):
     """The strategy, already scaled."""
     sync_batch_norm: bool = False
     """Whether several processes normalise by the images of all. May be another when the run goes on."""
+    precision: Precision = "float32"
+    """The numbers it was computed in. May be others when the run goes on."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: everything but how it is carried out."""
         return self.model_dump(
-            mode="json", exclude={"provenance": True, "sync_batch_norm": True, "data": {"stream": True}}
+            mode="json",
+            exclude={"provenance": True, "sync_batch_norm": True, "precision": True, "data": {"stream": True}},
         )
 
 

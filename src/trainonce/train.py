@@ -23,10 +23,12 @@ from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
 from trainonce.distributed import Ranks, everywhere, sum_gradients
 from trainonce.errors import RunError, UserError
+from trainonce.graphs import StepGraph, capture_for, holds_one_subnet
 from trainonce.losses import DISTILLATION
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronised
-from trainonce.nn.dropout import batch_dropouts, drawing
+from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
+from trainonce.precision import Precision, logits_in
 from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run import RunConfig, RunDirectory, provenance
 from trainonce.sampling import SubnetDraws
@@ -40,7 +42,7 @@ LOOK_EVERY = 10
 
 
 class TrainSettings(Settings):
-    """How a run is carried out. With one process the weights do not depend on it, up to the device's rounding."""
+    """How a run is carried out. With one process the weights do not depend on it, up to rounding."""
 
     device: str = "cpu"
     """Where the network and the images live: cpu, cuda, cuda:1."""
@@ -50,6 +52,10 @@ class TrainSettings(Settings):
     """Steps that one line of metrics sums up."""
     sync_batch_norm: bool = False
     """Whether batch norm takes its statistics from the images of all processes, rather than each from its own."""
+    precision: Precision = "float32"
+    """The numbers that networks compute in. Weights, gradients and momenta are float32 with bfloat16 too."""
+    cuda_graphs: bool = True
+    """Whether, on a GPU, steps of a subnet that is held for an epoch are captured once and replayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,7 @@ def train_supernet(
         model=net.settings.model_dump(mode="json"),
         recipe=recipe,
         sync_batch_norm=chosen.sync_batch_norm,
+        precision=chosen.precision,
         provenance=provenance(chosen.device) | {"processes": ranks.size},
     )
     with ExitStack() as stack:
@@ -184,6 +191,9 @@ class _Loop:
         self.wish = _Wish()
         self.wishes = torch.zeros(len(_Wish()), device=self.device)
         self.dropouts = batch_dropouts(net)
+        exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
+        capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
+        self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.share, capture)
         self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
             entry.index: SubnetDraws(entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)))
@@ -255,8 +265,14 @@ class _Loop:
         draws = self.draws[entry.index].draw(rng, turn)
         state.optimizer.zero_grad()
         masks = self._generator("dropout", entry.index, in_phase)
-        with drawing([*self.dropouts, *state.teacher_dropouts], masks, self.share):
-            archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
+        if self.graph is not None and holds_one_subnet(phase):
+            archs: tuple[Architecture, ...] = (draws[0][0],)
+            losses_S, hits = self.graph.run(
+                (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
+            )
+        else:
+            with drawing([*self.dropouts, *state.teacher_dropouts], DrawnMasks(masks, self.share)):
+                archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)
         self.unseen.append(
@@ -289,7 +305,7 @@ class _Loop:
             for dropout in self.dropouts:
                 dropout.train(slot == "largest" or not phase.dropout_largest_only)
             arch = self._choose(slot, candidates, x_BCHW, y_B)
-            logits_BK = self.net(x_BCHW, arch)
+            logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)
             loss = self._loss(phase, logits_BK, x_BCHW, y_B, largest_logits_BK) * self.share.fraction
             if phase.target == "largest" and largest_logits_BK is None:
                 largest_logits_BK = logits_BK.detach()
@@ -350,7 +366,8 @@ class _Loop:
         """
         if len(candidates) == 1:
             return candidates[0]
-        losses = torch.stack([F.cross_entropy(self.net(x_BCHW, arch), y_B) for arch in candidates])
+        logits = (logits_in(self.settings.precision, self.net, x_BCHW, arch) for arch in candidates)
+        losses = torch.stack([F.cross_entropy(logits_BK, y_B) for logits_BK in logits])
         losses = self.ranks.sum(losses * self.share.fraction)
         return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
 
@@ -364,7 +381,7 @@ class _Loop:
         if phase.target == "labels+teacher":
             assert self.state.teacher is not None
             with torch.no_grad():
-                teacher_BK = self.state.teacher(x_BCHW)
+                teacher_BK = logits_in(self.settings.precision, self.state.teacher, x_BCHW)
             loss = loss + distil(logits_BK, teacher_BK)
         return loss
 

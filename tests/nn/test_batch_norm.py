@@ -91,3 +91,14 @@ def test_a_plain_layer_counts_its_batches() -> None:
     torch.testing.assert_close(net(images()), plain(images()))
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(net.state_dict()[f"0.{name}"], tensor)
+
+
+def test_bfloat16_is_normalised_in_float32() -> None:
+    x = images().to(torch.bfloat16).requires_grad_()
+    weight, bias = (v.float() for v in vectors())
+    running = torch.zeros(4), torch.zeros(4)
+    out = synchronised_batch_norm(x, *running, weight, bias, momentum=1.0, eps=1e-5, ranks=Ranks())
+    expected = F.batch_norm(x.float(), None, None, weight, bias, True, 0.0, 1e-5)
+    assert torch.autograd.grad(out.sum(), x)[0].dtype == out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected.to(torch.bfloat16))
+    torch.testing.assert_close(running[0], x.detach().float().mean((0, 2, 3)))

@@ -101,14 +101,15 @@ def synchronised_batch_norm(
 
     Moves the running statistics alike on all ranks. Differentiable by x, weight and bias: the gradients are those
     of the sum of all ranks' losses, in which weight's and bias's are this rank's part. One exchange forward, one
-    backward.
+    backward. Computes in the numbers of weight, and gives those of x.
     """
+    dtype, x_BCHW = x_BCHW.dtype, x_BCHW.to(weight_C.dtype)
     mean_C, var_C, count = _statistics(x_BCHW.detach(), ranks)
     with torch.no_grad():
         running_mean_C.lerp_(mean_C, momentum)
         running_var_C.lerp_(var_C * (count / (count - 1)), momentum)
     out: Tensor = _Normalise.apply(x_BCHW, weight_C, bias_C, mean_C, var_C, count, eps, ranks)  # type: ignore[no-untyped-call]
-    return out
+    return out.to(dtype)
 
 
 def _statistics(x_BCHW: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,31 +1,80 @@
 """Dropout that draws from an explicit generator, for the whole batch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from trainonce.distributed import Share
 
+Masks = Callable[[Tensor, float], Tensor]
+"""Gives the factors for x [B, ...], of which entries are dropped with a probability: 0, or what scales them up."""
+
+
+@dataclass(frozen=True)
+class DrawnMasks:
+    """Masks drawn from a generator for the whole batch, of which the rows of a share are used."""
+
+    generator: torch.Generator
+    """Must be on the device of the masks."""
+    share: Share
+    """The rows that x has."""
+
+    def __call__(self, x: Tensor, p: float) -> Tensor:
+        """The mask for x [B, ...], a new one each time."""
+        return _drawn(_for_whole_batch(x, self.share), p, self.generator)[self.share.rows]
+
+
+class HeldMasks:
+    """Masks that stay at the same places while `draw` fills them anew, so that a captured step can read them.
+
+    From the same generator they are those that `DrawnMasks` gives.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.held: list[tuple[Tensor, float]] = []
+        self.used = 0
+
+    def __call__(self, x: Tensor, p: float) -> Tensor:
+        """The next mask since `draw`, for x [B, ...]; it is made, without being filled, where there is none yet."""
+        if self.used == len(self.held):
+            self.held.append((_for_whole_batch(x, self.share), p))
+        mask, _ = self.held[self.used]
+        self.used += 1
+        return mask[self.share.rows]
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Fill all masks, in the order in which they were first asked for."""
+        for mask, p in self.held:
+            _drawn(mask, p, generator)
+        self.used = 0
+
+
+def _for_whole_batch(x: Tensor, share: Share) -> Tensor:
+    assert len(x) == len(share), (len(x), len(share))
+    return x.new_empty((share.total, *x.shape[1:]))
+
+
+def _drawn(mask: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    return mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+
 
 class BatchDropout(nn.Dropout):
     """Dropout whose mask can be the same however a batch is divided among ranks.
 
-    Inside `drawing` the mask is drawn for the whole batch from a generator, and the rows of this rank's share are
-    used. Elsewhere it is `nn.Dropout`, which draws from the global generator.
+    Inside `drawing` it takes its masks from there. Elsewhere it is `nn.Dropout`, which draws from the global generator.
     """
 
-    draws: tuple[torch.Generator, Share] | None = None
+    masks: Masks | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries of [B, ...] with probability `p`, in training mode, and scale the others up."""
-        if not self.training or self.p == 0 or self.draws is None:
+        if not self.training or self.p == 0 or self.masks is None:
             return super().forward(x)
-        generator, share = self.draws
-        assert len(x) == len(share), (len(x), len(share))
-        mask = x.new_empty((share.total, *x.shape[1:])).bernoulli_(1 - self.p, generator=generator)
-        return x * mask[share.rows].div_(1 - self.p)
+        return x * self.masks(x, self.p)
 
 
 def batch_dropouts(network: nn.Module) -> list[BatchDropout]:
@@ -38,13 +87,13 @@ def batch_dropouts(network: nn.Module) -> list[BatchDropout]:
 
 
 @contextmanager
-def drawing(layers: Iterable[BatchDropout], generator: torch.Generator, share: Share) -> Iterator[None]:
-    """Inside, these layers take their masks from `generator`, which must be on their device, for these rows."""
+def drawing(layers: Iterable[BatchDropout], masks: Masks) -> Iterator[None]:
+    """Inside, these layers take their masks from `masks`."""
     layers = list(layers)
     for layer in layers:
-        layer.draws = generator, share
+        layer.masks = masks
     try:
         yield
     finally:
         for layer in layers:
-            layer.draws = None
+            layer.masks = None

@@ -1,0 +1,138 @@
+"""Steps captured once as a CUDA graph and then replayed, where one subnet is trained for many steps.
+
+A step of a small network is hundreds of launches, and a GPU waits for the host to make them; a replay is one.
+Captured are forward, loss and backward. Augmentation, the exchange between ranks, the optimizer and the tally stay
+outside: they are few launches, and what they draw or write changes from step to step.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainonce.distributed import Share
+from trainonce.errors import RunError
+from trainonce.nn.dropout import BatchDropout, DrawnMasks, HeldMasks, drawing
+from trainonce.recipes import Phase
+
+Passes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images and labels, the losses [S] and hits of a step, whose gradients are left in the parameters."""
+
+
+class Capture(Protocol):
+    """How a device captures work and does it again."""
+
+    def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Do the work, in the way that readies the device for capturing it."""
+
+    def capture(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        """Record `work` without doing it: the tensors that it gives, and what does it again into the same tensors.
+
+        The tensors hold nothing of use until then. What was captured before must not be replayed any more.
+        """
+
+
+class CudaCapture:
+    """Capturing by CUDA graphs, one after the other in one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Do the work on the stream that captures, so that the libraries' workspaces for it are there.
+
+        What it allocates is that stream's, and the next work on it waits for all that uses it: nothing is overwritten.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        with torch.cuda.stream(self.stream):
+            found = passes()
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+        return found
+
+    def capture(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        """Capture `work`. Waits for the device, once."""
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: what other threads ask of the device meanwhile, as nccl's watchdog does, is no error.
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+            static = work()
+        # The graph before goes only now: a pool that no graph uses cannot be captured into before it is emptied.
+        self.graph = graph
+        return static, graph.replay
+
+
+def capture_for(net: nn.Module) -> Capture | None:
+    """How steps of a network are captured on the device where it is; None where they cannot be."""
+    device = next(net.parameters()).device
+    return CudaCapture(device) if device.type == "cuda" else None
+
+
+def holds_one_subnet(phase: Phase) -> bool:
+    """Whether a phase trains one subnet for an epoch, on labels: then its steps do the same but for their data."""
+    chosen_by_loss = {"best_up", "worst_up"}.intersection(phase.subnets)  # each step tries candidates first
+    return phase.hold == "epoch" and phase.target == "labels" and len(phase.subnets) == 1 and not chosen_by_loss
+
+
+class StepGraph:
+    """The passes of steps that do the same for a while: done once, then captured, then replayed.
+
+    Nothing has to be put back for warming up, since that is the first such step itself.
+    """
+
+    def __init__(self, net: nn.Module, dropouts: list[BatchDropout], share: Share, capture: Capture) -> None:
+        self.net, self.dropouts, self.share, self.capture = net, dropouts, share, capture
+        self.key: Hashable = None
+        self.captured: _Captured | None = None
+
+    def run(
+        self, key: Hashable, passes: Passes, x_BCHW: Tensor, y_B: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What `passes` gives for a batch, with masks of dropout from `generator`; leaves the step's gradients.
+
+        Steps of one `key` must do the same but for their data, and begin with gradients of None. Raises `RunError`
+        where they cannot be captured.
+        """
+        if key != self.key:
+            self.key, self.captured = key, None
+            with drawing(self.dropouts, DrawnMasks(generator, self.share)):
+                return self.capture.aside(lambda: passes(x_BCHW, y_B))
+        if self.captured is None:
+            self.captured = _Captured(self, passes, x_BCHW, y_B)
+        return self.captured.replay(x_BCHW, y_B, generator)
+
+
+class _Captured:
+    """What a captured step reads and writes, at fixed places."""
+
+    def __init__(self, step: StepGraph, passes: Passes, x_BCHW: Tensor, y_B: Tensor) -> None:
+        self.x_BCHW, self.y_B = x_BCHW.clone(), y_B.clone()
+        self.masks = HeldMasks(step.share)
+        x_static, y_static, masks = self.x_BCHW, self.y_B, self.masks  # no cycle: all goes when this does
+
+        def work() -> list[Tensor]:
+            with drawing(step.dropouts, masks):
+                losses_S, hits = passes(x_static, y_static)
+            return [losses_S, hits, *(p.grad for p in step.net.parameters() if p.grad is not None)]
+
+        try:
+            static, self.again = step.capture.capture(work)
+        except RuntimeError as error:
+            first_line = str(error).partition("\n")[0]
+            raise RunError(
+                f"a training step could not be captured as a CUDA graph ({first_line}); to do without: --no-cuda-graphs"
+            ) from error
+        self.losses_S, self.hits, *gradients = static
+        # The gradients were made while capturing, so they lie in the graph's memory, where replays write them.
+        self.gradients = list(zip((p for p in step.net.parameters() if p.grad is not None), gradients, strict=True))
+
+    def replay(self, x_BCHW: Tensor, y_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Do the step for another batch; what it gives is a copy, which the next replay leaves alone."""
+        self.x_BCHW.copy_(x_BCHW)
+        self.y_B.copy_(y_B)
+        self.masks.draw(generator)
+        self.again()
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        return self.losses_S.clone(), self.hits.clone()
