@@ -1,6 +1,7 @@
 """Fan-out: every piece done once, whoever dies, by processes here and by Ray alike; and nobody left behind."""
 
 import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from trainonce.fanout.worker import Done, Failed, Worker
 
 HERE = Path(__file__).parent
 SOON_S = 10.0
-WITH_RAY = pytest.param(RAY, marks=pytest.mark.ray)
+NO_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
+WITH_RAY = pytest.param(RAY, marks=[pytest.mark.ray, NO_RAY])
 EVERYWHERE = pytest.mark.parametrize("cluster", [LOCAL, WITH_RAY])
 
 

@@ -203,7 +203,7 @@ def train(
             refuse_beside(context, "--resume", BESIDE_RESUME)
             run = RunDirectory(resume)
             config = run.config()
-            images = run.load_data(data_dir, moved_to=data)
+            images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
             net, chosen, seed = run.build_supernet(), config.recipe, config.seed
             sync_bn = config.sync_batch_norm if sync_bn is None else sync_bn
             precision = precision or config.precision
@@ -217,7 +217,9 @@ def train(
             if data is None:
                 raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
             chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-            images = load_dataset(data, data_dir=data_dir, image_size=image_size, grey=grey)
+            images = load_dataset(
+                data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=decode_workers
+            )
             fields: dict[str, Any] = {} if width is None else {"width_mult": width}
             if resolutions is not None:
                 fields["resolutions"] = numbers(resolutions, "--resolutions", int)
