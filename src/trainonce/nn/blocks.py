@@ -40,8 +40,8 @@ class ElasticMBConv(nn.Module):
         self._wholes = [  # by the plain block's names: the weights of which it takes the first entries
             (f"{name}.{part}", layer, part)
             for name, layer in layers.items()
-            for part in ("weight", "bias")
-            if getattr(layer, part, None) is not None
+            if layer is not None
+            for part, _ in layer.named_parameters(recurse=False)
         ]
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
