@@ -190,7 +190,7 @@ def _backward(
     gate_BC = spread_BC = None
     if spec.se_channels:
         gate_BC = s.gate_BC
-        dgate_BC = kernels.gate_backward(du_MC, s.convolved_MC, images, s.depthwise_stats, act)
+        dgate_BC = kernels.pool(s.convolved_MC, images, s.depthwise_stats, act, du_MC)
         spread_BC = _squeeze_excite_backward(dgate_BC, cut, s, grads).div_(shape.out_pixels)
     sums = kernels.act_backward(du_MC, s.convolved_MC, images, s.depthwise_stats, act, gate_BC, spread_BC)
     coefficients = grads.norm("depthwise.1", sums, len(du_MC), s.depthwise_stats)

@@ -174,42 +174,29 @@ void affine(const float *y, long images, int pixels, int C, const float *stats, 
             })
 }
 
-/* out[image] = mean over pixels of act(normalised y) */
-void pool(const float *y, long images, int pixels, int C, const float *stats, int kind, float *out, int threads) {
+/* out[image] = mean over pixels of act(normalised y); where `grad` is given, the sum over pixels of grad times that,
+ * which is the gradient of `affine`'s gate. */
+void pool(const float *y, const float *grad, long images, int pixels, int C, const float *stats, int kind, float *out,
+          int threads) {
+    const float factor = grad ? 1.0f : 1.0f / pixels;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int part = 0; part < threads; part++)
         FOR_EACH_ACT(kind,
             for (long b = part_start(images, part, threads); b < part_start(images, part + 1, threads); b++)
                 for (int c = 0; c < C; c += LANES) {
                     int n = lanes_at(c, C);
-                    const float *in = y + b * pixels * C + c;
+                    long first = b * pixels * C + c;
                     vec sum = {0};
                     Norm norm = norm_at(stats, C, c, n);
-                    for (int p = 0; p < pixels; p++) sum += act(normalised(load(in + (long)p * C, n), norm), A);
-                    store(out + b * C + c, sum * (1.0f / pixels), n);
+                    for (long at = first; at < first + (long)pixels * C; at += C) {
+                        vec v = act(normalised(load(y + at, n), norm), A);
+                        sum += grad ? load(grad + at, n) * v : v;
+                    }
+                    store(out + b * C + c, sum * factor, n);
                 })
 }
 
 /* ---- batch norm, activation, gate: backward ---- */
-
-/* dgate[image] = sum over pixels of grad * act(normalised y) */
-void gate_backward(const float *grad, const float *y, long images, int pixels, int C, const float *stats,
-                   int kind, float *dgate, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int part = 0; part < threads; part++)
-        FOR_EACH_ACT(kind,
-            for (long b = part_start(images, part, threads); b < part_start(images, part + 1, threads); b++)
-                for (int c = 0; c < C; c += LANES) {
-                    int n = lanes_at(c, C);
-                    const float *in = y + b * pixels * C + c;
-                    const float *g = grad + b * pixels * C + c;
-                    vec sum = {0};
-                    Norm norm = norm_at(stats, C, c, n);
-                    for (int p = 0; p < pixels; p++)
-                        sum += load(g + (long)p * C, n) * act(normalised(load(in + (long)p * C, n), norm), A);
-                    store(dgate + b * C + c, sum, n);
-                })
-}
 
 /* From the gradient after the gate to that before the activation, and what batch norm needs of it:
  * du = (grad * gate + spread) * act'(normalised y), sums[0] = sum of du, sums[1] = sum of du * (y - mean).

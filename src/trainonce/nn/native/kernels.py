@@ -58,22 +58,15 @@ def affine(
     return out_MC
 
 
-def pool(y_MC: Tensor, images: int, stats: Tensor, kind: str) -> Tensor:
-    """The mean over each image's pixels after batch norm and activation, [images, C]."""
+def pool(y_MC: Tensor, images: int, stats: Tensor, kind: str, grad_MC: Tensor | None = None) -> Tensor:
+    """The mean over each image's pixels after batch norm and activation, [images, C].
+
+    With the gradient of `affine`'s output instead the sum of their products: the gradient of its gate.
+    """
     out_BC = y_MC.new_empty(images, y_MC.shape[1])
     _lib().pool(
-        *(y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1], stats.data_ptr()),
+        *(y_MC.data_ptr(), _pointer(grad_MC), images, len(y_MC) // images, y_MC.shape[1], stats.data_ptr()),
         *(KINDS[kind], out_BC.data_ptr(), _threads(y_MC)),
-    )
-    return out_BC
-
-
-def gate_backward(grad_MC: Tensor, y_MC: Tensor, images: int, stats: Tensor, kind: str) -> Tensor:
-    """The gradient of the gate [images, C] of `affine`."""
-    out_BC = y_MC.new_empty(images, y_MC.shape[1])
-    _lib().gate_backward(
-        *(grad_MC.data_ptr(), y_MC.data_ptr(), images, len(y_MC) // images, y_MC.shape[1]),
-        *(stats.data_ptr(), KINDS[kind], out_BC.data_ptr(), _threads(y_MC)),
     )
     return out_BC
 

@@ -42,8 +42,7 @@ class Shape(ctypes.Structure):
 SIGNATURES = {
     "norm_statistics": (_P, _L, _I, _P, _P, _P, _P, _F, _F, _P, _I),
     "affine": (_P, _L, _I, _I, _P, _I, _P, _P, _P, _I),
-    "pool": (_P, _L, _I, _I, _P, _I, _P, _I),
-    "gate_backward": (_P, _P, _L, _I, _I, _P, _I, _P, _I),
+    "pool": (_P, _P, _L, _I, _I, _P, _I, _P, _I),
     "act_backward": (_P, _P, _L, _I, _I, _P, _I, _P, _P, _P, _P, _I),
     "norm_coefficients": (_P, _L, _I, _P, _P, _P, _P),
     "norm_backward": (_P, _P, _L, _I, _P, _P, _I),
