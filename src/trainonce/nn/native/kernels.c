@@ -12,29 +12,39 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __AVX512F__
 #define LANES 16
+#else
+#define LANES 8
+#endif
 #define WIDEST 4     /* outputs computed at once */
 #define SUM_ROWS 64  /* rows added up in float before they go into a double */
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int mask __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int mask __attribute__((vector_size(4 * LANES)));
 
 enum { NO_ACT = 0, RELU = 1, HARDSWISH = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE vec load(const float *p, int n) {
+/* Fewer than LANES numbers. Not inlined: a vector whose address a variable memcpy takes would live in memory. */
+static __attribute__((noinline)) vec load_some(const float *p, int n) {
     vec v = {0};
-    if (n == LANES) memcpy(&v, p, sizeof v);
-    else if (n == LANES / 2) memcpy(&v, p, sizeof v / 2); /* of constant size, hence no call */
-    else memcpy(&v, p, n * sizeof(float));
+    memcpy(&v, p, n * sizeof(float));
     return v;
 }
 
+static __attribute__((noinline)) void store_some(float *p, vec v, int n) { memcpy(p, &v, n * sizeof(float)); }
+
+INLINE vec load(const float *p, int n) {
+    if (__builtin_expect(n == LANES, 1)) return *(const vec_in_memory *)p;
+    return load_some(p, n);
+}
+
 INLINE void store(float *p, vec v, int n) {
-    if (n == LANES) memcpy(p, &v, sizeof v);
-    else if (n == LANES / 2) memcpy(p, &v, sizeof v / 2);
-    else memcpy(p, &v, n * sizeof(float));
+    if (__builtin_expect(n == LANES, 1)) *(vec_in_memory *)p = v;
+    else store_some(p, v, n);
 }
 
 INLINE vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
