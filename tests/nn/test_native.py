@@ -122,7 +122,7 @@ def test_any_shape_and_number_of_threads(
     x = torch.randn(images, 13, height, width, generator=torch.Generator().manual_seed(images)).double()
     before = torch.get_num_threads()
     patch = pytest.MonkeyPatch()
-    patch.setattr("trainonce.nn.native.kernels.SMALLEST_SHARE", 1)  # share out even the smallest work
+    patch.setattr("trainonce.nn.native.calls.SMALLEST_SHARE", 1)  # share out even the smallest work
     torch.set_num_threads(threads)
     try:
         check_against_plain(block, spec, x, patch)
@@ -241,6 +241,6 @@ def test_compiled_once_and_kept(tmp_path: Path) -> None:
 
 def test_signatures_are_those_of_the_source() -> None:
     source = SOURCE.read_text(encoding="utf-8")
-    for name, types in SIGNATURES.items():
-        head = source.split(f"\nvoid {name}(")[1].split(")")[0]
-        assert len(head.split(",")) == len(types), name
+    for name, (gives, takes) in SIGNATURES.items():
+        head = source.split(f"\n{'void' if gives is None else 'long'} {name}(")[1].split(")")[0]
+        assert len(head.split(",")) == len(takes), name

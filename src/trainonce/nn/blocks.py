@@ -43,6 +43,7 @@ class ElasticMBConv(nn.Module):
             if layer is not None
             for part, _ in layer.named_parameters(recurse=False)
         ]
+        self._norms = [(name, layer) for name, layer in layers.items() if isinstance(layer, ElasticBatchNorm2d)]
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
@@ -59,9 +60,11 @@ class ElasticMBConv(nn.Module):
         return out
 
     def _native(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
-        cut = self.slices(spec)
+        kernel_C1kk = self.depthwise.slices(spec.mid_channels, spec.kernel_size)["weight"]
         whole = {name: getattr(layer, part) for name, layer, part in self._wholes}
-        return native.mbconv(x_BCHW, spec, cut, whole)
+        statistics = {f"{name}.running_mean": norm.running_mean for name, norm in self._norms}
+        statistics |= {f"{name}.running_var": norm.running_var for name, norm in self._norms}
+        return native.mbconv(x_BCHW, spec, kernel_C1kk, whole, statistics)
 
     def slices(self, spec: BlockSpec) -> Slices:
         """The state dict of the plain block of `spec`, cut from the elastic weights."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trainonce.nn.native.blocks import PlainMBConv, mbconv
-from trainonce.nn.native.kernels import Norm
+from trainonce.nn.native.calls import Norm
 from trainonce.nn.native.layers import norm_act, pointwise
 from trainonce.nn.native.library import load_kernels, why_not
 

@@ -1,23 +1,14 @@
 """The layers around the blocks over the native kernels: pointwise convolution, and batch norm with activation."""
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainonce.nn.native import kernels
-from trainonce.nn.native.kernels import Norm
-
-
-def rows(x_BCHW: Tensor) -> Tensor:
-    """Maps as rows [B * H * W, C]; without a copy where they are channels_last."""
-    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1]).contiguous()  # reshape may give a strided view
-
-
-def maps(y_MC: Tensor, images: int, height: int, width: int) -> Tensor:
-    """Rows as maps [B, C, H, W], channels_last."""
-    return y_MC.view(images, height, width, -1).permute(0, 3, 1, 2)
+from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
+from trainonce.nn.plain import BN_EPS
 
 
 def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
@@ -37,18 +28,28 @@ class _NormAct(torch.autograd.Function):
     def forward(
         ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: str, momentum: float
     ) -> Tensor:
-        images, _, height, width = x_BCHW.shape
+        images, channels, height, width = x_BCHW.shape
         x_MC = rows(x_BCHW)
-        stats = kernels.norm_statistics(x_MC, norm, momentum)
+        refuse_single_values(*x_MC.shape)
+        stats, out_MC = x_MC.new_empty(4, channels), torch.empty_like(x_MC)
+        kernels().norm_act_forward(
+            *(x_MC.data_ptr(), images, height * width, channels, ctypes.byref(norm.pointers()), KINDS[kind]),
+            *(momentum, BN_EPS, stats.data_ptr(), out_MC.data_ptr(), threads_for(x_MC.numel(), images)),
+        )
         ctx.save_for_backward(x_MC, stats)
         ctx.kind, ctx.map = kind, (images, height, width)
-        return maps(kernels.affine(x_MC, images, stats, kind), *ctx.map)
+        return maps(out_MC, *ctx.map)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         x_MC, stats = ctx.saved_tensors
-        du_MC = rows(grad_BCHW).clone(memory_format=torch.contiguous_format)
-        sums = kernels.act_backward(du_MC, x_MC, ctx.map[0], stats, ctx.kind)
-        dweight_C, dbias_C, coefficients = kernels.norm_coefficients(sums, len(x_MC), stats, stats.shape[1])
-        return maps(kernels.norm_backward(du_MC, x_MC, coefficients), *ctx.map), dweight_C, dbias_C, None, None, None
+        images, height, width = ctx.map
+        channels = stats.shape[1]
+        grad_MC, dx_MC = rows(grad_BCHW), torch.empty_like(x_MC)
+        dweight_C, dbias_C = stats.new_empty(2, channels)
+        kernels().norm_act_backward(
+            *(grad_MC.data_ptr(), x_MC.data_ptr(), images, height * width, channels, stats.data_ptr(), KINDS[ctx.kind]),
+            *(dweight_C.data_ptr(), dbias_C.data_ptr(), dx_MC.data_ptr(), threads_for(x_MC.numel(), images)),
+        )
+        return maps(dx_MC, *ctx.map), dweight_C, dbias_C, None, None, None

@@ -1,4 +1,4 @@
-"""Compile `kernels.c` with the machine's own C compiler at first use, keep the result, and call it.
+"""Compile `block.c` with the machine's own C compiler at first use, keep the result, and call it.
 
 Where there is no compiler, or TRAINONCE_NATIVE=0, everything runs on torch's own operators instead.
 """
@@ -13,7 +13,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+import torch
+
+SOURCE = Path(__file__).with_name("block.c")
+LOOPS = Path(__file__).with_name("loops.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())  # the first that compiles
 SWITCH = "TRAINONCE_NATIVE"
@@ -23,32 +26,53 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 1 << 30
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+BLOCK_NORMS = 3  # after the expansion, the depthwise convolution and the projection
 
 
-class Shape(ctypes.Structure):
-    """The shape of a depthwise convolution; `crop` is the side of the kernel's centre that is used."""
+class NormTensors(ctypes.Structure):
+    """Where a batch norm's tensors are."""
+
+    _fields_ = (("weight", _P), ("bias", _P), ("running_mean", _P), ("running_var", _P))
+
+
+class Block(ctypes.Structure):
+    """`Block` of block.c, which says what it means."""
 
     _fields_ = (
         ("images", _L),
-        ("height", _I),
-        ("width", _I),
-        ("channels", _I),
-        ("kernel", _I),
-        ("crop", _I),
-        ("stride", _I),
+        *((name, _I) for name in ("height", "width", "in_channels", "mid", "out", "squeezed")),
+        *((name, _I) for name in ("whole_mid", "whole_squeezed", "kernel", "crop", "stride", "kind")),
+        *((name, _I) for name in ("residual", "threads")),
+        ("momentum", _F),
+        ("eps", _F),
+        *((name, _P) for name in ("expand_weight", "kernel_weight", "reduce_weight", "reduce_bias")),
+        *((name, _P) for name in ("grow_weight", "grow_bias", "project_weight")),
+        ("norms", NormTensors * BLOCK_NORMS),
     )
 
 
-SIGNATURES = {
-    "norm_statistics": (_P, _L, _I, _P, _P, _P, _P, _F, _F, _P, _I),
-    "affine": (_P, _L, _I, _I, _P, _I, _P, _P, _P, _I),
-    "pool": (_P, _P, _L, _I, _I, _P, _I, _P, _I),
-    "act_backward": (_P, _P, _L, _I, _I, _P, _I, _P, _P, _P, _P, _I),
-    "norm_coefficients": (_P, _L, _I, _P, _P, _P, _P),
-    "norm_backward": (_P, _P, _L, _I, _P, _P, _I),
-    "depthwise": (_P, ctypes.POINTER(Shape), _P, _P, _I, _P, _I, _P, _I),
-    "depthwise_backward": (_P, _P, _P, _P, ctypes.POINTER(Shape), _P, _P, _I, _P, _P, _P, _I),
+class Gradients(ctypes.Structure):
+    """`Gradients` of block.c: where those of a block's weights go."""
+
+    _fields_ = (
+        *((name, _P) for name in ("expand_weight", "kernel_weight", "reduce_weight", "reduce_bias")),
+        *((name, _P) for name in ("grow_weight", "grow_bias", "project_weight")),
+        ("norm_weight", _P * BLOCK_NORMS),
+        ("norm_bias", _P * BLOCK_NORMS),
+    )
+
+
+_BLOCK = ctypes.POINTER(Block)
+SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "use_products_of": (None, (_P,)),
+    "norm_act_forward": (None, (_P, _L, _I, _I, ctypes.POINTER(NormTensors), _I, _F, _F, _P, _P, _I)),
+    "norm_act_backward": (None, (_P, _P, _L, _I, _I, _P, _I, _P, _P, _P, _I)),
+    "block_saved_floats": (_L, (_BLOCK,)),
+    "block_forward": (None, (_BLOCK, _P, _P, _P)),
+    "block_infer": (None, (_BLOCK, _P, _P)),
+    "block_backward": (None, (_BLOCK, _P, _P, _P, ctypes.POINTER(Gradients), _P)),
 }
+"""What each function of block.c returns and takes."""
 
 
 @cache
@@ -72,18 +96,29 @@ def _build() -> ctypes.CDLL | str:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return "no C compiler was found (cc, gcc or clang)"
+    products = _torchs_sgemm()
+    if products is None:
+        return "torch's library does not give its matrix products away (it has no sgemm_)"
     for tuned in TUNED:
         try:
             kernels = ctypes.CDLL(str(_compiled(compiler, (*FLAGS, *tuned))))
         except (OSError, subprocess.SubprocessError) as error:
             reason = f"{compiler} could not compile the kernels: {getattr(error, 'stderr', '') or error}"
             continue
-        for name, types in SIGNATURES.items():
+        for name, (gives, takes) in SIGNATURES.items():
             function = getattr(kernels, name)
-            function.argtypes, function.restype = types, None
+            function.argtypes, function.restype = takes, gives
+        kernels.use_products_of(products)
         _keep_freed_memory()
         return kernels
     return reason
+
+
+def _torchs_sgemm() -> int | None:
+    """The address of the BLAS matrix product that torch itself uses; None where its library keeps it to itself."""
+    library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
+    function = None if library is None else getattr(ctypes.CDLL(str(library)), "sgemm_", None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
 
 
 def _keep_freed_memory() -> None:
@@ -98,7 +133,7 @@ def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     """The shared library for this source, compiler, flags and processor; compiled unless it is there already."""
     command = [compiler, *flags, str(SOURCE)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    made_from = (SOURCE.read_bytes(), version, repr(command).encode(), _processor().encode())
+    made_from = (SOURCE.read_bytes(), LOOPS.read_bytes(), version, repr(command).encode(), _processor().encode())
     folder = _cache_folder()
     target = folder / f"kernels-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
     if not target.exists():
