@@ -3,7 +3,7 @@
 Values are top-1 in percent, so differences are in points. Everything is a pure function; randomness comes from `seed`.
 With three seeds, as most studies here have, keep in mind:
 
-- The t tests over seeds have two degrees of freedom. A difference is seen only where it is some 2.5 times (4.30 / sqrt 3)
+- The t tests over seeds have two degrees of freedom. A difference is seen only where it is 2.5 times (4.30 / sqrt 3)
   the seeds' standard deviation or more; equivalence within 0.5 points needs seeds that agree to about 0.3.
 - Three seeds can be resampled in ten ways, so the percentile interval hardly leaves the range of the seeds and is too
   short: nominal 95% holds the truth in some 75% of studies where seeds make the noise. That is why no verdict rests on
@@ -106,7 +106,9 @@ def compare(
     and values that are not finite.
     """
     if set(a) != set(b):
-        raise ValueError(f"{names[0]} has seeds {sorted(a)} and {names[1]} has seeds {sorted(b)}: they must be the same")
+        raise ValueError(
+            f"{names[0]} has seeds {sorted(a)} and {names[1]} has seeds {sorted(b)}: they must be the same"
+        )
     if not a:
         raise ValueError(f"{names[0]} and {names[1]} have no seeds to compare")
     if not margin > 0:
@@ -160,9 +162,7 @@ def tau(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
     return float(stats.kendalltau(x, y, variant="b").statistic)
 
 
-def tau_in_buckets(
-    a: Sequence[float] | Array, b: Sequence[float] | Array, buckets: Buckets
-) -> float:
+def tau_in_buckets(a: Sequence[float] | Array, b: Sequence[float] | Array, buckets: Buckets) -> float:
     """The mean tau-b inside buckets, weighted by their pairs n(n-1)/2; NaN where no bucket has an order.
 
     Across buckets size alone makes tau high. What has no bucket (None), and buckets of one, are left out.
@@ -269,9 +269,7 @@ def _two_samples(a: Array, b: Array, statistic: Statistic) -> _Inner:
 
 def _taus(a: Array, b: Array, members: Sequence[NDArray[np.intp]]) -> _Inner:
     """Resampled tau-b in buckets. With counts w: tau-b = w'(A*B)w / sqrt(w'|A|w w'|B|w) of the matrices of signs."""
-    signs = [
-        (np.sign(a[rows, None] - a[rows]), np.sign(b[rows, None] - b[rows])) for rows in members if len(rows) > 1
-    ]
+    signs = [(np.sign(a[rows, None] - a[rows]), np.sign(b[rows, None] - b[rows])) for rows in members if len(rows) > 1]
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         total, weights = np.zeros(count), np.zeros(count)
