@@ -80,7 +80,12 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
             "buckets": _by_bucket(lines, pairs),
             "seconds": _seconds(arms, times),
         },
-        notes=(seeds_note((main or comparisons[0]).seeds), MANY_NOTE, *_time_notes(times)),
+        notes=(
+            seeds_note((main or comparisons[0]).seeds),
+            MANY_NOTE,
+            *(f"{a} and {b} did not train for equal passes." for a, b in found if "own" in (match[a], match[b])),
+            *_time_notes(times),
+        ),
     )
 
 

@@ -284,7 +284,7 @@ def _taus(a: Array, b: Array, members: Sequence[NDArray[np.intp]]) -> _Inner:
             weight = np.where(below > 0, size * (size - 1) / 2, 0)
             total += weight * numerator / np.where(below > 0, below, 1)
             weights += weight
-        return np.divide(total, weights, out=np.full(count, np.nan), where=weights > 0)
+        return np.asarray(np.divide(total, weights, out=np.full(count, np.nan), where=weights > 0))
 
     return draw
 
