@@ -75,7 +75,7 @@ def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) 
                 for (seed, probe), slope in sorted(slopes.items())
             ],
         },
-        notes=(seeds_note(comparisons[0].seeds),),
+        notes=(seeds_note(comparisons[0].seeds), "The verdict rests on two comparisons, each tested at 5%."),
     )
 
 
@@ -251,7 +251,7 @@ def _rank_says(ranks: Sequence[Row]) -> str:
     if not ranks:
         return ""
     row = ranks[0]
-    found = f"it ranks {row['probes']} subnets with tau-b {row['tau']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    found = f"the supernet ranks {row['probes']} subnets with tau-b {row['tau']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
     if row["ceiling"] is None:
         return f"{found}, with no two stand-alone seeds to say what is possible"
     return f"{found}, where two stand-alone seeds agree with {row['ceiling']:.2f}"
