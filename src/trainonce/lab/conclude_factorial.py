@@ -28,6 +28,11 @@ FACTORS = {"order": ("none", "shrinking"), "distillation": ("none", "teacher"), 
 """The factorial study's factors, each with its low and its high level."""
 SYNONYMS = {("distillation", "no"): "none", ("distillation", "yes"): "teacher"}
 """Other names of levels."""
+WORDS = {
+    "order": "shrinking order instead of none",
+    "distillation": "distillation instead of labels alone",
+    "sampler": "stratified instead of uniform sampling",
+}
 ALPHA = 0.05
 
 
@@ -53,7 +58,7 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
     return Conclusion(
         study=study["name"],
         sentence=sentence_of(
-            f"{lead} that of the {largest}: {comparisons[largest].sentence}", _contest_says(verdict, contests)
+            f"{lead} that of {_the(largest)}: {comparisons[largest].sentence}", _contest_says(verdict, contests)
         ),
         verdict=verdict,
         comparisons=(*comparisons.values(), *contests.values()),
@@ -105,7 +110,11 @@ def _effect_compared(name: str, values: Mapping[int, Sequence[float]]) -> Compar
         return replace(found, sentence=_effect_says(found, what))
     low, high = FACTORS[name]
     found = replace(found, names=(f"{name} {high}", f"{name} {low}"))
-    return replace(found, sentence=_effect_says(found, f"{name} {high} instead of {low}"))
+    return replace(found, sentence=_effect_says(found, WORDS[name]))
+
+
+def _the(name: str) -> str:
+    return f"the {name}" if name in ("order", "sampler") else name
 
 
 def _effect_says(found: Comparison, what: str) -> str:
@@ -123,13 +132,13 @@ def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequenc
     sign_a, sign_b = (np.sign(np.mean([np.mean(v) for v in found.values()])) or 1 for found in (sampler, rival))
     differences = {s: (sign_a * np.array(v) - sign_b * np.array(rival[s])).tolist() for s, v in sampler.items()}
     found = against_zero(differences, name="size", margin=MARGIN)
-    found = replace(found, names=("size of the sampler's effect", f"size of the effect of {name}"))
+    found = replace(found, names=("size of the sampler's effect", f"size of the effect of {_the(name)}"))
     text = says(
         found,
-        better=f"the sampler matters {{}} more than {name}",
-        worse=f"the sampler matters {{}} less than {name}",
-        equivalent=f"the sampler and {name} matter alike within {found.margin:g} points",
-        cannot_tell=f"whether the sampler or {name} matters more cannot be told",
+        better=f"the sampler matters {{}} more than {_the(name)}",
+        worse=f"the sampler matters {{}} less than {_the(name)}",
+        equivalent=f"the sampler and {_the(name)} matter alike within {found.margin:g} points",
+        cannot_tell=f"whether the sampler or {_the(name)} matters more cannot be told",
     )
     return replace(found, sentence=text)
 

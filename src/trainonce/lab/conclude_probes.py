@@ -42,22 +42,8 @@ def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) 
     smallest to the largest K, in points, so that the margin means the same as elsewhere.
     """
     doses = _doses(probe_lines(study, results))
-    numbers = sorted({k for found in doses.values() for k in found if isinstance(k, int)})
-    slopes = {key: _slope(found) for key, found in doses.items() if sum(isinstance(k, int) for k in found) > 1}
-    least = numbers[0] if numbers else 1
-    trend = everything = None
-    if slopes:
-        span = math.log2(numbers[-1] / numbers[0])
-        changes = _grouped({key: slope * span for key, slope in slopes.items()})
-        trend = against_zero(changes, name=f"{numbers[-1]} subnets", margin=MARGIN)
-        trend = replace(trend, names=(f"{numbers[-1]} subnets", f"{least} subnet{'s' * (least > 1)}"))
-        trend = replace(trend, sentence=_dose_says(trend, "along the fitted line "))
-    both = {key: (found["all"], found[least]) for key, found in doses.items() if "all" in found and least in found}
-    if both:
-        left, right = (_grouped({key: pair[i] for key, pair in both.items()}) for i in (0, 1))
-        everything = compare(left, right, margin=MARGIN, names=("all subnets", f"{least} subnet{'s' * (least > 1)}"))
-        everything = replace(everything, sentence=_dose_says(everything, ""))
-    comparisons = tuple(found for found in (trend, everything) if found)
+    slopes = {key: _slope(found) for key, found in doses.items() if len(_numbers(found)) > 1}
+    comparisons = _dose_comparisons(doses, slopes)
     if not comparisons:
         return undecided(study, "no probe has results at two doses for the same seed")
     verdict = _dose_verdict({found.verdict for found in comparisons})
@@ -77,6 +63,27 @@ def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) 
         },
         notes=(seeds_note(comparisons[0].seeds), "The verdict rests on two comparisons, each tested at 5%."),
     )
+
+
+def _dose_comparisons(
+    doses: Mapping[tuple[int, str], Mapping[int | str, float]], slopes: Mapping[tuple[int, str], float]
+) -> tuple[Comparison, ...]:
+    """What the fitted line changes from the smallest to the largest K, and all subnets against the smallest K."""
+    numbers = sorted({k for found in doses.values() for k in _numbers(found)})
+    comparisons = []
+    least = numbers[0] if numbers else 1
+    few = f"{least} subnet{'s' * (least > 1)}"
+    if slopes:
+        span = math.log2(numbers[-1] / least)
+        changes = _grouped({key: slope * span for key, slope in slopes.items()})
+        trend = replace(against_zero(changes, name="change", margin=MARGIN), names=(f"{numbers[-1]} subnets", few))
+        comparisons.append(replace(trend, sentence=_dose_says(trend, "along the fitted line ")))
+    both = {key: (found["all"], found[least]) for key, found in doses.items() if "all" in found and least in found}
+    if both:
+        left, right = (_grouped({key: pair[i] for key, pair in both.items()}) for i in (0, 1))
+        found = compare(left, right, margin=MARGIN, names=("all subnets", few))
+        comparisons.append(replace(found, sentence=_dose_says(found, "")))
+    return tuple(comparisons)
 
 
 _DOSE_LEADS = {
@@ -116,9 +123,13 @@ def _doses(lines: Sequence[Line]) -> dict[tuple[int, str], dict[int | str, float
     return found
 
 
+def _numbers(found: Mapping[int | str, float]) -> list[int]:
+    return sorted(k for k in found if isinstance(k, int))
+
+
 def _slope(found: Mapping[int | str, float]) -> float:
     """Points per doubling: the least-squares line through top-1 against log2 of the number of subnets."""
-    numbers = sorted(k for k in found if isinstance(k, int))
+    numbers = _numbers(found)
     return float(np.polyfit(np.log2(numbers), [found[k] for k in numbers], 1)[0])
 
 
@@ -251,7 +262,8 @@ def _rank_says(ranks: Sequence[Row]) -> str:
     if not ranks:
         return ""
     row = ranks[0]
-    found = f"the supernet ranks {row['probes']} subnets with tau-b {row['tau']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    interval = f"{row['low']:.2f} to {row['high']:.2f}"
+    found = f"the supernet ranks {row['probes']} subnets with tau-b {row['tau']:.2f} ({interval})"
     if row["ceiling"] is None:
         return f"{found}, with no two stand-alone seeds to say what is possible"
     return f"{found}, where two stand-alone seeds agree with {row['ceiling']:.2f}"
