@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train_state", "scoring"),
     ("train",),
     ("population",),
+    ("lab",),
     ("cli_tools", "display", "report"),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,259 @@
+"""What the studies of whole strategies force: `baseline`, `geometry`, and any study that is not ours."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from trainonce.lab.conclusion import (
+    CANNOT_TELL,
+    MANY_NOTE,
+    MARGIN,
+    BySeed,
+    Conclusion,
+    Line,
+    Row,
+    Study,
+    by_seed,
+    compare_lines,
+    flat,
+    interval_columns,
+    population_lines,
+    probe_lines,
+    says,
+    seeds_note,
+    sentence_of,
+    undecided,
+    where,
+)
+from trainonce.lab.statistics import Comparison, compare, hierarchical_bootstrap
+
+
+def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+    """Every arm against the first that has results: for studies that are not ours."""
+    lines = population_lines(study, results) or probe_lines(study, results)
+    arms = _arms(study, lines)
+    pairs = [(arm, arms[0]) for arm in arms[1:]]
+    comparisons = _compare_arms(lines, pairs)
+    if not comparisons:
+        return undecided(study, "no two arms have results for the same seed")
+    verdicts = {found.verdict for found in comparisons}
+    return Conclusion(
+        study=study["name"],
+        sentence=sentence_of(*(found.sentence for found in comparisons)),
+        verdict=verdicts.pop() if len(verdicts) == 1 else "mixed",
+        comparisons=tuple(comparisons),
+        tables={
+            "medians": _medians(lines, arms),
+            "buckets": _by_bucket(lines, pairs),
+            "seconds": _seconds(arms, times),
+        },
+        notes=(seeds_note(comparisons[0].seeds), MANY_NOTE),
+    )
+
+
+def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+    """Is RSS better than Progressive Shrinking, at equal passes and at equal seconds, and is PS as released PS?"""
+    lines = population_lines(study, results)
+    arms = _arms(study, lines)
+    match = {line["arm"]: str(line["factors"].get("match", "own")) for line in lines}
+    pairs = baseline_pairs({arm: match[arm] for arm in arms})
+    comparisons = _compare_arms(lines, pairs)
+    found = {comparison.names: comparison for comparison in comparisons}
+    main = found.get(("rss", "ps"))
+    released = found.get(("ps-released", "ps"))
+    seconds = [c for c in comparisons if "seconds" in (match[c.names[0]], match[c.names[1]])]
+    if main is None and not comparisons:
+        return undecided(study, "no seed has results of both rss and ps")
+    sentence = sentence_of(
+        f"at equal passes {main.sentence}" if main else "cannot tell whether rss or ps is better at equal passes",
+        *(f"at equal seconds {comparison.sentence}" for comparison in seconds),
+        released.sentence if released else "",
+    )
+    return Conclusion(
+        study=study["name"],
+        sentence=sentence,
+        verdict=main.verdict if main else CANNOT_TELL,
+        comparisons=tuple(comparisons),
+        tables={
+            "medians": _medians(lines, arms),
+            "buckets": _by_bucket(lines, pairs),
+            "seconds": _seconds(arms, times),
+        },
+        notes=(
+            seeds_note((main or comparisons[0]).seeds),
+            MANY_NOTE,
+            *(f"{a} and {b} did not train for equal passes." for a, b in found if "own" in (match[a], match[b])),
+            *_time_notes(times),
+        ),
+    )
+
+
+def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Which arms to compare: each with the rss of its match, or else with plain `rss`.
+
+    An arm "rss@ps-seconds", which trained for as long as ps took, is compared with `ps`. And `ps-released` with `ps`.
+    """
+    pairs = []
+    for arm, kind in match.items():
+        base, _, other = arm.partition("@")
+        if base == "rss":
+            pairs += [(arm, other.removesuffix("-seconds"))] if other.removesuffix("-seconds") in match else []
+            continue
+        rivals = [rss for rss in match if rss.partition("@")[0] == "rss" and match[rss] == kind] or ["rss"]
+        pairs += [(rivals[0], arm)] if rivals[0] in match else []
+    return pairs + ([("ps-released", "ps")] if {"ps-released", "ps"} <= set(match) else [])
+
+
+def _arms(study: Study, lines: Sequence[Line]) -> list[str]:
+    there = dict.fromkeys(line["arm"] for line in lines)
+    drawn = [arm["name"] for arm in study["arms"] if arm["name"] in there]
+    return drawn + [arm for arm in there if arm not in drawn]
+
+
+def _of(lines: Sequence[Line], arm: str) -> list[Line]:
+    return [line for line in lines if line["arm"] == arm]
+
+
+def _compare_arms(lines: Sequence[Line], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+    found = (compare_lines(_of(lines, a), _of(lines, b), (a, b)) for a, b in pairs)
+    return [comparison for comparison in found if comparison is not None]
+
+
+def _buckets(lines: Sequence[Line]) -> list[float]:
+    return sorted({line["bucket"] for line in lines if line["bucket"] is not None})
+
+
+def _medians(lines: Sequence[Line], arms: Sequence[str]) -> list[Row]:
+    """The median top-1 of each arm in each bucket: mean over seeds of a seed's median, with its interval."""
+    rows = []
+    for arm in arms:
+        for bucket in _buckets(lines):
+            values = by_seed(line for line in _of(lines, arm) if line["bucket"] == bucket)
+            if values:
+                groups = [list(found.values()) for _, found in sorted(values.items())]
+                interval = hierarchical_bootstrap(groups, statistic=np.median)
+                row = {"arm": arm, "bucket": bucket, "median": interval.estimate, **interval_columns(interval)}
+                rows.append(row | {"seeds": len(groups), "subnets": sum(len(group) for group in groups)})
+    return rows
+
+
+def _by_bucket(lines: Sequence[Line], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    return [
+        flat(found, a=found.names[0], b=found.names[1], bucket=bucket)
+        for bucket in _buckets(lines)
+        for found in _compare_arms([line for line in lines if line["bucket"] == bucket], pairs)
+    ]
+
+
+def _seconds(arms: Sequence[str], times: Sequence[Line]) -> list[Row]:
+    """Training seconds of each arm, and by which factor it is faster than ps (else the first arm) at the same seed."""
+    taken = {(line["arm"], line["seed"]): line for line in times}
+    reference = "ps" if "ps" in arms else arms[0] if arms else ""
+    rows = []
+    for arm in arms:
+        own = [line for (name, _), line in taken.items() if name == arm]
+        if own:
+            ratios = [
+                taken[reference, line["seed"]]["train_seconds"] / line["train_seconds"]
+                for line in own
+                if (reference, line["seed"]) in taken
+            ]
+            rows.append(
+                {
+                    "arm": arm,
+                    "runs": len(own),
+                    "seconds": float(np.mean([line["train_seconds"] for line in own])),
+                    "passes": float(np.mean([line["passes"] for line in own])),
+                    "reference": reference,
+                    "factor": float(np.exp(np.mean(np.log(ratios)))) if ratios else None,
+                    "smallest_factor": min(ratios, default=None),
+                    "largest_factor": max(ratios, default=None),
+                }
+            )
+    return rows
+
+
+def _time_notes(times: Sequence[Line]) -> tuple[str, ...]:
+    ways = {(line["threads"], line["beside"]) for line in times}
+    if len(ways) < 2:
+        return ()
+    return ("Runs were timed with unequal numbers of threads or of runs beside them: their seconds do not compare.",)
+
+
+def conclude_geometry(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+    """Does what holds between RSS and PS in the paper's geometry hold in the CIFAR geometry?"""
+    lines = population_lines(study, results)
+    names = list(dict.fromkeys(str(line["factors"].get("geometry")) for line in lines))
+    names.sort(key=lambda name: (name != "paper", name))
+    found: dict[str, Comparison] = {}
+    changes: dict[str, dict[int, list[float]]] = {}
+    for name in names:
+        rss, ps = ([x for x in where(lines, geometry=name) if _strategy(x, names) == s] for s in ("rss", "ps"))
+        comparison = compare_lines(rss, ps, (f"rss in the {name} geometry", f"ps in the {name} geometry"))
+        if comparison:
+            sentence = comparison.sentence.replace(f" in the {name} geometry", "")
+            found[name] = replace(comparison, sentence=f"in the {name} geometry {sentence}")
+            changes[name] = _mean_differences(by_seed(rss), by_seed(ps))
+    if not found:
+        return undecided(study, "no seed has results of both rss and ps in one geometry")
+    change = _change(changes)
+    verdict = _geometry_verdict([comparison.verdict for comparison in found.values()], change)
+    return Conclusion(
+        study=study["name"],
+        sentence=sentence_of(
+            *(comparison.sentence for comparison in found.values()), change.sentence if change else ""
+        ),
+        verdict=verdict,
+        comparisons=(*found.values(), *([change] if change else [])),
+        tables={
+            "geometries": [flat(comparison, geometry=name) for name, comparison in found.items()],
+            "medians": _medians(lines, _arms(study, lines)),
+            "seconds": _seconds(_arms(study, lines), times),
+        },
+        notes=(seeds_note(min(comparison.seeds for comparison in found.values())),),
+    )
+
+
+def _strategy(line: Line, geometries: Sequence[str]) -> str:
+    """The factor "strategy"; else the arm's name less the geometry's: "rss" of "rss-cifar" and of "cifar-rss"."""
+    if "strategy" in line["factors"]:
+        return str(line["factors"]["strategy"])
+    arm = str(line["arm"])
+    for geometry in geometries:
+        for mark in "-@ ":
+            arm = arm.removesuffix(f"{mark}{geometry}").removeprefix(f"{geometry}{mark}")
+    return arm
+
+
+def _mean_differences(a: BySeed, b: BySeed) -> dict[int, list[float]]:
+    """One difference of means for each seed that both have: geometries share no subnets that could be paired."""
+    return {s: [float(np.mean(list(a[s].values())) - np.mean(list(b[s].values())))] for s in sorted(set(a) & set(b))}
+
+
+def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison | None:
+    """How rss - ps differs between the first two geometries, second less first."""
+    if len(changes) < 2:
+        return None
+    first, second = list(changes)[:2]
+    seeds = sorted(set(changes[first]) & set(changes[second]))
+    if not seeds:
+        return None
+    names = (f"rss - ps in the {second} geometry", f"rss - ps in the {first} geometry")
+    found = compare(*({s: changes[g][s] for s in seeds} for g in (second, first)), margin=MARGIN, names=names)
+    text = says(
+        found,
+        better=f"the {second} geometry favours rss by {{}} more",
+        worse=f"the {second} geometry favours rss by {{}} less",
+        equivalent=f"the two differences are equal within {found.margin:g} points",
+        cannot_tell="whether geometry changes the difference cannot be told",
+    )
+    return replace(found, sentence=text)
+
+
+def _geometry_verdict(verdicts: Sequence[str], change: Comparison | None) -> str:
+    if change is None or CANNOT_TELL in verdicts:
+        return CANNOT_TELL
+    if len(set(verdicts)) == 1:
+        return "same order"
+    return "other order" if change.verdict in ("better", "worse") else CANNOT_TELL

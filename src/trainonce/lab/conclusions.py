@@ -1,0 +1,25 @@
+"""From a study's lines to what they force: one pure function for each of the five studies.
+
+Each takes study.json, the lines of results.jsonl and those of times.jsonl as plain dicts. Lines may be missing, as when
+a study was stopped: then less can be told. Designs and measures: docs/statistics.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from trainonce.lab.conclude_factorial import conclude_factorial
+from trainonce.lab.conclude_probes import conclude_dose, conclude_solo
+from trainonce.lab.conclude_strategies import conclude_arms, conclude_baseline, conclude_geometry
+from trainonce.lab.conclusion import Conclusion, Line, Study
+
+CONCLUSIONS: Mapping[str, Callable[[Study, Sequence[Line], Sequence[Line]], Conclusion]] = {
+    "baseline": conclude_baseline,
+    "dose": conclude_dose,
+    "solo": conclude_solo,
+    "factorial": conclude_factorial,
+    "geometry": conclude_geometry,
+}
+
+
+def conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+    """The conclusion of a study of ours by its name; of any other, every arm against the first."""
+    return CONCLUSIONS.get(study["name"], conclude_arms)(study, results, times)
