@@ -1,0 +1,1 @@
+"""The laboratory: measures of what subnets do to each other, and studies of many runs."""
