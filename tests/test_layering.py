@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("population",),
     ("lab",),
     ("cli_tools", "display", "report"),
+    ("cli_lab",),
     ("cli",),
     ("__main__",),
 )

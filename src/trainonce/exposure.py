@@ -55,7 +55,18 @@ class ExposureTable:
     def to_npz(self) -> bytes:
         """The table as the content of an .npz file; equal tables give equal bytes."""
         content = io.BytesIO()
-        np.savez(content, **{name: np.asarray(value) for name, value in vars(self).items()})
+        np.savez(
+            content,
+            allow_pickle=False,
+            names=self.names,
+            values=self.values,
+            passes=self.passes,
+            exposure=self.exposure,
+            steps=np.asarray(self.steps, np.int64),
+            lr_sum=np.asarray(self.lr_sum, np.float64),
+            macs_edges=self.macs_edges,
+            macs_passes=self.macs_passes,
+        )
         return content.getvalue()
 
     @classmethod
@@ -72,7 +83,7 @@ class ExposureTable:
     @classmethod
     def _from(cls, found: Mapping[str, NDArray[Any]]) -> "ExposureTable":
         rows, bins = found["names"].shape, found["macs_passes"].shape
-        shapes = {name: rows for name in ("names", "values", "passes", "exposure")}
+        shapes = dict.fromkeys(("names", "values", "passes", "exposure"), rows)
         shapes |= {"steps": (), "lr_sum": (), "macs_passes": bins, "macs_edges": (bins[0] + 1,)}
         kinds = {"names": "U", "exposure": "f", "lr_sum": "f", "macs_edges": "f"}
         for name, shape in shapes.items():
@@ -149,8 +160,10 @@ def value_probabilities(space: SearchSpace) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for choice in space.choices:
         here = dict.fromkeys(choice.values, 0.0)
-        parents: Mapping[int | None, float] = {None: 1.0} if choice.parent is None else {**found[choice.parent]}
-        for parent_value, probability in parents.items():
+        parents: list[tuple[int | None, float]] = [(None, 1.0)]
+        if choice.parent is not None:
+            parents = list(found[choice.parent].items())
+        for parent_value, probability in parents:
             open_values = choice.open_values(parent_value)
             for value in open_values:
                 here[value] += probability / len(open_values)

@@ -14,7 +14,7 @@ from trainonce.lab.forgetting import Prober, ProberSettings, default_probes, epo
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES, Phase, Recipe
 from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.train import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -58,7 +58,7 @@ def default_probes(net: Supernet, count: int, *, seed: int) -> tuple[Architectur
 def epochs_between_looks(
     net: Supernet, recipe: Recipe, *, images: int, look_macs: float, share: float, seed: int
 ) -> int:
-    """Every how many epochs to look so that looks, of `look_macs` each, take under `share` of the arithmetic of training.
+    """Every how many epochs to look so that looks, of `look_macs` each, take under `share` of training's arithmetic.
 
     `images` is how many there are to train on. The MACs of what the recipe draws are estimated from some draws.
     """
