@@ -102,10 +102,11 @@ def newest_step(path: Path) -> int:
 
 
 def outcome(path: Path) -> dict[str, bytes]:
-    """Every byte that must be the same: weights, momentum, teacher, and the metrics."""
+    """Every byte that must be the same: weights, momentum, teacher, exposure, and the metrics but for the seconds."""
     newest = path / "checkpoints" / f"step-{newest_step(path):06d}"
     files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
-    return files | {"metrics": (path / "metrics.jsonl").read_bytes()}
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in RunDirectory(path).metrics()]
+    return files | {"exposure.npz": (path / "exposure.npz").read_bytes(), "metrics": json.dumps(lines).encode()}
 
 
 def kill_at_random(folder: Path, epochs: float) -> dict[str, object]:

@@ -26,6 +26,7 @@ import trainonce
 from trainonce import checkpoint
 from trainonce.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
 from trainonce.errors import RunError, UserError
+from trainonce.files import read_json
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.run import RunDirectory
 
@@ -152,11 +153,16 @@ def assert_equal(found: State, expected: State) -> None:
 
 
 def bytes_of(run: RunDirectory) -> dict[str, bytes]:
-    """The newest checkpoint's tensors and tally, and the metrics."""
+    """The newest checkpoint's tensors and tally, the exposure, and the metrics; but for the seconds."""
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
-    files = {p.name: p.read_bytes() for p in newest.iterdir() if p.name != "MANIFEST"}
-    return files | {"name": newest.name.encode(), "metrics": run.metrics_file.read_bytes()}
+    files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
+    state, *lines = (
+        json.dumps({k: v for k, v in values.items() if k != "seconds"}).encode()
+        for values in (read_json(newest / "state.json"), *run.metrics())
+    )
+    files |= {"name": newest.name.encode(), "state": state, "metrics": b"\n".join(lines)}
+    return files | {"exposure": run.exposure_file.read_bytes()}
 
 
 class TestSameAsOne:
@@ -182,7 +188,8 @@ class TestSameAsOne:
             assert_equal(state, several.states[0])
         for line, expected in zip(several.run.metrics(), one.run.metrics(), strict=True):
             assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-            assert {**line, "loss": 0} == {**expected, "loss": 0}
+            assert {**line, "loss": 0, "seconds": 0} == {**expected, "loss": 0, "seconds": 0}
+        assert several.run.exposure_file.read_bytes() == one.run.exposure_file.read_bytes()
         assert [told["reports"] for told in several.told] == [len(one.run.metrics())] + [0] * (ranks - 1)
         assert several.told[0]["layers"] == one.told[0]["layers"], "the layers are the network's own again"
 

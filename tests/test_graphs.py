@@ -29,10 +29,10 @@ def recipe_of(*phases: Phase, **fields: Any) -> Recipe:
     return Recipe(name="test", about="A test.", phases=phases, batch_size=8, weight_decay=1e-3, **fields)
 
 
-def outcome(run: RunDirectory) -> tuple[dict[str, dict[str, Tensor]], bytes]:
+def outcome(run: RunDirectory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
     found = checkpoint.load_latest(run.checkpoints)
     assert found is not None
-    return found.tensors, run.metrics_file.read_bytes()
+    return found.tensors, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics()]
 
 
 def assert_same(one: RunDirectory, other: RunDirectory) -> None:

@@ -12,6 +12,7 @@ SOURCE = Path(trainonce.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("files", "settings", "losses", "precision", "space", "distributed"),
+    ("exposure",),
     ("recipes", "nn", "data", "checkpoint", "fanout"),
     ("cost", "stages"),
     ("sampling", "models"),
@@ -21,12 +22,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("population",),
     ("lab",),
     ("cli_tools", "display", "report"),
+    ("cli_lab",),
     ("cli",),
     ("__main__",),
 )
 """From the bottom up. A module or package imports from the layers below its own, and from its own package."""
 
-WITHOUT_TORCH = ("errors", "version", "files", "settings", "space", "recipes")
+WITHOUT_TORCH = ("errors", "version", "files", "settings", "space", "exposure", "recipes")
 PARTS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"})
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -27,6 +27,14 @@ from trainonce.train import TrainSettings, train_supernet
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 STEPS = 20
+Lines = list[dict[str, object]]
+
+
+def timeless(lines: Lines) -> Lines:
+    """Lines of metrics without what no two runs have in common."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
 NAMES = ("ps", "rss", "attentive", "deps")
 EVERY_STEP = TrainSettings(checkpoint_every_s=0, log_every=3)
 
@@ -67,20 +75,21 @@ class Runs:
         assert finished == (stop is None)
         return net.state_dict()
 
-    def straight(self, name: str) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+    def straight(self, name: str) -> tuple[dict[str, Tensor], Lines]:
         run = RunDirectory(self.folder / f"straight-{name}")
         if not run.path.exists():
             self.go(name, run, resume=False)
         found = checkpoint.load_latest(run.checkpoints)
         assert found is not None
         assert found.step == STEPS
-        return found.tensors["weights"], run.metrics()
+        return found.tensors["weights"], timeless(run.metrics())
 
     def check(self, name: str, weights: dict[str, Tensor], run: RunDirectory) -> None:
         expected, metrics = self.straight(name)
         assert weights.keys() == expected.keys()
         assert [k for k, v in weights.items() if not torch.equal(v, expected[k])] == []
-        assert run.metrics() == metrics
+        assert timeless(run.metrics()) == metrics
+        assert run.exposure_file.read_bytes() == (self.folder / f"straight-{name}" / "exposure.npz").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +189,14 @@ class TestAnotherRun:
             runs.go("spos", run)
 
 
-FILES = ("MANIFEST", "optimizer.safetensors", "state.json", "teacher.safetensors", "weights.safetensors")
+FILES = (
+    "MANIFEST",
+    "exposure.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "teacher.safetensors",
+    "weights.safetensors",
+)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +260,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert by_chance["kills"] == 20
     assert by_chance["advanced"] >= 5  # many in the middle of a run
     assert by_chance["files"] == [
+        "exposure.npz",
+        "exposure.safetensors",
         "metrics",
         "optimizer.safetensors",
         "teacher.safetensors",
@@ -297,4 +315,6 @@ class TestSigterm:
         for name in ("weights", "optimizer"):
             files = [r.checkpoints / "step-000064" / f"{name}.safetensors" for r in (run, expected)]
             assert files[0].read_bytes() == files[1].read_bytes()
-        assert run.metrics_file.read_bytes() == expected.metrics_file.read_bytes()
+        assert timeless(run.metrics()) == timeless(expected.metrics())
+        assert run.exposure_file.read_bytes() == expected.exposure_file.read_bytes()
+        assert run.forgetting_file.read_bytes() == expected.forgetting_file.read_bytes()

@@ -169,11 +169,11 @@ class TestConfig:
 class TestRecords:
     def test_metrics_after_a_step_are_dropped(self, tmp_path: Path) -> None:
         run = RunDirectory(tmp_path)
-        run.drop_metrics_after(3)
+        run.drop_after(3)
         assert not run.metrics_file.exists()
         for step in (2, 4, 6):
             run.append_metrics({"step": step})
-        run.drop_metrics_after(4)
+        run.drop_after(4)
         assert run.metrics() == [{"step": 2}, {"step": 4}]
 
     @pytest.mark.parametrize("line", ["{}", '{"step": "3"}', '{"step": null}'])
@@ -181,7 +181,7 @@ class TestRecords:
         run = RunDirectory(tmp_path)
         run.metrics_file.write_text('{"step": 1}\n' + line + "\n")
         with pytest.raises(UserError, match=r"metrics.jsonl, line 2: its 'step' is missing or of another kind"):
-            run.drop_metrics_after(1)
+            run.drop_after(1)
         run.population_file.write_text(line + "\n")
         with pytest.raises(UserError, match=r"population.jsonl, line 1: its 'arch' is missing or of another kind"):
             run.population()

@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, display
+from trainonce import checkpoint, cli_lab, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -26,6 +26,7 @@ from trainonce.cli_tools import (
     given,
     numbers,
     planned_workers,
+    prober,
     refuse_beside,
     scaled,
     stop_on_signal,
@@ -84,6 +85,7 @@ BESIDE_RESUME = {
     "device",
     "threads",
     "checkpoint_every",
+    "probes",
     "sync_bn",
     "precision",
     "cuda_graphs",
@@ -167,6 +169,15 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Subnets, from the smallest to the largest, that are scored now and then while training, in at most "
+            "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, as before.",
+            show_default=False,
+        ),
+    ] = None,
     sync_bn: Annotated[
         bool | None,
         typer.Option(
@@ -254,6 +265,7 @@ def train(
         return
     began = time.monotonic()
     board_wanted = tensorboard and ranks.first
+    look = prober(net.to(ranks.device), chosen, images, run, count=probes, seed=seed) if ranks.first else None
     with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(board_wanted, run) as board:
 
         def on_progress(at: Progress) -> None:
@@ -269,6 +281,7 @@ def train(
             resume=resume is not None,
             settings=settings,
             on_progress=on_progress,
+            on_epoch=look,
             should_stop=lambda: stop.number is not None,
             ranks=ranks,
         )
@@ -497,6 +510,9 @@ def list_names(as_json: Json = False) -> None:
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
     display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
+
+
+cli_lab.register(app)
 
 
 @app.callback(invoke_without_command=True)

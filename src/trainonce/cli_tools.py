@@ -17,6 +17,7 @@ from trainonce.data import DataSet
 from trainonce.distributed import ranks_in
 from trainonce.errors import UserError
 from trainonce.fanout import LOCAL, TORCHRUN
+from trainonce.lab.forgetting import Prober, default_probes
 from trainonce.models import Supernet
 from trainonce.population import PAPER_BUCKETS_M
 from trainonce.precision import Precision, logits_in
@@ -27,6 +28,8 @@ from trainonce.train import Progress
 
 WORTH_WORKERS_S = 30.0
 """How much work it takes until starting workers, of some seconds each, is worth it."""
+PROBES = 4
+"""How many subnets are looked at while training, unless it is said."""
 START_UP_S = 4.0
 """About how long workers take to start: they import torch, all at once, and calibrate."""
 
@@ -120,6 +123,16 @@ def estimated_seconds(
         extra = (trials + len(phase.subnets) * (phase.target == "labels+teacher")) / 3
         seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
     return seconds
+
+
+def prober(
+    net: Supernet, recipe: Recipe, data: DataSet, run: RunDirectory, *, count: int | None, seed: int
+) -> Prober | None:
+    """What looks at probes while training: `count` of them, by default those looked at before or `PROBES`."""
+    before = () if count is not None else dict.fromkeys(line["probe"] for line in run.forgetting())
+    probes = tuple(net.space.parse(text) for text in before)
+    probes = probes or default_probes(net, PROBES if count is None else count, seed=seed)
+    return Prober(net, recipe, data, run, probes=probes, seed=seed) if probes else None
 
 
 def given(context: typer.Context, name: str) -> bool:

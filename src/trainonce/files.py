@@ -1,12 +1,31 @@
-"""Writing files so that what was there stays whole: atomic replacement, append-only JSON lines."""
+"""Files: atomic replacement and append-only JSON lines, so that what was there stays whole; reading with a sentence."""
 
+import io
 import json
+import lzma
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainonce.errors import UserError
+
+# What the standard library and numpy raise on bytes that are not what they claim to be.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, RuntimeError),
+)
+_NPY_ERRORS = (
+    *(ValueError, TypeError, SyntaxError, tokenize.TokenError, EOFError),
+    *(OverflowError, MemoryError, RecursionError),
+)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -95,3 +114,35 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of JSON lines, atomically."""
     lines = (json.dumps(dict(value), ensure_ascii=False, allow_nan=False) + "\n" for value in values)
     write_atomic(path, "".join(lines).encode())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Give a file's bytes, or raise `UserError` that says why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, without pickle. Raises `UserError` that names the file and the key."""
+    data = read_bytes(path)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # Reading a member whole checks its CRC before numpy looks at it.
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{path} is not a whole npz (zip) archive: {error}") from error
+    for member, content in members.items():
+        key = member.removesuffix(".npy")
+        try:
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        except _NPY_ERRORS as error:
+            raise UserError(f"{path}: '{key}' is not a plain array: {error}") from error
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path}: '{key}' is an archive, not an array")
+        arrays[key] = array
+    return arrays

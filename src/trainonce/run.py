@@ -2,6 +2,9 @@
 
 run.json           what is trained and how (`RunConfig`), written once
 metrics.jsonl      one line for each stretch of training
+exposure.npz       how much training each choice's values got, see `trainonce.exposure`
+forgetting.jsonl   one line for each look at a probe while training
+interference.json  what the trained subnets do to each other
 checkpoints/       step-000123/…, see `trainonce.checkpoint`
 population.jsonl   one line for each subnet evaluated
 subnets/<id>/      a subnet taken out: subnet.json, weights.safetensors, model.py
@@ -26,6 +29,7 @@ from pydantic import Field
 from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
+from trainonce.exposure import ExposureTable
 from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
 from trainonce.nn import native
@@ -47,6 +51,16 @@ POPULATION_LINE: dict[str, type | tuple[type, ...]] = {
     "split": str,
 }
 """What every line of population.jsonl has at least."""
+FORGETTING_LINE: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "epoch": NUMBER,
+    "probe": str,
+    "macs": NUMBER,
+    "top1": NUMBER,
+    "loss": NUMBER,
+    "images": int,
+}
+"""What every line of forgetting.jsonl has at least."""
 
 
 class RunConfig(Settings):
@@ -86,6 +100,9 @@ class RunDirectory:
         self.path = Path(path)
         self.config_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.exposure_file = self.path / "exposure.npz"
+        self.forgetting_file = self.path / "forgetting.jsonl"
+        self.interference_file = self.path / "interference.json"
         self.population_file = self.path / "population.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.subnets = self.path / "subnets"
@@ -178,12 +195,30 @@ class RunDirectory:
         """All stretches recorded. Raises `UserError` that names a damaged line."""
         return _checked(self.metrics_file, {"step": int})
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget the stretches that end after `step`, which a resumed run will train again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        if self.metrics_file.exists():
-            with _disk_refusing(self.metrics_file):
-                write_lines(self.metrics_file, kept)
+    def drop_after(self, step: int) -> None:
+        """Forget the stretches and looks that end after `step`, which a resumed run will do again."""
+        for path, lines in ((self.metrics_file, self.metrics()), (self.forgetting_file, self.forgetting())):
+            if path.exists():
+                with _disk_refusing(path):
+                    write_lines(path, [line for line in lines if line["step"] <= step])
+
+    def append_forgetting(self, line: dict[str, Any]) -> None:
+        """Record one look at a probe. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.forgetting_file):
+            append_line(self.forgetting_file, line)
+
+    def forgetting(self) -> list[dict[str, Any]]:
+        """All looks at probes recorded. Raises `UserError` that names a damaged line."""
+        return _checked(self.forgetting_file, FORGETTING_LINE)
+
+    def write_exposure(self, table: ExposureTable) -> None:
+        """Replace what is recorded of exposure. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.exposure_file):
+            write_atomic(self.exposure_file, table.to_npz())
+
+    def exposure(self) -> ExposureTable:
+        """What was trained how much. Raises `UserError` where it was not recorded or is damaged."""
+        return ExposureTable.read(self.exposure_file)
 
     def append_population(self, line: dict[str, Any]) -> None:
         """Record one evaluation. Raises `RunError` where the disk refuses."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import NamedTuple
 
@@ -84,6 +85,17 @@ class Progress:
     """Estimate from the time the subnets took so far."""
 
 
+class EpochEnd(NamedTuple):
+    """Where training stands when it hands over for a look: after the last step of an epoch, or of the run."""
+
+    step: int
+    """Steps done."""
+    epoch: float
+    """Passes over the images done, counted by steps: a whole number, but perhaps at the end of the run."""
+    last: bool
+    """Whether the run is done."""
+
+
 class _Wish(NamedTuple):
     """What a rank wants beside training on."""
 
@@ -101,16 +113,20 @@ def train_supernet(
     resume: bool = False,
     settings: TrainSettings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     ranks: Ranks | None = None,
 ) -> bool:
-    """Train `net` in place by `recipe`; `run` gets run.json, metrics and checkpoints.
+    """Train `net` in place by `recipe`; `run` gets run.json, metrics, exposure and checkpoints.
 
     With `resume` a run that is there goes on from its newest whole checkpoint: bit for bit on the CPU with the same
     number of threads and processes, up to rounding elsewhere. `should_stop` is asked after every step; when it
     says so, a checkpoint is written and False is returned; True when the recipe is finished. Raises `RunError` when
     a loss or weight is not finite or the disk refuses, and `UserError` when there is a run already or, to resume,
     one of another network, recipe, seed or data.
+
+    `on_epoch` is called on rank 0 after the last step of every epoch, and of the run, and before a checkpoint of that
+    step: what it does must leave `net` and its mode as they are, and is done again where a run resumes from before.
 
     With `ranks` (see `trainonce.distributed.process_group`) every process calls this alike, and each trains its share
     of each batch. Rank 0 alone reads and writes `run` and reports progress; any rank's `should_stop` stops all, some
@@ -141,7 +157,7 @@ def train_supernet(
                 _claim(run, config, resume=resume)
         if chosen.sync_batch_norm and not ranks.alone:
             stack.enter_context(synchronised(net, ranks))
-        finished = loop.go(on_progress or (lambda _: None), should_stop or (lambda: False))
+        finished = loop.go(on_progress or _ignore, on_epoch or _ignore, should_stop or (lambda: False))
         ranks.copy_from_first(net.buffers())
         return finished
 
@@ -160,6 +176,10 @@ def _claim(run: RunDirectory, config: RunConfig, *, resume: bool) -> None:
         check_identity(run.config().identity(), config.identity(), where=run.config_file)
     else:
         run.create(config)
+
+
+def _ignore(_: object) -> None:
+    """Nothing is to be done."""
 
 
 def _look_every(device: torch.device) -> int:
@@ -200,14 +220,24 @@ class _Loop:
             for entry in self.table
         }
 
-    def go(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+    def go(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_epoch: Callable[[EpochEnd], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
         self.state.restore()
         whole, own = tee(self._rows_from(self.state.step))
         with closing(self.data.train.batches(rows_B[self.share.rows] for rows_B in own)) as batches:
             self.batches = zip(whole, batches, strict=False)
-            return self._train(on_progress, should_stop)
+            return self._train(on_progress, on_epoch, should_stop)
 
-    def _train(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+    def _train(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_epoch: Callable[[EpochEnd], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
         state, first_step, began = self.state, self.state.step, time.monotonic()
         saved = began
         self.net.train()
@@ -223,6 +253,9 @@ class _Loop:
                 left = self._passes_done(self.steps) - self._passes_done(state.step)
                 pace = (time.monotonic() - began) / (self._passes_done(state.step) - self._passes_done(first_step))
                 self._log(on_progress, entry, lr, arch, seconds_left=left * pace)
+            if self.ranks.first and (done or state.step % self.steps_per_epoch == 0):
+                end = EpochEnd(step=state.step, epoch=state.step / self.steps_per_epoch, last=done)
+                state.aside(partial(on_epoch, end))
             wish = self._wish(should_stop, saved) if self.ranks.alone else self._wish_of_all()
             stop = wish.stop and not done
             if stop or wish.save or done:
@@ -288,6 +321,7 @@ class _Loop:
             group["lr"] = lr
         state.optimizer.step()
         state.tally.add(losses_S, hits, self.share.total)
+        state.record(archs, lr)
         return lr, archs[-1]
 
     def _passes(
@@ -427,5 +461,6 @@ class _Loop:
             seconds_left=seconds_left,
         )
         line = {k: v for k, v in vars(progress).items() if k not in ("seconds_left", "steps")}
-        self.run.append_metrics(line | {"arch": str(arch), "passes": self._passes_done(step) / self.steps_per_epoch})
+        passes = self._passes_done(step) / self.steps_per_epoch
+        self.run.append_metrics(line | {"arch": str(arch), "passes": passes, "seconds": self.state.seconds()})
         on_progress(progress)

@@ -1,6 +1,8 @@
 """What changes while training: how phases begin, and how a checkpoint brings it back, on every rank alike."""
 
 import copy
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ from torch import Tensor, nn
 from trainonce import checkpoint
 from trainonce.distributed import Ranks
 from trainonce.errors import RunError, UserError
+from trainonce.exposure import Exposure
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronise
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import BatchDropout, batch_dropouts
 from trainonce.recipes import Phase, PhaseSteps, phase_at
 from trainonce.run import RunConfig, RunDirectory
-from trainonce.space import SearchSpace, derived_seed
+from trainonce.sampling import MacsSampler
+from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.tally import Tally
 
 
@@ -34,6 +38,11 @@ class TrainState:
         self.device = next(net.parameters()).device
         self.step = 0
         self.tally = Tally(self.device)
+        by_macs = MacsSampler(net.cost)
+        self.exposure = Exposure(net.space, by_macs.min_macs, by_macs.max_macs)
+        """Recorded by rank 0 alone: every rank trains the same subnets."""
+        self.seconds_before = 0.0
+        self.began = time.monotonic()
         self.optimizer: torch.optim.SGD | None = None
         self.trained_teacher: nn.Module | None = None
         self.teacher: nn.Module | None = None
@@ -100,6 +109,23 @@ class TrainState:
                     self.zeros[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self.zeros[parameter]
 
+    # What is recorded beside the weights
+
+    def record(self, archs: tuple[Architecture, ...], lr: float) -> None:
+        """Count a step's subnets into the exposure, by rank 0."""
+        if self.ranks.first:
+            self.exposure.add(archs, [self.net.cost(arch).macs for arch in archs], lr)
+
+    def seconds(self) -> float:
+        """Seconds of training since the run began, in this and earlier sessions; looking aside does not count."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do something that is no part of training."""
+        began = time.monotonic()
+        work()
+        self.began += time.monotonic() - began
+
     # Checkpoints
 
     def save(self) -> None:
@@ -119,12 +145,17 @@ class TrainState:
         tensors = {"weights": weights, "optimizer": self._momenta()}
         if self.trained_teacher is not None:
             tensors["teacher"] = dict(self.trained_teacher.state_dict())
-        checkpoint.save(
-            self.run.checkpoints,
-            self.step,
-            tensors,
-            {"step": self.step, "tally": self.tally.to_json(), "identity": self.config.identity()},
-        )
+        recorded = self.exposure
+        tensors["exposure"] = {name: torch.from_numpy(array) for name, array in recorded.state().items()}
+        state = {
+            "step": self.step,
+            "tally": self.tally.to_json(),
+            "exposure": {"steps": recorded.steps, "lr_sum": recorded.lr_sum},
+            "seconds": self.seconds(),
+            "identity": self.config.identity(),
+        }
+        self.run.write_exposure(recorded.table())  # first: a run whose last checkpoint is there has nothing left to do
+        checkpoint.save(self.run.checkpoints, self.step, tensors, state)
 
     def last_good(self) -> str:
         """The sentence that says which checkpoint there is."""
@@ -150,7 +181,7 @@ class TrainState:
                 found = checkpoint.load_latest(self.run.checkpoints)
                 if found is not None:
                     check_identity(found.state["identity"], self.config.identity(), where=found.path)
-                self.run.drop_metrics_after(0 if found is None else found.step)
+                self.run.drop_after(0 if found is None else found.step)
         if not self.ranks.collect_json(found is not None)[0]:
             if self.recipe.zero_init_residual:
                 self.net.zero_init_residual()
@@ -165,6 +196,8 @@ class TrainState:
         mine = None if found is None else [found.step, found.state["tally"], {k: list(t) for k, t in groups.items()}]
         self.step, tally, names = self.ranks.collect_json(mine)[0]
         self.tally = Tally.from_json(tally, self.device)
+        if found is not None:
+            self._bring_back_records(found)
         self.net.load_state_dict(groups.get("weights", self.net.state_dict()))
         if "teacher" in names:
             self.trained_teacher = _as_teacher(self.net).eval()
@@ -177,6 +210,13 @@ class TrainState:
                 buffer = groups["optimizer"][name].to(self.device) if groups else torch.zeros_like(parameter)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.ranks.copy_from_first([*self.net.state_dict().values(), *self._momenta().values()])
+
+    def _bring_back_records(self, found: checkpoint.Checkpoint) -> None:
+        """The exposure and the seconds; a checkpoint of before they were recorded has none."""
+        if "exposure" in found.tensors:
+            counts = {name: tensor.numpy() for name, tensor in found.tensors["exposure"].items()}
+            self.exposure.restore(counts, **found.state["exposure"])
+        self.seconds_before, self.began = found.state.get("seconds", 0.0), time.monotonic()
 
 
 def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:

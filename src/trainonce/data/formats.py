@@ -5,11 +5,7 @@ Nothing is ever unpickled. Image folders are read in `folder.py`.
 """
 
 import gzip
-import io
-import lzma
 import struct
-import tokenize
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +17,7 @@ import torch
 
 from trainonce.data.splits import Published, Split
 from trainonce.errors import UserError
+from trainonce.files import read_arrays, read_bytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -29,27 +26,9 @@ CIFAR_PIXELS = 3 * CIFAR_SIDE * CIFAR_SIDE
 
 # What the standard library and numpy raise on bytes that are not what they claim to be.
 _GZIP_ERRORS = (OSError, EOFError, zlib.error)
-_ZIP_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, RuntimeError),
-)
-_NPY_ERRORS = (
-    *(ValueError, TypeError, SyntaxError, tokenize.TokenError, EOFError),
-    *(OverflowError, MemoryError, RecursionError),
-)
 
 # The first name of each split is ours; the others are in common use (MedMNIST says `val_images`).
 _NPZ_SPLITS = {"train": ("train",), "validate": ("validate", "val", "valid"), "test": ("test",)}
-
-
-def read_bytes(path: Path) -> bytes:
-    """Give a file's bytes, or raise `UserError` that says why it cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def make_split(images: Bytes, labels: npt.NDArray[np.integer[Any]]) -> Split:
@@ -155,7 +134,7 @@ def read_npz(path: Path) -> Published:
     or 3, the same shape in every split; labels are integers [N] or [N, 1] from 0, every class in every split.
     Raises `UserError` on anything else, object arrays among it: nothing is unpickled.
     """
-    arrays = _load_arrays(path)
+    arrays = read_arrays(path)
     splits = _npz_splits(arrays, path)
     class_names = _npz_class_names(arrays, splits, path)
     shape = splits["train"].images.shape[1:]
@@ -179,27 +158,6 @@ def refuse_missing_class(split: Split, class_names: tuple[str, ...], *, where: s
     if not bool(counts.all()):
         missing = int(torch.nonzero(counts == 0)[0])
         raise UserError(f"{where} has no image of class '{class_names[missing]}'")
-
-
-def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    data = read_bytes(path)
-    arrays = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # Reading a member whole checks its CRC before numpy looks at it.
-            members = {name: archive.read(name) for name in archive.namelist()}
-    except _ZIP_ERRORS as error:
-        raise UserError(f"{path} is not a whole npz (zip) archive: {error}") from error
-    for member, content in members.items():
-        key = member.removesuffix(".npy")
-        try:
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        except _NPY_ERRORS as error:
-            raise UserError(f"{path}: '{key}' is not a plain array: {error}") from error
-        if not isinstance(array, np.ndarray):
-            raise UserError(f"{path}: '{key}' is an archive, not an array")
-        arrays[key] = array
-    return arrays
 
 
 def _npz_splits(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> dict[str, Split]:

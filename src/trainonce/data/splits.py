@@ -87,6 +87,12 @@ class Split:
         taken = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.take(indices)
         return type(self)(taken, self.labels[index])
 
+    def drawn(self, count: int, *, seed: int) -> Self:
+        """Give `count` images drawn from `seed`, all where there are fewer, in memory even where these are streamed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        _, images, labels = self.batch(order[:count].sort().values.to(self.labels.device))
+        return type(self)(images, labels)
+
     def batch(self, rows_B: Tensor) -> Batch:
         """Give the images and labels at `rows_B`, int64 [B] on the labels' device; streamed ones are decoded now."""
         images_BCHW = self.pixels[rows_B] if isinstance(self.pixels, Tensor) else self.pixels.batch(rows_B)

@@ -1,0 +1,94 @@
+"""The laboratory's commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from trainonce import display
+from trainonce.cli_tools import device_named
+from trainonce.files import to_json, write_atomic
+from trainonce.lab.forgetting import default_probes
+from trainonce.lab.measure import MeasureSettings, measure, verdict
+from trainonce.run import RunDirectory
+
+
+def register(app: typer.Typer) -> None:
+    """Add the laboratory's commands."""
+    app.command(name="measure")(measure_run)
+
+
+def measure_run(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)],
+    probes: Annotated[
+        int, typer.Option(min=2, help="Subnets to compare: smallest, largest, and others in between.")
+    ] = 6,
+    batches: Annotated[int, typer.Option(min=2, help="Batches that gradients are taken on.")] = 8,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Step whose effect is measured. Default: the last phase's.", show_default=False),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=2, help="Augmented images for recalibrating batch norms.")
+    ] = 2000,
+    data_path: Annotated[
+        str | None, typer.Option("--data", help="Where the images are now, if they have moved.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the probes and images.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Measure what the subnets of a trained run do to each other; writes RUN/interference.json."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = RunDirectory(run_path)
+    net, step = run.load_supernet()
+    recipe = run.config().recipe
+    settings = MeasureSettings.parse(
+        {
+            "batches": batches,
+            "batch_size": recipe.batch_size,
+            "lr": recipe.phases[-1].lr if lr is None else lr,
+            "calibration_images": calibration_images,
+            "seed": seed,
+        },
+        where="the command line",
+    )
+    chosen = default_probes(net, probes, seed=seed)
+    display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {step}")
+    settled = device_named(device)
+    data = run.load_data(data_dir, moved_to=data_path).to(settled)
+    found = measure(net.to(settled), data, chosen, step=step, settings=settings)
+    write_atomic(run.interference_file, to_json(found))
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
+    display.out.print(_matrix(found, found["transfer"]["r"]))
+    display.out.print("\nAgreement of gradients on shared weights, corrected for noise (1 alike, -1 opposed)")
+    display.out.print(_matrix(found, found["gradient"]["agreement"]))
+    scores = found["statistics"]
+    gains = [own - mixed for own, mixed in zip(scores["top1_recalibrated"], scores["top1_supernet"], strict=True)]
+    display.out.print(
+        f"\nRecalibrating batch norms gives {min(gains):.1f} to {max(gains):.1f} points of top-1: those were lost to "
+        f"wrong statistics, not to wrong weights.\n{verdict(found)}\nWritten to {run.interference_file}"
+    )
+
+
+def _matrix(found: dict[str, Any], rows: list[list[float | None]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for label in found["labels"]:
+        table.add_column(label, justify="right")
+    for label, row in zip(found["labels"], rows, strict=True):
+        table.add_row(label, *("–" if value is None else f"{value:.2f}" for value in row))
+    return table

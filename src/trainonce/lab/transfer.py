@@ -1,0 +1,89 @@
+"""Loss transfer: what a step along one task's gradient does to another task's loss on held-out images.
+
+Z(b -> a) = 1 - L_a(weights - lr g_b; B') / L_a(weights; B'), and R_ab = Z(b -> a) / Z(a -> a). There is interference if
+and only if R is negative. This is what a cosine cannot say: a negative one can be harmless, a positive one harm.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.lab.gradients import gradient_of
+
+Floats = NDArray[np.float64]
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transfer:
+    """What steps along the gradients of P tasks do to each other's losses, on average over the batches."""
+
+    z: Floats
+    """[P, P] in row a, column b: the share of a's loss that a step along b's gradient takes away."""
+    z_error: Floats
+    """[P, P] its standard error over the batches; NaN where there is one alone."""
+    r: Floats
+    """[P, P] Z(b -> a), over what a step along a's own gradient takes away; NaN where its own does not help."""
+
+    def harmful(self) -> NDArray[np.bool_]:
+        """[P, P] whether b's steps raise a's loss beyond noise: by more than two standard errors."""
+        found: NDArray[np.bool_] = self.z < -2 * self.z_error
+        return found
+
+    def helpful(self) -> NDArray[np.bool_]:
+        """[P, P] whether b's steps lower a's loss beyond noise."""
+        found: NDArray[np.bool_] = self.z > 2 * self.z_error
+        return found
+
+
+def loss_transfer(
+    losses: Sequence[Callable[[B], Tensor]],
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[tuple[B, B]],
+    *,
+    lr: float,
+) -> Transfer:
+    """Step along each task's gradient on a batch and see all tasks' losses on another: `batches` are such pairs.
+
+    The parameters are as before when it returns. Raises `UserError` where there is no batch or a loss is zero.
+    """
+    found = [_transfer(losses, parameters, batch, held_out, lr) for batch, held_out in batches]
+    if not found:
+        raise UserError("measuring transfer needs at least one batch")
+    z: Floats = np.mean(found, axis=0)
+    own = np.diagonal(z)[:, None]
+    count = len(found)
+    z_error = np.std(found, axis=0, ddof=1) / count**0.5 if count > 1 else np.full_like(z, np.nan)
+    return Transfer(z=z, z_error=z_error, r=z / np.where(own > 0, own, np.nan))
+
+
+def _transfer(
+    losses: Sequence[Callable[[B], Tensor]], parameters: Mapping[str, Tensor], batch: B, held_out: B, lr: float
+) -> Floats:
+    """[P, P] of one pair of batches."""
+    before = _values(losses, held_out)
+    if not (before > 0).all():
+        raise UserError("the share of a loss that is taken away needs losses above zero")
+    after = np.empty((len(losses), len(losses)))
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    for b, loss in enumerate(losses):
+        gradient = gradient_of(loss, parameters, batch)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.sub_(gradient[name], alpha=lr)
+            after[:, b] = _values(losses, held_out)
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
+    transfer: Floats = 1 - after / before[:, None]
+    return transfer
+
+
+@torch.no_grad()
+def _values(losses: Sequence[Callable[[B], Tensor]], batch: B) -> Floats:
+    return np.array([float(loss(batch)) for loss in losses])

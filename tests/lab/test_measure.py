@@ -1,0 +1,152 @@
+"""`trainonce measure`: what it writes, that it touches nothing, and how it refuses."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from trainonce.cli import app, main
+from trainonce.data import Augmentation, DataSet, load_dataset
+from trainonce.errors import UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.lab.forgetting import default_probes
+from trainonce.lab.measure import MeasureSettings, measure, verdict
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import RECIPES
+from trainonce.run import RunDirectory
+from trainonce.train import train_supernet
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+SETTINGS = MeasureSettings(batches=3, batch_size=10, calibration_images=24)
+
+
+@pytest.fixture
+def data(make_data: MakeData) -> DataSet:
+    return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+
+
+class TestMeasure:
+    def test_what_is_found(self, make_net: MakeNet, data: DataSet) -> None:
+        net = make_net(dropout=0.3).eval()
+        before = copy.deepcopy(net.state_dict())
+        probes = default_probes(net, 4, seed=0)
+        torch.manual_seed(0)
+        expected = torch.rand(())
+        torch.manual_seed(0)
+        found = measure(net, data, probes, step=7, settings=SETTINGS)
+        assert torch.rand(()) == expected, "the global generator is left alone"
+        assert [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])] == []
+        assert not net.training
+        assert all(p.grad is None for p in net.parameters())
+        assert found == measure(net, data, probes, step=7, settings=SETTINGS)
+        json.dumps(found, allow_nan=False)
+        assert found["labels"][0] == "smallest"
+        assert found["labels"][-1] == "largest"
+        assert found["macs"] == [net.cost_of(probe).macs for probe in probes]
+        for matrix in (found["gradient"]["agreement"], found["transfer"]["z"], found["bn_shift"]["mean"]):
+            assert np.array(matrix, float).shape == (4, 4)
+        assert {"stem", "stage1.block1", "stage5.block2", "classifier"} <= set(found["gradient"]["layers"])
+        assert found["gradient"]["layers"]["stage5.block2"][0] == [None] * 4, "the smallest does not have it"
+        assert len(found["gradient"]["control"]) == 4
+        diagonal = [found["bn_shift"]["mean"][i][i] for i in range(4)]
+        assert diagonal == [0, 0, 0, 0]
+
+    def test_scores_are_the_evaluators(self, make_net: MakeNet, data: DataSet) -> None:
+        net = make_net().eval()
+        probes = default_probes(net, 2, seed=0)
+        found = measure(net, data, probes, step=1, settings=SETTINGS)["statistics"]
+        evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=24))
+        assert found["top1_recalibrated"] == [evaluator(net, probe).top1 for probe in probes]
+        assert found["top1_supernet"] == [evaluator.score(net.extract(probe)).top1 for probe in probes]
+
+    def test_two_subnets_that_are_the_same_but_for_a_kernel(self, make_net: MakeNet, data: DataSet) -> None:
+        """They share nearly everything, so what trains the one trains the other."""
+        net = make_net(dropout=0.0, depths=(1,), expand_ratios=(3,)).eval()
+        largest = net.space.largest()
+        other = net.space.check(dict(largest) | {"stage5.block1.kernel_size": 3})
+        found = measure(net, data, [largest, other], step=1, settings=SETTINGS)
+        assert found["gradient"]["agreement"][0][1] == pytest.approx(1, abs=0.05)
+        assert found["transfer"]["z"][0][1] == pytest.approx(found["transfer"]["z"][0][0], rel=0.2, abs=0.01)
+
+    def test_small_data(self, make_net: MakeNet, data: DataSet, make_data: MakeData) -> None:
+        net = make_net().eval()
+        probes = default_probes(net, 2, seed=0)
+        found = measure(net, data, probes, step=1, settings=SETTINGS.model_copy(update={"batch_size": 1000}))
+        assert found["batch_size"] == 32 // 3
+        with pytest.raises(UserError, match="32 training images are too few for 20 batches"):
+            measure(net, data, probes, step=1, settings=SETTINGS.model_copy(update={"batches": 20}))
+        with pytest.raises(UserError, match="at least two different probes"):
+            measure(net, data, probes[:1], step=1, settings=SETTINGS)
+        few = replace(data, validate=make_data(validate=2).validate)
+        measure(net, few, probes, step=1, settings=SETTINGS)
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("harmful", "helpful", "says"),
+        [
+            ([[0, 1], [0, 0]], [[1, 0], [0, 1]], "Interference at this step: in 1 of 2 pairs"),
+            ([[0, 0], [0, 0]], [[1, 1], [1, 1]], "No interference at this step: a step for any of these 2 subnets"),
+            ([[0, 0], [0, 0]], [[1, 1], [0, 1]], "No interference was seen beyond noise at this step: in 1 of 2"),
+        ],
+    )
+    def test_sentences(self, harmful: list[list[int]], helpful: list[list[int]], says: str) -> None:
+        transfer: dict[str, Any] = {"harmful": harmful, "helpful": helpful, "z": [[0.1, -0.2], [0.3, 0.1]]}
+        said = verdict({"labels": ["smallest", "largest"], "transfer": transfer})
+        assert said.startswith(says)
+        assert ("largest that of smallest" in said) == (sum(map(sum, harmful)) > 0)
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+        run = RunDirectory(tmp_path_factory.mktemp("measure") / "run")
+        settings = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10, width_mult=0.25)
+        recipe = RECIPES["spos"]
+        train_supernet(MobileNetV3(settings), recipe.scaled(0.25 / recipe.epochs), load_dataset("digits"), run)
+        return run
+
+    OPTIONS = ("--probes", "3", "--batches", "2", "--calibration-images", "50", "--device", "cpu")
+
+    def test_it_writes_and_says(self, run: RunDirectory) -> None:
+        checkpoints = {p: p.read_bytes() for p in run.checkpoints.rglob("*") if p.is_file()}
+        done = CliRunner().invoke(app, ["measure", str(run.path), *self.OPTIONS], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "nterference" in done.stdout
+        assert "largest" in done.stdout
+        found = json.loads(run.interference_file.read_text())
+        assert found["batch_size"] == 64
+        assert len(found["probes"]) == 3
+        assert {p: p.read_bytes() for p in run.checkpoints.rglob("*") if p.is_file()} == checkpoints
+
+    def test_json(self, run: RunDirectory) -> None:
+        done = CliRunner().invoke(app, ["measure", str(run.path), *self.OPTIONS, "--json"], catch_exceptions=False)
+        assert json.loads(done.stdout) == json.loads(run.interference_file.read_text())
+
+    @pytest.mark.parametrize("what", ["nothing", "untrained"])
+    def test_refusals(
+        self,
+        run: RunDirectory,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        what: str,
+    ) -> None:
+        if what == "untrained":
+            (tmp_path / "run.json").write_bytes(run.config_file.read_bytes())
+        monkeypatch.setattr("sys.argv", ["trainonce", "measure", str(tmp_path)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert {"nothing": "holds no run", "untrained": "has no trained weights yet: train it first"}[what] in said
+        assert not (tmp_path / "interference.json").exists()
