@@ -19,7 +19,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train_state", "scoring"),
     ("train",),
     ("population",),
+    ("lab",),
     ("cli_tools", "display", "report"),
+    ("cli_study",),
     ("cli",),
     ("__main__",),
 )

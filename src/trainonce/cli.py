@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from trainonce import checkpoint, display
+from trainonce.cli_study import register as register_study
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -497,6 +498,9 @@ def list_names(as_json: Json = False) -> None:
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
     display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
+
+
+register_study(app)
 
 
 @app.callback(invoke_without_command=True)
