@@ -225,7 +225,7 @@ def _workers(device: str, workers: int | None, cluster: str, runs: int) -> int |
     return None if workers is None else max(1, min(workers, runs))
 
 
-class _threads_of_a_worker:  # noqa: N801 used like a function
+class _threads_of_a_worker:
     """Inside, torch has as many threads as a worker will have."""
 
     def __init__(self, device: str, workers: int | None, cluster: str) -> None:
@@ -298,9 +298,7 @@ class _Watch:
         total = sum(self.estimates.values())
         left = (total - done) / pace if pace > 0 else self.seconds
         under_way = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()) or "starting"
-        self.show(
-            len(self.finished), len(self.study.runs), f"runs; {under_way}; about {display.duration(left)} left"
-        )
+        self.show(len(self.finished), len(self.study.runs), f"runs; {under_way}; about {display.duration(left)} left")
 
     def on_run(self, line: Line) -> None:
         """Note that a run is recorded."""
@@ -320,7 +318,7 @@ def _announce(study: Study, images: DataSet, directory: StudyDirectory) -> None:
 
 def _report(study: Study, directory: StudyDirectory, *, as_json: bool) -> None:
     summaries = arm_summaries(study.arms, directory.results(), directory.finished())
-    conclusion = conclude(study.name, directory)
+    conclusion = conclude(directory)
     if as_json:
         result: dict[str, Any] = {"study": str(directory.path), "arms": [asdict(s) for s in summaries]}
         sys.stdout.write(json.dumps(result | {"conclusion": conclusion}) + "\n")

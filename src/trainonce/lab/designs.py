@@ -8,15 +8,16 @@ from typing import Any
 
 from trainonce.errors import UserError
 from trainonce.lab.share import expected_share
-from trainonce.lab.study import Arm, Factors, Ground, Study, StudyRun, in_seed_order, stratified_probes
+from trainonce.lab.study import Arm, Factors, Ground, Study, StudyRun, in_seed_order
 from trainonce.recipes import ONLY_LARGEST, RECIPES, RSS_EPOCHS, Phase, Recipe, Slot
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng
 
 DOSES: tuple[int | str, ...] = (1, 2, 4, 16, 64, "all")
 DOSE_PROBES = 2
-SOLO_PROBES = 8
-SHRINKING = (
+SOLO_PROBES, SOLO_BUCKETS = 8, 4
+"""Two probes share a bucket, so that ranks can be compared where size does not decide."""
+SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
     ("kernel", 120, {"depth": 1, "expand_ratio": 1}),
     ("depth 1", 25, {"depth": 2, "expand_ratio": 1}),
     ("depth 2", 120, {"expand_ratio": 1}),
@@ -24,7 +25,9 @@ SHRINKING = (
     ("expand 2", 120, {}),
 )
 """Progressive Shrinking's order: a phase's name, its epochs, and what it keeps."""
-LARGEST_EPOCHS = 180
+LARGEST_EPOCHS = 180.0
+NO_ORDER: tuple[tuple[str, float, dict[str, int]], ...] = (("all", RSS_EPOCHS - LARGEST_EPOCHS, {}),)
+"""As long as PS's phases after the largest, in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,12 @@ def _at_passes(ground: Ground, name: str) -> Recipe:
     return ground.at_batch_size(recipe.scaled(ground.scale * RSS_EPOCHS / recipe.passes))
 
 
+def _at_passes_of(ground: Ground, other: Recipe, name: str) -> Recipe:
+    """A recipe of one phase and one subnet a step at exactly the subnet passes that another comes to in whole steps."""
+    recipe = ground.at_batch_size(RECIPES[name])
+    return recipe.scaled(ground.passes(other) / ground.steps_per_epoch(recipe) / recipe.epochs)
+
+
 def _in_steps(ground: Ground, recipe: Recipe, epochs: float) -> int:
     """A length at the study's scale, in whole steps."""
     return max(1, round(epochs * ground.scale * ground.steps_per_epoch(recipe)))
@@ -96,7 +105,8 @@ def _in_steps(ground: Ground, recipe: Recipe, epochs: float) -> int:
 
 
 def _baseline(ground: Ground) -> Built:
-    ps, rss = _at_passes(ground, "ps"), _at_passes(ground, "rss")
+    ps = _at_passes(ground, "ps")
+    rss = _at_passes_of(ground, ps, "rss")
     seconds = ps.epochs * ground.pace(ps)
     timed = rss.scaled(seconds / (rss.epochs * ground.pace(rss)))
     arms: list[tuple[str, str, Recipe, str]] = [
@@ -108,7 +118,7 @@ def _baseline(ground: Ground) -> Built:
         ),
         ("ps", "Progressive Shrinking, faithful to OFA", ps, "passes"),
         ("rss", "Random Subnet Sampling, at the subnet passes of both", rss, "passes"),
-        ("rss-short", "Random Subnet Sampling in 180 of 590 epochs", _short(ground), "own"),
+        ("rss-short", "Random Subnet Sampling in 180 of 590 epochs", rss.scaled(180 / RSS_EPOCHS), "own"),
         ("rss@ps-seconds", "Random Subnet Sampling for as many seconds as ps takes", timed, "seconds"),
     ]
     model = ground.model()
@@ -117,10 +127,6 @@ def _baseline(ground: Ground) -> Built:
         for seed, (name, _, recipe, match) in product(ground.seeds, arms)
     ]
     return Built(arms=[Arm(name=name, about=about) for name, about, _, _ in arms], runs=runs, evaluate={})
-
-
-def _short(ground: Ground) -> Recipe:
-    return ground.at_batch_size(RECIPES["rss-short"].scaled(ground.scale))
 
 
 # dose
@@ -164,19 +170,15 @@ def dose_cycle(ground: Ground, probe: str, dose: int | str, seed: int) -> tuple[
 def _dose(ground: Ground) -> Built:
     base = ground.at_batch_size(RECIPES["spos"])
     turns = _in_steps(ground, base, RSS_EPOCHS)
-    probes = stratified_probes(ground, DOSE_PROBES)
+    probes, buckets = ground.probes(DOSE_PROBES, 1)
     arms = [Arm(name=f"k-{dose}", about=_dose_about(dose)) for dose in DOSES]
     runs = []
-    for seed, (number, probe), (arm, dose) in product(
-        ground.seeds, enumerate(probes), zip(arms, DOSES, strict=True)
-    ):
+    for seed, (number, probe), (arm, dose) in product(ground.seeds, enumerate(probes), zip(arms, DOSES, strict=True)):
         cycle = dose_cycle(ground, probe, dose, seed)
         recipe = _cycle(arm.name, cycle, turns if dose == 1 else 2 * turns, ground)
         factors: Factors = {"dose": dose, "probe": number}
-        runs.append(
-            _run(arm.name, seed, recipe, ground.model(), part=f"-p{number}", factors=factors, probes=(probe,))
-        )
-    return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes})
+        runs.append(_run(arm.name, seed, recipe, ground.model(), part=f"-p{number}", factors=factors, probes=(probe,)))
+    return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes, **buckets})
 
 
 def _dose_about(dose: int | str) -> str:
@@ -192,7 +194,7 @@ def _solo(ground: Ground) -> Built:
     supernet = ground.at_batch_size(RECIPES["spos"])
     steps = _in_steps(ground, supernet, RSS_EPOCHS)
     supernet = supernet.scaled(steps / ground.steps_per_epoch(supernet) / supernet.epochs)
-    probes = stratified_probes(ground, SOLO_PROBES)
+    probes, buckets = ground.probes(SOLO_BUCKETS, SOLO_PROBES // SOLO_BUCKETS)
     model = ground.model()
     runs = []
     for seed in ground.seeds:
@@ -209,7 +211,7 @@ def _solo(ground: Ground) -> Built:
         Arm(name="alone-exposure", about="Each probe alone, for the exposure that its weights have in the supernet"),
         Arm(name="alone-epochs", about="Each probe alone, for as many epochs as the supernet"),
     ]
-    return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes})
+    return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes, **buckets})
 
 
 # factorial
@@ -221,7 +223,9 @@ def _factorial(ground: Ground) -> Built:
         "distillation": ("teacher", "none"),
         "sampler": ("uniform", "stratified"),
     }
-    arms, recipes, factors_of = [], {}, {}
+    arms: list[Arm] = []
+    recipes: dict[str, Recipe] = {}
+    factors_of: dict[str, Factors] = {}
     for order, distillation, sampler in product(*levels.values()):
         marks = {"shrinking": "shrink", "teacher": "teach", "stratified": "strat", "uniform": "unif", "none": "no"}
         name = f"{marks[order]}-{marks[distillation]}-{marks[sampler]}"
@@ -246,7 +250,7 @@ def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: 
     Raises `UserError` where the scale is so small that a phase would have no step.
     """
     base = ground.at_batch_size(RECIPES["spos"])
-    later = SHRINKING if order == "shrinking" else (("all", RSS_EPOCHS - LARGEST_EPOCHS, {}),)
+    later = SHRINKING if order == "shrinking" else NO_ORDER
     lengths = [LARGEST_EPOCHS, *(epochs for _, epochs, _ in later)]
     per_epoch = ground.steps_per_epoch(base)
     ends = [round(math.fsum(lengths[: i + 1]) * ground.scale * per_epoch) for i in range(len(lengths))]
@@ -254,7 +258,7 @@ def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: 
     if min(steps) < 1:
         raise UserError(f"at a scale of {ground.scale:g} a phase of the factorial has no step: take a larger --scale")
     slot: Slot = "stratified" if sampler == "stratified" else "uniform"
-    common = {"lr": base.phases[0].lr, "cosine": "recipe"}
+    common: dict[str, Any] = {"lr": base.phases[0].lr, "cosine": "recipe"}
     phases = [Phase(name="largest", epochs=steps[0] / per_epoch, keep_largest=ONLY_LARGEST, **common)]
     phases += [
         Phase(
@@ -280,7 +284,8 @@ def _geometry(ground: Ground) -> Built:
     for geometry, strategy in product(("paper", "cifar"), ("ps", "rss")):
         name = f"{strategy}-{geometry}"
         arms.append(Arm(name=name, about=f"{strategy} in the {geometry} geometry"))
-        recipe = _at_passes(ground, strategy)
+        ps = _at_passes(ground, "ps")
+        recipe = ps if strategy == "ps" else _at_passes_of(ground, ps, "rss")
         factors: Factors = {"geometry": geometry, "strategy": strategy}
         runs += [_run(name, seed, recipe, ground.model(geometry), factors=factors) for seed in ground.seeds]
     return Built(arms=arms, runs=runs, evaluate={"buckets_m": ()})
@@ -316,8 +321,8 @@ _DESIGNS = (
     ),
     Design(
         name="geometry",
-        about="Progressive shrinking and random sampling at equal passes, in the paper's geometry, which is tiny by its "
-        "last stages, and in the CIFAR geometry.",
+        about="Progressive shrinking and random sampling at equal passes, in the paper's geometry, whose last maps are "
+        "tiny, and in the CIFAR geometry.",
         question="Does the answer depend on the network's geometry?",
         build=_geometry,
     ),

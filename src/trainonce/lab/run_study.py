@@ -243,14 +243,14 @@ class _Worker:
         settings = EvaluateSettings(calibration_images=self.given.plan.calibration_images, seed=self.given.plan.seed)
         step = timetable(run.recipe, self._steps_per_epoch(run.recipe))[-1].end
         evaluator = Evaluator(self.data, self.given.plan.split, settings)
-        unique = list(dict.fromkeys(arch for _, arch in wanted))
+        unique = list(dict.fromkeys(arch for _, arch, _ in wanted))
         with directory.lock():
             lines = evaluate_population(
                 net.eval(),
                 step,
                 evaluator,
                 directory,
-                [(Bucket(0, 0), arch) for arch in unique],
+                [(Bucket(0, 0), arch) for arch in unique],  # what it takes; only the architectures count
                 should_stop=self.given.should_stop,
             )
         if len(lines) < len(unique):
@@ -259,19 +259,28 @@ class _Worker:
         kept = ("arch", "macs", "params", "top1", "loss", "images", "split")
         return [
             {key: of[str(arch)][key] for key in kept}
-            | {"bucket": None if bucket is None else bucket.centre / 1e6, "probe": bucket is None}
-            for bucket, arch in wanted
+            | {"bucket": None if bucket is None else round(bucket.centre / 1e6, 6), "probe": probe}
+            for bucket, arch, probe in wanted
         ]
 
 
-def subnets_to_score(net: Supernet, plan: EvaluatePlan, run: StudyRun) -> list[tuple[Bucket | None, Architecture]]:
-    """The population with its buckets, then the probes with None: the same in every run of one geometry."""
-    population: Sequence[tuple[Bucket | None, Architecture]] = ()
+def subnets_to_score(
+    net: Supernet, plan: EvaluatePlan, run: StudyRun
+) -> list[tuple[Bucket | None, Architecture, bool]]:
+    """The population, then the probes: the same in every run of one geometry.
+
+    Each with the bucket it lies in, if any, and whether it is a probe.
+    """
+    buckets = make_buckets(net.cost, plan.buckets_m, plan.half_m)
+    wanted: list[tuple[Bucket | None, Architecture, bool]] = []
     if plan.per_bucket:
-        buckets = make_buckets(net.cost, plan.buckets_m, plan.half_m)
         population = draw_population(net.cost, buckets, plan.per_bucket, seed=plan.seed)
-    probes = plan.probes if run.probes is None else run.probes
-    return [*population, *((None, net.space.parse(probe)) for probe in probes)]
+        wanted = [(bucket, arch, False) for bucket, arch in population]
+    for text in plan.probes if run.probes is None else run.probes:
+        arch = net.space.parse(text)
+        inside = (bucket for bucket in buckets if net.cost(arch).macs in bucket)
+        wanted.append((next(inside, None), arch, True))
+    return wanted
 
 
 def run_study(
@@ -334,4 +343,3 @@ def progress_of(directory: StudyDirectory, run: StudyRun, steps: int) -> float:
         last = lines.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
     step = last.partition(b'"step": ')[2].partition(b",")[0]
     return min(1.0, int(step) / steps) if step.isdigit() else 0.0
-

@@ -15,11 +15,10 @@ from pydantic import Field, model_validator
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.population import PAPER_BUCKETS_M, make_buckets
-from trainonce.recipes import Recipe, load_recipe
+from trainonce.population import PAPER_BUCKETS_M, draw_population, make_buckets
+from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler
 from trainonce.settings import Settings
-from trainonce.space import derived_rng
 
 Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -154,6 +153,27 @@ class Ground:
         """As the training loop counts them: whole batches."""
         return self.train_images // min(recipe.batch_size, self.train_images)
 
+    def steps(self, recipe: Recipe) -> int:
+        """Of the whole recipe."""
+        return timetable(recipe, self.steps_per_epoch(recipe))[-1].end
+
+    def passes(self, recipe: Recipe) -> int:
+        """Subnet passes (subnets trained on a batch) of the whole recipe, exactly as the loop will do them."""
+        table = timetable(recipe, self.steps_per_epoch(recipe))
+        return sum(entry.steps * len(entry.phase.subnets) for entry in table)
+
+    def probes(self, parts: int, each: int, *, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """`each` distinct architectures from the middle of each of so many equal parts of the MACs range.
+
+        Also the buckets that they were drawn from, as fields of `EvaluatePlan`.
+        """
+        low, high = self.sampler.min_macs / 1e6, self.sampler.max_macs / 1e6
+        half_m = round((high - low) / 40, 6)
+        centres_m = tuple(round(low + (part + 0.5) / parts * (high - low), 6) for part in range(parts))
+        buckets = make_buckets(self.net.cost, centres_m, half_m)
+        drawn = draw_population(self.net.cost, buckets, each, seed=seed)
+        return tuple(str(arch) for _, arch in drawn), {"buckets_m": centres_m, "half_m": half_m}
+
     def plan(self, **fields: Any) -> EvaluatePlan:
         """How populations are scored, buckets resolved: the paper's where the space reaches them, else six spread.
 
@@ -164,8 +184,8 @@ class Ground:
             first, last = PAPER_BUCKETS_M[0], PAPER_BUCKETS_M[-1]
             papers = first - 1 < low <= first + 0.5 and last - 0.5 <= high < last + 2
             buckets = make_buckets(self.net.cost, PAPER_BUCKETS_M if papers else ())
-            centres = tuple(bucket.centre / 1e6 for bucket in buckets)
-            fields = {"buckets_m": centres, "half_m": buckets[0].half / 1e6, **fields}
+            centres = tuple(round(bucket.centre / 1e6, 6) for bucket in buckets)
+            fields = {"buckets_m": centres, "half_m": round(buckets[0].half / 1e6, 6), **fields}
         return EvaluatePlan(**fields)
 
 
@@ -278,19 +298,6 @@ def check_architectures(study: Study) -> None:
             net.space.parse(probe)
         for phase in run.recipe.phases:
             phase.subspace(net.space)
-
-
-def stratified_probes(ground: Ground, count: int, seed: int = 0) -> tuple[str, ...]:
-    """`count` distinct architectures, one near the middle of each of `count` equal parts of the MACs range."""
-    low, high = ground.sampler.min_macs, ground.sampler.max_macs
-    probes: list[str] = []
-    for part in range(count):
-        rng = derived_rng(seed, "probes", count, part)
-        macs = low + (part + 0.5) / count * (high - low)
-        while (arch := str(ground.sampler.near(rng, macs)[0])) in probes:
-            pass
-        probes.append(arch)
-    return tuple(probes)
 
 
 def in_seed_order(runs: Sequence[StudyRun]) -> tuple[StudyRun, ...]:

@@ -55,14 +55,12 @@ def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[
     return summaries
 
 
-def conclude(name: str, directory: StudyDirectory) -> dict[str, Any] | None:
-    """Write what follows from a study's results, and give it; None for a study that nothing is known to follow from."""
+def conclude(directory: StudyDirectory) -> dict[str, Any] | None:
+    """Write what follows from a study's results, and give it; None where nothing can tell."""
     if importlib.util.find_spec("trainonce.lab.conclusions") is None:
         return None
     conclusions = importlib.import_module("trainonce.lab.conclusions")
-    function = conclusions.CONCLUSIONS.get(name)
-    if function is None:
-        return None
-    value: dict[str, Any] = function(directory.results()).to_json()
+    found = conclusions.conclude(directory.recorded(), directory.results(), directory.finished())
+    value: dict[str, Any] = found.to_json()
     write_atomic(directory.conclusion_file, to_json(value))
     return value
