@@ -227,8 +227,8 @@ def _factorial(ground: Ground) -> Built:
     recipes: dict[str, Recipe] = {}
     factors_of: dict[str, Factors] = {}
     for order, distillation, sampler in product(*levels.values()):
-        marks = {"shrinking": "shrink", "teacher": "teach", "stratified": "strat", "uniform": "unif", "none": "no"}
-        name = f"{marks[order]}-{marks[distillation]}-{marks[sampler]}"
+        levels_on = [level for level in (order, distillation, sampler) if level not in ("none", "uniform")]
+        name = "+".join(levels_on) or "none"
         about = (
             f"{'Shrinking order' if order == 'shrinking' else 'No order'}, "
             f"{'with' if distillation == 'teacher' else 'without'} a teacher, {sampler} sampler"

@@ -11,7 +11,7 @@ conclusion.json   what follows from the results
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,7 @@ class Conductor:
     device: str
     beside: int
     """How many runs are trained at the same time."""
+    save_every_s: float = SAVE_EVERY_S
     should_stop: Callable[[], bool] = _never
 
     def __call__(self) -> Callable[[StudyRun], Outcome | None]:
@@ -208,7 +209,7 @@ class _Worker:
             directory,
             seed=run.seed,
             resume=True,
-            settings=TrainSettings(device=self.given.device, checkpoint_every_s=SAVE_EVERY_S),
+            settings=TrainSettings(device=self.given.device, checkpoint_every_s=self.given.save_every_s),
             should_stop=self.given.should_stop,
         )
         seconds = time.monotonic() - began
@@ -292,12 +293,13 @@ def run_study(
     device: str = "cpu",
     workers: int | None = None,
     cluster: str = LOCAL,
+    save_every_s: float = SAVE_EVERY_S,
     on_run: Callable[[Line], None] = lambda _: None,
     should_stop: Callable[[], bool] = _never,
 ) -> bool:
     """Do every run of a study that is not recorded; gives whether all are.
 
-    The study must have been claimed. `workers` and `cluster` are `fan_out`'s; on a cluster, workers write into the
+    The study must have been claimed. Runs write a checkpoint every `save_every_s` seconds. `workers` and `cluster` are `fan_out`'s; on a cluster, workers write into the
     study's directory, so it must be the same there. A worker that dies leaves its run's checkpoint, from which the
     next one goes on. `on_run` gets the line of `times.jsonl` of each run recorded.
     """
@@ -313,6 +315,7 @@ def run_study(
         data_dir=data_dir.resolve() if data_dir else None,
         device=device,
         beside=min(workers or 1, max(1, len(missing))),
+        save_every_s=save_every_s,
         should_stop=should_stop if here else _never,
     )
 

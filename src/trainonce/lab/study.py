@@ -17,7 +17,7 @@ from trainonce.evaluate import SplitName
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.population import PAPER_BUCKETS_M, draw_population, make_buckets
 from trainonce.recipes import Recipe, load_recipe, timetable
-from trainonce.sampling import MacsSampler
+from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 
 Factors = dict[str, str | float | int]
@@ -297,7 +297,7 @@ def check_architectures(study: Study) -> None:
         for probe in probes:
             net.space.parse(probe)
         for phase in run.recipe.phases:
-            phase.subspace(net.space)
+            SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
 
 
 def in_seed_order(runs: Sequence[StudyRun]) -> tuple[StudyRun, ...]:
