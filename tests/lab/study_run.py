@@ -12,15 +12,16 @@ from trainonce.lab.study import Arm, EvaluatePlan, Study, StudyRun
 from trainonce.models import MobileNetV3Settings
 from trainonce.recipes import RECIPES
 
-STEPS = 40
+STEPS, BATCH = 24, 16
 
 
 def tiny_study() -> Study:
-    """Two arms, two seeds: four runs of 40 steps of 64 images, two subnets scored in each."""
+    """Two arms, two seeds: four runs of 24 steps of 16 images, two subnets scored in each."""
     model = MobileNetV3Settings.for_images(
         image_size=8, in_channels=1, num_classes=10, width_mult=0.25, depths=(1, 2)
     ).model_dump(mode="json")
-    recipes = {name: RECIPES[name].scaled(STEPS / 16 / RECIPES[name].epochs) for name in ("rss", "largest")}
+    epochs = STEPS / (1078 // BATCH)
+    recipes = {n: RECIPES[n].with_batch_size(BATCH).scaled(epochs / RECIPES[n].epochs) for n in ("rss", "spos")}
     return Study(
         name="tiny",
         about="Two ways.",

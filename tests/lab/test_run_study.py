@@ -103,7 +103,7 @@ def test_every_result_once_whoever_is_killed(straight: Path, tmp_path: Path) -> 
     assert len(StudyDirectory(path).finished()) == 4
     for run in (path / "runs").iterdir():
         lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert lines == [20, 40], "resumed, not trained twice"
+        assert lines == [20, 24], "resumed, not trained twice"
 
 
 def test_what_is_recorded(straight: Path, tiny: Study) -> None:
@@ -113,12 +113,12 @@ def test_what_is_recorded(straight: Path, tiny: Study) -> None:
     assert {line["run"] for line in found} == {run.name for run in tiny.runs}
     assert all(line["probe"] and line["split"] == "validate" for line in found)
     for line in directory.finished():
-        assert line["steps"] == 40
-        assert line["lr_sum"] == pytest.approx(0.01 * (40 / 2 + 0.5)), "a cosine from the top to nearly none"
+        assert line["steps"] == 24
+        assert line["lr_sum"] == pytest.approx(0.01 / 4 * (24 / 2 + 0.5)), "a cosine from the top to nearly none"
         assert line["train_seconds"] > 0
         assert (line["beside"], line["threads"]) == (1, torch.get_num_threads())
     study = json.loads(directory.study_file.read_text())
-    assert [arm["name"] for arm in study["arms"]] == ["rss", "largest"]
+    assert [arm["name"] for arm in study["arms"]] == ["rss", "spos"]
     assert {"name", "about", "question", "data", "seeds", "scale", "runs", "evaluate", "provenance"} <= set(study)
     assert directory.paces() == {"ps": 1.5}
     for run in tiny.runs:
@@ -151,7 +151,7 @@ class TestAnotherStudy:
     def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         longer = tiny.runs[1].model_copy(update={"recipe": tiny.runs[1].recipe.scaled(2)})
         other = tiny.model_copy(update={"runs": (tiny.runs[0], longer, *tiny.runs[2:])})
-        self.refuses(straight, other, digits, "is of another study: the recipe of run 'largest-seed0' differs")
+        self.refuses(straight, other, digits, "is of another study: the recipe of run 'spos-seed0' differs")
 
     def test_fewer_runs_and_more(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         self.refuses(straight, tiny.model_copy(update={"runs": tiny.runs[:3]}), digits, "it has 4 runs, not 3")
@@ -173,7 +173,7 @@ class TestAnotherStudy:
 def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Pace(digits)
     model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
-    recipe = RECIPES["ps"].scaled(0.001).with_batch_size(256)
+    recipe = RECIPES["rss"].scaled(0.001).with_batch_size(16)
     once = meter.seconds(model, recipe)
     assert once > 0
     monkeypatch.setattr("trainonce.lab.pace.train_supernet", None)

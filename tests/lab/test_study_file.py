@@ -95,7 +95,10 @@ def test_a_recipe_beside_the_file(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("colour = 1" + ARMS, "unknown key 'colour'; the valid keys are name, about, question"),
-        (ARMS + '[[arms]]\nname = "b"\nrecipe = "rss"\nspeed = 3', r"arms\.3.*unknown key 'speed'; the valid keys are name, about, recipe"),
+        (
+            ARMS + '[[arms]]\nname = "b"\nrecipe = "rss"\nspeed = 3',
+            r"arms\.3.*unknown key 'speed'; the valid keys are name, about, recipe",
+        ),
         (ARMS + "[evaluate]\nsplits = 3", "evaluate: unknown key 'splits'; the valid keys are split, buckets_m"),
         ("", "the key 'arms' is missing"),
         ("arms = []", "arms: "),

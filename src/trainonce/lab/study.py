@@ -96,12 +96,12 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice in `seeds`")
         for what, names in (("arm", [arm.name for arm in self.arms]), ("run", [run.name for run in self.runs])):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"two {what}s are called {twice!r}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice in `seeds`")
         for run in self.runs:
             if run.arm not in {arm.name for arm in self.arms}:
                 raise ValueError(f"run {run.name!r} belongs to {run.arm!r}, which is no arm")
