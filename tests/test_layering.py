@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("population",),
     ("lab",),
     ("cli_tools", "display", "report"),
-    ("cli_lab",),
+    ("cli_lab", "cli_study"),
     ("cli",),
     ("__main__",),
 )

@@ -301,3 +301,33 @@ def test_choices_are_values_of_the_model() -> None:
     rng = random.Random(14)
     counts = Counter(sampler.sample(rng, 0, 1e12)["colour"] for _ in range(400))
     assert chi_square_passes([counts[0], counts[1]], [200.0, 200.0])
+
+
+class TestCycle:
+    def test_goes_round(self) -> None:
+        cost = small_cost()
+        small, large = cost.space.smallest(), cost.space.largest()
+        draws = SubnetDraws(("cycle",), cost, ("smallest", str(large), "smallest"))
+        taken = [draws.draw(random.Random(0), turn) for turn in range(7)]
+        assert taken == [[[small]], [[large]], [[small]], [[small]], [[large]], [[small]], [[small]]]
+
+    def test_several_slots_of_a_step_take_several_entries(self) -> None:
+        cost = small_cost()
+        small, large = cost.space.smallest(), cost.space.largest()
+        draws = SubnetDraws(("cycle", "largest", "cycle"), cost, ("smallest", "largest", "smallest"))
+        assert draws.draw(random.Random(0), 0) == [[small], [large], [large]]
+        assert draws.draw(random.Random(0), 1) == [[small], [large], [small]]
+
+    def test_draws_anew_where_it_says_uniform(self) -> None:
+        draws = SubnetDraws(("cycle",), small_cost(), ("largest", "uniform"))
+        assert draws.draw(random.Random(5), 3) == [[small_cost().space.sample(random.Random(5))]]
+
+    @pytest.mark.parametrize("entry", ["d9", "fair", "best_up", ""])
+    def test_what_is_no_architecture(self, entry: str) -> None:
+        with pytest.raises(UserError, match=r"a cycle goes round architectures or uniform or stratified: "):
+            SubnetDraws(("cycle",), small_cost(), ("largest", entry))
+
+    def test_outside_the_phases_part(self) -> None:
+        part = small_cost().within(small_cost().space.restrict({"stage1.depth": (1,)}))
+        with pytest.raises(UserError, match="a cycle goes round"):
+            SubnetDraws(("cycle",), part, (str(small_cost().space.largest()),))

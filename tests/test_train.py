@@ -736,3 +736,16 @@ class TestMetrics:
             assert (at.step, at.steps, at.loss) == (end, 8, line["loss"])
             assert at.seconds_left >= 0
         assert progress[-1].seconds_left == 0
+
+
+def test_a_cycle_goes_on_where_it_was(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    """Three architectures over seven steps, stopped after four: turns are counted over the whole phase."""
+    space = make_net().space
+    archs = [str(space.smallest()), str(space.largest()), str(space.sample(random.Random(3)))]
+    recipe = recipe_of(Phase(name="round", epochs=7 / 4, subnets=("cycle",), cycle=tuple(archs)))
+    run, asked = RunDirectory(tmp_path), iter(range(100))
+    fields: dict[str, Any] = {"resume": True, "settings": TrainSettings(log_every=1)}
+    stopped = train_supernet(make_net(), recipe, make_data(), run, should_stop=lambda: next(asked) == 3, **fields)
+    assert not stopped
+    assert train_supernet(make_net(), recipe, make_data(), run, **fields)
+    assert [line["arch"] for line in run.metrics()] == [archs[i % 3] for i in range(7)]

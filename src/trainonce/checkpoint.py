@@ -69,9 +69,15 @@ def save(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, 
         raise RunError(
             f"cannot write the checkpoint {path}: {error.strerror}; checkpoints kept so far: {kept}"
         ) from error
-    for old in _in_order(directory)[:-KEEP]:
-        shutil.rmtree(old)
+    keep_newest(directory, KEEP)
     return path
+
+
+def keep_newest(directory: Path, count: int) -> None:
+    """Drop all checkpoints but the newest `count`, at least 1."""
+    assert count >= 1
+    for old in _in_order(directory)[:-count]:
+        shutil.rmtree(old)
 
 
 def load(path: Path) -> Checkpoint:

@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, display
+from trainonce import checkpoint, cli_lab, cli_study, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -513,6 +513,7 @@ def list_names(as_json: Json = False) -> None:
 
 
 cli_lab.register(app)
+cli_study.register(app)
 
 
 @app.callback(invoke_without_command=True)

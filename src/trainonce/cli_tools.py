@@ -109,7 +109,7 @@ def estimated_seconds(
     net = net.to(device).train()
     seconds = 0.0
     for phase in recipe.phases:
-        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)))
+        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
         began, passes = 0.0, 0
         for trial in range(4):
             if trial == 1:  # the first warms up

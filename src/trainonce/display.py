@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from trainonce.data import DataSet
+from trainonce.lab.study import Study
+from trainonce.lab.summary import ArmSummary
 from trainonce.models import Supernet
 from trainonce.nn import native
 from trainonce.population import BucketSummary, Line
@@ -85,6 +87,7 @@ def recipe_plan(recipe: Recipe) -> Table:
         subnets = (
             " + ".join(phase.subnets) if len(set(phase.subnets)) > 1 else f"{len(phase.subnets)} {phase.subnets[0]}"
         )
+        subnets += f" of {len(phase.cycle)}" if phase.cycle else ""
         table.add_row(phase.name, f"{phase.epochs:.3g}", subnets + held, f"{phase.lr:.2g}", trained, phase.target)
     return table
 
@@ -116,6 +119,38 @@ def recipes_table(recipes: Sequence[Recipe]) -> Table:
     table.columns[3].justify = "left"
     for recipe in recipes:
         table.add_row(recipe.name, f"{recipe.epochs:.4g}", f"{recipe.passes:.4g}", recipe.about)
+    return table
+
+
+def study_plan(study: Study) -> Table:
+    """The arms of a study with their number of runs and their length, which may differ within an arm."""
+    table = _table("arm", "runs", "epochs", "passes", "about")
+    table.columns[4].justify = "left"
+    for arm in study.arms:
+        runs = [run for run in study.runs if run.arm == arm.name]
+        epochs = _range([run.recipe.epochs for run in runs])
+        table.add_row(arm.name, str(len(runs)), epochs, _range([run.recipe.passes for run in runs]), arm.about)
+    return table
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def study_table(summaries: Sequence[ArmSummary]) -> Table:
+    """What the arms of a study came to."""
+    table = _table("arm", "seeds", "subnets", "top-1", "seeds' range", "training", "passes")
+    for s in summaries:
+        table.add_row(
+            s.arm,
+            str(s.seeds),
+            str(s.subnets),
+            f"{s.top1:.2f}",
+            f"{s.lowest_seed:.2f} to {s.highest_seed:.2f}",
+            duration(s.train_seconds),
+            f"{s.passes:.4g}",
+        )
     return table
 
 

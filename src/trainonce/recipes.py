@@ -20,7 +20,7 @@ from trainonce.errors import UserError
 from trainonce.settings import Settings
 from trainonce.space import SearchSpace
 
-Slot = Literal["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up"]
+Slot = Literal["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up", "cycle"]
 """How one subnet of a step is drawn, from the phase's part of the space:
 
 uniform     each existing choice uniformly
@@ -30,7 +30,11 @@ stratified  so that MACs are uniform over the range
 fair        jointly with the step's other fair slots: each choice's values in a fresh random order, one a slot
 best_up     of three subnets near a random number of MACs, the one with the lowest loss on this batch;
 worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011)
+cycle       the next of the phase's `cycle`, over and over
 """
+
+CYCLED: tuple[Slot, ...] = ("uniform", "stratified")
+"""Slots that can stand in a cycle, beside architectures (of which `largest` and `smallest` are two)."""
 
 
 class Phase(Settings):
@@ -53,6 +57,9 @@ class Phase(Settings):
     """Fixes choices by the ones they depend on, the i-th value by the i-th: {"expand_ratio": "depth"}."""
     subnets: tuple[Slot, ...] = ("uniform",)
     """How each subnet of a step is drawn. Their gradients are summed before the one optimizer step."""
+    cycle: tuple[str, ...] = ()
+    """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform" or
+    "stratified". Turn i of the phase takes entry i; several such slots of a step take as many entries."""
     hold: Literal["step", "epoch"] = "step"
     """How long a draw is kept."""
     target: Literal["labels", "labels+teacher", "largest"] = "labels"
@@ -81,6 +88,8 @@ class Phase(Settings):
             raise ValueError("a step must train at least one subnet")
         if self.target == "largest" and (self.subnets[0] != "largest" or len(self.subnets) < 2):
             raise ValueError("target 'largest' needs 'largest' as the first of at least two subnets")
+        if ("cycle" in self.subnets) != bool(self.cycle):
+            raise ValueError("'cycle' in `subnets` and the key `cycle`, which says what it goes round, go together")
         if self.ramp_epochs and self.target != "largest":
             raise ValueError("ramp_epochs goes with target 'largest'")
         return self

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trainonce.cost import CostModel
 from trainonce.errors import UserError
-from trainonce.recipes import Slot
+from trainonce.recipes import CYCLED, Slot
 from trainonce.space import Architecture, Choice, Over
 
 State = tuple[int | None, ...]
@@ -210,13 +210,23 @@ CANDIDATES = 3
 
 
 class SubnetDraws:
-    """Draws the subnets of one step of a phase from the phase's part of the space."""
+    """Draws the subnets of one step of a phase from the phase's part of the space.
 
-    def __init__(self, slots: Sequence[Slot], cost: CostModel) -> None:
+    Raises `UserError` for an entry of `cycle` that is no architecture of that part.
+    """
+
+    def __init__(self, slots: Sequence[Slot], cost: CostModel, cycle: Sequence[str] = ()) -> None:
         self.slots = tuple(slots)
         self.space = cost.space
-        needs_macs = {"stratified", "best_up", "worst_up"} & set(slots)
+        self.cycle = tuple(entry if entry in CYCLED else self._parsed(entry) for entry in cycle)
+        needs_macs = {"stratified", "best_up", "worst_up"} & {*slots, *cycle}
         self._by_macs = MacsSampler(cost) if needs_macs else None
+
+    def _parsed(self, entry: str) -> Architecture:
+        try:
+            return self.space.parse(entry)
+        except UserError as error:
+            raise UserError(f"a cycle goes round architectures or {' or '.join(CYCLED)}: {error}") from error
 
     def draw(self, rng: random.Random, turn: int) -> list[list[Architecture]]:
         """For each slot the architectures it chooses from: one, or three where it takes best or worst.
@@ -224,11 +234,17 @@ class SubnetDraws:
         `turn` counts the draws of the phase.
         """
         fair = iter(self._fair(rng))
-        return [self._candidates(slot, rng, turn, fair) for slot in self.slots]
+        cycled = iter(range(turn * self.slots.count("cycle"), (turn + 1) * self.slots.count("cycle")))
+        return [self._candidates(slot, rng, turn, fair, cycled) for slot in self.slots]
 
     def _candidates(
-        self, slot: Slot, rng: random.Random, turn: int, fair: Iterator[Architecture]
+        self, slot: str, rng: random.Random, turn: int, fair: Iterator[Architecture], cycled: Iterator[int]
     ) -> list[Architecture]:
+        if slot == "cycle":
+            entry = self.cycle[next(cycled) % len(self.cycle)]
+            if isinstance(entry, Architecture):
+                return [entry]
+            slot = entry
         if slot in ("best_up", "worst_up"):
             assert self._by_macs is not None
             macs = rng.uniform(self._by_macs.min_macs, self._by_macs.max_macs)

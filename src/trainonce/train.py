@@ -216,7 +216,9 @@ class _Loop:
         self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.share, capture)
         self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
-            entry.index: SubnetDraws(entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)))
+            entry.index: SubnetDraws(
+                entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)), entry.phase.cycle
+            )
             for entry in self.table
         }
 

@@ -1,0 +1,330 @@
+"""`trainonce study`: many runs planned, run and reported together."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from trainonce import display
+from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal
+from trainonce.data import DATASET_NAMES, DataSet, load_dataset
+from trainonce.distributed import ranks_in
+from trainonce.errors import UserError
+from trainonce.fanout import LOCAL
+from trainonce.lab.designs import STUDIES
+from trainonce.lab.pace import Pace, scoring_seconds
+from trainonce.lab.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
+from trainonce.lab.study import Ground, Study, StudyFile, StudyRun, check_architectures, load_study
+from trainonce.lab.summary import arm_summaries, conclude
+from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
+from trainonce.population import Line
+from trainonce.recipes import Recipe, timetable
+from trainonce.run import provenance
+
+LOOK_EVERY_S = 2.0
+"""How often running runs are looked at for progress."""
+SURE_PASSES = 40
+"""How many subnets are trained to measure a pace that a run's length follows from."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(study)
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(help=f"A study ({', '.join(STUDIES)}) or a .toml file with your own.", show_default=False),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"A data set ({', '.join(DATASET_NAMES)}), or the path of an image folder or .npz file. Default: the "
+            "file's own.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's directory. Default: studies/NAME-DATA.")] = None,
+    scale: Annotated[
+        float, typer.Option(min=0, help="Multiplies every run's length; 1 is the paper's. The design stays.")
+    ] = 1.0,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, from 0. Default: 3, or the file's own.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
+    ] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
+    ] = None,
+    split: Annotated[
+        Literal["validate", "test"] | None,
+        typer.Option(help="What subnets are scored on. Default: test, which is read once; or the file's own."),
+    ] = None,
+    buckets: Annotated[
+        str,
+        typer.Option(
+            help="Centres in million MACs, such as 4,6,8; or paper. Default: the paper's where the network reaches "
+            "them, else six, evenly."
+        ),
+    ] = "",
+    per_bucket: Annotated[
+        int | None, typer.Option(min=0, help="Random subnets in each bucket; 0 scores probes alone. Default: 20.")
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(min=2, help="Augmented images for recalibrating batch norms. Default: 2000.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=4, help="Bring images to this side in pixels.")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at the same time, which share --threads. Default: one a thread on the CPU, else 1; on Ray, as "
+            "many as there is room for.",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray|ADDRESS",
+            help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address, "
+            "which must see the study's directory under the same path.",
+        ),
+    ] = LOCAL,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Run a study: many runs planned, trained, scored and reported together.
+
+    Run the same command again to go on; what is recorded is not done again.
+    """
+    if ranks_in(os.environ, "cpu").size > 1:
+        raise UserError("a study's runs are divided by --workers or --cluster, not by torchrun")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    file = load_study(Path(name)) if name.endswith(".toml") else None
+    source = data or (file.data if file else None)
+    if file is None and name not in STUDIES:
+        raise UserError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}, or name a .toml file")
+    if source is None:
+        raise UserError("name a data set, a folder of images or an .npz file to study on")
+    if scale <= 0:
+        raise UserError(f"--scale must be over 0, not {scale:g}")
+    images = load_dataset(source, data_dir=data_dir, image_size=image_size, grey=grey)
+    settled = device_named(device)
+    directory = StudyDirectory(out or Path("studies") / f"{file.name if file else name}-{images.name}")
+    meter = Pace(images, settled)
+    paces = directory.paces()
+
+    def pace(recipe: Recipe) -> float:
+        if recipe.name not in paces:
+            display.err.print(f"Measuring how fast {recipe.name} trains here")
+            with _threads_of_a_worker(settled, workers, cluster):
+                seconds = meter.seconds(ground.model(), recipe, passes=SURE_PASSES)
+            paces[recipe.name] = seconds / recipe.epochs
+        return paces[recipe.name]
+
+    ground = Ground(
+        image_size=images.image_size,
+        channels=images.channels,
+        classes=images.num_classes,
+        train_images=len(images.train),
+        pace=pace,
+        geometry=geometry,
+        scale=scale,
+        seeds=tuple(range(seeds)) if seeds else (file.seeds if file else (0, 1, 2)),
+        batch_size=batch_size,
+    )
+    planned = _planned(name, file, ground)
+    changes = {
+        "split": split,
+        "buckets_m": bucket_centres(buckets) or None,
+        "half_m": 0.5 if buckets else None,
+        "per_bucket": per_bucket,
+        "calibration_images": calibration_images,
+    }
+    evaluate = planned.evaluate.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    planned = planned.model_copy(update={"evaluate": evaluate})
+    check_architectures(planned)
+    if recorded := directory.recorded():
+        directory.check(recorded, identity(planned, images))
+    _announce(planned, images, directory)
+    finished = {line["run"] for line in directory.finished()}
+    missing = [run for run in planned.runs if run.name not in finished]
+    at_once = _workers(settled, workers, cluster, len(missing))
+    with _threads_of_a_worker(settled, workers, cluster):
+        estimates = _estimates(planned, meter, images)
+    alone = sum(estimates[run.name] for run in missing)
+    seconds = max([alone / (at_once or 1), *(estimates[run.name] for run in missing)], default=0.0)
+    shared = f", {at_once} at a time" if at_once and at_once > 1 else ""
+    display.err.print(
+        f"{len(missing)} of {len(planned.runs)} runs to do{shared}: about {display.duration(seconds)} on this machine"
+    )
+    if dry_run:
+        if as_json:
+            plan = {"runs": len(planned.runs), "missing": len(missing), "seconds": round(seconds, 1)}
+            sys.stdout.write(json.dumps(plan | {"workers": at_once}) + "\n")
+        return
+    with directory.lock(), stop_on_signal() as stop, display.progress() as show:
+        directory.claim(planned, images, paces=paces, provenance=provenance(settled))
+        watch = _Watch(planned, directory, estimates, seconds, show, images)
+
+        def should_stop() -> bool:
+            watch.look()
+            return stop.number is not None
+
+        complete = run_study(
+            planned,
+            directory,
+            images,
+            data_dir=data_dir,
+            device=settled,
+            workers=at_once,
+            cluster=cluster,
+            on_run=watch.on_run,
+            should_stop=should_stop,
+        )
+    if not complete:
+        done = len(directory.finished())
+        display.err.print(
+            f"Stopped; {done} of {len(planned.runs)} runs are recorded, the others go on from their last checkpoint. "
+            "Run the same command again to go on."
+        )
+        raise typer.Exit(128 + (stop.number or 15))
+    _report(planned, directory, as_json=as_json)
+
+
+def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
+    if file is None:
+        return STUDIES[name].study(ground)
+    return file.build(ground, folder=Path(name).parent, where=name)
+
+
+def _workers(device: str, workers: int | None, cluster: str, runs: int) -> int | None:
+    """How many runs at a time; None where only the cluster knows."""
+    if workers is None and cluster == LOCAL:
+        workers = torch.get_num_threads() if device == "cpu" else 1
+    return None if workers is None else max(1, min(workers, runs))
+
+
+class _threads_of_a_worker:
+    """Inside, torch has as many threads as a worker will have."""
+
+    def __init__(self, device: str, workers: int | None, cluster: str) -> None:
+        self.before = torch.get_num_threads()
+        at_once = _workers(device, workers, cluster, self.before) or self.before
+        self.inside = max(1, self.before // at_once) if cluster == LOCAL else 1
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.inside)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def _estimates(study: Study, meter: Pace, images: DataSet) -> dict[str, float]:
+    """About how many seconds each run takes by itself. Timed for one seed; the others are taken to be alike."""
+    known: dict[str, float] = {}
+    scoring: dict[str, float] = {}
+    estimates = {}
+    for run in study.runs:
+        alike = run.name.removesuffix(f"-seed{run.seed}")
+        if alike not in known:
+            model = MobileNetV3Settings.parse(run.model, where=f"run {run.name}")
+            subnets = len(subnets_to_score(MobileNetV3(model), study.evaluate, run))
+            if repr(model) not in scoring:
+                one = scoring_seconds(model, images, study.evaluate.split, study.evaluate.calibration_images)
+                scoring[repr(model)] = one
+            known[alike] = meter.seconds(model, run.recipe) + subnets * scoring[repr(model)]
+        estimates[run.name] = known[alike]
+    return estimates
+
+
+class _Watch:
+    """Shows how far the runs are, by looking at their metrics now and then."""
+
+    def __init__(
+        self,
+        study: Study,
+        directory: StudyDirectory,
+        estimates: dict[str, float],
+        seconds: float,
+        show: Callable[[int, int, str], None],
+        images: DataSet,
+    ) -> None:
+        self.study, self.directory, self.estimates, self.show = study, directory, estimates, show
+        self.seconds = seconds
+        self.finished = {line["run"] for line in directory.finished()}
+        self.steps = {run.name: _steps(run, images) for run in study.runs}
+        self.began = self.looked = time.monotonic()
+        self.before = self.work()[0]
+
+    def work(self) -> tuple[float, dict[str, float]]:
+        """The estimated seconds of work that are done, and the share done of each run that is under way."""
+        shares = {
+            run.name: progress_of(self.directory, run, self.steps[run.name])
+            for run in self.study.runs
+            if run.name not in self.finished
+        }
+        done = sum(self.estimates[name] for name in self.finished if name in self.estimates)
+        done += sum(self.estimates[name] * share for name, share in shares.items())
+        return done, {name: share for name, share in shares.items() if share > 0}
+
+    def look(self) -> None:
+        """Show progress, if it is time to."""
+        if time.monotonic() - self.looked < LOOK_EVERY_S:
+            return
+        self.looked = time.monotonic()
+        done, shares = self.work()
+        pace = (done - self.before) / (self.looked - self.began)
+        total = sum(self.estimates.values())
+        left = (total - done) / pace if pace > 0 else self.seconds
+        under_way = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()) or "starting"
+        self.show(len(self.finished), len(self.study.runs), f"runs; {under_way}; about {display.duration(left)} left")
+
+    def on_run(self, line: Line) -> None:
+        """Note that a run is recorded."""
+        self.finished.add(line["run"])
+        display.err.print(f"{line['run']}: trained in {display.duration(line['train_seconds'])}, scored and recorded")
+
+
+def _steps(run: StudyRun, images: DataSet) -> int:
+    per_epoch = len(images.train) // min(run.recipe.batch_size, len(images.train))
+    return timetable(run.recipe, per_epoch)[-1].end
+
+
+def _announce(study: Study, images: DataSet, directory: StudyDirectory) -> None:
+    display.err.print(f"{study.name} on {images.name}, into {directory.path}: {study.question}\n{study.about}")
+    display.err.print(display.study_plan(study))
+
+
+def _report(study: Study, directory: StudyDirectory, *, as_json: bool) -> None:
+    summaries = arm_summaries(study.arms, directory.results(), directory.finished())
+    conclusion = conclude(directory)
+    if as_json:
+        result: dict[str, Any] = {"study": str(directory.path), "arms": [asdict(s) for s in summaries]}
+        sys.stdout.write(json.dumps(result | {"conclusion": conclusion}) + "\n")
+        return
+    display.out.print(f"Top-1 in percent on the {study.evaluate.split} split")
+    display.out.print(display.study_table(summaries))
+    if conclusion is not None:
+        display.out.print(str(conclusion["sentence"]))
+    display.err.print(f"Written to {directory.path}")

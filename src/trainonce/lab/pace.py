@@ -1,0 +1,69 @@
+"""How fast this machine trains a recipe and scores a subnet, measured by doing a little of it."""
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainonce.data import DataSet
+from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
+from trainonce.run import RunDirectory
+from trainonce.train import Progress, TrainSettings, train_supernet
+
+
+@dataclass
+class Pace:
+    """Times steps of phases by training them, everything included, and remembers what it has timed.
+
+    `passes` is how many subnets are trained to time a phase; the sizes that a draw gives vary, so more is surer.
+    """
+
+    data: DataSet
+    device: str = "cpu"
+    _steps: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self, model: MobileNetV3Settings, recipe: Recipe, *, passes: int = 4) -> float:
+        """About how many seconds a recipe takes."""
+        per_epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        return sum(entry.steps * self._step(model, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
+
+    def _step(self, model: MobileNetV3Settings, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
+        phase = entry.phase
+        steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
+        alike = phase.model_dump(
+            include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher"}
+        )
+        key = repr((model, recipe.batch_size, steps, alike))
+        if key not in self._steps:
+            self._steps[key] = self._timed(model, recipe, phase, steps)
+        return self._steps[key]
+
+    def _timed(self, model: MobileNetV3Settings, recipe: Recipe, phase: Phase, steps: int) -> float:
+        """Seconds of one step: after the largest for a step, so that there is a teacher, and a step to warm up."""
+        epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        changed = {"epochs": (1 + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
+        first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
+        short = recipe.model_copy(update={"phases": (first, phase.model_copy(update=changed))})
+        times: list[float] = []
+
+        def look(_at: Progress) -> None:
+            times.append(time.monotonic())
+
+        with tempfile.TemporaryDirectory(prefix="trainonce-pace-") as folder:
+            settings = TrainSettings(device=self.device, log_every=1, checkpoint_every_s=1e9, cuda_graphs=False)
+            net = MobileNetV3(model)
+            train_supernet(net, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
+        return (times[-1] - times[1]) / steps
+
+
+def scoring_seconds(model: MobileNetV3Settings, data: DataSet, split: str, calibration_images: int) -> float:
+    """About how many seconds it takes to score one subnet of middling size: what evaluating does, once."""
+    net = MobileNetV3(model).eval()
+    settings = EvaluateSettings(calibration_images=calibration_images)
+    evaluator = Evaluator(data, "test" if split == "test" else "validate", settings)
+    middle = net.space.build(lambda _, values: values[len(values) // 2])
+    began = time.monotonic()
+    evaluator(net.to(data.test.device), middle)
+    return time.monotonic() - began

@@ -1,0 +1,66 @@
+"""What the arms of a study came to, in numbers for a table; and what is concluded from them."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainonce.files import to_json, write_atomic
+from trainonce.lab.run_study import StudyDirectory
+from trainonce.lab.study import Arm
+from trainonce.population import Line
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """An arm over its finished runs. Accuracies are top-1 in percent: the mean of each seed's mean over subnets."""
+
+    arm: str
+    seeds: int
+    subnets: int
+    top1: float
+    lowest_seed: float
+    highest_seed: float
+    train_seconds: float
+    passes: float
+
+
+def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[Line]) -> list[ArmSummary]:
+    """One summary for each arm that has finished runs, in the arms' order."""
+    summaries = []
+    for arm in arms:
+        lines = [line for line in results if line["arm"] == arm.name]
+        timed = [line for line in times if line["arm"] == arm.name]
+        by_seed: dict[int, list[float]] = {}
+        for line in lines:
+            by_seed.setdefault(line["seed"], []).append(line["top1"])
+        if not by_seed or not timed:
+            continue
+        means = [float(np.mean(values)) for values in by_seed.values()]
+        summaries.append(
+            ArmSummary(
+                arm=arm.name,
+                seeds=len(by_seed),
+                subnets=len({line["arch"] for line in lines}),
+                top1=float(np.mean(means)),
+                lowest_seed=min(means),
+                highest_seed=max(means),
+                train_seconds=float(np.mean([line["train_seconds"] for line in timed])),
+                passes=float(np.mean([line["passes"] for line in timed])),
+            )
+        )
+    return summaries
+
+
+def conclude(directory: StudyDirectory) -> dict[str, Any] | None:
+    """Write what follows from a study's results, and give it; None where nothing can tell."""
+    if importlib.util.find_spec("trainonce.lab.conclusions") is None:
+        return None
+    conclusions = importlib.import_module("trainonce.lab.conclusions")
+    found = conclusions.conclude(directory.recorded(), directory.results(), directory.finished())
+    value: dict[str, Any] = found.to_json()
+    write_atomic(directory.conclusion_file, to_json(value))
+    return value

@@ -1,0 +1,180 @@
+"""Running a study: everything once, whatever is killed; and nothing where it is another study."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainonce.data import DataSet, load_dataset
+from trainonce.errors import UserError
+from trainonce.lab.pace import Pace
+from trainonce.lab.run_study import StudyDirectory, run_study
+from trainonce.lab.study import Study
+from trainonce.models import MobileNetV3Settings
+from trainonce.recipes import RECIPES
+
+HERE = Path(__file__).parent
+SOON_S = 120.0
+COMPARED = ("run", "arm", "seed", "arch", "macs", "params", "top1", "images", "split", "bucket", "probe")
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Study]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE)
+        yield importlib.import_module("study_run").tiny_study()
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def straight(tiny: Study, digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study run in this process, one run after the other."""
+    directory = StudyDirectory(tmp_path_factory.mktemp("straight") / "study")
+    directory.claim(tiny, digits, paces={"ps": 1.5}, provenance={})
+    assert run_study(tiny, directory, digits)
+    return directory.path
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    lines = [{key: line[key] for key in COMPARED} for line in StudyDirectory(path).results()]
+    return sorted(lines, key=lambda line: (str(line["run"]), str(line["arch"])))
+
+
+def step_of(path: Path, run: str) -> int:
+    steps = (path / "runs" / run / "checkpoints").glob("step-*")
+    return max((int(p.name[5:]) for p in steps), default=0)
+
+
+def wait_for(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + SOON_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def start(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / "study_run.py"), str(path)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in found}
+    return [child for child, command in commands.items() if "spawn_main" in command]
+
+
+def test_every_result_once_whoever_is_killed(straight: Path, tmp_path: Path) -> None:
+    """A worker is killed in the middle of its run, then the whole program, then it is told to stop; then it ends."""
+    path = tmp_path / "study"
+    with start(path) as program:
+        wait_for(lambda: step_of(path, "rss-seed0") >= 5)
+        for child in children(program.pid)[:1]:
+            os.kill(child, signal.SIGKILL)
+        wait_for(lambda: StudyDirectory(path).finished())
+        program.kill()
+        _, said = program.communicate()
+    assert "a worker died (ended by SIGKILL); what it was at is done again" in said
+    begun = {run.name: step_of(path, run.name) for run in (path / "runs").iterdir()}
+    done = len(StudyDirectory(path).finished())
+    with start(path) as program:
+        wait_for(lambda: any(step_of(path, p.name) > begun.get(p.name, 0) for p in (path / "runs").iterdir()))
+        program.terminate()
+        assert program.wait(SOON_S) == 3
+    assert done <= len(StudyDirectory(path).finished()) < 4
+    with start(path) as program:
+        assert program.wait(SOON_S) == 0
+    assert results(path) == results(straight)
+    assert len(StudyDirectory(path).finished()) == 4
+    for run in (path / "runs").iterdir():
+        lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert lines == [20, 24], "resumed, not trained twice"
+
+
+def test_what_is_recorded(straight: Path, tiny: Study) -> None:
+    directory = StudyDirectory(straight)
+    found = results(straight)
+    assert len(found) == 8
+    assert {line["run"] for line in found} == {run.name for run in tiny.runs}
+    assert all(line["probe"] and line["split"] == "validate" for line in found)
+    for line in directory.finished():
+        assert line["steps"] == 24
+        assert line["lr_sum"] == pytest.approx(0.01 / 4 * (24 / 2 + 0.5)), "a cosine from the top to nearly none"
+        assert line["train_seconds"] > 0
+        assert (line["beside"], line["threads"]) == (1, torch.get_num_threads())
+    study = json.loads(directory.study_file.read_text())
+    assert [arm["name"] for arm in study["arms"]] == ["rss", "spos"]
+    assert {"name", "about", "question", "data", "seeds", "scale", "runs", "evaluate", "provenance"} <= set(study)
+    assert directory.paces() == {"ps": 1.5}
+    for run in tiny.runs:
+        assert len(list(directory.run(run.name).checkpoints.glob("step-*"))) == 1, "disk is kept small"
+
+
+def test_a_cut_off_recording_is_made_whole(straight: Path, tiny: Study, digits: DataSet, tmp_path: Path) -> None:
+    """Results of a run without its line in times.jsonl are recorded again, once, without training."""
+    directory = StudyDirectory(shutil.copytree(straight, tmp_path / "study"))
+    lines = directory.times_file.read_text().splitlines(keepends=True)
+    directory.times_file.write_text("".join(lines[:3]))
+    lines = directory.results_file.read_text().splitlines(keepends=True)
+    directory.results_file.write_text("".join(lines[:-1]) + lines[-1][:20])
+    assert run_study(tiny, directory, digits)
+    assert results(directory.path) == results(straight)
+    assert len(directory.results_file.read_text().splitlines()) == 8
+
+
+class TestAnotherStudy:
+    def refuses(self, straight: Path, study: Study, data: DataSet, sentence: str) -> None:
+        before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+        with pytest.raises(UserError, match=sentence):
+            StudyDirectory(straight).claim(study, data, paces={}, provenance={})
+        assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
+
+    def test_the_same_goes_on(self, straight: Path, tiny: Study, digits: DataSet) -> None:
+        reworded = tiny.model_copy(update={"question": "Which one?"})
+        StudyDirectory(straight).claim(reworded, digits, paces={}, provenance={"command": "other"})
+
+    def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:
+        longer = tiny.runs[1].model_copy(update={"recipe": tiny.runs[1].recipe.scaled(2)})
+        other = tiny.model_copy(update={"runs": (tiny.runs[0], longer, *tiny.runs[2:])})
+        self.refuses(straight, other, digits, "is of another study: the recipe of run 'spos-seed0' differs")
+
+    def test_fewer_runs_and_more(self, straight: Path, tiny: Study, digits: DataSet) -> None:
+        self.refuses(straight, tiny.model_copy(update={"runs": tiny.runs[:3]}), digits, "it has 4 runs, not 3")
+        more = tiny.runs[0].model_copy(update={"name": "new"})
+        more_runs = tiny.model_copy(update={"runs": (*tiny.runs, more)})
+        self.refuses(straight, more_runs, digits, "it has no run 'new'")
+
+    def test_another_evaluation(self, straight: Path, tiny: Study, digits: DataSet) -> None:
+        other = tiny.model_copy(update={"evaluate": tiny.evaluate.model_copy(update={"per_bucket": 2})})
+        self.refuses(straight, other, digits, "its evaluate was .* and is .*--out")
+
+    def test_other_images(self, straight: Path, tiny: Study) -> None:
+        self.refuses(straight, tiny, load_dataset("digits", split_seed=1), "is of another study: its data was")
+
+    def test_a_runs_directory(self, straight: Path, tiny: Study, digits: DataSet) -> None:
+        self.refuses(straight / "runs" / "rss-seed0", tiny, digits, "holds a run: name another directory")
+
+
+def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Pace(digits)
+    model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
+    recipe = RECIPES["rss"].scaled(0.001).with_batch_size(16)
+    once = meter.seconds(model, recipe)
+    assert once > 0
+    monkeypatch.setattr("trainonce.lab.pace.train_supernet", None)
+    assert meter.seconds(model, recipe) == once
