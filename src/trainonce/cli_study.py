@@ -22,7 +22,7 @@ from trainonce.lab.designs import STUDIES
 from trainonce.lab.pace import Pace, scoring_seconds
 from trainonce.lab.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
 from trainonce.lab.study import Ground, Study, StudyFile, StudyRun, check_architectures, load_study
-from trainonce.lab.summary import arm_summaries, conclude
+from trainonce.lab.summary import arm_summaries, write_conclusion
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import Line
 from trainonce.recipes import Recipe, timetable
@@ -318,13 +318,12 @@ def _announce(study: Study, images: DataSet, directory: StudyDirectory) -> None:
 
 def _report(study: Study, directory: StudyDirectory, *, as_json: bool) -> None:
     summaries = arm_summaries(study.arms, directory.results(), directory.finished())
-    conclusion = conclude(directory)
+    conclusion = write_conclusion(directory)
     if as_json:
         result: dict[str, Any] = {"study": str(directory.path), "arms": [asdict(s) for s in summaries]}
         sys.stdout.write(json.dumps(result | {"conclusion": conclusion}) + "\n")
         return
     display.out.print(f"Top-1 in percent on the {study.evaluate.split} split")
     display.out.print(display.study_table(summaries))
-    if conclusion is not None:
-        display.out.print(str(conclusion["sentence"]))
+    display.out.print(str(conclusion["sentence"]))
     display.err.print(f"Written to {directory.path}")

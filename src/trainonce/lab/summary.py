@@ -1,7 +1,5 @@
 """What the arms of a study came to, in numbers for a table; and what is concluded from them."""
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainonce.files import to_json, write_atomic
+from trainonce.lab.conclusions import conclude
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.study import Arm
 from trainonce.population import Line
@@ -55,12 +54,9 @@ def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[
     return summaries
 
 
-def conclude(directory: StudyDirectory) -> dict[str, Any] | None:
-    """Write what follows from a study's results, and give it; None where nothing can tell."""
-    if importlib.util.find_spec("trainonce.lab.conclusions") is None:
-        return None
-    conclusions = importlib.import_module("trainonce.lab.conclusions")
-    found = conclusions.conclude(directory.recorded(), directory.results(), directory.finished())
+def write_conclusion(directory: StudyDirectory) -> dict[str, Any]:
+    """Write what follows from a study's results, and give it."""
+    found = conclude(directory.recorded(), directory.results(), directory.finished())
     value: dict[str, Any] = found.to_json()
     write_atomic(directory.conclusion_file, to_json(value))
     return value
