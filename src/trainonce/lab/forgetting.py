@@ -73,7 +73,7 @@ def epochs_between_looks(
 def _step_macs(net: Supernet, recipe: Recipe, index: int, seed: int) -> float:
     """About the MACs that a step of a phase takes for each image."""
     phase = recipe.phases[index]
-    draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)))
+    draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
     rng = derived_rng(seed, "macs trained", index)
     trained = [draws.draw(rng, turn) for turn in range(DRAWS)]
     macs = [

@@ -25,6 +25,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, fan_out
 from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.lab.forgetting import Prober, ProberSettings, default_probes
 from trainonce.lab.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
 from trainonce.population import Bucket, Line, draw_population, evaluate_population, make_buckets
@@ -33,6 +34,10 @@ from trainonce.run import RunDirectory
 from trainonce.space import Architecture
 from trainonce.train import TrainSettings, train_supernet
 
+PROBES = 4
+"""Probes whose forgetting is recorded where the study names none."""
+PROBING = 0.05
+"""Most of a run's arithmetic that looking at probes may take: more than elsewhere, since here it is what is wanted."""
 SAVE_EVERY_S = 60.0
 """Seconds between a run's checkpoints: the most that is lost with a worker."""
 
@@ -201,6 +206,7 @@ class _Worker:
         """Train, or go on training, one run, and score its subnets."""
         directory = StudyDirectory(self.given.root).run(run.name)
         net = build(run.family, run.model, seed=run.seed, where=f"run {run.name}").to(self.given.device)
+        prober = self._prober(net, run, directory)
         began = time.monotonic()
         finished = train_supernet(
             net,
@@ -211,6 +217,7 @@ class _Worker:
             resume=True,
             settings=TrainSettings(device=self.given.device, checkpoint_every_s=self.given.save_every_s),
             should_stop=self.given.should_stop,
+            on_epoch=prober,
         )
         seconds = time.monotonic() - began
         lines = self._score(net, run, directory) if finished else None
@@ -220,6 +227,15 @@ class _Worker:
         return Outcome(
             results=[common | line for line in lines],
             time=common | self._times(run.recipe, directory.metrics()[-1], seconds),
+        )
+
+    def _prober(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> Prober:
+        """What records the run's forgetting: of its own probes, or of the same few in every run."""
+        texts = self.given.plan.probes if run.probes is None else run.probes
+        probes = [net.space.parse(text) for text in texts] or default_probes(net, PROBES, seed=self.given.plan.seed)
+        settings = ProberSettings(share=PROBING)
+        return Prober(
+            net, run.recipe, self.data, directory, probes=probes, seed=self.given.plan.seed, settings=settings
         )
 
     def _times(self, recipe: Recipe, last: Line, seconds: float) -> Line:
