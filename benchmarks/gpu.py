@@ -88,7 +88,7 @@ MINIATURE = Size(
     side=8,
     geometry="tiny",
     classes=10,
-    train=16,
+    train=8,
     calibrate=16,
     score=16,
     batches=(8,),
@@ -237,10 +237,11 @@ def report_population(size: Size, data: DataSet) -> None:
 
 def gpu() -> str:
     """The card, its memory and the libraries."""
+    cudnn = torch.backends.cudnn
     card = torch.cuda.get_device_properties(0)
     return (
         f"{card.name}, {card.total_memory / 2**30:.0f} GiB; CUDA {torch.version.cuda}, "
-        f"cuDNN {torch.backends.cudnn.version()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
+        f"cuDNN {cudnn.version()}, TF32 in convolutions: {cudnn.allow_tf32}"  # type: ignore[no-untyped-call]
     )
 
 

@@ -61,11 +61,11 @@ def make_data() -> MakeData:
     return make
 
 
-class Undone(TorchDispatchMode):
+class Undone(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What torch's operators write into tensors inside is put back at the end, as capturing work does not do it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.before: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(

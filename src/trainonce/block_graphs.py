@@ -63,7 +63,7 @@ class _Gradients:
         self.all = parameters[0].new_zeros(sum(sizes))
         self.places = [
             piece[: parameter.numel()].view_as(parameter)
-            for parameter, piece in zip(parameters, self.all.split(sizes), strict=True)
+            for parameter, piece in zip(parameters, torch.split(self.all, sizes), strict=True)
         ]
 
     def begin(self) -> None:
