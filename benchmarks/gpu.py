@@ -54,6 +54,7 @@ class Size:
     epochs: int
     subnets: int
     rounds: int
+    steps: int
 
     def network(self) -> MobileNetV3:
         """The supernet, always with the same weights."""
@@ -95,6 +96,7 @@ MINIATURE = Size(
     epochs=1,
     subnets=2,
     rounds=1,
+    steps=1,
 )
 
 
@@ -207,7 +209,7 @@ def report_layouts(size: Size) -> None:
         for arch in random_subnets(size.network(), size.subnets)[:4]:
             layouts = {"NCHW": x_BCHW, "last": x_BCHW.contiguous(memory_format=torch.channels_last)}
             steps = {name: captured_step(size.network().train(), arch, x, y_B) for name, x in layouts.items()}
-            took = side_by_side(steps, 10 * size.rounds, warm_up=3)  # an eager one, one that captures, a replay
+            took = side_by_side(steps, size.steps, warm_up=3)  # an eager one, one that captures, a replay
             faster.append(statistics.median(ratios(took["NCHW"], took["last"])))
         print(f"batch {batch:>5}: {middle(faster)}", flush=True)
 
@@ -268,6 +270,7 @@ def main() -> None:
             epochs=options.epochs,
             subnets=options.subnets,
             rounds=options.rounds,
+            steps=10 * options.rounds,
         )
     else:
         print("There is no CUDA device here, so nothing is measured: what follows is a miniature that shows it works.")
