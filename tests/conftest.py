@@ -1,18 +1,22 @@
 """What several tests share: a tiny supernet, tiny images, and damage to files."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainonce import checkpoint
 from trainonce.data import DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.run import RunDirectory
 
 torch.set_num_threads(1)
 
+T = TypeVar("T")
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
@@ -57,6 +61,71 @@ def make_data() -> MakeData:
     return make
 
 
+class Undone(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch's operators write into tensors inside is put back at the end, as capturing work does not do it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for value, declared in zip(args, func._schema.arguments, strict=False):
+            if isinstance(value, Tensor) and declared.alias_info is not None and declared.alias_info.is_write:
+                self.before.append((value, value.clone()))
+        return func(*args, **(kwargs or {}))
+
+    def put_back(self) -> None:
+        for tensor, value in reversed(self.before):
+            tensor.data.copy_(value)  # unseen by autograd, which may still need the tensor
+
+
+class RerunRecorder:
+    """Records as CUDA graphs of one pool do, on the CPU: a replay does the work again into the same tensors.
+
+    A replay also makes useless what all the other pieces have given: it may lie in the memory that this one uses.
+    """
+
+    refuses: str | None = None
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.pieces: list[Sequence[Tensor]] = []
+        self.replays = 0
+
+    def aside(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        before = [buffer.clone() for buffer in self.net.buffers()]  # batch norm does not declare that it writes them
+        with Undone() as writes:
+            static = [tensor.clone() for tensor in work()]
+        writes.put_back()
+        for buffer, value in zip(self.net.buffers(), before, strict=True):
+            buffer.data.copy_(value)
+        spoil(static)
+        self.pieces.append(static)
+
+        def again() -> None:
+            self.replays += 1
+            for place, found in zip(static, work(), strict=True):
+                place.copy_(found)
+            for other in self.pieces:
+                if other is not static:
+                    spoil(other)
+
+        return static, again
+
+
+def spoil(tensors: Sequence[Tensor]) -> None:
+    """Fill tensors with what nobody can use."""
+    for tensor in tensors:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else -(10**6))
+
+
 class RerunCapture:
     """Captures as a GPU does, on the CPU: recording does nothing, a replay does the work again into the same tensors.
 
@@ -69,6 +138,11 @@ class RerunCapture:
         self.net = net
         self.asides = self.captures = self.replays = 0
         self.static: Sequence[Tensor] = ()
+        self.recorders: list[RerunRecorder] = []
+
+    def recorder(self) -> RerunRecorder:
+        self.recorders.append(RerunRecorder(self.net))
+        return self.recorders[-1]
 
     def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         self.asides += 1
@@ -83,8 +157,7 @@ class RerunCapture:
         static = work()
         for buffer, value in zip(self.net.buffers(), before, strict=True):
             buffer.copy_(value)
-        for tensor in [*self.static, *static]:
-            tensor.fill_(float("nan") if tensor.is_floating_point() else -(10**6))
+        spoil([*self.static, *static])
         self.static = static
 
         def again() -> None:
@@ -109,6 +182,32 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[RerunCapture]:
 
     monkeypatch.setattr("trainonce.train.capture_for", capture_for)
     return made
+
+
+@pytest.fixture(scope="session")
+def rerun_capture() -> type[RerunCapture]:
+    """What captures on the CPU: `rerun_capture(net)`."""
+    return RerunCapture
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[RunDirectory, RunDirectory], None]:
+    """Checks that two runs came to the same weights, momenta, teachers and metrics, to the last bit, but for time."""
+
+    def outcome(run: RunDirectory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
+        found = checkpoint.load_latest(run.checkpoints)
+        assert found is not None
+        return found.tensors, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics()]
+
+    def check(one: RunDirectory, other: RunDirectory) -> None:
+        (tensors, metrics), (others, other_metrics) = outcome(one), outcome(other)
+        assert tensors.keys() == others.keys()
+        for group, named in tensors.items():
+            assert named.keys() == others[group].keys()
+            assert [name for name in named if not torch.equal(named[name], others[group][name])] == []
+        assert metrics == other_metrics
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce import checkpoint, train
+from trainonce import train
 from trainonce.data import Augmentation, DataSet
 from trainonce.graphs import CudaCapture
 from trainonce.models import MobileNetV3
@@ -20,6 +20,7 @@ from trainonce.train import LOOK_EVERY, TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
+AssertSame = Callable[[RunDirectory, RunDirectory], None]
 HELD = Phase(name="held", epochs=4.5, lr=0.05, hold="epoch")
 EAGER = TrainSettings(log_every=3, cuda_graphs=False)
 GRAPHS = TrainSettings(log_every=3)
@@ -27,21 +28,6 @@ GRAPHS = TrainSettings(log_every=3)
 
 def recipe_of(*phases: Phase, **fields: Any) -> Recipe:
     return Recipe(name="test", about="A test.", phases=phases, batch_size=8, weight_decay=1e-3, **fields)
-
-
-def outcome(run: RunDirectory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
-    found = checkpoint.load_latest(run.checkpoints)
-    assert found is not None
-    return found.tensors, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics()]
-
-
-def assert_same(one: RunDirectory, other: RunDirectory) -> None:
-    (tensors, metrics), (others, other_metrics) = outcome(one), outcome(other)
-    assert tensors.keys() == others.keys()
-    for group, named in tensors.items():
-        assert named.keys() == others[group].keys()
-        assert [name for name in named if not torch.equal(named[name], others[group][name])] == []
-    assert metrics == other_metrics
 
 
 @pytest.fixture
@@ -75,6 +61,7 @@ class TestSameAsEager:
         data: DataSet,
         tmp_path: Path,
         captures: list[Any],
+        assert_same: AssertSame,
         recipe: Recipe,
         precision: Literal["float32", "bfloat16"],
     ) -> None:
@@ -90,7 +77,15 @@ class TestSameAsEager:
         assert (capture.asides, capture.captures, capture.replays) == (epochs, captured, sum(steps) - epochs)
 
     @pytest.mark.parametrize("step", [1, 2, 3, 4, 6])
-    def test_resumed(self, make_net: MakeNet, data: DataSet, tmp_path: Path, captures: list[Any], step: int) -> None:
+    def test_resumed(
+        self,
+        make_net: MakeNet,
+        data: DataSet,
+        tmp_path: Path,
+        captures: list[Any],
+        assert_same: AssertSame,
+        step: int,
+    ) -> None:
         """Stopped after the eager step of an epoch, after the captured one, in the middle, and between epochs."""
         eager, graphed = RunDirectory(tmp_path / "eager"), RunDirectory(tmp_path / "graphed")
         recipe = recipe_of(HELD.model_copy(update={"epochs": 2.5}))
@@ -102,7 +97,13 @@ class TestSameAsEager:
         assert [capture.replays > 0 for capture in captures] == [step > 1, True]
 
     def test_where_looks_are_seldom(
-        self, make_net: MakeNet, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captures: list[Any]
+        self,
+        make_net: MakeNet,
+        data: DataSet,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        captures: list[Any],
+        assert_same: AssertSame,
     ) -> None:
         """Losses that wait to be looked at are not overwritten by replays."""
         monkeypatch.setattr(train, "_look_every", lambda _: LOOK_EVERY)

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cost", "stages"),
     ("sampling", "models"),
     ("run", "evaluate", "subnet", "tally", "graphs"),
+    ("block_graphs",),
     ("train_state", "scoring"),
     ("train",),
     ("population",),

@@ -195,7 +195,8 @@ def train(
         ),
     ] = None,
     cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps of a subnet held an epoch.")
+        bool,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps, or their blocks, as CUDA graphs."),
     ] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
     dry_run: DryRun = False,

@@ -1,12 +1,14 @@
 """Steps captured once as a CUDA graph and then replayed, where one subnet is trained for many steps.
 
+Where every step trains other subnets, `trainonce.block_graphs` replays their blocks instead.
+
 A step of a small network is hundreds of launches, and a GPU waits for the host to make them; a replay is one.
 Captured are forward, loss and backward. Augmentation, the exchange between ranks, the optimizer and the tally stay
 outside: they are few launches, and what they draw or write changes from step to step.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,32 @@ from trainonce.distributed import Share
 from trainonce.errors import RunError
 from trainonce.nn.dropout import BatchDropout, DrawnMasks, HeldMasks, drawing
 from trainonce.recipes import Phase
+from trainonce.space import SearchSpace
 
+T = TypeVar("T")
 Passes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From images and labels, the losses [S] and hits of a step, whose gradients are left in the parameters."""
 
 
+class Recorder(Protocol):
+    """How a device captures many pieces of work, and does any of them again in any order, one at a time.
+
+    A replay may destroy what the other pieces have given, and does so to whatever they left for later: of two pieces of
+    which one needs what the other left, no third may be replayed in between.
+    """
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """Do the work, in the way that readies the device for recording it."""
+
+    def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        """Record `work` without doing it: the tensors that it gives, and what does it again into the same tensors."""
+
+
 class Capture(Protocol):
     """How a device captures work and does it again."""
+
+    def recorder(self) -> Recorder:
+        """A recorder whose pieces disturb nobody else's."""
 
     def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Do the work, in the way that readies the device for capturing it."""
@@ -41,16 +62,13 @@ class CudaCapture:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Do the work on the stream that captures, so that the libraries' workspaces for it are there.
+    def recorder(self) -> "CudaRecorder":
+        """One with a pool of its own, on the same stream."""
+        return CudaRecorder(self.stream)
 
-        What it allocates is that stream's, and the next work on it waits for all that uses it: nothing is overwritten.
-        """
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        with torch.cuda.stream(self.stream):
-            found = passes()
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
-        return found
+    def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Do the work on the stream that captures, so that the libraries' workspaces for it are there."""
+        return _on(self.stream, passes)
 
     def capture(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
         """Capture `work`. Waits for the device, once."""
@@ -63,16 +81,60 @@ class CudaCapture:
         return static, graph.replay
 
 
+class CudaRecorder:
+    """Recording by CUDA graphs that share a pool of memory of their own and stay as long as someone can replay them."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = stream
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """Do the work on the stream that captures."""
+        return _on(self.stream, work)
+
+    def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        """Capture `work`. Waits for the device."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+            static = work()
+        return static, graph.replay
+
+
+def _on(stream: torch.cuda.Stream, work: Callable[[], T]) -> T:
+    """Do the work on a stream, after what the current one has to do and before what it will have.
+
+    What it allocates is that stream's, and the next work on it waits for all that uses it: nothing is overwritten.
+    """
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        found = work()
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
+    return found
+
+
 def capture_for(net: nn.Module) -> Capture | None:
     """How steps of a network are captured on the device where it is; None where they cannot be."""
     device = next(net.parameters()).device
     return CudaCapture(device) if device.type == "cuda" else None
 
 
-def holds_one_subnet(phase: Phase) -> bool:
-    """Whether a phase trains one subnet for an epoch, on labels: then its steps do the same but for their data."""
-    chosen_by_loss = {"best_up", "worst_up"}.intersection(phase.subnets)  # each step tries candidates first
-    return phase.hold == "epoch" and phase.target == "labels" and len(phase.subnets) == 1 and not chosen_by_loss
+def holds_one_subnet(phase: Phase, space: SearchSpace) -> bool:
+    """Whether a phase on `space` trains one subnet for an epoch or longer, on labels.
+
+    Then its steps do the same but for their data.
+    """
+    if phase.target != "labels" or len(phase.subnets) != 1:
+        return False
+    (slot,) = phase.subnets
+    if slot in ("best_up", "worst_up"):  # each step tries candidates first
+        return False
+    return phase.hold == "epoch" or slot in ("largest", "smallest") or space.count() == 1
+
+
+def not_captured(what: str, error: RuntimeError) -> RunError:
+    """What is said where a device refuses to capture."""
+    first_line = str(error).partition("\n")[0]
+    return RunError(f"{what} could not be captured as a CUDA graph ({first_line}); to do without: --no-cuda-graphs")
 
 
 class StepGraph:
@@ -119,10 +181,7 @@ class _Captured:
         try:
             static, self.again = step.capture.capture(work)
         except RuntimeError as error:
-            first_line = str(error).partition("\n")[0]
-            raise RunError(
-                f"a training step could not be captured as a CUDA graph ({first_line}); to do without: --no-cuda-graphs"
-            ) from error
+            raise not_captured("a training step", error) from error
         self.losses_S, self.hits, *gradients = static
         # The gradients were made while capturing, so they lie in the graph's memory, where replays write them.
         self.gradients = list(zip((p for p in step.net.parameters() if p.grad is not None), gradients, strict=True))

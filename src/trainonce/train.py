@@ -8,7 +8,7 @@ found. On a GPU no step waits for the host, nor the host for a step: it looks ev
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainonce.block_graphs import BlockGraphs
 from trainonce.data import DataSet
 from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
@@ -56,7 +57,8 @@ class TrainSettings(Settings):
     precision: Precision = "float32"
     """The numbers that networks compute in. Weights, gradients and momenta are float32 with bfloat16 too."""
     cuda_graphs: bool = True
-    """Whether, on a GPU, steps of a subnet that is held for an epoch are captured once and replayed."""
+    """Whether, on a GPU, steps of a subnet that is held for an epoch are captured once and replayed, and in other steps
+    the blocks, in each of their forms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,9 @@ class _Loop:
         exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
         capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
         self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.share, capture)
+        self.replaying_blocks: Callable[[], AbstractContextManager[None]] = (
+            nullcontext if capture is None else BlockGraphs(self.net, capture).replaying
+        )
         self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
             entry.index: SubnetDraws(
@@ -221,6 +226,7 @@ class _Loop:
             )
             for entry in self.table
         }
+        self.one_subnet = {e.index for e in self.table if holds_one_subnet(e.phase, self.draws[e.index].space)}
 
     def go(
         self,
@@ -300,13 +306,14 @@ class _Loop:
         draws = self.draws[entry.index].draw(rng, turn)
         state.optimizer.zero_grad()
         masks = self._generator("dropout", entry.index, in_phase)
-        if self.graph is not None and holds_one_subnet(phase):
+        if self.graph is not None and entry.index in self.one_subnet:
             archs: tuple[Architecture, ...] = (draws[0][0],)
             losses_S, hits = self.graph.run(
                 (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
-            with drawing([*self.dropouts, *state.teacher_dropouts], DrawnMasks(masks, self.share)):
+            layers = [*self.dropouts, *state.teacher_dropouts]
+            with drawing(layers, DrawnMasks(masks, self.share)), self.replaying_blocks():
                 archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)

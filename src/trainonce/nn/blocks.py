@@ -1,5 +1,7 @@
 """The elastic MBConv block. Its plain twin is `trainonce.nn.plain.MBConv`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ class ElasticMBConv(nn.Module):
     `largest` is the spec with the widest expansion; a forward pass takes the spec of the block wanted,
     whose `mid_channels`, `se_channels` and `kernel_size` say what to cut.
     """
+
+    replayed: Callable[[Tensor, BlockSpec], Tensor] | None = None
+    """What does a forward pass in training mode instead, by replaying it: see `trainonce.block_graphs`."""
 
     def __init__(self, largest: BlockSpec, kernel_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -47,6 +52,12 @@ class ElasticMBConv(nn.Module):
 
     def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
+        if self.training and self.replayed is not None:
+            return self.replayed(x_BCHW, spec)
+        return self.compute(x_BCHW, spec)
+
+    def compute(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
+        """The forward pass itself."""
         if self.training and not self.project_bn.synchronised and native.usable(x_BCHW):
             return self._native(x_BCHW, spec)
         y = x_BCHW
