@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.native.library import SIGNATURES, SOURCE
-from trainonce.nn.plain import BlockSpec
+from trainonce.nn.plain import BlockSpec, MBConv
 from trainonce.space import derived_rng
 
 needs_native = pytest.mark.skipif(bool(native.why_not()), reason=f"no native kernels here: {native.why_not()}")
@@ -157,6 +158,37 @@ def test_a_whole_network_of_the_papers_geometry(monkeypatch: pytest.MonkeyPatch)
         size = torch.stack([g.norm() for g in exact.values()]).norm().item()
         # Twenty batch norms over a handful of images amplify rounding: the plain path says by how much.
         assert distance(fast) <= max(1e-5 * size, 3 * distance(plain))
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("expand", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_plain_block_with_fixed_statistics(
+    kernel: int, expand: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images go through in chunks: more of them than a chunk holds, fewer, and a last chunk that is not full."""
+    monkeypatch.setattr("trainonce.nn.native.calls.SMALLEST_SHARE", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for act, stride, se, (images, height, width) in product(
+            ("relu", "h_swish"), (1, 2), (False, True), ((1, 1, 1), (2, 2, 2), (7, 5, 3), (75, 16, 16))
+        ):
+            elastic, spec = block_and_spec(act=act, expand=expand, stride=stride, kernel=kernel, mid=17, se=se)
+            block = MBConv(spec)
+            block.load_state_dict(elastic.slices(spec), strict=False)  # but for the counts of batches
+            generator = torch.Generator().manual_seed(height)
+            for name, buffer in block.named_buffers():
+                if "running" in name:
+                    buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+            x = torch.randn(images, spec.in_channels, height, width, generator=generator)
+            with torch.no_grad():
+                want = block.double().eval()(x.double())
+                got = native.PlainMBConv(block.float(), spec)(x)
+            assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_native
