@@ -42,7 +42,8 @@ class TestByHand:
 
         def loss(batch: tuple[float, float]) -> Tensor:
             x, y = batch
-            return (model(torch.tensor([[x]])) - y).square().mean()
+            error: Tensor = model(torch.tensor([[x]])) - y
+            return error.square().mean()
 
         found = loss_transfer([loss], dict(model.named_parameters()), [((2.0, 1.0), (1.0, 1.0))], lr=0.05)
         # the gradient is 2 * 2 * (0 - 1) = -4, so w becomes 0.2 and the held-out loss 0.8² of 1

@@ -54,6 +54,6 @@ def statistics_of(plain: PlainNetwork, arch: Architecture) -> dict[str, tuple[Te
             assert module.running_var is not None
             part, *rest = name.split(".")
             if part == "blocks":
-                part, *rest = names[int(rest[0])], *rest[1:]
+                part, rest = names[int(rest[0])], rest[1:]
             found[".".join([part, *rest])] = (module.running_mean, module.running_var)
     return found
