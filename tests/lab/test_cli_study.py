@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from trainonce.cli import app
@@ -44,7 +43,7 @@ def study(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def here(*words: str | Path) -> Result:
+def here(*words: str | Path) -> Any:
     """The same in this process, as far as a plan goes."""
     return CliRunner().invoke(app, ["study", *map(str, words), "--device", "cpu"])
 
