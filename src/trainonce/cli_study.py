@@ -30,7 +30,7 @@ from trainonce.run import provenance
 
 LOOK_EVERY_S = 2.0
 """How often running runs are looked at for progress."""
-SURE_PASSES = 40
+SURE_PASSES = 24
 """How many subnets are trained to measure a pace that a run's length follows from."""
 
 
