@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from trainonce.run import provenance
 
 LOOK_EVERY_S = 2.0
 """How often running runs are looked at for progress."""
-SURE_PASSES = 40
+SURE_PASSES = 24
 """How many subnets are trained to measure a pace that a run's length follows from."""
 
 
@@ -171,7 +171,7 @@ def study(
     missing = [run for run in planned.runs if run.name not in finished]
     at_once = _workers(settled, workers, cluster, len(missing))
     with _threads_of_a_worker(settled, workers, cluster):
-        estimates = _estimates(planned, meter, images)
+        estimates = _estimates(planned, missing, meter, images)
     alone = sum(estimates[run.name] for run in missing)
     seconds = max([alone / (at_once or 1), *(estimates[run.name] for run in missing)], default=0.0)
     shared = f", {at_once} at a time" if at_once and at_once > 1 else ""
@@ -240,12 +240,12 @@ class _threads_of_a_worker:
         torch.set_num_threads(self.before)
 
 
-def _estimates(study: Study, meter: Pace, images: DataSet) -> dict[str, float]:
-    """About how many seconds each run takes by itself. Timed for one seed; the others are taken to be alike."""
+def _estimates(study: Study, missing: Sequence[StudyRun], meter: Pace, images: DataSet) -> dict[str, float]:
+    """About how many seconds each missing run takes by itself. Timed for one seed; the others are taken to be alike."""
     known: dict[str, float] = {}
     scoring: dict[str, float] = {}
     estimates = {}
-    for run in study.runs:
+    for run in missing:
         alike = run.name.removesuffix(f"-seed{run.seed}")
         if alike not in known:
             model = MobileNetV3Settings.parse(run.model, where=f"run {run.name}")
@@ -282,7 +282,7 @@ class _Watch:
         shares = {
             run.name: progress_of(self.directory, run, self.steps[run.name])
             for run in self.study.runs
-            if run.name not in self.finished
+            if run.name in self.estimates and run.name not in self.finished
         }
         done = sum(self.estimates[name] for name in self.finished if name in self.estimates)
         done += sum(self.estimates[name] * share for name, share in shares.items())

@@ -207,12 +207,13 @@ class TestSolo:
         assert expected_share(cost, cost.space.smallest()) == 1
 
 
-class TestFactorial:
-    LEVELS = {"order": {"shrinking", "none"}, "distillation": {"teacher", "none"}, "sampler": {"uniform", "stratified"}}
+LEVELS = {"order": {"shrinking", "none"}, "distillation": {"teacher", "none"}, "sampler": {"uniform", "stratified"}}
 
+
+class TestFactorial:
     def test_is_balanced(self, planned: dict[str, Study]) -> None:
-        cells = Counter(tuple(run.factors[name] for name in self.LEVELS) for run in planned["factorial"].runs)
-        assert cells == dict.fromkeys(product(*self.LEVELS.values()), 3)
+        cells = Counter(tuple(run.factors[name] for name in LEVELS) for run in planned["factorial"].runs)
+        assert cells == dict.fromkeys(product(*LEVELS.values()), 3)
         recipes = [run.recipe.model_dump_json(exclude={"about"}) for run in planned["factorial"].runs if run.seed == 0]
         assert len(set(recipes)) == 8
 
