@@ -316,9 +316,9 @@ def run_study(
     """Do every run of a study that is not recorded; gives whether all are.
 
     The study must have been claimed. Runs write a checkpoint every `save_every_s` seconds. `workers` and `cluster` are
-    `fan_out`'s; on a cluster, workers write into the study's directory, so it must be the same there. A worker that dies
-    leaves its run's checkpoint, from which the next one goes on. `on_run` gets the line of `times.jsonl` of each run
-    recorded.
+    `fan_out`'s; on a cluster, workers write into the study's directory, so it must be the same there. A worker that
+    dies leaves its run's checkpoint, from which the next one goes on. `on_run` gets the line of `times.jsonl` of each
+    run recorded.
     """
     directory.drop_unfinished()
     known = {line["run"] for line in directory.finished()}
