@@ -28,6 +28,10 @@ MakeData = Callable[..., DataSet]
 SETTINGS = MeasureSettings(batches=3, batch_size=10, calibration_images=24)
 
 
+def bright(split: Split) -> Split:
+    return Split(split.images // 8 + 100 * split.labels.to(torch.uint8)[:, None, None, None], split.labels)
+
+
 @pytest.fixture
 def data(make_data: MakeData) -> DataSet:
     return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True))
@@ -70,12 +74,7 @@ class TestMeasure:
     def test_two_subnets_that_are_the_same_but_for_a_kernel(self, make_net: MakeNet, make_data: MakeData) -> None:
         """They share nearly everything, so what trains the one trains the other. Brightness is the class."""
         net, data = make_net(dropout=0.0, depths=(1,), expand_ratios=(3,)).eval(), make_data()
-        splits = {name: getattr(data, name) for name in ("train", "validate")}
-        bright = {
-            name: Split(split.images // 8 + 100 * split.labels.to(torch.uint8)[:, None, None, None], split.labels)
-            for name, split in splits.items()
-        }
-        data = replace(data, **bright)
+        data = replace(data, train=bright(data.train), validate=bright(data.validate))
         largest = net.space.largest()
         other = net.space.check(dict(largest) | {"stage5.block1.kernel_size": 3})
         found = measure(net, data, [largest, other], step=1, settings=SETTINGS)
