@@ -25,6 +25,7 @@ from trainonce.cli_tools import Stop, stop_on_signal
 from trainonce.data import Augmentation, DataSet, Split
 from trainonce.distributed import Ranks, process_group
 from trainonce.errors import RunError, UserError
+from trainonce.lab.forgetting import Prober, ProberSettings
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Recipe
 from trainonce.run import RunDirectory
@@ -105,6 +106,14 @@ def watcher(job: dict[str, Any], net: MobileNetV3, ranks: Ranks, folder: Path, s
     return after_step
 
 
+def prober(job: dict[str, Any], net: MobileNetV3, ranks: Ranks, folder: Path) -> Prober | None:
+    if not (job.get("look") and ranks.first):
+        return None
+    probes = (net.space.smallest(), net.space.largest())
+    often = ProberSettings(calibration_images=8, share=1000)
+    return Prober(net, recipe_of(job), data_set(32), RunDirectory(folder / "run"), probes=probes, settings=often)
+
+
 def train(job: dict[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
     net = network(job.get("seeds", [0] * ranks.size)[ranks.rank])
     told: dict[str, Any] = {"rank": ranks.rank, "talk": count_talk(), "reports": 0}
@@ -126,6 +135,7 @@ def train(job: dict[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
                     sync_batch_norm=job.get("sync", False),
                 ),
                 on_progress=report,
+                on_epoch=prober(job, net, ranks, folder),
                 should_stop=watcher(job, net, ranks, folder, stop),
                 ranks=ranks,
             )

@@ -193,6 +193,16 @@ class TestSameAsOne:
         assert [told["reports"] for told in several.told] == [len(one.run.metrics())] + [0] * (ranks - 1)
         assert several.told[0]["layers"] == one.told[0]["layers"], "the layers are the network's own again"
 
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_one_rank_looks_at_probes(self, train: Helper, sync: bool) -> None:
+        """Rank 0 records; nothing else is different on any rank."""
+        job: dict[str, Any] = {"recipe": "rss", "ranks": 2, "sync": sync}
+        plain, looked = train.all_well(**job), train.all_well(**job, look=True)
+        for found, expected in zip(looked.states, plain.states, strict=True):
+            assert_equal(found, expected)
+        assert len(looked.run.forgetting()) >= 2
+        assert [told["talk"] for told in looked.told] == [told["talk"] for told in plain.told]
+
     def test_data_smaller_than_a_batch(self, train: Helper) -> None:
         job = {"recipe": "spos", "batch": 64, "epochs": 3}
         one = train.all_well(ranks=1, images=[7], **job)

@@ -1,19 +1,23 @@
 """Looking at probes while training: what is recorded, how often, and that it disturbs nothing."""
 
-import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from trainonce.data import Augmentation, DataSet
+from trainonce.cli_tools import prober
+from trainonce.data import Augmentation, DataSet, load_dataset
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.lab.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
-from trainonce.models import MobileNetV3
+from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Phase, Recipe
 from trainonce.run import RunDirectory
+from trainonce.space import Architecture
 from trainonce.train import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
@@ -149,20 +153,54 @@ class TestWhileTraining:
         assert resumed.forgetting_file.read_bytes() == straight.forgetting_file.read_bytes()
 
     def test_looking_does_not_count_as_training(self, make_net: MakeNet, data: DataSet, tmp_path: Path) -> None:
-        import time
-
         run, net = RunDirectory(tmp_path), make_net()
         train_supernet(net, recipe_of("rss", 2), data, run, on_epoch=lambda _: time.sleep(0.5))
         first, second = (run.metrics()[0]["seconds"], run.metrics()[-1]["seconds"])
         assert second - first < 0.5
 
-    def test_streamed_images_are_held(self, make_net: MakeNet, data: DataSet, tmp_path: Path) -> None:
-        del tmp_path
-        part = data.validate.drawn(10, seed=3)
-        assert not part.streamed
-        assert len(part) == 10
-        rows = [int((data.validate.images == image).flatten(1).all(1).nonzero()[0]) for image in part.images]
-        assert rows == sorted(set(rows))
-        assert part.labels.tolist() == data.validate.labels[rows].tolist()
-        assert len(data.validate.drawn(1000, seed=0)) == len(data.validate)
-        assert statistics.fmean(rows) != statistics.fmean(range(10))
+    def test_streamed_images_give_the_same_lines(self, tmp_path: Path) -> None:
+        generator = np.random.default_rng(0)
+        for i in range(120):
+            path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+        lines = []
+        for stream in (False, True):
+            data = load_dataset(str(tmp_path / "images"), image_size=8, grey=True, stream=stream, workers=0)
+            geometry = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=2, width_mult=0.25)
+            net, run, recipe = MobileNetV3(geometry), RunDirectory(tmp_path / str(stream)), recipe_of("rss", 0.2)
+            look = Prober(net, recipe, data, run, probes=default_probes(net, 2, seed=0), settings=OFTEN)
+            assert not look.evaluator.split.streamed
+            assert data.validate.streamed == stream
+            train_supernet(net, recipe, data, run, on_epoch=look)
+            lines.append(run.forgetting())
+        assert len(lines[0]) == 2
+        assert lines[0] == lines[1]
+
+
+def test_drawn_images(make_data: MakeData) -> None:
+    split = make_data().validate
+    part = split.drawn(10, seed=3)
+    rows = [int((split.images == image).flatten(1).all(1).nonzero()[0]) for image in part.images]
+    assert rows == sorted(set(rows))
+    assert rows != list(range(10))
+    assert part.labels.tolist() == split.labels[rows].tolist()
+    assert len(split.drawn(1000, seed=0)) == len(split)
+
+
+def test_the_command_looks_at_the_same_probes_when_resumed(make_net: MakeNet, data: DataSet, tmp_path: Path) -> None:
+    net, run, recipe = make_net(), RunDirectory(tmp_path), recipe_of("rss", 1)
+
+    def probes(count: int | None) -> tuple[Architecture, ...]:
+        found = prober(net, recipe, data, run, count=count, seed=3)
+        return () if found is None else found.probes
+
+    assert probes(None) == default_probes(net, 4, seed=3)
+    assert probes(2) == (net.space.smallest(), net.space.largest())
+    assert probes(0) == ()
+    before = default_probes(net, 6, seed=9)
+    for probe in before * 2:
+        line = {"step": 1, "epoch": 1.0, "probe": str(probe), "macs": 1, "top1": 1.0, "loss": 1.0, "images": 1}
+        run.append_forgetting(line)
+    assert probes(None) == before
+    assert probes(2) == (net.space.smallest(), net.space.largest())

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from trainonce.cli import app, main
-from trainonce.data import Augmentation, DataSet, load_dataset
+from trainonce.data import Augmentation, DataSet, Split, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.lab.forgetting import default_probes
@@ -26,6 +26,10 @@ from trainonce.train import train_supernet
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 SETTINGS = MeasureSettings(batches=3, batch_size=10, calibration_images=24)
+
+
+def bright(split: Split) -> Split:
+    return Split(split.images // 8 + 100 * split.labels.to(torch.uint8)[:, None, None, None], split.labels)
 
 
 @pytest.fixture
@@ -67,14 +71,16 @@ class TestMeasure:
         assert found["top1_recalibrated"] == [evaluator(net, probe).top1 for probe in probes]
         assert found["top1_supernet"] == [evaluator.score(net.extract(probe)).top1 for probe in probes]
 
-    def test_two_subnets_that_are_the_same_but_for_a_kernel(self, make_net: MakeNet, data: DataSet) -> None:
-        """They share nearly everything, so what trains the one trains the other."""
-        net = make_net(dropout=0.0, depths=(1,), expand_ratios=(3,)).eval()
+    def test_two_subnets_that_are_the_same_but_for_a_kernel(self, make_net: MakeNet, make_data: MakeData) -> None:
+        """They share nearly everything, so what trains the one trains the other. Brightness is the class."""
+        net, data = make_net(dropout=0.0, depths=(1,), expand_ratios=(3,)).eval(), make_data()
+        data = replace(data, train=bright(data.train), validate=bright(data.validate))
         largest = net.space.largest()
         other = net.space.check(dict(largest) | {"stage5.block1.kernel_size": 3})
         found = measure(net, data, [largest, other], step=1, settings=SETTINGS)
-        assert found["gradient"]["agreement"][0][1] == pytest.approx(1, abs=0.05)
-        assert found["transfer"]["z"][0][1] == pytest.approx(found["transfer"]["z"][0][0], rel=0.2, abs=0.01)
+        assert found["gradient"]["agreement"][0][1] > 0.6
+        assert found["gradient"]["conflict"] == [[0, 0], [0, 0]]
+        assert np.array(found["transfer"]["z"]).min() > 0
 
     def test_small_data(self, make_net: MakeNet, data: DataSet, make_data: MakeData) -> None:
         net = make_net().eval()

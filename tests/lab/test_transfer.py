@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainonce.errors import UserError
 from trainonce.lab.transfer import loss_transfer
@@ -42,8 +43,7 @@ class TestByHand:
 
         def loss(batch: tuple[float, float]) -> Tensor:
             x, y = batch
-            error: Tensor = model(torch.tensor([[x]])) - y
-            return error.square().mean()
+            return F.mse_loss(model(torch.tensor([[x]])), torch.tensor([[y]]))
 
         found = loss_transfer([loss], dict(model.named_parameters()), [((2.0, 1.0), (1.0, 1.0))], lr=0.05)
         # the gradient is 2 * 2 * (0 - 1) = -4, so w becomes 0.2 and the held-out loss 0.8² of 1

@@ -52,8 +52,8 @@ def statistics_of(plain: PlainNetwork, arch: Architecture) -> dict[str, tuple[Te
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
-            part, *rest = name.split(".")
-            if part == "blocks":
-                part, rest = names[int(rest[0])], rest[1:]
-            found[".".join([part, *rest])] = (module.running_mean, module.running_var)
+            parts = name.split(".")
+            if parts[0] == "blocks":
+                parts[:2] = [names[int(parts[1])]]
+            found[".".join(parts)] = (module.running_mean, module.running_var)
     return found

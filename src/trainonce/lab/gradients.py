@@ -86,8 +86,8 @@ def gradient_agreement(
             gradients = [gradient[name] for gradient in now]
             sums.setdefault(name, _Sums(gradients)).add(gradients)
         if before:
-            across = sum(_products([g[name] for g in before], [g[name] for g in now]) for name in now[0])
-            conflicts += (np.asarray(across) < 0) + (np.asarray(across).T < 0)
+            pair = _total(_products([g[name] for g in before], [g[name] for g in now]) for name in now[0])
+            conflicts += (pair < 0).astype(float) + (pair.T < 0)
         before, count = now, count + 1
     if count < 2:
         raise UserError(f"comparing gradients needs two batches or more, not {count}")
