@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("population",),
     ("cli_tools", "display", "report"),
+    ("cli_report",),
     ("cli",),
     ("__main__",),
 )

@@ -1,4 +1,4 @@
-"""What was trained, against what is evaluated: exposure of every value, and passes over MACs. This is selection bias."""
+"""What was trained against what is evaluated, which is selection bias: exposure of every value, passes over MACs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

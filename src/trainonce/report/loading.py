@@ -7,7 +7,7 @@ out. What is there but damaged is refused with its file and line.
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,8 +20,8 @@ from trainonce.files import read_json, read_lines
 from trainonce.population import Line, newest_lines
 from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
 
-type Kinds = Mapping[str, type | tuple[type, ...]]
-type Matrix = list[list[float | None]]
+Kinds = Mapping[str, type | tuple[type, ...]]
+Matrix = list[list[float | None]]
 
 STUDY_FILE = "study.json"
 RESULT_LINE: Kinds = {
@@ -75,6 +75,7 @@ class RunRecord:
     interference: dict[str, Any] | None = None
     train_seconds: float | None = None
     beside: int | None = None
+    has_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +98,16 @@ class Group:
     conclusion: dict[str, Any]
 
 
-def read_groups(paths: Sequence[Path], split: SplitName | None = None) -> list[Group]:
+def read_groups(
+    paths: Sequence[Path],
+    split: SplitName | None = None,
+    *,
+    centres_m: Sequence[float] = (),
+    half_m: float | None = None,
+) -> list[Group]:
     """A group for each study among the paths, and one for all loose runs on the same data.
 
+    `centres_m` and `half_m` are the buckets of loose runs, as `make_buckets` reads them; a study has its own.
     Scores are those on `split`; by default of a study the split it evaluates, of runs test where all have such scores.
     Raises `UserError` for a path that holds neither, and for a damaged file.
     """
@@ -113,6 +121,7 @@ def read_groups(paths: Sequence[Path], split: SplitName | None = None) -> list[G
             raise UserError(f"{path} holds no run and no study (there is no run.json or {STUDY_FILE} in it)")
     for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
         groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
+        groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)
     return groups
 
 
@@ -135,6 +144,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         provenance=config.provenance,
         scores={name: found for name in get_args(SplitName) if (found := newest_lines(population, name))},
         metrics=metrics,
+        has_weights=any(run.checkpoints.glob("step-*")),
         forgetting=checked_lines(run.path / "forgetting.jsonl", FORGETTING_LINE),
         exposure=_read_exposure(run.path / "exposure.npz"),
         interference=_read_interference(run.path / "interference.json"),
@@ -164,8 +174,6 @@ def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
 
 def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
     """Runs named by recipe; by its passes and the directory as well where that is not enough to tell them apart."""
-    from dataclasses import replace
-
     lengths = {(run.recipe, round(run.passes, 9)) for run in runs}
     several = {name for name, count in Counter(name for name, _ in lengths).items() if count > 1}
     named = [
@@ -178,8 +186,6 @@ def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
 
 def read_study(path: Path, split: SplitName | None = None) -> Group:
     """What a study's directory holds: the plan, the results, and what its runs left."""
-    from dataclasses import replace
-
     file = path / STUDY_FILE
     study = read_json(file)
     plan = _objects(study, "runs", PLANNED_RUN, file)
@@ -283,6 +289,8 @@ def _read_exposure(path: Path) -> ExposureCounts | None:
             found: dict[str, NDArray[Any]] = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a whole exposure file: {error}") from error
+    if not all(np.isfinite(found[name]).all() for name in names[1:]):
+        raise UserError(f"{path} holds something that is no finite number")
     rows = [found[name] for name in names[:4]]
     if len({array.shape for array in rows}) > 1 or rows[0].ndim != 1 or found["lr_sum"].shape != ():
         raise UserError(f"{path}: its columns are of unequal length")

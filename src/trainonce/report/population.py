@@ -29,7 +29,7 @@ INSIDE_BOX = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPopulation:
-    """One arm's scores: every line with its `run` and `seed`, all seeds together in the buckets, a front for each run."""
+    """One arm's scores: lines with their `run` and `seed`, all seeds together in the buckets, a front for each run."""
 
     label: str
     seeds: list[int]
@@ -192,7 +192,12 @@ def points(info: PopulationInfo) -> list[dict[str, Any]]:
                 middle, width = _place(info, bucket, number)
                 x = middle + (line["macs"] - bucket.centre) / bucket.half * INSIDE_BOX * width / 2
             row = {"arm": arm.label, "x": round(x, 4), "top1": line["top1"], "macs": line["macs"] / 1e6}
-            row |= {"params": line["params"] / 1e6, "arch": line["arch"], "seed": line["seed"], "run": line["run"]}
+            row |= {
+                "params": line["params"] / 1e6,
+                "arch": line["arch"],
+                "seed": line["seed"],
+                "run": shlex.quote(line["run"]),
+            }
             rows.append(row)
     return rows
 
@@ -254,7 +259,7 @@ def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
         for run, front in arm.fronts.items():
             corners = [(line["macs"] / 1e6, line["top1"], line["arch"]) for line in front]
             corners.append((last, front[-1]["top1"], front[-1]["arch"]))
-            named = {"arm": arm.label, "run": run, "seed": front[0]["seed"]}
+            named = {"arm": arm.label, "run": shlex.quote(run), "seed": front[0]["seed"]}
             rows += [named | {"macs": macs, "top1": top1, "arch": arch} for macs, top1, arch in corners]
     return rows
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import MEDIAN, ZERO, SeedMean, arm_colour, millions, require_plotting, seed_mean
+from trainonce.report.charts import MEDIAN, ZERO, SeedMean, arm_colour, arm_scale, millions, require_plotting, seed_mean
 from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
@@ -197,3 +197,45 @@ def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
     )
     layers = alt.layer(band.encode(x="left:Q", x2="right:Q"), _zero(alt), bars, dots)
     return layers.properties(width="container", height=alt.Step(30))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSeeds:
+    """An arm's mean top-1 over its subnets, one value a seed, and the mean over seeds."""
+
+    arm: str
+    by_seed: dict[int, float]
+    mean: SeedMean
+
+
+def seeds_info(scored: Mapping[str, Sequence[Line]]) -> list[ArmSeeds]:
+    """What each arm scores, seed by seed; `scored` has lines with their `seed` by arm."""
+    arms = []
+    for arm, lines in scored.items():
+        found: dict[int, list[float]] = {}
+        for line in lines:
+            found.setdefault(line["seed"], []).append(line["top1"])
+        by_seed = {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
+        arms.append(ArmSeeds(arm=arm, by_seed=by_seed, mean=seed_mean(by_seed.values())))
+    return arms
+
+
+def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
+    """A dot for each seed of each arm, beside the mean and its 95% interval over seeds."""
+    require_plotting()
+    import altair as alt
+
+    names = [arm.arm for arm in arms]
+    seeds = [{"arm": a.arm, "seed": seed, "top1": value} for a in arms for seed, value in a.by_seed.items()]
+    means = [{"arm": a.arm, "mean": a.mean.mean, "low": a.mean.low, "high": a.mean.high} for a in arms]
+    y = alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=140))
+    colour = alt.Color("arm:N", scale=arm_scale(names), legend=None)
+    scale = alt.Scale(zero=False)
+    tips = ["arm:N", *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high"))]
+    base = alt.Chart(alt.Data(values=means)).encode(y=y, color=colour, tooltip=tips)
+    x = alt.X("low:Q", title="mean top-1 over the subnets, %", scale=scale)
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=x.title))
+    dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=44, opacity=0.6)
+    dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
+    return alt.layer(bars, ticks, dots).properties(width="container", height=alt.Step(34))

@@ -1,0 +1,168 @@
+"""The sections on probes: the matrices of interference, and forgetting."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainonce.report.interference import (
+    InterferenceInfo,
+    Measure,
+    ProbeCurve,
+    draw_forgetting,
+    draw_interference,
+    forgetting_info,
+    interference_info,
+    off_diagonal,
+)
+from trainonce.report.loading import Group
+from trainonce.report.parts import Cell, Figure, Section, Table, picture
+
+HOW_TO_READ: dict[Measure, tuple[str, str]] = {
+    "agreement": (
+        "gradient agreement",
+        "Cosine between the gradients of two subnets on the weights they share, corrected for the noise of batches: 1 the "
+        "same direction, 0 unrelated, below 0 (orange) opposed. The diagonal is a control: a subnet against itself on "
+        "other images, not corrected. Labels are the subnets' MACs.",
+    ),
+    "conflict": (
+        "gradient conflict",
+        "Share of pairs of batches on which the gradients of two subnets oppose each other: a half is chance.",
+    ),
+    "transfer": (
+        "loss transfer",
+        "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a step of "
+        "its own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference.",
+    ),
+    "bn_shift": (
+        "batch-norm shift",
+        "How far the statistics that two subnets give the same layers lie apart, in units of their variance: large "
+        "values mean wrong statistics, which recalibration repairs, rather than wrong weights.",
+    ),
+}
+
+
+def interference_section(group: Group) -> Section:
+    """A figure for each measure, with a matrix for each arm."""
+    arms = interference_info(group.runs)
+    figures = [
+        _measure_figure(measure, [arm for arm in arms if measure in arm.matrices])
+        for measure in HOW_TO_READ
+        if any(measure in arm.matrices for arm in arms)
+    ]
+    return Section(
+        key="interference",
+        heading="Interference between probes",
+        figures=figures,
+        how_to_record="trainonce measure RUN",
+    )
+
+
+def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figure:
+    name, caption = HOW_TO_READ[measure]
+    title = "; ".join(_finding(measure, arm) for arm in arms) + "."
+    title = title[0].upper() + title[1:]
+    tables = [_matrix_table(measure, arm) for arm in arms]
+    if measure == "bn_shift":
+        tables += [_statistics_table(arm) for arm in arms if arm.top1_supernet and arm.top1_recalibrated]
+    return Figure(
+        key=measure.replace("_", "-"),
+        title=title,
+        caption=caption,
+        summary=f"Matrix of {name}. {title}",
+        pictures=[picture(draw_interference(arm, measure), f"{name}, {arm.arm}") for arm in arms],
+        tables=tables,
+    )
+
+
+def _finding(measure: Measure, arm: InterferenceInfo) -> str:
+    between = off_diagonal(arm.matrices[measure])
+    if not between:
+        return f"{arm.arm} has no pair of probes to compare"
+    low, mean, high = min(between), float(np.mean(between)), max(between)
+    below = sum(value < 0 for value in between)
+    if measure == "agreement":
+        return f"gradients agree by {mean:.2f} on average in {arm.arm} ({low:.2f} to {high:.2f}; {below} of {len(between)} below 0)"
+    if measure == "conflict":
+        return f"in {arm.arm} {mean:.0%} of batch pairs conflict on average, {high:.0%} for the worst pair of subnets"
+    if measure == "transfer":
+        return (
+            f"in {arm.arm} a step for one subnet does {mean:.0%} of its own good to another on average; "
+            f"{below} of {len(between)} pairs harm"
+        )
+    return f"statistics of two subnets of {arm.arm} are {mean:.2f} variances apart on average, at most {high:.2f}"
+
+
+def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
+    rows: list[list[Cell]] = [
+        [probe, label, *values]
+        for probe, label, values in zip(arm.probes, arm.labels, arm.matrices[measure], strict=True)
+    ]
+    name = HOW_TO_READ[measure][0]
+    return Table(caption=f"{name}, {arm.arm}", columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
+
+
+def _statistics_table(arm: InterferenceInfo) -> Table:
+    rows: list[list[Cell]] = [
+        [probe, label, before, after]
+        for probe, label, before, after in zip(
+            arm.probes, arm.labels, arm.top1_supernet, arm.top1_recalibrated, strict=True
+        )
+    ]
+    columns = ["probe", "MACs", "top-1 with the supernet's statistics", "recalibrated"]
+    return Table(caption=f"what recalibrating the statistics is worth, {arm.arm}", columns=columns, rows=rows)
+
+
+def forgetting_section(group: Group) -> Section:
+    """Top-1 of the probes while the supernet trains, and how far each is below its best."""
+    curves = forgetting_info(group.runs)
+    if not curves:
+        return Section(key="forgetting", heading="Forgetting", how_to_record="runs trained with probes")
+    arms = list(dict.fromkeys(curve.arm for curve in curves))
+    said = []
+    for arm in arms:
+        last = [curve.forgotten[-1] for curve in curves if curve.arm == arm]
+        said.append(f"in {arm} the probes end {np.mean(last):.2f} points below their best ({max(last):.2f} at most)")
+    title = "; ".join(said) + "."
+    title = title[0].upper() + title[1:]
+    pictures = []
+    for arm in arms:
+        of_arm = [curve for curve in curves if curve.arm == arm]
+        pictures.append(picture(draw_forgetting(of_arm), f"top-1, {arm}"))
+        pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
+    caption = (
+        "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten is "
+        "the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values are "
+        "noise. Colours are the probes' MACs; each seed is a line."
+    )
+    figure = Figure(
+        key="curves",
+        title=title,
+        caption=caption,
+        summary=f"Lines over epochs. {title}",
+        pictures=pictures,
+        tables=_forgetting_tables(curves),
+    )
+    return Section(key="forgetting", heading="Forgetting", figures=[figure])
+
+
+def _forgetting_tables(curves: Sequence[ProbeCurve]) -> list[Table]:
+    ends: list[list[Cell]] = [
+        [c.arm, c.seed, c.label, c.probe, max(c.top1), c.top1[-1], c.forgotten[-1], max(c.forgotten)] for c in curves
+    ]
+    looks: list[list[Cell]] = [
+        [c.arm, c.seed, c.label, epoch, top1, lost]
+        for c in curves
+        for epoch, top1, lost in zip(c.epochs, c.top1, c.forgotten, strict=True)
+    ]
+    return [
+        Table(
+            caption="probes at the end",
+            columns=["arm", "seed", "MACs", "probe", "best top-1", "at the end", "forgotten", "most ever forgotten"],
+            rows=ends,
+        ),
+        Table(
+            caption="every look at every probe",
+            columns=["arm", "seed", "MACs", "epoch", "top-1, %", "forgotten"],
+            rows=looks,
+        ),
+    ]
