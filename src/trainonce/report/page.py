@@ -24,8 +24,8 @@ EXPLANATION = (
     "<em>subnets</em>: each uses some of its layers, channels and kernel sizes, so all of them share weights. "
     "Any of them can be taken out and used without training again, one for each device.",
     "Because they share weights, a training step for one subnet also moves the weights of others. If that makes the "
-    "others worse, it is called <em>interference</em>. Elaborate training schemes such as Progressive Shrinking exist to "
-    "avoid it; Random Subnet Sampling does nothing about it.",
+    "others worse, it is called <em>interference</em>. Elaborate training schemes such as Progressive Shrinking exist "
+    "to avoid it; Random Subnet Sampling does nothing about it.",
     "To see interference itself, not just its supposed effects, one compares a subnet inside a supernet with the same "
     "subnet trained alone for as long, and watches what a step for one subnet does to another. Another cause can look "
     "the same: <em>selection bias</em>, when the subnets that are evaluated are hardly those that were trained.",
@@ -72,8 +72,8 @@ def build_page(groups: Sequence[Group]) -> str:
 <main>
 {body}
 </main>
-<footer><p>Written by trainonce {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. This file holds everything that it
-shows and needs no connection.</p></footer>
+<footer><p>Written by trainonce {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. This file holds everything
+that it shows and needs no connection.</p></footer>
 <script type="application/json" id="themes">{_json(themes)}</script>
 <script>{library}</script>
 <script>

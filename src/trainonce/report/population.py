@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 SLOTS_USED = 0.8
-"""The part of a bucket's width that its boxes take together."""
+"""The part of the way from one bucket's centre to the next that its boxes take together."""
 BOX_USED = 0.9
 """The part of its slot that a box takes."""
 INSIDE_BOX = 0.75
@@ -204,7 +204,9 @@ def points(info: PopulationInfo) -> list[dict[str, Any]]:
 
 def _place(info: PopulationInfo, bucket: Bucket, number: int) -> tuple[float, float]:
     """The middle and the width, in million MACs, of an arm's slot in a bucket."""
-    width = SLOTS_USED * 2 * bucket.half / 1e6 / len(info.arms)
+    centres = sorted(b.centre for b in info.buckets)
+    room = min((after - before for before, after in pairwise(centres)), default=2 * bucket.half)
+    width = SLOTS_USED * room / 1e6 / len(info.arms)
     return bucket.centre / 1e6 + (number - (len(info.arms) - 1) / 2) * width, width
 
 

@@ -94,8 +94,8 @@ def _population_title(info: PopulationInfo) -> str:
         return f"{plural(len(arm.lines), 'subnet')} of one supernet, without training again."
     first, last = arm.summaries[0], arm.summaries[-1]
     return (
-        f"From {millions(first.macs_mean)} to {millions(last.macs_mean)} MACs the median top-1 of {arm.label} goes from "
-        f"{first.median:.1f}% to {last.median:.1f}%, without training again."
+        f"From {millions(first.macs_mean)} to {millions(last.macs_mean)} MACs the median top-1 of {arm.label} goes "
+        f"from {first.median:.1f}% to {last.median:.1f}%, without training again."
     )
 
 

@@ -20,9 +20,9 @@ from trainonce.report.parts import Cell, Figure, Section, Table, picture
 HOW_TO_READ: dict[Measure, tuple[str, str]] = {
     "agreement": (
         "gradient agreement",
-        "Cosine between the gradients of two subnets on the weights they share, corrected for the noise of batches: 1 the "
-        "same direction, 0 unrelated, below 0 (orange) opposed. The diagonal is a control: a subnet against itself on "
-        "other images, not corrected. Labels are the subnets' MACs.",
+        "Cosine between the gradients of two subnets on the weights they share, corrected for the noise of batches: 1 "
+        "the same direction, 0 unrelated, below 0 (orange) opposed. The diagonal is a control: a subnet against itself "
+        "on other images, not corrected. Labels are the subnets' MACs.",
     ),
     "conflict": (
         "gradient conflict",
@@ -81,7 +81,10 @@ def _finding(measure: Measure, arm: InterferenceInfo) -> str:
     low, mean, high = min(between), float(np.mean(between)), max(between)
     below = sum(value < 0 for value in between)
     if measure == "agreement":
-        return f"gradients agree by {mean:.2f} on average in {arm.arm} ({low:.2f} to {high:.2f}; {below} of {len(between)} below 0)"
+        return (
+            f"gradients agree by {mean:.2f} on average in {arm.arm} ({low:.2f} to {high:.2f}; "
+            f"{below} of {len(between)} below 0)"
+        )
     if measure == "conflict":
         return f"in {arm.arm} {mean:.0%} of batch pairs conflict on average, {high:.0%} for the worst pair of subnets"
     if measure == "transfer":
@@ -130,9 +133,9 @@ def forgetting_section(group: Group) -> Section:
         pictures.append(picture(draw_forgetting(of_arm), f"top-1, {arm}"))
         pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
     caption = (
-        "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten is "
-        "the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values are "
-        "noise. Colours are the probes' MACs; each seed is a line."
+        "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten "
+        "is the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values "
+        "are noise. Colours are the probes' MACs; each seed is a line."
     )
     figure = Figure(
         key="curves",

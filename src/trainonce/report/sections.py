@@ -33,7 +33,8 @@ def sections_of(group: Group) -> list[Section]:
         for arm in info.arms:
             scored.setdefault(arm.label, []).extend(arm.lines)
     gaps, doses, effects = gap_info(group.runs), dose_info(group.runs), effects_info(group.conclusion)
-    studies = [_gap_section(gaps)] * bool(gaps) + [_dose_section(doses)] * bool(doses)
+    studies = [_gap_section(gaps)] if gaps else []
+    studies += [_dose_section(doses)] if doses else []
     return [
         _answer(group, infos, gaps, effects),
         *studies,
@@ -156,8 +157,8 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     )
     caption = (
         "The same probes share their weights with ever more other subnets, while their own training stays the same. "
-        "Flat: no interference. Falling: interference. Rising: the others help. Dots are seeds (means over probes), the "
-        "line their mean, bars 95% intervals over seeds (Student's t)."
+        "Flat: no interference. Falling: interference. Rising: the others help. Dots are seeds (means over probes), "
+        "the line their mean, bars 95% intervals over seeds (Student's t)."
     )
     figure = Figure(
         key="dose", title=title, caption=caption, summary=title, pictures=[picture(draw_dose(doses))], tables=[table]
@@ -188,9 +189,9 @@ def _effects_figure(effects: Sequence[Effect]) -> Figure:
     ]
     columns = ["a − b", "difference", "low", "high", "verdict", "seeds", "p difference", "p equivalence", "in words"]
     caption = (
-        "Each row is one arm minus another, in points of top-1, over paired seeds; bars are 95% bootstrap intervals over "
-        f"seeds and subnets. The grey band is ±{max(effect.margin for effect in effects):g} points: an effect that is "
-        "surely inside counts as equivalent; “cannot tell” is a verdict too."
+        "Each row is one arm minus another, in points of top-1, over paired seeds; bars are 95% bootstrap intervals "
+        f"over seeds and subnets. The grey band is ±{max(effect.margin for effect in effects):g} points: an effect that "
+        "is surely inside counts as equivalent; “cannot tell” is a verdict too."
     )
     return Figure(
         key="effects",

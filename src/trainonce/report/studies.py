@@ -233,9 +233,10 @@ def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
     scale = alt.Scale(zero=False)
     tips = ["arm:N", *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high"))]
     base = alt.Chart(alt.Data(values=means)).encode(y=y, color=colour, tooltip=tips)
-    x = alt.X("low:Q", title="mean top-1 over the subnets, %", scale=scale)
+    title = "mean top-1 over the subnets, %"
+    x = alt.X("low:Q", title=title, scale=scale)
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-    ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=x.title))
+    ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=title))
     dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=44, opacity=0.6)
     dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
     return alt.layer(bars, ticks, dots).properties(width="container", height=alt.Step(34))

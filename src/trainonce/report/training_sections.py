@@ -119,8 +119,8 @@ def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
     caption = (
         "Exposure: of the sum of learning rates over all steps, the part in steps that used the weights which a value "
         "adds (a kernel of 5 uses that of 3 too, so larger values are exposed less). Choice: of all subnet passes, the "
-        "part whose subnet has exactly that value. Rows are stages (depth d) and blocks (kernel size k, expand ratio e). "
-        "Means over seeds."
+        "part whose subnet has exactly that value. Rows are stages (depth d) and blocks (kernel size k, expand ratio "
+        "e). Means over seeds."
     )
     pictures = [picture(draw_exposure(arm), f"exposure, {arm.arm}") for arm in arms]
     pictures += [picture(draw_exposure(arm, "choice"), f"choice, {arm.arm}") for arm in arms]
@@ -157,8 +157,8 @@ def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
         )
     ]
     caption = (
-        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The number is "
-        "the total variation between the two histograms: 0% the same, 100% nothing in common. What is evaluated but "
+        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The number "
+        "is the total variation between the two histograms: 0% the same, 100% nothing in common. What is evaluated but "
         "hardly trained suffers from selection bias, which is no interference. "
         f"Bars are {plural(len(arms[0].trained), 'equal bin')} over the space's range."
     )
