@@ -154,8 +154,9 @@ class Synthetic:
         }
         (run.path / "interference.json").write_text(json.dumps(found), encoding="utf-8")
 
-    def everything(self, run: RunDirectory, offset: float = 0.0, *, favour: float = 1.0) -> None:
-        probes = self.probes(4)
+    def everything(
+        self, run: RunDirectory, probes: Sequence[Architecture], offset: float = 0.0, *, favour: float = 1.0
+    ) -> None:
         self.exposure(run, favour=favour)
         self.forgetting(run, probes, offset)
         self.interference(run, probes)
@@ -204,12 +205,12 @@ class Synthetic:
         """Strategies side by side with everything recorded."""
         buckets = make_buckets(self.net.cost)
         drawn = draw_population(self.net.cost, buckets, per_bucket, seed=0)
-        runs = []
+        runs, probes = [], self.probes(4)
         for seed in seeds:
             for arm, offset in ARMS.items():
                 minutes = {"ps-released": 58.0, "ps": 57.0, "rss": 30.0, "rss-short": 9.5}[arm] + self.rng.random()
                 run = self.run(path / "runs" / f"{arm}-seed{seed}", recipe=arm, seed=seed, minutes=minutes)
-                self.everything(run, offset, favour=2.0 if arm.startswith("ps") else 1.0)
+                self.everything(run, probes, offset, favour=2.0 if arm.startswith("ps") else 1.0)
                 shift = offset + self.rng.gauss(0, 0.4)
                 lines = [self.line(a, shift, bucket=b.centre / 1e6, probe=False) for b, a in drawn]
                 factors = {"strategy": arm, "match": "passes"}

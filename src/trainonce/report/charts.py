@@ -53,6 +53,7 @@ def theme(*, dark: bool = False) -> dict[str, Any]:
     return {
         "font": font,
         "background": "transparent",
+        "padding": {"left": 2, "top": 5, "right": 16, "bottom": 5},
         "view": {"stroke": "transparent"},
         "axis": axis | {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelOverlap": True},
         "axisX": {"grid": False},
@@ -102,6 +103,13 @@ def standing_alone(spec: dict[str, Any]) -> dict[str, Any]:
     return spec | width | {"config": theme() | {"background": "white", "padding": 12}}
 
 
+def page_size(height: int) -> dict[str, Any]:
+    """Properties of a chart that is as wide as the page lets it be."""
+    import altair as alt
+
+    return {"width": "container", "height": height, "autosize": alt.AutoSizeParams(type="fit-x", contains="padding")}
+
+
 def arm_scale(arms: Sequence[str]) -> "alt.Scale":
     """Arms in their order, coloured by the theme's palette."""
     import altair as alt
@@ -109,11 +117,12 @@ def arm_scale(arms: Sequence[str]) -> "alt.Scale":
     return alt.Scale(domain=list(arms))
 
 
-def arm_colour(arms: Sequence[str]) -> "alt.Color":
-    """The colour of a row's `arm`; a legend where there are several."""
+def arm_colour(arms: Sequence[str], *, lines: bool = False) -> "alt.Color":
+    """The colour of a row's `arm`; a legend, of lines or of dots, where there are several."""
     import altair as alt
 
-    return alt.Color("arm:N", scale=arm_scale(arms), legend=alt.Legend() if len(arms) > 1 else None)
+    legend = alt.Legend(symbolType="stroke") if lines else alt.Legend()
+    return alt.Color("arm:N", scale=arm_scale(arms), legend=legend if len(arms) > 1 else None)
 
 
 def arm_dash(arms: Sequence[str]) -> "alt.StrokeDash":
@@ -121,7 +130,7 @@ def arm_dash(arms: Sequence[str]) -> "alt.StrokeDash":
     import altair as alt
 
     scale = alt.Scale(domain=list(arms), range=[list(DASHES[i % len(DASHES)]) for i in range(len(arms))])
-    return alt.StrokeDash("arm:N", scale=scale, legend=alt.Legend() if len(arms) > 1 else None)
+    return alt.StrokeDash("arm:N", scale=scale, legend=alt.Legend(symbolType="stroke") if len(arms) > 1 else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import require_plotting
+from trainonce.report.charts import page_size, require_plotting
 from trainonce.report.loading import ExposureCounts, RunRecord
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerCha
     ink = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
     cells = base.mark_rect().encode(color=colour, tooltip=tips)
     text = base.mark_text(style="cell-text").encode(text=alt.Text("share:Q", format=".0%"), color=ink)
-    return alt.layer(cells, text).properties(width="container", height=alt.Step(18))
+    return alt.layer(cells, text).properties(**page_size(18 * len({s.place for s in info.shares})))
 
 
 def _labels(alt: Any) -> Any:
@@ -146,6 +146,7 @@ def draw_selection(info: ArmExposure) -> "alt.LayerChart":
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("left:Q", title="million MACs", scale=alt.Scale(zero=False, nice=False)),
         x2="right:Q",
+        y2=alt.datum(0),
         y=alt.Y("share:Q", title="share", axis=alt.Axis(format=".0%", tickCount=4)),
         tooltip=["what:N", alt.Tooltip("left:Q", format=".2f"), alt.Tooltip("share:Q", format=".1%")],
     )
@@ -157,4 +158,4 @@ def draw_selection(info: ArmExposure) -> "alt.LayerChart":
     colour = alt.Color("what:N", scale=scale)
     return alt.layer(
         filled.encode(color=colour), outlined.encode(color=colour, stroke=alt.Stroke("what:N", scale=scale))
-    ).properties(width="container", height=180)
+    ).properties(**page_size(180))

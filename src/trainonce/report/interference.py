@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import CELL_TEXT, ZERO, millions, require_plotting
+from trainonce.report.charts import CELL_TEXT, ZERO, millions, page_size, require_plotting
 from trainonce.report.loading import Matrix, RunRecord
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
     reach = max([abs(v) for row in info.matrices[measure] for v in row if v is not None] or [1.0]) or 1.0
     signed = measure in ("agreement", "transfer")
     scale = (
-        alt.Scale(scheme="blueorange", domain=[reach, -reach], domainMid=0)
+        alt.Scale(scheme="blueorange", domain=[-reach, reach], domainMid=0, reverse=True)
         if signed
         else alt.Scale(scheme="blues", domain=[0, reach])
     )
@@ -132,7 +132,7 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
     text = base.mark_text(style=CELL_TEXT).encode(
         text="shown:N", color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
     )
-    return alt.layer(cells, text).properties(width="container", height=alt.Step(30))
+    return alt.layer(cells, text).properties(**page_size(30 * len(info.labels)))
 
 
 _BY: dict[Measure, str] = {
@@ -193,14 +193,17 @@ def forgotten(top1: Sequence[float]) -> list[float]:
 
 
 def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgotten"] = "top1") -> "alt.LayerChart":
-    """Lines over epochs, coloured by the probe's size, one for each run and probe."""
+    """A line over epochs for each probe, coloured by its size: means over seeds."""
     require_plotting()
     import altair as alt
 
+    found: dict[tuple[str, float], list[float]] = {}
+    for c in curves:
+        for epoch, y in zip(c.epochs, c.top1 if what == "top1" else c.forgotten, strict=True):
+            found.setdefault((c.label, epoch), []).append(y)
     rows = [
-        {"probe": c.label, "seed": c.seed, "line": f"{c.run} {c.label}", "arch": c.probe, "epoch": e, "y": y}
-        for c in curves
-        for e, y in zip(c.epochs, c.top1 if what == "top1" else c.forgotten, strict=True)
+        {"probe": label, "epoch": epoch, "y": float(np.mean(values)), "seeds": len(values)}
+        for (label, epoch), values in found.items()
     ]
     labels = [c.label for c in sorted({c.label: c for c in curves}.values(), key=lambda c: c.macs)]
     title = {"top1": "top-1, recalibrated, %", "forgotten": "below its best so far, points"}[what]
@@ -208,10 +211,9 @@ def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgott
         x=alt.X("epoch:Q", scale=alt.Scale(nice=False)),
         y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=what == "forgotten")),
         color=alt.Color("probe:N", scale=alt.Scale(domain=labels), sort=labels),
-        detail="line:N",
-        tooltip=["probe:N", "seed:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "arch:N"],
+        tooltip=["probe:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "seeds:Q"],
     )
     zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(style=ZERO).encode(y="y:Q")
     lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=14))
     layers = [zero, lines] if what == "forgotten" else [lines]
-    return alt.layer(*layers).properties(width="container", height=240)
+    return alt.layer(*layers).properties(**page_size(240))

@@ -46,9 +46,11 @@ def build_page(groups: Sequence[Group]) -> str:
     """The page of these groups as HTML. Raises `UserError` without the extra that draws."""
     require_plotting()
     import vl_convert
+    from altair.utils.schemapi import debug_mode
 
     static = files("trainonce.report") / "static"
-    parts = [(group, sections_of(group)) for group in groups]
+    with debug_mode(False):  # Altair would check every row of data
+        parts = [(group, sections_of(group)) for group in groups]
     body = "\n".join(_group(number, group, sections) for number, (group, sections) in enumerate(parts))
     themes = {"light": theme(), "dark": theme(dark=True)}
     titles = ", ".join(group.title for group in groups)

@@ -13,7 +13,7 @@ from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import Supernet
 from trainonce.population import Bucket, BucketSummary, Line, make_buckets, newest_lines, pareto_front, summarise
-from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, require_plotting
+from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, page_size, require_plotting
 from trainonce.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def draw_population(info: PopulationInfo) -> "alt.LayerChart":
     )
     medians = box.mark_rule(style=MEDIAN, strokeWidth=2).encode(x=alt.X("left:Q"), x2="right:Q", y=alt.Y("median:Q"))
     dots = _dots(info).encode(x=x, y=y, color=colour)
-    return alt.layer(whiskers, bodies, dots, medians).properties(width="container", height=380)
+    return alt.layer(whiskers, bodies, dots, medians).properties(**page_size(380))
 
 
 def _dots(info: PopulationInfo) -> "alt.Chart":
@@ -275,11 +275,11 @@ def draw_pareto(info: PopulationInfo) -> "alt.LayerChart":
     chart = alt.Chart(alt.Data(values=steps_of_fronts(info))).encode(
         x=alt.X("macs:Q", title="budget, million MACs", scale=alt.Scale(zero=False, nice=False)),
         y=alt.Y("top1:Q", title="best top-1 under the budget, %", scale=alt.Scale(zero=False)),
-        color=arm_colour(arms),
+        color=arm_colour(arms, lines=True),
         detail="run:N",
     )
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("seed:N"), alt.Tooltip("macs:Q", title="MACs, M", format=".3f")]
     tips += [alt.Tooltip("top1:Q", title="top-1, %", format=".2f"), alt.Tooltip("arch:N", title="architecture")]
     lines = chart.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=arm_dash(arms))
     dots = chart.mark_circle(size=40, cursor="pointer").encode(tooltip=tips)
-    return alt.layer(lines, dots).properties(width="container", height=300)
+    return alt.layer(lines, dots).properties(**page_size(300))

@@ -59,8 +59,7 @@ def interference_section(group: Group) -> Section:
 
 def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figure:
     name, caption = HOW_TO_READ[measure]
-    title = "; ".join(_finding(measure, arm) for arm in arms) + "."
-    title = title[0].upper() + title[1:]
+    title = _finding(measure, arms)
     tables = [_matrix_table(measure, arm) for arm in arms]
     if measure == "bn_shift":
         tables += [_statistics_table(arm) for arm in arms if arm.top1_supernet and arm.top1_recalibrated]
@@ -74,25 +73,28 @@ def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figur
     )
 
 
-def _finding(measure: Measure, arm: InterferenceInfo) -> str:
-    between = off_diagonal(arm.matrices[measure])
-    if not between:
-        return f"{arm.arm} has no pair of probes to compare"
-    low, mean, high = min(between), float(np.mean(between)), max(between)
-    below = sum(value < 0 for value in between)
+def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
+    """One sentence over all arms: the averages between different subnets, and how many pairs are on the bad side."""
+    between = [(arm.arm, off_diagonal(arm.matrices[measure])) for arm in arms]
+    means = sorted((float(np.mean(values)), arm) for arm, values in between if values)
+    if not means:
+        return "There is one probe alone, so nothing to compare."
+    every = [value for _, values in between for value in values]
+    below, pairs = sum(value < 0 for value in every), len(every)
+    form = "{:.0%}" if measure in ("conflict", "transfer") else "{:.2f}"
+    (least, least_arm), (most, most_arm) = means[0], means[-1]
+    span = form.format(least)
+    if form.format(least) != form.format(most):
+        span += f" ({least_arm}) to {form.format(most)} ({most_arm})"
     if measure == "agreement":
-        return (
-            f"gradients agree by {mean:.2f} on average in {arm.arm} ({low:.2f} to {high:.2f}; "
-            f"{below} of {len(between)} below 0)"
-        )
+        return f"Gradients of different subnets agree by {span} on average; {below} of {pairs} pairs oppose each other."
     if measure == "conflict":
-        return f"in {arm.arm} {mean:.0%} of batch pairs conflict on average, {high:.0%} for the worst pair of subnets"
+        return f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
     if measure == "transfer":
         return (
-            f"in {arm.arm} a step for one subnet does {mean:.0%} of its own good to another on average; "
-            f"{below} of {len(between)} pairs harm"
+            f"A step for one subnet does another {span} of the good that it does itself; {below} of {pairs} pairs harm."
         )
-    return f"statistics of two subnets of {arm.arm} are {mean:.2f} variances apart on average, at most {high:.2f}"
+    return f"Batch-norm statistics of different subnets are {span} apart on average, {max(every):.2f} at most."
 
 
 def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
@@ -135,7 +137,7 @@ def forgetting_section(group: Group) -> Section:
     caption = (
         "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten "
         "is the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values "
-        "are noise. Colours are the probes' MACs; each seed is a line."
+        "are noise. Colours are the probes' MACs; lines are means over seeds."
     )
     figure = Figure(
         key="curves",

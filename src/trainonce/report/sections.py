@@ -36,7 +36,7 @@ def sections_of(group: Group) -> list[Section]:
     studies = [_gap_section(gaps)] if gaps else []
     studies += [_dose_section(doses)] if doses else []
     return [
-        _answer(group, infos, gaps, effects),
+        _answer(group, infos, studies, effects),
         *studies,
         population_section(group, infos),
         pareto_section(group, infos),
@@ -51,9 +51,12 @@ def sections_of(group: Group) -> list[Section]:
     ]
 
 
-def _answer(group: Group, infos: Sequence[PopulationInfo], gaps: Sequence[Gap], effects: Sequence[Effect]) -> Section:
-    sentences = [group.conclusion["sentence"]] if group.conclusion else _lead_sentences(group, infos)
-    return Section(key="answer", heading="The answer", text=[*sentences, *_how_sure(group, gaps, effects)])
+def _answer(
+    group: Group, infos: Sequence[PopulationInfo], studies: Sequence[Section], effects: Sequence[Effect]
+) -> Section:
+    found = [section.figures[0].title for section in studies]
+    sentences = [group.conclusion["sentence"]] if group.conclusion else found or _lead_sentences(group, infos)
+    return Section(key="answer", heading="The answer", text=[*sentences, *_how_sure(group, effects)])
 
 
 def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
@@ -81,7 +84,7 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
     return sentences
 
 
-def _how_sure(group: Group, gaps: Sequence[Gap], effects: Sequence[Effect]) -> list[str]:
+def _how_sure(group: Group, effects: Sequence[Effect]) -> list[str]:
     counts: dict[str, set[int]] = {}
     for run in group.runs:
         counts.setdefault(run.arm, set()).add(run.seed)
@@ -190,7 +193,7 @@ def _effects_figure(effects: Sequence[Effect]) -> Figure:
     columns = ["a − b", "difference", "low", "high", "verdict", "seeds", "p difference", "p equivalence", "in words"]
     caption = (
         "Each row is one arm minus another, in points of top-1, over paired seeds; bars are 95% bootstrap intervals "
-        f"over seeds and subnets. The grey band is ±{max(effect.margin for effect in effects):g} points: an effect that "
+        f"over seeds and subnets. The grey band is ±{max(e.margin for e in effects):g} points: an effect that "
         "is surely inside counts as equivalent; “cannot tell” is a verdict too."
     )
     return Figure(

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import MEDIAN, ZERO, SeedMean, arm_colour, arm_scale, millions, require_plotting, seed_mean
+from trainonce.report.charts import (
+    MEDIAN,
+    ZERO,
+    SeedMean,
+    arm_colour,
+    arm_scale,
+    millions,
+    page_size,
+    require_plotting,
+    seed_mean,
+)
 from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
@@ -62,8 +72,13 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     bars = bars.encode(y=alt.Y("low:Q", title="probes' top-1, %", scale=scale), y2="high:Q", tooltip=tips)
     line = base.mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2).encode(y=alt.Y("mean:Q"), tooltip=tips)
     dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=36, opacity=0.75)
-    dots = dots.encode(x=x, y=alt.Y("top1:Q", scale=scale), color=alt.Color("seed:N"), tooltip=["seed:N", "top1:Q"])
-    return alt.layer(bars, line, dots).properties(width="container", height=280)
+    dots = dots.encode(
+        x=x,
+        y=alt.Y("top1:Q", scale=scale),
+        color=alt.Color("seed:N", legend=alt.Legend(labelExpr="'seed ' + datum.label")),
+        tooltip=["seed:N", "top1:Q"],
+    )
+    return alt.layer(bars, line, dots).properties(**page_size(280))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +147,7 @@ def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
     x = alt.X("gap:Q", title="alone − inside, points of top-1")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x)
-    return alt.layer(_zero(alt), bars, dots).properties(width="container", height=alt.Step(22, **{"for": "offset"}))
+    return alt.layer(_zero(alt), bars, dots).properties(**page_size(24 * len(gaps)))
 
 
 def _zero(alt: Any) -> Any:
@@ -196,7 +211,7 @@ def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
         x="gap:Q", shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=shapes))
     )
     layers = alt.layer(band.encode(x="left:Q", x2="right:Q"), _zero(alt), bars, dots)
-    return layers.properties(width="container", height=alt.Step(30))
+    return layers.properties(**page_size(30 * len(effects)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,4 +254,4 @@ def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
     ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=title))
     dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=44, opacity=0.6)
     dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
-    return alt.layer(bars, ticks, dots).properties(width="container", height=alt.Step(34))
+    return alt.layer(bars, ticks, dots).properties(**page_size(34 * len(arms)))

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainonce.report.charts import SeedMean, arm_colour, arm_dash, arm_scale, require_plotting, seed_mean
+from trainonce.report.charts import SeedMean, arm_colour, arm_dash, arm_scale, page_size, require_plotting, seed_mean
 from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
     import altair as alt
 
 CURVE_POINTS = 150
-"""At most so many points of a run are drawn; each is the mean of the lines that it stands for."""
+ALL_POINTS = 4000
+"""At most so many points of a run, and about so many of all, are drawn; each is the mean of the lines it stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def draw_times(info: TimesInfo) -> "alt.LayerChart":
     )
     bars = base.mark_bar(height={"band": 0.7}).encode(color=alt.Color("arm:N", scale=arm_scale(names), legend=None))
     text = base.mark_text(align="left", dx=5, fontSize=12).encode(text="label:N")
-    return alt.layer(bars, text).properties(width="container", height=alt.Step(34))
+    return alt.layer(bars, text).properties(**page_size(34 * len(names)))
 
 
 Quantity = Literal["loss", "top1"]
@@ -120,12 +121,14 @@ class CurvesInfo:
 
 def curves_info(runs: Sequence[RunRecord]) -> CurvesInfo | None:
     """Every run's curves, each thinned to means of neighbouring lines; None where no run has metrics."""
-    curves = [_curve(run) for run in runs if run.metrics]
+    trained = [run for run in runs if run.metrics]
+    points = max(20, min(CURVE_POINTS, ALL_POINTS // max(1, len(trained))))
+    curves = [_curve(run, points) for run in trained]
     return CurvesInfo(curves=curves) if curves else None
 
 
-def _curve(run: RunRecord) -> Curve:
-    parts = np.array_split(np.arange(len(run.metrics)), min(CURVE_POINTS, len(run.metrics)))
+def _curve(run: RunRecord, points: int) -> Curve:
+    parts = np.array_split(np.arange(len(run.metrics)), min(points, len(run.metrics)))
 
     def means(name: str) -> list[float]:
         values = np.array([line[name] for line in run.metrics], dtype=np.float64)
@@ -163,10 +166,10 @@ def draw_curves(info: CurvesInfo, quantity: Quantity = "loss", against: Against 
         .encode(
             x=alt.X("x:Q", title=title, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", title=named_y, scale=alt.Scale(zero=False)),
-            color=arm_colour(arms),
+            color=arm_colour(arms, lines=True),
             strokeDash=arm_dash(arms),
             detail="run:N",
             tooltip=[alt.Tooltip("arm:N"), alt.Tooltip("seed:N"), alt.Tooltip("x:Q", title=against), "y:Q"],
         )
-        .properties(width="container", height=240)
+        .properties(**page_size(240))
     )

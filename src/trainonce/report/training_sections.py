@@ -26,7 +26,9 @@ def times_section(group: Group) -> Section:
     slowest = next(arm for arm in info.arms if arm.arm == info.slowest)
     fastest = min(info.arms, key=lambda arm: arm.seconds.mean)
     title = f"{slowest.arm} trained for {spoken(slowest.seconds.mean)}"
-    if fastest is not slowest:
+    if fastest.times_less < 1.02:
+        title = f"All arms trained for about {spoken(slowest.seconds.mean)}"
+    else:
         title += f"; {fastest.arm}, the quickest, in {fastest.times_less:.2f}x less ({spoken(fastest.seconds.mean)})"
     beside = [n for n in info.beside if n > 1]
     caption = "Bars are training seconds, means over seeds; the factor is how many times less than the slowest. " + (
@@ -106,15 +108,11 @@ def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
     arms = exposure_info(group.runs, scored)
     if not arms:
         return Section(key="exposure", heading="What was exposed", how_to_record="exposure.npz of the runs")
-    said = []
-    for arm in arms:
-        least, most = min(arm.shares, key=lambda s: s.exposure), max(arm.shares, key=lambda s: s.exposure)
-        said.append(
-            f"in {arm.arm} weights were trained for {least.exposure:.0%} ({least.place} {least.value}) to "
-            f"{most.exposure:.0%} of the learning-rate sum"
-        )
-    title = "; ".join(said) + "."
-    title = title[0].upper() + title[1:]
+    least, arm = min(((share, arm.arm) for arm in arms for share in arm.shares), key=lambda pair: pair[0].exposure)
+    title = (
+        f"The least trained weights are those of {least.value} in {least.place} of {arm}: they took part in "
+        f"{least.exposure:.0%} of the training, by learning rate."
+    )
     rows: list[list[Cell]] = [[a.arm, s.place, s.value, s.exposure, s.choice] for a in arms for s in a.shares]
     caption = (
         "Exposure: of the sum of learning rates over all steps, the part in steps that used the weights which a value "
