@@ -24,6 +24,7 @@ Kinds = Mapping[str, type | tuple[type, ...]]
 Matrix = list[list[float | None]]
 
 STUDY_FILE = "study.json"
+MISSING = object()
 RESULT_LINE: Kinds = {
     "run": str,
     "arm": str,
@@ -37,7 +38,8 @@ TIME_LINE: Kinds = {"run": str, "arm": str, "seed": int, "train_seconds": NUMBER
 FORGETTING_LINE: Kinds = {"epoch": NUMBER, "probe": str, "macs": NUMBER, "top1": NUMBER}
 METRICS_LINE: Kinds = {"step": int, "loss": NUMBER, "top1": NUMBER, "passes": NUMBER}
 PLANNED_RUN: Kinds = {"name": str, "arm": str, "seed": int}
-COMPARISON: Kinds = {"names": list, "difference": NUMBER, "low": NUMBER, "high": NUMBER, "verdict": str}
+MAYBE = (*NUMBER, type(None))
+COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +245,7 @@ def checked_lines(path: Path, kinds: Kinds) -> list[Line]:
 
 def _check(value: Mapping[str, Any], kinds: Kinds, where: str) -> None:
     for name, kind in kinds.items():
-        found = value.get(name)
+        found = value.get(name, MISSING)
         if not isinstance(found, kind) or (isinstance(found, NUMBER) and not abs(found) < LARGEST_NUMBER):
             raise UserError(f"{where}: its {name!r} is missing or of another kind")
 
@@ -277,6 +279,11 @@ def _read_conclusion(path: Path) -> dict[str, Any]:
     _check(conclusion, {"sentence": str}, str(path))
     if conclusion.get("comparisons") is not None:
         _objects(conclusion, "comparisons", COMPARISON, path)
+    tables = conclusion.get("tables") or {}
+    if not isinstance(tables, dict):
+        raise UserError(f"{path}: its 'tables' are no object")
+    for name in tables:
+        _objects(tables, name, {}, path)
     return conclusion
 
 

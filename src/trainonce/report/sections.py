@@ -1,6 +1,8 @@
 """The sections of a group's page, in order. Each figure's title is the sentence that its numbers make."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainonce.population import Line
 from trainonce.report.charts import SeedMean, plural
@@ -56,7 +58,23 @@ def _answer(
 ) -> Section:
     found = [section.figures[0].title for section in studies]
     sentences = [group.conclusion["sentence"]] if group.conclusion else found or _lead_sentences(group, infos)
-    return Section(key="answer", heading="The answer", text=[*sentences, *_how_sure(group, effects)])
+    notes = [str(note) for note in group.conclusion.get("notes") or []]
+    text = [*sentences, *_how_sure(group, effects), *notes]
+    return Section(key="answer", heading="The answer", text=text, tables=_tables_of(group.conclusion))
+
+
+def _tables_of(conclusion: Mapping[str, Any]) -> list[Table]:
+    """The tables that a conclusion rests on, as it has them."""
+    tables = []
+    for name, rows in (conclusion.get("tables") or {}).items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_plain(row.get(column)) for column in columns] for row in rows]
+        tables.append(Table(caption=f"behind the answer: {name}", columns=columns, rows=cells))
+    return tables
+
+
+def _plain(value: Any) -> Cell:
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
 
 
 def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:

@@ -186,6 +186,7 @@ def effects_info(conclusion: Mapping[str, Any]) -> list[Effect]:
             sentence=str(comparison.get("sentence", "")),
         )
         for comparison in conclusion.get("comparisons") or []
+        if None not in (comparison["difference"], comparison["low"], comparison["high"])
     ]
 
 

@@ -87,11 +87,11 @@ def draw_times(info: TimesInfo) -> "alt.LayerChart":
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("label:N", title="time"), alt.Tooltip("passes:Q", format=".4~g")]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(labelLimit=140)),
-        x=alt.X("minutes:Q", title="minutes of training", scale=alt.Scale(domain=[0, longest * 1.45])),
+        x=alt.X("minutes:Q", title="minutes of training", scale=alt.Scale(domain=[0, longest * 1.7])),
         tooltip=[*tips, alt.Tooltip("seeds:Q")],
     )
     bars = base.mark_bar(height={"band": 0.7}).encode(color=alt.Color("arm:N", scale=arm_scale(names), legend=None))
-    text = base.mark_text(align="left", dx=5, fontSize=12).encode(text="label:N")
+    text = base.mark_text(align="left", dx=5, fontSize=11).encode(text="label:N")
     return alt.layer(bars, text).properties(**page_size(34 * len(names)))
 
 
