@@ -292,7 +292,7 @@ def _read_exposure(path: Path) -> ExposureCounts | None:
         return None
     names = ("names", "values", "passes", "exposure", "lr_sum", "macs_edges", "macs_passes")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             found: dict[str, NDArray[Any]] = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a whole exposure file: {error}") from error
