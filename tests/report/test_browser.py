@@ -1,4 +1,4 @@
-"""The page in a real browser, from a file and without a network: it draws, answers, fits a phone, and follows the dark."""
+"""The page in a real browser, from a file, without a network: it draws, answers, fits a phone, and follows the dark."""
 
 import shutil
 from collections.abc import Callable, Iterator

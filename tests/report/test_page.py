@@ -3,14 +3,18 @@
 import html
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainonce import cli
+from trainonce import RECIPES, EvaluateSettings, Evaluator, MobileNetV3, RunDirectory, cli, train_supernet
+from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
+from trainonce.population import draw_population, evaluate_population, make_buckets
 from trainonce.report import build_page, read_groups, write_report
 from trainonce.report.charts import standing_alone
 
@@ -96,8 +100,6 @@ def test_names_cannot_break_out_of_the_page(studies: Path) -> None:
     evil = "</script><script>alert(1)</script><b>\"'&"
     [group] = read_groups([studies / "solo"])
     changed: dict[str, Any] = {"title": evil, "about": evil, "question": evil, "conclusion": {"sentence": evil}}
-    from dataclasses import replace
-
     runs = [replace(run, arm=evil if run.arm == "supernet" else run.arm, recipe=evil) for run in group.runs]
     page = build_page([replace(group, **changed, runs=runs)])
     assert "<script>alert" not in page
@@ -111,6 +113,22 @@ def test_a_page_of_loose_runs_says_how_sure_it_is() -> None:
     assert "it does not measure interference" in page
     assert "with one seed it is not known" in page
     assert "interference between probes (trainonce measure RUN)" in page
+
+
+def test_a_run_that_was_really_trained(
+    make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
+    train_supernet(net, RECIPES["rss"].scaled(0.01).with_batch_size(8), data, run, seed=0)
+    net, step = run.load_supernet()
+    population = draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
+    settings = EvaluateSettings(calibration_images=8, calibration_batch=8)
+    lines = evaluate_population(net, step, Evaluator(data, "validate", settings), run, population)
+    page = build_page(read_groups([run.path]))
+    best = max(lines, key=lambda line: float(line["top1"]))
+    assert "12 subnets of one supernet (rss) were scored" in page
+    assert f"the best has {best['top1']:.1f}% top-1" in page
+    assert "The weights are not beside these results" not in page
 
 
 def test_what_the_disk_refuses_is_said(studies: Path, tmp_path: Path) -> None:

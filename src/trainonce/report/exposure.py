@@ -112,8 +112,9 @@ def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerCha
     import altair as alt
 
     rows = [
-        {"place": s.place, "value": s.value, "share": s.exposure if share == "exposure" else s.choice}
+        {"place": s.place, "value": s.value, "share": of_one, "percent": round(100 * of_one)}
         for s in info.shares
+        for of_one in [s.exposure if share == "exposure" else s.choice]
     ]
     columns = list(dict.fromkeys(s.value for s in sorted(info.shares, key=lambda s: "kedr".find(s.value[0]) % 9)))
     title = {"exposure": "share of the learning-rate sum", "choice": "share of the passes"}[share]
@@ -125,7 +126,7 @@ def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerCha
     tips = [alt.Tooltip("place:N"), alt.Tooltip("value:N"), alt.Tooltip("share:Q", title=title, format=".1%")]
     ink = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
     cells = base.mark_rect().encode(color=colour, tooltip=tips)
-    text = base.mark_text(style="cell-text").encode(text=alt.Text("share:Q", format=".0%"), color=ink)
+    text = base.mark_text(style="cell-text").encode(text="percent:Q", color=ink)
     return alt.layer(cells, text).properties(**page_size(18 * len({s.place for s in info.shares})))
 
 

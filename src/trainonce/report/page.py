@@ -51,7 +51,9 @@ def build_page(groups: Sequence[Group]) -> str:
     static = files("trainonce.report") / "static"
     with debug_mode(False):  # Altair would check every row of data
         parts = [(group, sections_of(group)) for group in groups]
-    body = "\n".join(_group(number, group, sections) for number, (group, sections) in enumerate(parts))
+    body = "\n".join(
+        _group(number, group, sections, alone=len(parts) == 1) for number, (group, sections) in enumerate(parts)
+    )
     themes = {"light": theme(), "dark": theme(dark=True)}
     titles = ", ".join(group.title for group in groups)
     library = vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
@@ -102,7 +104,7 @@ def _recorded(section: Section) -> bool:
     return bool(section.figures or section.tables or section.text)
 
 
-def _group(number: int, group: Group, sections: Sequence[Section]) -> str:
+def _group(number: int, group: Group, sections: Sequence[Section], *, alone: bool) -> str:
     about = " ".join(html.escape(text) for text in (group.question, group.about) if text)
     written = [
         _section(f"g{number}-{section.key}", section, explained=number == 0 and section.key == "answer")
@@ -113,8 +115,10 @@ def _group(number: int, group: Group, sections: Sequence[Section]) -> str:
     left_out = (
         f'<p class="missing">Not recorded, so not shown: {html.escape("; ".join(missing))}.</p>' if missing else ""
     )
-    return f"""<section aria-labelledby="g{number}">
-<h2 id="g{number}">{html.escape(group.title)}</h2>
+    title = html.escape(group.title)
+    heading = "" if alone else f'<h2 id="g{number}">{title}</h2>'
+    return f"""<section aria-label="{title}">
+{heading}
 {f'<p class="about">{about}</p>' if about else ""}
 {"".join(written)}
 {left_out}

@@ -61,8 +61,9 @@ def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figur
     name, caption = HOW_TO_READ[measure]
     title = _finding(measure, arms)
     tables = [_matrix_table(measure, arm) for arm in arms]
-    if measure == "bn_shift":
-        tables += [_statistics_table(arm) for arm in arms if arm.top1_supernet and arm.top1_recalibrated]
+    known = [arm for arm in arms if arm.top1_supernet and arm.top1_recalibrated]
+    if measure == "bn_shift" and known:
+        tables.append(_statistics_table(known))
     return Figure(
         key=measure.replace("_", "-"),
         title=title,
@@ -106,15 +107,16 @@ def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
     return Table(caption=f"{name}, {arm.arm}", columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
 
 
-def _statistics_table(arm: InterferenceInfo) -> Table:
+def _statistics_table(arms: Sequence[InterferenceInfo]) -> Table:
     rows: list[list[Cell]] = [
-        [probe, label, before, after]
+        [arm.arm, probe, label, before, after]
+        for arm in arms
         for probe, label, before, after in zip(
             arm.probes, arm.labels, arm.top1_supernet, arm.top1_recalibrated, strict=True
         )
     ]
-    columns = ["probe", "MACs", "top-1 with the supernet's statistics", "recalibrated"]
-    return Table(caption=f"what recalibrating the statistics is worth, {arm.arm}", columns=columns, rows=rows)
+    columns = ["arm", "probe", "MACs", "top-1 with the supernet's statistics", "recalibrated"]
+    return Table(caption="what recalibrating the statistics is worth", columns=columns, rows=rows)
 
 
 def forgetting_section(group: Group) -> Section:
@@ -123,12 +125,12 @@ def forgetting_section(group: Group) -> Section:
     if not curves:
         return Section(key="forgetting", heading="Forgetting", how_to_record="runs trained with probes")
     arms = list(dict.fromkeys(curve.arm for curve in curves))
-    said = []
-    for arm in arms:
-        last = [curve.forgotten[-1] for curve in curves if curve.arm == arm]
-        said.append(f"in {arm} the probes end {np.mean(last):.2f} points below their best ({max(last):.2f} at most)")
-    title = "; ".join(said) + "."
-    title = title[0].upper() + title[1:]
+    lost = {arm: [curve.forgotten[-1] for curve in curves if curve.arm == arm] for arm in arms}
+    means = sorted((float(np.mean(values)), arm) for arm, values in lost.items())
+    span = f"{means[0][0]:.2f}"
+    if len(means) > 1:
+        span += f" ({means[0][1]}) to {means[-1][0]:.2f} ({means[-1][1]})"
+    title = f"The probes end {span} points below their best on average, {max(map(max, lost.values())):.2f} at most."
     pictures = []
     for arm in arms:
         of_arm = [curve for curve in curves if curve.arm == arm]

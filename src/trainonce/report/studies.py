@@ -68,9 +68,11 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     base = alt.Chart(alt.Data(values=means)).encode(x=x)
     tips = [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high")]
     scale = alt.Scale(zero=False)
+    title = "probes' top-1, %"
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, style=MEDIAN)
-    bars = bars.encode(y=alt.Y("low:Q", title="probes' top-1, %", scale=scale), y2="high:Q", tooltip=tips)
-    line = base.mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2).encode(y=alt.Y("mean:Q"), tooltip=tips)
+    bars = bars.encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", tooltip=tips)
+    line = base.mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
+    line = line.encode(y=alt.Y("mean:Q", title=title, scale=scale), tooltip=tips)
     dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=36, opacity=0.75)
     dots = dots.encode(
         x=x,
@@ -78,7 +80,8 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
         color=alt.Color("seed:N", legend=alt.Legend(labelExpr="'seed ' + datum.label")),
         tooltip=["seed:N", "top1:Q"],
     )
-    return alt.layer(bars, line, dots).properties(**page_size(280))
+    known = [bars] if any(d.mean.low is not None for d in doses) else []
+    return alt.layer(*known, line, dots).properties(**page_size(280))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,8 @@ def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
     x = alt.X("gap:Q", title="alone − inside, points of top-1")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x)
-    return alt.layer(_zero(alt), bars, dots).properties(**page_size(24 * len(gaps)))
+    known = [bars] if any(g.gap.low is not None for g in gaps) else []
+    return alt.layer(_zero(alt), *known, dots).properties(**page_size(24 * len(gaps)))
 
 
 def _zero(alt: Any) -> Any:
@@ -255,4 +259,5 @@ def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
     ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=title))
     dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=44, opacity=0.6)
     dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
-    return alt.layer(bars, ticks, dots).properties(**page_size(34 * len(arms)))
+    known = [bars] if any(a.mean.low is not None for a in arms) else []
+    return alt.layer(*known, ticks, dots).properties(**page_size(34 * len(arms)))

@@ -8,7 +8,8 @@
 
   function config(width) {
     const theme = structuredClone(themes[dark.matches ? "dark" : "light"]);
-    theme.legend.columns = width < 420 ? 1 : width < 640 ? 2 : 4;
+    theme.legend.columns = width < 640 ? 2 : 4;
+    if (width < 420) theme.legend.labelLimit = 120;
     if (width < 420) theme.axis.labelFontSize = theme.axis.titleFontSize = theme.legend.labelFontSize = 11;
     return theme;
   }
@@ -23,11 +24,11 @@
 
   async function draw(place) {
     const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-    const marks = Object.values(spec.datasets || {}).reduce((sum, rows) => sum + rows.length, 0);
+    const rows = (part) => (part.layer || []).reduce((sum, layer) => sum + rows(layer), part.data?.values?.length || 0);
     const options = {
       actions: false,
       ast: true,
-      renderer: marks > MANY_MARKS ? "canvas" : "svg",
+      renderer: rows(spec) > MANY_MARKS ? "canvas" : "svg",
       config: config(place.clientWidth),
       tooltip: { theme: dark.matches ? "dark" : "light" },
     };
