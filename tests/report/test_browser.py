@@ -96,10 +96,11 @@ def point_at(browser: Any, figure: str, number: int, *, click: bool = False) -> 
 
     x, y = browser.execute_script(MIDDLE_OF_A_POINT, figure, number)
     actions = ActionBuilder(browser)
-    actions.pointer_action.move_to_location(round(x) - 1, round(y))
-    actions.pointer_action.move_to_location(round(x), round(y))
+    mouse: Any = actions.pointer_action
+    mouse.move_to_location(round(x) - 1, round(y))
+    mouse.move_to_location(round(x), round(y))
     if click:
-        actions.pointer_action.click()
+        mouse.click()
     actions.perform()
     ActionChains(browser).pause(0.3).perform()
 

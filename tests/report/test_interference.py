@@ -84,4 +84,4 @@ def test_probes_are_followed_one_by_one() -> None:
     assert (small.probe, small.epochs, small.top1, small.forgotten) == ("a", [1, 2, 3], [40, 48, 45], [0, 0, 3])
     assert (big.label, big.forgotten) == ("8.00 M", [0, 0])
     for what in ("top1", "forgotten"):
-        draw_forgetting([small, big], what).to_dict()  # type: ignore[arg-type]
+        draw_forgetting([small, big], what).to_dict()

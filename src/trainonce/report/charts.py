@@ -110,6 +110,22 @@ def page_size(height: int) -> dict[str, Any]:
     return {"width": "container", "height": height, "autosize": alt.AutoSizeParams(type="fit-x", contains="padding")}
 
 
+def chart_of(rows: Sequence[dict[str, Any]]) -> "alt.Chart":
+    """A chart of these rows, yet without marks."""
+    import altair as alt
+
+    return alt.Chart(alt.InlineData(values=list(rows)))
+
+
+def layered(*layers: "alt.Chart | alt.LayerChart", height: int) -> "alt.LayerChart":
+    """Layers, the first at the back, as wide as the page lets them be."""
+    import altair as alt
+
+    whole = alt.layer(*layers)
+    assert isinstance(whole, alt.LayerChart)
+    return whole.properties(**page_size(height))
+
+
 def arm_scale(arms: Sequence[str]) -> "alt.Scale":
     """Arms in their order, coloured by the theme's palette."""
     import altair as alt

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import page_size, require_plotting
+from trainonce.report.charts import chart_of, layered, require_plotting
 from trainonce.report.loading import ExposureCounts, RunRecord
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerCha
     ]
     columns = list(dict.fromkeys(s.value for s in sorted(info.shares, key=lambda s: "kedr".find(s.value[0]) % 9)))
     title = {"exposure": "share of the learning-rate sum", "choice": "share of the passes"}[share]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         x=alt.X("value:N", sort=columns, title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
         y=alt.Y("place:N", sort=list(dict.fromkeys(s.place for s in info.shares)), title=None, axis=_labels(alt)),
     )
@@ -127,7 +127,7 @@ def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerCha
     ink = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
     cells = base.mark_rect().encode(color=colour, tooltip=tips)
     text = base.mark_text(style="cell-text").encode(text="percent:Q", color=ink)
-    return alt.layer(cells, text).properties(**page_size(18 * len({s.place for s in info.shares})))
+    return layered(cells, text, height=18 * len({s.place for s in info.shares}))
 
 
 def _labels(alt: Any) -> Any:
@@ -144,7 +144,7 @@ def draw_selection(info: ArmExposure) -> "alt.LayerChart":
     for name, shares in zip(names, (info.trained, info.evaluated), strict=True):
         for left, right, share in zip(info.edges_m[:-1], info.edges_m[1:], shares or [], strict=False):
             rows.append({"what": name, "left": left, "right": right, "share": share})
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         x=alt.X("left:Q", title="million MACs", scale=alt.Scale(zero=False, nice=False)),
         x2="right:Q",
         y2=alt.datum(0),
@@ -157,6 +157,6 @@ def draw_selection(info: ArmExposure) -> "alt.LayerChart":
         fillOpacity=0, strokeWidth=1.6, strokeOpacity=1, binSpacing=0
     )
     colour = alt.Color("what:N", scale=scale)
-    return alt.layer(
-        filled.encode(color=colour), outlined.encode(color=colour, stroke=alt.Stroke("what:N", scale=scale))
-    ).properties(**page_size(180))
+    return layered(
+        filled.encode(color=colour), outlined.encode(color=colour, stroke=alt.Stroke("what:N", scale=scale)), height=180
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trainonce.population import Line
-from trainonce.report.charts import CELL_TEXT, ZERO, millions, page_size, require_plotting
+from trainonce.report.charts import CELL_TEXT, ZERO, chart_of, layered, millions, require_plotting
 from trainonce.report.loading import Matrix, RunRecord
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
         if signed
         else alt.Scale(scheme="blues", domain=[0, reach])
     )
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         x=alt.X("by:N", sort=info.labels, title=_BY[measure], axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
         y=alt.Y("of:N", sort=info.labels, title=None, axis=alt.Axis(domain=False, ticks=False)),
     )
@@ -132,7 +132,7 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
     text = base.mark_text(style=CELL_TEXT).encode(
         text="shown:N", color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
     )
-    return alt.layer(cells, text).properties(**page_size(30 * len(info.labels)))
+    return layered(cells, text, height=30 * len(info.labels))
 
 
 _BY: dict[Measure, str] = {
@@ -207,13 +207,13 @@ def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgott
     ]
     labels = [c.label for c in sorted({c.label: c for c in curves}.values(), key=lambda c: c.macs)]
     title = {"top1": "top-1, recalibrated, %", "forgotten": "below its best so far, points"}[what]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         x=alt.X("epoch:Q", scale=alt.Scale(nice=False)),
         y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=what == "forgotten")),
         color=alt.Color("probe:N", scale=alt.Scale(domain=labels), sort=labels),
         tooltip=["probe:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "seeds:Q"],
     )
-    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(style=ZERO).encode(y="y:Q")
+    zero = chart_of([{"y": 0}]).mark_rule(style=ZERO).encode(y="y:Q")
     lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=14))
     layers = [zero, lines] if what == "forgotten" else [lines]
-    return alt.layer(*layers).properties(**page_size(240))
+    return layered(*layers, height=240)

@@ -56,7 +56,11 @@ def build_page(groups: Sequence[Group]) -> str:
     )
     themes = {"light": theme(), "dark": theme(dark=True)}
     titles = ", ".join(group.title for group in groups)
-    library = vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    library = (
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "<\\!--")
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -13,7 +13,7 @@ from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import Supernet
 from trainonce.population import Bucket, BucketSummary, Line, make_buckets, newest_lines, pareto_front, summarise
-from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, page_size, require_plotting
+from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def draw_population(info: PopulationInfo) -> "alt.LayerChart":
     x = alt.X("x:Q", title="million MACs of the subnet taken out", scale=alt.Scale(zero=False, nice=False, padding=14))
     x = x.axis(values=ticks, format=".3~g") if ticks else x
     y = alt.Y("top1:Q", title=f"top-1, % of {info.images:,} {info.split} images", scale=alt.Scale(zero=False))
-    box = alt.Chart(alt.Data(values=boxes(info)))
+    box = chart_of(boxes(info))
     about = [alt.Tooltip("arm:N"), alt.Tooltip("bucket:N"), alt.Tooltip("count:Q", title="subnets")]
     about += [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("maximum", "q3", "median", "q1", "minimum")]
     whiskers = box.mark_rule(strokeWidth=1.2).encode(x=x, y=alt.Y("minimum:Q"), y2="maximum:Q", color=colour)
@@ -230,7 +230,7 @@ def draw_population(info: PopulationInfo) -> "alt.LayerChart":
     )
     medians = box.mark_rule(style=MEDIAN, strokeWidth=2).encode(x=alt.X("left:Q"), x2="right:Q", y=alt.Y("median:Q"))
     dots = _dots(info).encode(x=x, y=y, color=colour)
-    return alt.layer(whiskers, bodies, dots, medians).properties(**page_size(380))
+    return layered(whiskers, bodies, dots, medians, height=380)
 
 
 def _dots(info: PopulationInfo) -> "alt.Chart":
@@ -244,13 +244,14 @@ def _dots(info: PopulationInfo) -> "alt.Chart":
         alt.Tooltip("macs:Q", title="MACs, M", format=".3f"),
         alt.Tooltip("params:Q", title="params, M", format=".3f"),
     ]
-    chart = alt.Chart(alt.Data(values=points(info)))
+    chart = chart_of(points(info))
     for i, (name, _) in enumerate(readable(longest)):
         group = f"(split(datum.arch, '_')[{i}] || '')"
         blocks = f"replace({group}, regexp('[.]', 'g'), ' · ')"
         chart = chart.transform_calculate(**{f"part{i}": f"replace({blocks}, regexp('([0-9])([a-z])', 'g'), '$1 $2')"})
         tips.append(alt.Tooltip(f"part{i}:N", title=name))
-    return chart.mark_circle(size=26, opacity=0.6, cursor="pointer").encode(tooltip=tips)
+    dots: alt.Chart = chart.mark_circle(size=26, opacity=0.6, cursor="pointer")
+    return dots.encode(tooltip=tips)
 
 
 def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
@@ -272,7 +273,7 @@ def draw_pareto(info: PopulationInfo) -> "alt.LayerChart":
     import altair as alt
 
     arms = [arm.label for arm in info.arms]
-    chart = alt.Chart(alt.Data(values=steps_of_fronts(info))).encode(
+    chart = chart_of(steps_of_fronts(info)).encode(
         x=alt.X("macs:Q", title="budget, million MACs", scale=alt.Scale(zero=False, nice=False)),
         y=alt.Y("top1:Q", title="best top-1 under the budget, %", scale=alt.Scale(zero=False)),
         color=arm_colour(arms, lines=True),
@@ -282,4 +283,4 @@ def draw_pareto(info: PopulationInfo) -> "alt.LayerChart":
     tips += [alt.Tooltip("top1:Q", title="top-1, %", format=".2f"), alt.Tooltip("arch:N", title="architecture")]
     lines = chart.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=arm_dash(arms))
     dots = chart.mark_circle(size=40, cursor="pointer").encode(tooltip=tips)
-    return alt.layer(lines, dots).properties(**page_size(300))
+    return layered(lines, dots, height=300)

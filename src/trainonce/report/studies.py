@@ -13,8 +13,9 @@ from trainonce.report.charts import (
     SeedMean,
     arm_colour,
     arm_scale,
+    chart_of,
+    layered,
     millions,
-    page_size,
     require_plotting,
     seed_mean,
 )
@@ -65,7 +66,7 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     seeds = [{"dose": d.dose, "seed": seed, "top1": value} for d in doses for seed, value in d.by_seed.items()]
     means = [{"dose": d.dose, "mean": d.mean.mean, "low": d.mean.low, "high": d.mean.high} for d in doses]
     x = alt.X("dose:N", sort=order, title="subnets that share the weights", axis=alt.Axis(labelAngle=0))
-    base = alt.Chart(alt.Data(values=means)).encode(x=x)
+    base = chart_of(means).encode(x=x)
     tips = [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high")]
     scale = alt.Scale(zero=False)
     title = "probes' top-1, %"
@@ -73,7 +74,7 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     bars = bars.encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", tooltip=tips)
     line = base.mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
     line = line.encode(y=alt.Y("mean:Q", title=title, scale=scale), tooltip=tips)
-    dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=36, opacity=0.75)
+    dots = chart_of(seeds).mark_circle(size=36, opacity=0.75)
     dots = dots.encode(
         x=x,
         y=alt.Y("top1:Q", scale=scale),
@@ -81,7 +82,7 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
         tooltip=["seed:N", "top1:Q"],
     )
     known = [bars] if any(d.mean.low is not None for d in doses) else []
-    return alt.layer(*known, line, dots).properties(**page_size(280))
+    return layered(*known, line, dots, height=280)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
         for g in gaps
     ]
     order = list(dict.fromkeys(gap.label for gap in sorted(gaps, key=lambda gap: gap.macs)))
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         y=alt.Y("probe:N", sort=order, title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("arm:N", sort=matches),
         color=arm_colour(matches),
@@ -151,11 +152,12 @@ def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x)
     known = [bars] if any(g.gap.low is not None for g in gaps) else []
-    return alt.layer(_zero(alt), *known, dots).properties(**page_size(24 * len(gaps)))
+    return layered(_zero(), *known, dots, height=24 * len(gaps))
 
 
-def _zero(alt: Any) -> Any:
-    return alt.Chart(alt.Data(values=[{"gap": 0}])).mark_rule(style=ZERO, strokeWidth=1.5).encode(x="gap:Q")
+def _zero() -> "alt.Chart":
+    line: alt.Chart = chart_of([{"gap": 0}]).mark_rule(style=ZERO, strokeWidth=1.5)
+    return line.encode(x="gap:Q")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +205,10 @@ def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
         {"label": e.label, "gap": e.difference, "low": e.low, "high": e.high, "verdict": e.verdict} for e in effects
     ]
     margin = max(effect.margin for effect in effects)
-    band = alt.Chart(alt.Data(values=[{"left": -margin, "right": margin}])).mark_rect(opacity=0.12, color="#80868f")
+    band = chart_of([{"left": -margin, "right": margin}]).mark_rect(opacity=0.12, color="#80868f")
     verdicts = ["better", "equivalent", "cannot tell", "worse"]
     shapes = ["triangle-right", "square", "circle", "triangle-left"]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         y=alt.Y("label:N", sort=[e.label for e in effects], title=None, axis=alt.Axis(grid=True, labelLimit=150)),
         color=alt.Color("verdict:N", scale=alt.Scale(domain=verdicts)),
         tooltip=["label:N", "verdict:N", *(alt.Tooltip(f"{n}:Q", format=".2f") for n in ("gap", "low", "high"))],
@@ -215,8 +217,7 @@ def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(
         x="gap:Q", shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=shapes))
     )
-    layers = alt.layer(band.encode(x="left:Q", x2="right:Q"), _zero(alt), bars, dots)
-    return layers.properties(**page_size(30 * len(effects)))
+    return layered(band.encode(x="left:Q", x2="right:Q"), _zero(), bars, dots, height=30 * len(effects))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,13 +252,13 @@ def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
     y = alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=140))
     colour = alt.Color("arm:N", scale=arm_scale(names), legend=None)
     scale = alt.Scale(zero=False)
-    tips = ["arm:N", *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high"))]
-    base = alt.Chart(alt.Data(values=means)).encode(y=y, color=colour, tooltip=tips)
+    tips = [alt.Tooltip("arm:N"), *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high"))]
+    base = chart_of(means).encode(y=y, color=colour, tooltip=tips)
     title = "mean top-1 over the subnets, %"
     x = alt.X("low:Q", title=title, scale=scale)
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=title))
-    dots = alt.Chart(alt.Data(values=seeds)).mark_circle(size=44, opacity=0.6)
+    dots = chart_of(seeds).mark_circle(size=44, opacity=0.6)
     dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
     known = [bars] if any(a.mean.low is not None for a in arms) else []
-    return alt.layer(*known, ticks, dots).properties(**page_size(34 * len(arms)))
+    return layered(*known, ticks, dots, height=34 * len(arms))

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainonce.report.charts import SeedMean, arm_colour, arm_dash, arm_scale, page_size, require_plotting, seed_mean
+from trainonce.report.charts import (
+    SeedMean,
+    arm_colour,
+    arm_dash,
+    arm_scale,
+    chart_of,
+    layered,
+    page_size,
+    require_plotting,
+    seed_mean,
+)
 from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
@@ -85,14 +95,14 @@ def draw_times(info: TimesInfo) -> "alt.LayerChart":
     ]
     longest = max(row["minutes"] for row in rows if isinstance(row["minutes"], float))
     tips = [alt.Tooltip("arm:N"), alt.Tooltip("label:N", title="time"), alt.Tooltip("passes:Q", format=".4~g")]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = chart_of(rows).encode(
         y=alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(labelLimit=140)),
         x=alt.X("minutes:Q", title="minutes of training", scale=alt.Scale(domain=[0, longest * 1.7])),
         tooltip=[*tips, alt.Tooltip("seeds:Q")],
     )
     bars = base.mark_bar(height={"band": 0.7}).encode(color=alt.Color("arm:N", scale=arm_scale(names), legend=None))
     text = base.mark_text(align="left", dx=5, fontSize=11).encode(text="label:N")
-    return alt.layer(bars, text).properties(**page_size(34 * len(names)))
+    return layered(bars, text, height=34 * len(names))
 
 
 Quantity = Literal["loss", "top1"]
@@ -160,16 +170,12 @@ def draw_curves(info: CurvesInfo, quantity: Quantity = "loss", against: Against 
     arms = list(dict.fromkeys(curve.arm for curve in info.curves))
     title = {"passes": "subnet passes over the training images", "seconds": "seconds of training"}[against]
     named_y = {"loss": "training loss", "top1": "top-1 on training images, %"}[quantity]
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(strokeWidth=1.6, opacity=0.85)
-        .encode(
-            x=alt.X("x:Q", title=title, scale=alt.Scale(nice=False)),
-            y=alt.Y("y:Q", title=named_y, scale=alt.Scale(zero=False)),
-            color=arm_colour(arms, lines=True),
-            strokeDash=arm_dash(arms),
-            detail="run:N",
-            tooltip=[alt.Tooltip("arm:N"), alt.Tooltip("seed:N"), alt.Tooltip("x:Q", title=against), "y:Q"],
-        )
-        .properties(**page_size(240))
-    )
+    lines: alt.Chart = chart_of(rows).mark_line(strokeWidth=1.6, opacity=0.85)
+    return lines.encode(
+        x=alt.X("x:Q", title=title, scale=alt.Scale(nice=False)),
+        y=alt.Y("y:Q", title=named_y, scale=alt.Scale(zero=False)),
+        color=arm_colour(arms, lines=True),
+        strokeDash=arm_dash(arms),
+        detail="run:N",
+        tooltip=[alt.Tooltip("arm:N"), alt.Tooltip("seed:N"), alt.Tooltip("x:Q", title=against), "y:Q"],
+    ).properties(**page_size(240))
