@@ -1,6 +1,7 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
 # make test    every test                            make check       lint, format, types
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
+# make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make bench   speed against the plain way (about ten minutes, on a machine that does nothing else)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-ray bench check format wheel clean
+.PHONY: demo test test-ray test-browser bench check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,16 +22,21 @@ demo: $(INSTALLED)
 	trainonce train digits --recipe rss --epochs 40 --out $(DEMO)
 	trainonce evaluate $(DEMO) --per-bucket 10
 	trainonce draw $(DEMO) --out $(DEMO)/population.png
+	trainonce report $(DEMO)
 	trainonce extract $(DEMO) --max-macs 1.5 --test
 	@echo
 	@echo "That was one training. Now try:"
 	@echo "  source $(VENV)/bin/activate"
 	@echo "  trainonce extract $(DEMO) --max-macs 3 --test      # another device, without retraining"
 	@echo "  trainonce train path/to/your/images --epochs 20      # your own images, one folder a class"
+	@echo "  open $(DEMO)/report.html                             # all of it, in a browser"
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)
 	python -m pytest -q
+
+test-browser: $(INSTALLED)
+	python -m pytest -q -m browser
 
 test-ray: $(INSTALLED)
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("population",),
     ("lab",),
     ("cli_tools", "display", "report"),
-    ("cli_lab", "cli_study"),
+    ("cli_lab", "cli_report", "cli_study"),
     ("cli",),
     ("__main__",),
 )

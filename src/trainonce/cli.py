@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, cli_study, display
+from trainonce import checkpoint, cli_lab, cli_report, cli_study, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -70,13 +70,6 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everythin
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
-BucketHalfWidth = Annotated[
-    float | None,
-    typer.Option(
-        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
-        "where --buckets is not given."
-    ),
-]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 BESIDE_RESUME = {
     "resume",
@@ -314,7 +307,7 @@ def evaluate(
         str,
         typer.Option(help="Centres in million MACs, such as 4,6,8; or paper: 4,6,8,10,12,14. Default: six, evenly."),
     ] = "",
-    bucket_half_width: BucketHalfWidth = None,
+    bucket_half_width: cli_report.BucketHalfWidth = None,
     per_bucket: Annotated[int, typer.Option(min=1, help="Distinct random subnets in each bucket.")] = 100,
     over: Annotated[
         Literal["choices", "subnets"],
@@ -477,30 +470,6 @@ def extract(
     display.out.print(f"Load it without trainonce: {path}/README.md says how, in three lines.")
 
 
-@app.command()
-def draw(
-    run_paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="One or more runs' directories.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = Path("population.png"),
-    split: Annotated[Literal["validate", "test"], typer.Option(help="Whose scores to draw.")] = "validate",
-    buckets: Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")] = "",
-    bucket_half_width: BucketHalfWidth = None,
-    as_json: Json = False,
-) -> None:
-    """Draw the evaluated population: accuracy against MACs, runs side by side."""
-    from trainonce.report.population import draw_population as draw_picture
-    from trainonce.report.population import population_info
-
-    runs = [RunDirectory(path) for path in run_paths]
-    info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
-    draw_picture(info, out)
-    if as_json:
-        _print_json({"picture": str(out), **asdict(info)})
-        return
-    display.out.print(f"Drew {out}")
-
-
 @app.command(name="list")
 def list_names(as_json: Json = False) -> None:
     """List the recipes, data sets and geometries."""
@@ -513,6 +482,7 @@ def list_names(as_json: Json = False) -> None:
     display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
 
 
+cli_report.register(app)
 cli_lab.register(app)
 cli_study.register(app)
 

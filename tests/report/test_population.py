@@ -12,10 +12,23 @@ from PIL import Image
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.population import PAPER_BUCKETS_M, make_buckets
+from trainonce.population import PAPER_BUCKETS_M, Bucket, make_buckets
 from trainonce.population import draw_population as draw_subnets
 from trainonce.recipes import RECIPES
-from trainonce.report.population import draw_population, population_info
+from trainonce.report.charts import save_chart
+from trainonce.report.population import (
+    Lead,
+    PopulationInfo,
+    boxes,
+    draw_pareto,
+    draw_population,
+    extract_command,
+    points,
+    population_info,
+    population_of,
+    readable,
+    steps_of_fronts,
+)
 from trainonce.run import RunConfig, RunDirectory
 
 MakeRun = Callable[..., RunDirectory]
@@ -49,19 +62,73 @@ def make_run(make_net: Callable[..., MobileNetV3], make_data: Callable[..., Data
 
 def test_the_buckets_are_summed_up_from_the_newest_weights(make_run: MakeRun) -> None:
     run = make_run("one", steps=(3, 9))
-    info = population_info([run])
-    assert len(info.runs[0].lines) == 40
-    assert {line["step"] for line in info.runs[0].lines} == {9}
-    first = info.runs[0].summaries[0]
-    inside = [line["top1"] for line in info.runs[0].lines if line["macs"] in first.bucket]
+    [arm] = population_info([run]).arms
+    assert len(arm.lines) == 40
+    assert {line["step"] for line in arm.lines} == {9}
+    first = arm.summaries[0]
+    inside = [line["top1"] for line in arm.lines if line["macs"] in first.bucket]
     assert (first.count, first.median) == (len(inside), np.median(inside))
-    assert info.runs[0].front == info.runs[0].lines, "top-1 rises with MACs, so every subnet is on the front"
+    assert arm.fronts == {str(run.path): arm.lines}, "top-1 rises with MACs, so every subnet is on the front"
+
+
+def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> dict[str, Any]:
+    found = {"arch": arch, "macs": macs_m * 1e6, "params": 2e6, "top1": top1, "images": 50, "seed": seed}
+    return found | {"run": f"{run}{seed}"}
+
+
+SCORED = {
+    "a": [line("d2.k3e6", 4.0, 50), line("d3.k5e3", 5.9, 60), line("d2.k3e6", 4.0, 52, seed=1)],
+    "b": [line("d2.k3e6", 4.0, 41, run="q"), line("d3.k5e3", 5.9, 62, run="q"), line("d4", 6.0, 10, run="q")],
+}
+BUCKETS = [Bucket(4e6, 0.5e6), Bucket(6e6, 0.5e6)]
+
+
+@pytest.fixture
+def info() -> PopulationInfo:
+    return population_of(SCORED, BUCKETS, data="x", split="test")
+
+
+def test_a_lead_is_the_mean_difference_on_the_subnets_that_both_have(info: PopulationInfo) -> None:
+    """d2.k3e6: 51 (two seeds) against 41; d3.k5e3: 60 against 62; so 10 and -2, 4 in the mean, for a."""
+    assert info.leads == [Lead(ahead="a", behind="b", points=4.0, subnets=2)]
+
+
+def test_boxes_stand_beside_each_other_and_points_lie_in_their_box(info: PopulationInfo) -> None:
+    """Centres are 2 M apart, of which 0.8 is used by two boxes: slots of 0.8 M to both sides of the centre."""
+    placed = {(row["arm"], round(row["x"], 6)) for row in boxes(info)}
+    assert placed == {("a", 3.6), ("b", 4.4), ("a", 5.6), ("b", 6.4)}
+    for row in points(info):
+        box = next(b for b in boxes(info) if b["arm"] == row["arm"] and b["left"] < row["x"] < b["right"])
+        assert box["minimum"] <= row["top1"] <= box["maximum"]
+
+
+def test_a_front_holds_to_the_end(info: PopulationInfo) -> None:
+    corners = [(row["macs"], row["top1"]) for row in steps_of_fronts(info) if row["run"] == "q0"]
+    assert corners == [(4.0, 41), (5.9, 62), (6.0, 62)], "the last subnet is worse, so the front goes on flat"
+
+
+def test_an_architecture_reads_part_by_part() -> None:
+    assert readable("r24_d2.k3e6.k7e4_d3.k5e3.k5e3.k3e6") == [
+        ("resolution", "r24"),
+        ("stage 1", "d2 · k3 e6 · k7 e4"),
+        ("stage 2", "d3 · k5 e3 · k5 e3 · k3 e6"),
+    ]
+
+
+def test_the_command_quotes_what_a_shell_would_take_apart() -> None:
+    assert extract_command("my runs/a", "d2.k3e6") == "trainonce extract 'my runs/a' d2.k3e6"
+
+
+def test_the_charts_are_valid_and_hold_every_subnet(info: PopulationInfo) -> None:
+    layers = draw_population(info).to_dict()["layer"]
+    assert [len(layer["data"]["values"]) for layer in layers] == [4, 4, 6, 4], "whiskers, boxes, subnets, medians"
+    draw_pareto(info).to_dict()
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_the_picture_is_of_the_kind_its_name_says(make_run: MakeRun, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"population{ending}"
-    draw_population(population_info([make_run("one"), make_run("two", recipe="ps")]), path)
+    save_chart(draw_population(population_info([make_run("one"), make_run("two", recipe="ps")])), path)
     if ending == ".png":
         pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
         assert len(np.unique(pixels, axis=0)) > 50, "two colours of boxes and dots, anti-aliased"
@@ -74,13 +141,19 @@ def test_the_picture_is_of_the_kind_its_name_says(make_run: MakeRun, tmp_path: P
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(make_run: MakeRun, tmp_path: Path) -> None:
     one = make_run("one")
     with pytest.raises(UserError, match=r"must end in \.png, \.svg, \.pdf"):
-        draw_population(population_info([one]), tmp_path / "population.jpeg")
+        save_chart(draw_population(population_info([one])), tmp_path / "population.jpeg")
     with pytest.raises(UserError, match="no scores on the test split"):
         population_info([one], "test")
     with pytest.raises(UserError, match="different data"):
         population_info([one, make_run("other", data_seed=1)])
     with pytest.raises(UserError, match="holds no run"):
         population_info([RunDirectory(tmp_path / "nowhere")])
+
+
+def test_drawing_without_the_extra_is_refused(info: PopulationInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainonce.report.charts.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"pip install 'trainonce\[plot\]'"):
+        draw_population(info)
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -96,5 +169,5 @@ def test_the_committed_results_are_the_draw_that_their_command_makes(name: str) 
     assert [line["arch"] for line in lines] == [str(arch) for _, arch in drawn]
     assert all(line["macs"] == net.cost_of(arch).macs for line, (_, arch) in zip(lines, drawn, strict=True))
     page = (RESULTS.parent / "results.md").read_text(encoding="utf-8")
-    for summary in population_info([run], "test", PAPER_BUCKETS_M).runs[0].summaries:
+    for summary in population_info([run], "test", PAPER_BUCKETS_M).arms[0].summaries:
         assert f"| {summary.median:.2f} | {summary.lower_quartile:.2f} to {summary.upper_quartile:.2f} |" in page

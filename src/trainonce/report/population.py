@@ -1,43 +1,63 @@
-"""The population as the paper draws it: top-1 against MACs, a box for each bucket, runs side by side."""
+"""The population as the paper draws it: top-1 against MACs, a box for each bucket, arms side by side; Pareto fronts."""
 
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any
 
-from trainonce.errors import RunError, UserError
+import numpy as np
+
+from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
+from trainonce.models import Supernet
 from trainonce.population import Bucket, BucketSummary, Line, make_buckets, newest_lines, pareto_front, summarise
+from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.run import RunDirectory
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import altair as alt
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette: told apart by people who do not see red and green apart."""
-
-FORMATS = (".png", ".svg", ".pdf")
+SLOTS_USED = 0.8
+"""The part of the way from one bucket's centre to the next that its boxes take together."""
+BOX_USED = 0.9
+"""The part of its slot that a box takes."""
+INSIDE_BOX = 0.75
+"""The part of a box's width over which its points lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPopulation:
-    """One run's scores: every line, and what lies in the buckets."""
+class ArmPopulation:
+    """One arm's scores: lines with their `run` and `seed`, all seeds together in the buckets, a front for each run."""
 
     label: str
+    seeds: list[int]
     lines: list[Line]
     summaries: list[BucketSummary]
-    front: list[Line]
+    fronts: dict[str, list[Line]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How far one arm is ahead of another on the subnets scored in both: the mean difference in points."""
+
+    ahead: str
+    behind: str
+    points: float
+    subnets: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationInfo:
-    """What the figure shows."""
+    """What the figures show."""
 
     data: str
     split: SplitName
     images: int
     buckets: list[Bucket]
-    runs: list[RunPopulation]
+    arms: list[ArmPopulation]
+    leads: list[Lead]
 
 
 def population_info(
@@ -52,89 +72,215 @@ def population_info(
 
     Raises `UserError` for a run without scores, and for runs on different data.
     """
-    populations = []
-    buckets: list[Bucket] = []
+    scored: dict[str, list[Line]] = {}
+    net: Supernet | None = None
     configs = [run.config() for run in runs]
     if len({config.data_fingerprint for config in configs}) > 1:
         raise UserError("the runs were trained on different data: draw them one by one")
     for run, config in zip(runs, configs, strict=True):
-        buckets = buckets or make_buckets(run.build_supernet().cost, centres_m, half_m)
+        net = net or run.build_supernet()
         lines = newest_lines(run.population(), split)
         if not lines:
             raise UserError(f"{run.path} has no scores on the {split} split: run `trainonce evaluate` on it first")
-        summaries = summarise(lines, buckets)
-        label = f"{config.recipe.name}, {config.recipe.passes:.4g} passes, seed {config.seed}"
-        populations.append(RunPopulation(label=label, lines=lines, summaries=summaries, front=pareto_front(lines)))
+        label = f"{config.recipe.name}, {config.recipe.passes:.4g} passes"
+        scored.setdefault(label, []).extend(with_run(lines, str(run.path), config.seed))
+    assert net is not None
+    return population_of(scored, make_buckets(net.cost, centres_m, half_m), data=configs[0].data.name, split=split)
+
+
+def with_run(lines: Sequence[Line], run: str, seed: int) -> list[Line]:
+    """Lines that say which run (its directory) and which seed they are of."""
+    return [line | {"run": run, "seed": seed} for line in lines]
+
+
+def population_of(
+    scored: Mapping[str, Sequence[Line]], buckets: Sequence[Bucket], *, data: str, split: SplitName
+) -> PopulationInfo:
+    """What the lines of each arm come to; every line has its `run` and `seed`."""
+    arms = []
+    for label, lines in scored.items():
+        by_run: dict[str, list[Line]] = {}
+        for line in lines:
+            by_run.setdefault(line["run"], []).append(line)
+        arms.append(
+            ArmPopulation(
+                label=label,
+                seeds=sorted({line["seed"] for line in lines}),
+                lines=list(lines),
+                summaries=summarise(lines, buckets),
+                fronts={run: pareto_front(found) for run, found in by_run.items()},
+            )
+        )
     return PopulationInfo(
-        data=configs[0].data.name,
+        data=data,
         split=split,
-        images=populations[0].lines[0]["images"],
-        buckets=buckets,
-        runs=populations,
+        images=max(int(line.get("images", 0)) for arm in arms for line in arm.lines),
+        buckets=list(buckets),
+        arms=arms,
+        leads=_leads(arms),
     )
 
 
-def draw_population(info: PopulationInfo, path: Path) -> None:
-    """Draw the figure into a .png, .svg or .pdf file. Raises `UserError` for another ending or without matplotlib."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"a picture's name must end in {', '.join(FORMATS)}, not {path.name!r}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("drawing needs an extra: pip install 'trainonce[plot]'") from error
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    for number, run in enumerate(info.runs):
-        _draw_run(axes, info, run, number)
-    subnets = sum(len(run.lines) for run in info.runs)
-    axes.set_title(f"{info.data}: {subnets} subnets, no retraining", loc="left")
-    axes.set_xlabel("million MACs of the extracted network")
-    axes.set_ylabel(f"top-1, percent of {info.images:,} {info.split} images")
-    axes.grid(visible=True, axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside upper right", ncols=min(2, len(info.runs) + 1))
-    try:
-        figure.savefig(path, dpi=144)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+def _leads(arms: Sequence[ArmPopulation]) -> list[Lead]:
+    """Every pair of arms, compared subnet by subnet on their means over seeds, the widest lead first."""
+    means: list[dict[str, float]] = []
+    for arm in arms:
+        found: dict[str, list[float]] = {}
+        for line in arm.lines:
+            found.setdefault(line["arch"], []).append(line["top1"])
+        means.append({arch: float(np.mean(values)) for arch, values in found.items()})
+    leads = []
+    for i, j in combinations(range(len(arms)), 2):
+        shared = means[i].keys() & means[j].keys()
+        if not shared:
+            continue
+        points = float(np.mean([means[i][arch] - means[j][arch] for arch in sorted(shared)]))
+        ahead, behind = (i, j) if points >= 0 else (j, i)
+        leads.append(Lead(ahead=arms[ahead].label, behind=arms[behind].label, points=abs(points), subnets=len(shared)))
+    return sorted(leads, key=lambda lead: -lead.points)
 
 
-def _draw_run(axes: "Axes", info: PopulationInfo, run: RunPopulation, number: int) -> None:
-    colour = COLOURS[number % len(COLOURS)]
-    macs_m = [line["macs"] / 1e6 for line in run.lines]
-    axes.scatter(macs_m, [line["top1"] for line in run.lines], s=9, color=colour, alpha=0.35, linewidths=0)
-    axes.step(
-        [*(line["macs"] / 1e6 for line in run.front), max(macs_m)],
-        [*(line["top1"] for line in run.front), run.front[-1]["top1"]],
-        where="post",
-        color=colour,
-        linewidth=1,
-        linestyle=":",
-        label="best under each budget" if number == 0 else None,
-    )
-    half = min((bucket.half for bucket in info.buckets), default=1.0) / 1e6
-    width = 1.6 * half / len(info.runs)
-    offset = (number - (len(info.runs) - 1) / 2) * width
-    boxes = axes.bxp(
-        [
-            {
-                "med": s.median,
-                "q1": s.lower_quartile,
-                "q3": s.upper_quartile,
-                "whislo": s.minimum,
-                "whishi": s.maximum,
+def extract_command(run: str, arch: str) -> str:
+    """The command that takes a subnet out of a run."""
+    return shlex.join(["trainonce", "extract", run, arch])
+
+
+def readable(arch: str) -> list[tuple[str, str]]:
+    """An architecture part by part: ("stage 1", "d2 · k3 e6 · k7 e4"), … from `d2.k3e6.k7e4_…`."""
+    parts = []
+    stage = 0
+    for group in arch.split("_"):
+        spaced = re.sub(r"(?<=\d)(?=[a-z])", " ", group).replace(".", " · ")
+        whole = re.fullmatch(r"r\d+", group) is not None
+        stage += not whole
+        parts.append(("resolution" if whole else f"stage {stage}", spaced))
+    return parts
+
+
+def boxes(info: PopulationInfo) -> list[dict[str, Any]]:
+    """A row for each box: where it stands and its five numbers."""
+    rows = []
+    for number, arm in enumerate(info.arms):
+        for s in arm.summaries:
+            middle, width = _place(info, s.bucket, number)
+            rows.append(
+                {
+                    "arm": arm.label,
+                    "bucket": str(s.bucket),
+                    "x": middle,
+                    "left": middle - BOX_USED * width / 2,
+                    "right": middle + BOX_USED * width / 2,
+                    "minimum": s.minimum,
+                    "q1": s.lower_quartile,
+                    "median": s.median,
+                    "q3": s.upper_quartile,
+                    "maximum": s.maximum,
+                    "count": s.count,
+                }
+            )
+    return rows
+
+
+def points(info: PopulationInfo) -> list[dict[str, Any]]:
+    """A row for each subnet scored. Inside a bucket it lies within its arm's box, from fewer MACs to more."""
+    rows = []
+    for number, arm in enumerate(info.arms):
+        for line in arm.lines:
+            bucket = next((bucket for bucket in info.buckets if line["macs"] in bucket), None)
+            x = line["macs"] / 1e6
+            if bucket is not None:
+                middle, width = _place(info, bucket, number)
+                x = middle + (line["macs"] - bucket.centre) / bucket.half * INSIDE_BOX * width / 2
+            row = {"arm": arm.label, "x": round(x, 4), "top1": line["top1"], "macs": line["macs"] / 1e6}
+            row |= {
+                "params": line["params"] / 1e6,
+                "arch": line["arch"],
+                "seed": line["seed"],
+                "run": shlex.quote(line["run"]),
             }
-            for s in run.summaries
-        ],
-        positions=[s.bucket.centre / 1e6 + offset for s in run.summaries],
-        widths=width * 0.9,
-        showfliers=False,
-        manage_ticks=False,
-        patch_artist=True,
-        boxprops={"facecolor": colour, "alpha": 0.35, "edgecolor": colour},
-        medianprops={"color": "black", "linewidth": 1.6},
-        whiskerprops={"color": colour},
-        capprops={"color": colour},
+            rows.append(row)
+    return rows
+
+
+def _place(info: PopulationInfo, bucket: Bucket, number: int) -> tuple[float, float]:
+    """The middle and the width, in million MACs, of an arm's slot in a bucket."""
+    centres = sorted(b.centre for b in info.buckets)
+    room = min((after - before for before, after in pairwise(centres)), default=2 * bucket.half)
+    width = SLOTS_USED * room / 1e6 / len(info.arms)
+    return bucket.centre / 1e6 + (number - (len(info.arms) - 1) / 2) * width, width
+
+
+def draw_population(info: PopulationInfo) -> "alt.LayerChart":
+    """Boxes by bucket and arm, with every subnet as a point that says what it is."""
+    require_plotting()
+    import altair as alt
+
+    arms = [arm.label for arm in info.arms]
+    colour = arm_colour(arms)
+    ticks = [round(bucket.centre / 1e6, 2) for bucket in info.buckets]
+    x = alt.X("x:Q", title="million MACs of the subnet taken out", scale=alt.Scale(zero=False, nice=False, padding=14))
+    x = x.axis(values=ticks, format=".3~g") if ticks else x
+    y = alt.Y("top1:Q", title=f"top-1, % of {info.images:,} {info.split} images", scale=alt.Scale(zero=False))
+    box = chart_of(boxes(info))
+    about = [alt.Tooltip("arm:N"), alt.Tooltip("bucket:N"), alt.Tooltip("count:Q", title="subnets")]
+    about += [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("maximum", "q3", "median", "q1", "minimum")]
+    whiskers = box.mark_rule(strokeWidth=1.2).encode(x=x, y=alt.Y("minimum:Q"), y2="maximum:Q", color=colour)
+    bodies = box.mark_rect(fillOpacity=0.3, strokeWidth=1.2).encode(
+        x=alt.X("left:Q"), x2="right:Q", y=alt.Y("q1:Q"), y2="q3:Q", color=colour, stroke=colour, tooltip=about
     )
-    boxes["boxes"][0].set_label(run.label)
+    medians = box.mark_rule(style=MEDIAN, strokeWidth=2).encode(x=alt.X("left:Q"), x2="right:Q", y=alt.Y("median:Q"))
+    dots = _dots(info).encode(x=x, y=y, color=colour)
+    return layered(whiskers, bodies, dots, medians, height=380)
+
+
+def _dots(info: PopulationInfo) -> "alt.Chart":
+    import altair as alt
+
+    longest = max((line["arch"] for arm in info.arms for line in arm.lines), key=lambda arch: str(arch).count("_"))
+    tips = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("seed:N"),
+        alt.Tooltip("top1:Q", title="top-1, %", format=".2f"),
+        alt.Tooltip("macs:Q", title="MACs, M", format=".3f"),
+        alt.Tooltip("params:Q", title="params, M", format=".3f"),
+    ]
+    chart = chart_of(points(info))
+    for i, (name, _) in enumerate(readable(longest)):
+        group = f"(split(datum.arch, '_')[{i}] || '')"
+        blocks = f"replace({group}, regexp('[.]', 'g'), ' · ')"
+        chart = chart.transform_calculate(**{f"part{i}": f"replace({blocks}, regexp('([0-9])([a-z])', 'g'), '$1 $2')"})
+        tips.append(alt.Tooltip(f"part{i}:N", title=name))
+    dots: alt.Chart = chart.mark_circle(size=26, opacity=0.6, cursor="pointer")
+    return dots.encode(tooltip=tips)
+
+
+def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
+    """The corners of each run's front: the best top-1 under a budget, which holds to the most MACs scored."""
+    last = max(line["macs"] for arm in info.arms for line in arm.lines) / 1e6
+    rows = []
+    for arm in info.arms:
+        for run, front in arm.fronts.items():
+            corners = [(line["macs"] / 1e6, line["top1"], line["arch"]) for line in front]
+            corners.append((last, front[-1]["top1"], front[-1]["arch"]))
+            named = {"arm": arm.label, "run": shlex.quote(run), "seed": front[0]["seed"]}
+            rows += [named | {"macs": macs, "top1": top1, "arch": arch} for macs, top1, arch in corners]
+    return rows
+
+
+def draw_pareto(info: PopulationInfo) -> "alt.LayerChart":
+    """The best top-1 under every budget, a line for each run."""
+    require_plotting()
+    import altair as alt
+
+    arms = [arm.label for arm in info.arms]
+    chart = chart_of(steps_of_fronts(info)).encode(
+        x=alt.X("macs:Q", title="budget, million MACs", scale=alt.Scale(zero=False, nice=False)),
+        y=alt.Y("top1:Q", title="best top-1 under the budget, %", scale=alt.Scale(zero=False)),
+        color=arm_colour(arms, lines=True),
+        detail="run:N",
+    )
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("seed:N"), alt.Tooltip("macs:Q", title="MACs, M", format=".3f")]
+    tips += [alt.Tooltip("top1:Q", title="top-1, %", format=".2f"), alt.Tooltip("arch:N", title="architecture")]
+    lines = chart.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=arm_dash(arms))
+    dots = chart.mark_circle(size=40, cursor="pointer").encode(tooltip=tips)
+    return layered(lines, dots, height=300)

@@ -1,0 +1,219 @@
+"""Interference between probes: matrices of gradient agreement, loss transfer and batch-norm shift; forgetting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from trainonce.population import Line
+from trainonce.report.charts import CELL_TEXT, ZERO, chart_of, layered, millions, require_plotting
+from trainonce.report.loading import Matrix, RunRecord
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Measure = Literal["agreement", "conflict", "transfer", "bn_shift"]
+MEASURES: dict[Measure, tuple[str, str]] = {
+    "agreement": ("gradient", "agreement"),
+    "conflict": ("gradient", "conflict"),
+    "transfer": ("transfer", "r"),
+    "bn_shift": ("bn_shift", "mean"),
+}
+"""Where interference.json has each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterferenceInfo:
+    """An arm's matrices between P probes, [P][P] means over its runs. Rows are whose loss it is."""
+
+    arm: str
+    seeds: int
+    probes: list[str]
+    labels: list[str]
+    macs: list[float]
+    matrices: dict[Measure, Matrix]
+    top1_supernet: list[float]
+    """With the supernet's own batch-norm statistics; empty where not recorded."""
+    top1_recalibrated: list[float]
+
+
+def interference_info(runs: Sequence[RunRecord]) -> list[InterferenceInfo]:
+    """The matrices of each arm, averaged over runs that have the same probes; none where none was measured."""
+    arms: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
+    for run in runs:
+        if run.interference is not None:
+            arms.setdefault((run.arm, tuple(run.interference["probes"])), []).append(run.interference)
+    return [_of_arm(arm, list(probes), found) for (arm, probes), found in arms.items()]
+
+
+def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> InterferenceInfo:
+    matrices: dict[Measure, Matrix] = {}
+    for measure, (part, name) in MEASURES.items():
+        values = [one[part][name] for one in found if (one.get(part) or {}).get(name) is not None]
+        if values:
+            matrices[measure] = mean_matrix(values)
+    if "agreement" in matrices:
+        controls = [one["gradient"].get("control") for one in found]
+        if all(isinstance(control, list) and len(control) == len(probes) for control in controls):
+            means = np.mean(np.array(controls, dtype=np.float64), axis=0)
+            matrices["agreement"] = [
+                [float(means[i]) if i == j else cell for j, cell in enumerate(row)]
+                for i, row in enumerate(matrices["agreement"])
+            ]
+    macs = [float(value) for value in found[0]["macs"]]
+    order = sorted(range(len(macs)), key=lambda i: macs[i])
+    statistics = [one.get("statistics") or {} for one in found]
+
+    def mean_of(name: str) -> list[float]:
+        lists = [one[name] for one in statistics if isinstance(one.get(name), list) and len(one[name]) == len(probes)]
+        return [float(np.mean([values[i] for values in lists])) for i in order] if lists else []
+
+    return InterferenceInfo(
+        arm=arm,
+        seeds=len(found),
+        probes=[probes[i] for i in order],
+        labels=_distinct([millions(macs[i]) for i in order]),
+        macs=[macs[i] for i in order],
+        matrices={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in matrices.items()},
+        top1_supernet=mean_of("top1_supernet"),
+        top1_recalibrated=mean_of("top1_recalibrated"),
+    )
+
+
+def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
+    """The mean of each entry over the matrices that have it; None where none has."""
+    size = range(len(matrices[0]))
+
+    def mean(i: int, j: int) -> float | None:
+        found = [value for matrix in matrices if (value := matrix[i][j]) is not None]
+        return float(np.mean(found)) if found else None
+
+    return [[mean(i, j) for j in size] for i in size]
+
+
+def off_diagonal(matrix: Matrix) -> list[float]:
+    """The entries between different probes that are there."""
+    return [v for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v is not None]
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    """Labels in order, numbered where one stands twice."""
+    return [
+        f"{label} ({labels[:i].count(label) + 1})" if labels.count(label) > 1 else label
+        for i, label in enumerate(labels)
+    ]
+
+
+def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") -> "alt.LayerChart":
+    """A matrix between probes, smallest first. Colours diverge from 0 where the measure has a sign."""
+    require_plotting()
+    import altair as alt
+
+    rows = [
+        {"of": info.labels[i], "by": info.labels[j], "value": value, "shown": "–" if value is None else f"{value:.2f}"}
+        for i, row in enumerate(info.matrices[measure])
+        for j, value in enumerate(row)
+    ]
+    reach = max([abs(v) for row in info.matrices[measure] for v in row if v is not None] or [1.0]) or 1.0
+    signed = measure in ("agreement", "transfer")
+    scale = (
+        alt.Scale(scheme="blueorange", domain=[-reach, reach], domainMid=0, reverse=True)
+        if signed
+        else alt.Scale(scheme="blues", domain=[0, reach])
+    )
+    base = chart_of(rows).encode(
+        x=alt.X("by:N", sort=info.labels, title=_BY[measure], axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
+        y=alt.Y("of:N", sort=info.labels, title=None, axis=alt.Axis(domain=False, ticks=False)),
+    )
+    tips = [alt.Tooltip("of:N", title="row"), alt.Tooltip("by:N", title="column"), alt.Tooltip("value:Q", format=".3f")]
+    cells = base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=None), tooltip=tips)
+    strong = f"abs(datum.value) > {0.62 * reach:.6g}"
+    text = base.mark_text(style=CELL_TEXT).encode(
+        text="shown:N", color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
+    )
+    return layered(cells, text, height=30 * len(info.labels))
+
+
+_BY: dict[Measure, str] = {
+    "agreement": "gradient of",
+    "conflict": "gradient of",
+    "transfer": "after a step of",
+    "bn_shift": "statistics of",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCurve:
+    """One probe of one run: [N] looks."""
+
+    arm: str
+    seed: int
+    run: str
+    probe: str
+    label: str
+    macs: float
+    epochs: list[float]
+    top1: list[float]
+    forgotten: list[float]
+    """F = best so far - now, in points."""
+
+
+def forgetting_info(runs: Sequence[RunRecord]) -> list[ProbeCurve]:
+    """Every probe's top-1 and what of it is forgotten, by rising MACs; none where none was recorded."""
+    curves = []
+    for run in runs:
+        probes: dict[str, list[Line]] = {}
+        for line in run.forgetting:
+            probes.setdefault(line["probe"], []).append(line)
+        ordered = sorted(probes.items(), key=lambda item: item[1][0]["macs"])
+        labels = _distinct([millions(lines[0]["macs"]) for _, lines in ordered])
+        for label, (probe, lines) in zip(labels, ordered, strict=True):
+            looks = sorted(lines, key=lambda line: float(line["epoch"]))
+            top1 = [float(line["top1"]) for line in looks]
+            curves.append(
+                ProbeCurve(
+                    arm=run.arm,
+                    seed=run.seed,
+                    run=run.name,
+                    probe=probe,
+                    label=label,
+                    macs=float(looks[0]["macs"]),
+                    epochs=[float(line["epoch"]) for line in looks],
+                    top1=top1,
+                    forgotten=forgotten(top1),
+                )
+            )
+    return curves
+
+
+def forgotten(top1: Sequence[float]) -> list[float]:
+    """Best so far - now, look by look: never below 0, and 0 at every new best."""
+    return [max(top1[: i + 1]) - now for i, now in enumerate(top1)]
+
+
+def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgotten"] = "top1") -> "alt.LayerChart":
+    """A line over epochs for each probe, coloured by its size: means over seeds."""
+    require_plotting()
+    import altair as alt
+
+    found: dict[tuple[str, float], list[float]] = {}
+    for c in curves:
+        for epoch, y in zip(c.epochs, c.top1 if what == "top1" else c.forgotten, strict=True):
+            found.setdefault((c.label, epoch), []).append(y)
+    rows = [
+        {"probe": label, "epoch": epoch, "y": float(np.mean(values)), "seeds": len(values)}
+        for (label, epoch), values in found.items()
+    ]
+    labels = [c.label for c in sorted({c.label: c for c in curves}.values(), key=lambda c: c.macs)]
+    title = {"top1": "top-1, recalibrated, %", "forgotten": "below its best so far, points"}[what]
+    base = chart_of(rows).encode(
+        x=alt.X("epoch:Q", scale=alt.Scale(nice=False)),
+        y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=what == "forgotten")),
+        color=alt.Color("probe:N", scale=alt.Scale(domain=labels), sort=labels),
+        tooltip=["probe:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "seeds:Q"],
+    )
+    zero = chart_of([{"y": 0}]).mark_rule(style=ZERO).encode(y="y:Q")
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=14))
+    layers = [zero, lines] if what == "forgotten" else [lines]
+    return layered(*layers, height=240)

@@ -1,0 +1,330 @@
+"""Reading what a report shows from the small files of runs and studies; never a checkpoint, never an image.
+
+Everything but run.json and study.json may be absent: what was not recorded is None or empty, and its figures are left
+out. What is there but damaged is refused with its file and line.
+"""
+
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainonce.errors import UserError
+from trainonce.evaluate import SplitName
+from trainonce.files import read_json, read_lines
+from trainonce.population import Line, newest_lines
+from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
+
+Kinds = Mapping[str, type | tuple[type, ...]]
+Matrix = list[list[float | None]]
+
+STUDY_FILE = "study.json"
+MISSING = object()
+RESULT_LINE: Kinds = {
+    "run": str,
+    "arm": str,
+    "seed": int,
+    "arch": str,
+    "macs": NUMBER,
+    "params": NUMBER,
+    "top1": NUMBER,
+}
+TIME_LINE: Kinds = {"run": str, "arm": str, "seed": int, "train_seconds": NUMBER}
+FORGETTING_LINE: Kinds = {"epoch": NUMBER, "probe": str, "macs": NUMBER, "top1": NUMBER}
+METRICS_LINE: Kinds = {"step": int, "loss": NUMBER, "top1": NUMBER, "passes": NUMBER}
+PLANNED_RUN: Kinds = {"name": str, "arm": str, "seed": int}
+MAYBE = (*NUMBER, type(None))
+COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureCounts:
+    """exposure.npz: what each value of each choice was trained, and how the passes lie over MACs."""
+
+    names: list[str]
+    values: list[int]
+    passes: list[int]
+    exposure: list[float]
+    lr_sum: float
+    macs_edges: list[float]
+    macs_passes: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, as far as it was recorded. `arm` is what it is drawn as, beside other seeds of the same."""
+
+    path: Path
+    name: str
+    arm: str
+    seed: int
+    recipe: str
+    passes: float
+    data: str
+    fingerprint: str
+    model: dict[str, Any]
+    provenance: dict[str, Any]
+    factors: dict[str, Any] = field(default_factory=dict)
+    scores: dict[SplitName, list[Line]] = field(default_factory=dict)
+    metrics: list[Line] = field(default_factory=list)
+    forgetting: list[Line] = field(default_factory=list)
+    exposure: ExposureCounts | None = None
+    interference: dict[str, Any] | None = None
+    train_seconds: float | None = None
+    beside: int | None = None
+    has_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What belongs in one part of a report: a study, or loose runs on the same data."""
+
+    title: str
+    about: str
+    question: str
+    path: Path | None
+    arms: dict[str, str]
+    """What is said of each arm, in the order of drawing."""
+    runs: list[RunRecord]
+    missing: list[str]
+    """The runs planned that left no results."""
+    split: SplitName
+    buckets_m: list[float]
+    half_m: float | None
+    probes: list[str]
+    conclusion: dict[str, Any]
+
+
+def read_groups(
+    paths: Sequence[Path],
+    split: SplitName | None = None,
+    *,
+    centres_m: Sequence[float] = (),
+    half_m: float | None = None,
+) -> list[Group]:
+    """A group for each study among the paths, and one for all loose runs on the same data.
+
+    `centres_m` and `half_m` are the buckets of loose runs, as `make_buckets` reads them; a study has its own.
+    Scores are those on `split`; by default of a study the split it evaluates, of runs test where all have such scores.
+    Raises `UserError` for a path that holds neither, and for a damaged file.
+    """
+    groups, loose = [], []
+    for path in paths:
+        if (path / STUDY_FILE).exists():
+            groups.append(read_study(path, split))
+        elif (path / "run.json").exists():
+            loose.append(read_run(RunDirectory(path)))
+        else:
+            raise UserError(f"{path} holds no run and no study (there is no run.json or {STUDY_FILE} in it)")
+    for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
+        groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
+        groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)
+    return groups
+
+
+def read_run(run: RunDirectory) -> RunRecord:
+    """What one run directory holds."""
+    config: RunConfig = run.config()
+    population = run.population()
+    metrics = checked_lines(run.metrics_file, METRICS_LINE)
+    seconds = metrics[-1].get("seconds") if metrics else None
+    return RunRecord(
+        path=run.path,
+        name=run.path.name,
+        arm=config.recipe.name,
+        seed=config.seed,
+        recipe=config.recipe.name,
+        passes=config.recipe.passes,
+        data=config.data.name,
+        fingerprint=config.data_fingerprint,
+        model=config.model,
+        provenance=config.provenance,
+        scores={name: found for name in get_args(SplitName) if (found := newest_lines(population, name))},
+        metrics=metrics,
+        has_weights=any(run.checkpoints.glob("step-*")),
+        forgetting=checked_lines(run.path / "forgetting.jsonl", FORGETTING_LINE),
+        exposure=_read_exposure(run.path / "exposure.npz"),
+        interference=_read_interference(run.path / "interference.json"),
+        train_seconds=float(seconds) if isinstance(seconds, NUMBER) else None,
+    )
+
+
+def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
+    named = _with_arms(runs)
+    if split is None:
+        split = "test" if all("test" in run.scores for run in named) else "validate"
+    return Group(
+        title=f"{', '.join(dict.fromkeys(run.arm for run in named))} on {named[0].data}",
+        about="",
+        question="",
+        path=None,
+        arms=dict.fromkeys((run.arm for run in named), ""),
+        runs=named,
+        missing=[],
+        split=split,
+        buckets_m=[],
+        half_m=None,
+        probes=[],
+        conclusion={},
+    )
+
+
+def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
+    """Runs named by recipe; by its passes and the directory as well where that is not enough to tell them apart."""
+    lengths = {(run.recipe, round(run.passes, 9)) for run in runs}
+    several = {name for name, count in Counter(name for name, _ in lengths).items() if count > 1}
+    named = [
+        replace(run, arm=f"{run.recipe}, {run.passes:.4g} passes" if run.recipe in several else run.recipe)
+        for run in runs
+    ]
+    count = Counter((run.arm, run.seed) for run in named)
+    return [replace(run, arm=f"{run.arm} ({run.name})") if count[run.arm, run.seed] > 1 else run for run in named]
+
+
+def read_study(path: Path, split: SplitName | None = None) -> Group:
+    """What a study's directory holds: the plan, the results, and what its runs left."""
+    file = path / STUDY_FILE
+    study = read_json(file)
+    plan = _objects(study, "runs", PLANNED_RUN, file)
+    arms = {arm["name"]: str(arm.get("about", "")) for arm in _objects(study, "arms", {"name": str}, file)}
+    evaluate = _object(study, "evaluate", file)
+    chosen: SplitName = split or ("validate" if evaluate.get("split") == "validate" else "test")
+    results = checked_lines(path / "results.jsonl", RESULT_LINE)
+    times = {line["run"]: line for line in checked_lines(path / "times.jsonl", TIME_LINE)}
+    runs = []
+    for planned in plan:
+        directory = path / "runs" / planned["name"]
+        if not (directory / "run.json").exists():
+            continue
+        run = read_run(RunDirectory(directory))
+        lines = [line for line in results if line["run"] == planned["name"] and line.get("split", chosen) == chosen]
+        time = times.get(planned["name"], {})
+        runs.append(
+            replace(
+                run,
+                arm=planned["arm"],
+                name=planned["name"],
+                seed=planned["seed"],
+                factors=dict(planned.get("factors") or {}),
+                scores={chosen: lines} if lines else run.scores,
+                train_seconds=time.get("train_seconds", run.train_seconds),
+                beside=time.get("beside"),
+            )
+        )
+    if not runs:
+        raise UserError(f"{path} has no results yet: run `trainonce study` on it first")
+    read = {run.name for run in runs}
+    return Group(
+        title=str(study.get("name", path.name)),
+        about=str(study.get("about", "")),
+        question=str(study.get("question", "")),
+        path=path,
+        arms=arms | {run.arm: "" for run in runs if run.arm not in arms},
+        runs=runs,
+        missing=[planned["name"] for planned in plan if planned["name"] not in read],
+        split=chosen,
+        buckets_m=_numbers(evaluate.get("buckets_m") or [], "buckets_m", file),
+        half_m=None if evaluate.get("half_m") is None else _numbers([evaluate["half_m"]], "half_m", file)[0],
+        probes=[str(probe) for probe in evaluate.get("probes") or []],
+        conclusion=_read_conclusion(path / "conclusion.json"),
+    )
+
+
+def checked_lines(path: Path, kinds: Kinds) -> list[Line]:
+    """The lines of a file, none where there is no file. Raises `UserError` with file and line for what is not so."""
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        _check(line, kinds, f"{path}, line {number}")
+    return lines
+
+
+def _check(value: Mapping[str, Any], kinds: Kinds, where: str) -> None:
+    for name, kind in kinds.items():
+        found = value.get(name, MISSING)
+        if not isinstance(found, kind) or (isinstance(found, NUMBER) and not abs(found) < LARGEST_NUMBER):
+            raise UserError(f"{where}: its {name!r} is missing or of another kind")
+
+
+def _object(value: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    found = value.get(name)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: its {name!r} is missing or of another kind")
+    return found
+
+
+def _objects(value: Mapping[str, Any], name: str, kinds: Kinds, path: Path) -> list[dict[str, Any]]:
+    found = value.get(name)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UserError(f"{path}: its {name!r} is missing or no list of objects")
+    for number, one in enumerate(found, start=1):
+        _check(one, kinds, f"{path}, {name} {number}")
+    return found
+
+
+def _numbers(values: Any, name: str, path: Path) -> list[float]:
+    if not isinstance(values, list) or not all(isinstance(v, NUMBER) and abs(v) < LARGEST_NUMBER for v in values):
+        raise UserError(f"{path}: its {name!r} is no list of numbers")
+    return [float(value) for value in values]
+
+
+def _read_conclusion(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    conclusion = read_json(path)
+    _check(conclusion, {"sentence": str}, str(path))
+    if conclusion.get("comparisons") is not None:
+        _objects(conclusion, "comparisons", COMPARISON, path)
+    tables = conclusion.get("tables") or {}
+    if not isinstance(tables, dict):
+        raise UserError(f"{path}: its 'tables' are no object")
+    for name in tables:
+        _objects(tables, name, {}, path)
+    return conclusion
+
+
+def _read_exposure(path: Path) -> ExposureCounts | None:
+    if not path.exists():
+        return None
+    names = ("names", "values", "passes", "exposure", "lr_sum", "macs_edges", "macs_passes")
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            found: dict[str, NDArray[Any]] = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a whole exposure file: {error}") from error
+    if not all(np.isfinite(found[name]).all() for name in names[1:]):
+        raise UserError(f"{path} holds something that is no finite number")
+    rows = [found[name] for name in names[:4]]
+    if len({array.shape for array in rows}) > 1 or rows[0].ndim != 1 or found["lr_sum"].shape != ():
+        raise UserError(f"{path}: its columns are of unequal length")
+    if found["macs_edges"].shape != (len(found["macs_passes"]) + 1,):
+        raise UserError(f"{path}: its MACs bins and their edges do not go together")
+    return ExposureCounts(**{name: array.tolist() for name, array in found.items()})
+
+
+def _read_interference(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    found = read_json(path)
+    probes, macs = found.get("probes"), found.get("macs")
+    if not isinstance(probes, list) or not isinstance(macs, list) or not 0 < len(probes) == len(macs):
+        raise UserError(f"{path}: its 'probes' and 'macs' are missing or do not go together")
+    _numbers(macs, "macs", path)
+    for part, name in (("gradient", "agreement"), ("gradient", "conflict"), ("transfer", "r"), ("bn_shift", "mean")):
+        if part in found and _object(found, part, path).get(name) is not None:
+            _check_matrix(found[part][name], len(probes), f"{path}: its {part}.{name}")
+    return found
+
+
+def _check_matrix(value: Any, size: int, where: str) -> None:
+    rows = value if isinstance(value, list) else []
+    if len(rows) != size or not all(isinstance(row, list) and len(row) == size for row in rows):
+        raise UserError(f"{where} is no {size} x {size} matrix")
+    if not all(
+        cell is None or (isinstance(cell, NUMBER) and abs(cell) < LARGEST_NUMBER) for row in rows for cell in row
+    ):
+        raise UserError(f"{where} holds something that is no number")

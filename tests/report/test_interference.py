@@ -1,0 +1,87 @@
+"""Matrices between probes and forgetting, against numbers worked out by hand."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from trainonce.report.interference import (
+    Measure,
+    draw_forgetting,
+    draw_interference,
+    forgetting_info,
+    forgotten,
+    interference_info,
+    mean_matrix,
+    off_diagonal,
+)
+from trainonce.report.loading import RunRecord
+
+
+def run(seed: int = 0, **fields: Any) -> RunRecord:
+    plain: dict[str, Any] = {"path": Path("r"), "name": f"r{seed}", "arm": "a", "recipe": "rss", "passes": 1.0}
+    plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
+    return RunRecord(seed=seed, **plain, **fields)
+
+
+def measured(control: float = 0.5) -> dict[str, Any]:
+    """Two probes, the larger one first; a step for the larger harms the smaller."""
+    return {
+        "probes": ["big", "small"],
+        "macs": [8e6, 4e6],
+        "gradient": {
+            "agreement": [[1.0, 0.2], [0.2, 1.0]],
+            "control": [control, 0.7],
+            "conflict": [[0, 0.4], [0.4, 0]],
+        },
+        "transfer": {"r": [[1.0, 0.3], [-0.1, 1.0]]},
+        "bn_shift": {"mean": [[0.0, None], [0.5, 0.0]]},
+        "statistics": {"top1_supernet": [60.0, 50.0], "top1_recalibrated": [80.0, 70.0]},
+    }
+
+
+def test_probes_come_by_size_with_the_control_on_the_diagonal() -> None:
+    [info] = interference_info([run(interference=measured(0.4)), run(1, interference=measured(0.6)), run(2)])
+    assert (info.seeds, info.probes, info.labels) == (2, ["small", "big"], ["4.00 M", "8.00 M"])
+    assert info.matrices["agreement"] == [[0.7, 0.2], [0.2, 0.5]]
+    assert info.matrices["transfer"] == [[1.0, -0.1], [0.3, 1.0]]
+    assert info.matrices["bn_shift"] == [[0.0, 0.5], [None, 0.0]]
+    assert info.top1_supernet == [50, 60]
+    for measure in get_args(Measure):
+        draw_interference(info, measure).to_dict()
+
+
+def test_a_measure_that_is_not_there_is_left_out() -> None:
+    found = measured()
+    del found["transfer"], found["statistics"]
+    [info] = interference_info([run(interference=found)])
+    assert set(info.matrices) == {"agreement", "conflict", "bn_shift"}
+    assert info.top1_recalibrated == []
+
+
+def test_the_scale_is_centred_at_zero() -> None:
+    [info] = interference_info([run(interference=measured())])
+    cells = draw_interference(info, "transfer").to_dict()["layer"][0]
+    assert cells["encoding"]["color"]["scale"]["domain"] == [-1.0, 1.0]
+
+
+def test_means_leave_out_what_is_missing() -> None:
+    assert mean_matrix([[[1.0, None], [2.0, 0.0]], [[3.0, None], [None, 1.0]]]) == [[2.0, None], [2.0, 0.5]]
+    assert off_diagonal([[1.0, 2.0], [None, 4.0]]) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("top1", "lost"), [([10, 30, 20, 25, 40], [0, 0, 10, 5, 0]), ([5], [0]), ([3, 2, 1], [0, 1, 2])]
+)
+def test_forgotten_is_best_so_far_minus_now(top1: list[float], lost: list[float]) -> None:
+    assert forgotten(top1) == lost
+
+
+def test_probes_are_followed_one_by_one() -> None:
+    looks = [(1, "b", 8e6, 50), (1, "a", 4e6, 40), (3, "a", 4e6, 45), (2, "a", 4e6, 48), (2, "b", 8e6, 60)]
+    lines = [{"epoch": e, "probe": p, "macs": m, "top1": t} for e, p, m, t in looks]
+    small, big = forgetting_info([run(forgetting=lines), run(1)])
+    assert (small.probe, small.epochs, small.top1, small.forgotten) == ("a", [1, 2, 3], [40, 48, 45], [0, 0, 3])
+    assert (big.label, big.forgotten) == ("8.00 M", [0, 0])
+    for what in ("top1", "forgotten"):
+        draw_forgetting([small, big], what).to_dict()

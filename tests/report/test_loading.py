@@ -1,0 +1,131 @@
+"""Reading runs and studies: what is there, what is absent, and what is damaged."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from trainonce.errors import UserError
+from trainonce.report.loading import read_groups
+from trainonce.run import RunDirectory
+
+
+class Makes(Protocol):
+    """What conftest.py's `Synthetic` does for these tests."""
+
+    def run(self, path: Path, *, recipe: str = "rss", seed: int = 0) -> RunDirectory: ...
+    def exposure(self, run: RunDirectory) -> None: ...
+    def interference(self, run: RunDirectory, probes: Any) -> None: ...
+    def probes(self, count: int) -> Any: ...
+
+
+def test_a_run_of_which_little_was_recorded(synthetic: Makes, tmp_path: Path) -> None:
+    synthetic.run(tmp_path / "run")
+    [group] = read_groups([tmp_path / "run"])
+    [run] = group.runs
+    assert (run.arm, run.seed, run.exposure, run.interference, run.forgetting) == ("rss", 0, None, None, [])
+    assert run.train_seconds == pytest.approx(2400)
+    assert (group.split, run.has_weights) == ("validate", False)
+
+
+def test_loose_runs_are_named_so_that_they_can_be_told_apart(synthetic: Makes, tmp_path: Path) -> None:
+    synthetic.run(tmp_path / "a")
+    synthetic.run(tmp_path / "b", seed=1)
+    synthetic.run(tmp_path / "c", recipe="ps")
+    synthetic.run(tmp_path / "d", recipe="ps")
+    [group] = read_groups([tmp_path / name for name in "abcd"])
+    assert list(group.arms) == ["rss", "ps (c)", "ps (d)"]
+
+
+def test_a_study_is_its_plan_and_its_results(studies: Path) -> None:
+    [group] = read_groups([studies / "baseline"])
+    assert list(group.arms) == ["ps-released", "ps", "rss", "rss-short"]
+    assert len(group.runs) == 8
+    assert group.missing == []
+    assert all(len(run.scores["test"]) == 36 for run in group.runs)
+    assert group.runs[0].beside == 2
+    assert group.conclusion["verdict"] == "better"
+
+
+def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run and no study"):
+        read_groups([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": 1, "top1": 2, "passes": 1}\n{"step": 2}\n', "line 2: its 'loss'"),
+        ("forgetting.jsonl", '{"epoch": 1}\n', "line 1: its 'probe' is missing"),
+        ("forgetting.jsonl", "nonsense\n", "line 1 is not JSON"),
+        ("interference.json", "[]", "where an object belongs"),
+        ("interference.json", '{"probes": ["a"], "macs": [1, 2]}', "'probes' and 'macs'"),
+        (
+            "interference.json",
+            '{"probes": ["a"], "macs": [1], "transfer": {"r": [[1, 2]]}}',
+            r"transfer\.r is no 1 x 1 matrix",
+        ),
+        (
+            "interference.json",
+            '{"probes": ["a"], "macs": [1], "transfer": {"r": [["x"]]}}',
+            r"transfer\.r holds something that is no number",
+        ),
+        ("exposure.npz", "nonsense", "is not a whole exposure file"),
+    ],
+)
+def test_what_is_damaged_is_refused_by_name(
+    synthetic: Makes, tmp_path: Path, file: str, content: str, says: str
+) -> None:
+    run = synthetic.run(tmp_path / "run")
+    (run.path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=says) as refused:
+        read_groups([run.path])
+    assert file in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"passes": np.zeros(3)}, "of unequal length"),
+        ({"macs_edges": np.zeros(3)}, "do not go together"),
+        ({"lr_sum": np.float64("nan")}, "no finite number"),
+    ],
+)
+def test_an_exposure_file_that_does_not_go_together(
+    synthetic: Makes, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    run = synthetic.run(tmp_path / "run")
+    synthetic.exposure(run)
+    file = run.path / "exposure.npz"
+    with np.load(file) as found:
+        whole = dict(found)
+    np.savez(file, **(whole | changes))
+    with pytest.raises(UserError, match=says):
+        read_groups([run.path])
+
+
+def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
+    run = synthetic.run(tmp_path / "run")
+    synthetic.exposure(run)
+    file = run.path / "exposure.npz"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UserError, match="is not a whole exposure file"):
+        read_groups([run.path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"runs": 3}, "'runs' is missing or no list"),
+        ({"runs": [{"name": "a"}]}, "runs 1: its 'arm'"),
+        ({"evaluate": None}, "'evaluate' is missing"),
+        ({"runs": []}, "has no results yet"),
+    ],
+)
+def test_a_study_that_does_not_hold_together(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    study = {"arms": [{"name": "a"}], "runs": [], "evaluate": {}}
+    (tmp_path / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        read_groups([tmp_path])
