@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.nn import native
 from trainonce.nn.cropping import crop_kernels
-from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork, resize
+from trainonce.nn.fast import with_fast_blocks
+from trainonce.nn.plain import PlainNetwork, resize
 
 KEPT_BYTES = 1 << 30
 
@@ -50,7 +50,7 @@ class Stage(nn.Module):
 
 def stages_of(plain: PlainNetwork) -> list[Stage]:
     """The stages of a plain network, which they take apart: stem, blocks, head."""
-    spec = crop_kernels(plain).spec
+    spec = with_fast_blocks(crop_kernels(plain)).spec
 
     def stem(x_BCHW: Tensor) -> Tensor:
         return F.hardswish(plain.stem(resize(x_BCHW, spec.resolution)))
@@ -60,26 +60,12 @@ def stages_of(plain: PlainNetwork) -> list[Stage]:
         logits: Tensor = plain.classifier(F.hardswish(plain.feature(x)).flatten(1))
         return logits
 
-    blocks = (
-        Stage((block_spec,), _block(block, block_spec), [block])
-        for block, block_spec in zip(plain.blocks, spec.blocks, strict=True)
-    )
+    blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
     return [
         Stage((spec.resolution, spec.stem_stride), stem, [plain.stem]),
         *blocks,
         Stage((), head, [plain.final, plain.feature, plain.classifier]),
     ]
-
-
-def _block(block: nn.Module, spec: BlockSpec) -> Callable[[Tensor], Tensor]:
-    assert isinstance(block, MBConv)
-    fast = native.PlainMBConv(block, spec)
-
-    def run(x_BCHW: Tensor) -> Tensor:
-        out: Tensor = fast(x_BCHW) if native.usable(x_BCHW) else block(x_BCHW)
-        return out
-
-    return run
 
 
 class Chain:

@@ -17,6 +17,7 @@ from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronise
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import BatchDropout, batch_dropouts
+from trainonce.nn.fast import with_fast_blocks
 from trainonce.recipes import Phase, PhaseSteps, phase_at
 from trainonce.run import RunConfig, RunDirectory
 from trainonce.sampling import MacsSampler
@@ -232,4 +233,4 @@ def _learns_from_largest(phase: Phase) -> bool:
 
 def _as_teacher(net: Supernet) -> nn.Module:
     """The largest subnet as a frozen network of its own."""
-    return crop_kernels(net.extract(net.space.largest())).requires_grad_(requires_grad=False)
+    return with_fast_blocks(crop_kernels(net.extract(net.space.largest()))).requires_grad_(requires_grad=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
+from trainonce.nn.fast import FastMBConv
 from trainonce.nn.native.library import SIGNATURES, SOURCE
 from trainonce.nn.plain import BlockSpec, MBConv
 from trainonce.space import derived_rng
@@ -185,7 +186,7 @@ def test_a_plain_block_with_fixed_statistics(
             x = torch.randn(images, spec.in_channels, height, width, generator=generator)
             with torch.no_grad():
                 want = block.double().eval()(x.double())
-                got = native.PlainMBConv(block.float(), spec)(x)
+                got = FastMBConv(block.float(), spec)(x)
             assert (got - want).abs().max() <= 2e-5 * want.abs().max()
     finally:
         torch.set_num_threads(before)

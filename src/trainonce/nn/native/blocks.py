@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
 from trainonce.nn.native.library import Block, Gradients, NormTensors
-from trainonce.nn.plain import BN_EPS, BN_MOMENTUM, BlockSpec, MBConv
+from trainonce.nn.plain import BN_EPS, BN_MOMENTUM, BlockSpec
 
 Tensors = Mapping[str, Tensor]
+DEPTHWISE = "depthwise.0.weight"
 NORMS = ("expand.1", "depthwise.1", "project.1")
 POINTWISE = {
     "expand.0.weight": "expand_weight",
@@ -41,25 +42,17 @@ def mbconv(x_BCHW: Tensor, spec: BlockSpec, kernel_C1kk: Tensor, whole: Tensors,
     return out
 
 
-class PlainMBConv:
-    """A plain block without autograd. Its batch norms use the batch or fixed statistics, as their mode says."""
+def infer(x_BCHW: Tensor, spec: BlockSpec, tensors: Tensors) -> Tensor:
+    """The plain block of that state dict by its running statistics, without autograd."""
+    block = _block(x_BCHW, spec, tensors[DEPTHWISE], tensors, tensors)
+    x_MC, out_MC = rows(x_BCHW), _out_rows(x_BCHW, spec)
+    kernels().block_infer(ctypes.byref(block), x_MC.data_ptr(), out_MC.data_ptr())
+    return maps(out_MC, len(x_BCHW), *_out_size(x_BCHW, spec))
 
-    def __init__(self, block: MBConv, spec: BlockSpec) -> None:
-        self.spec = spec
-        self.tensors = dict(block.state_dict())
-        self.norm = block.get_submodule("project.1")
 
-    def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Map [B, in, H, W] to [B, out, H / stride, W / stride]."""
-        kernel_C1kk = self.tensors["depthwise.0.weight"]
-        assert isinstance(self.norm, nn.BatchNorm2d)
-        if self.norm.training:
-            assert self.norm.momentum is not None
-            return _forward(x_BCHW, self.spec, kernel_C1kk, self.tensors, self.tensors, self.norm.momentum)[0]
-        block = _block(x_BCHW, self.spec, kernel_C1kk, self.tensors, self.tensors)
-        x_MC, out_MC = rows(x_BCHW), _out_rows(x_BCHW, self.spec)
-        kernels().block_infer(ctypes.byref(block), x_MC.data_ptr(), out_MC.data_ptr())
-        return maps(out_MC, len(x_BCHW), *_out_size(x_BCHW, self.spec))
+def calibrate(x_BCHW: Tensor, spec: BlockSpec, tensors: Tensors, momentum: float) -> Tensor:
+    """The plain block of that state dict by the batch's statistics, without autograd; the running ones move."""
+    return _forward(x_BCHW, spec, tensors[DEPTHWISE], tensors, tensors, momentum)[0]
 
 
 def _block(

@@ -28,6 +28,13 @@ class Norm(NamedTuple):
         return NormTensors(*(tensor.data_ptr() for tensor in self))
 
 
+def usable(x: Tensor) -> bool:
+    """Whether the native kernels can take this input: float32 on a CPU, outside autocast, and they could be built."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return load_kernels() is not None
+
+
 def kernels() -> ctypes.CDLL:
     """The compiled kernels, which must be usable."""
     loaded = load_kernels()

@@ -1,0 +1,43 @@
+"""A plain network whose blocks run by the native kernels where they can: for teachers and for scoring."""
+
+import torch
+from torch import Tensor, nn
+
+from trainonce.nn import native
+from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork
+
+
+class FastMBConv(MBConv):
+    """A plain block that shares another's parts and, without autograd, runs natively where it can.
+
+    Its batch norms use the batch or fixed statistics, as their mode says. The state dict has the names of `MBConv`'s.
+    Tensors may change in place, but are not to be exchanged for others.
+    """
+
+    def __init__(self, block: MBConv, spec: BlockSpec) -> None:
+        nn.Module.__init__(self)  # the parts are there already
+        self.spec, self.residual = spec, block.residual
+        self.expand, self.depthwise, self.se = block.expand, block.depthwise, block.se
+        self.project, self.act = block.project, block.act
+        self.tensors = dict(self.state_dict())
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map [B, in, H, W] to [B, out, H / stride, W / stride]."""
+        norm = self.project[1]
+        if (
+            torch.is_grad_enabled() or type(norm) is not nn.BatchNorm2d or not native.usable(x_BCHW)
+        ):  # else of all ranks
+            return super().forward(x_BCHW)
+        tensors = dict(self.state_dict())
+        if not norm.training:
+            return native.infer(x_BCHW, self.spec, tensors)
+        assert norm.momentum is not None
+        return native.calibrate(x_BCHW, self.spec, tensors, norm.momentum)
+
+
+def with_fast_blocks(network: PlainNetwork) -> PlainNetwork:
+    """The network, its blocks exchanged in place for fast ones that share their parts."""
+    for i, (block, spec) in enumerate(zip(network.blocks, network.spec.blocks, strict=True)):
+        assert isinstance(block, MBConv)
+        network.blocks[i] = FastMBConv(block, spec)
+    return network
