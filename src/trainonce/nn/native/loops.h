@@ -18,7 +18,7 @@
 #else
 #define LANES 8
 #endif
-#define WIDEST 4     /* outputs computed at once */
+#define WIDEST 8     /* outputs computed at once: so many sums hide how long an addition takes */
 #define SUM_ROWS 64  /* rows added up in float before they go into a double */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -286,6 +286,9 @@ INLINE void taps_row(vec *to, int total, const vec *source, long row_step, long 
     for (; at + WIDEST <= total; at += WIDEST)
         taps_sum(to + at, WIDEST, source + at * step, row_step, col_step, step, taps, tap_row_step, tap_col_step,
                  tap_rows, tap_cols);
+    for (; at + 4 <= total; at += 4)
+        taps_sum(to + at, 4, source + at * step, row_step, col_step, step, taps, tap_row_step, tap_col_step, tap_rows,
+                 tap_cols);
     for (; at + 2 <= total; at += 2)
         taps_sum(to + at, 2, source + at * step, row_step, col_step, step, taps, tap_row_step, tap_col_step, tap_rows,
                  tap_cols);
@@ -333,17 +336,22 @@ static void depthwise(const float *x, long images, const Shape *shape, const vec
     free(row);
 }
 
-/* dtaps[t] += sum over the map of dy * tile, for COLS taps that lie side by side. */
-INLINE void taps_grad_row(vec *dtaps, const int COLS, const vec *tile, int tile_step, int stride, const vec *dy,
-                          int dy_step, int rows, int cols) {
-    vec sum[7];
-    for (int k = 0; k < COLS; k++) sum[k] = dtaps[k];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++) {
-            const vec g = dy[i * dy_step + j], *from = tile + i * tile_step + j * stride;
-            for (int k = 0; k < COLS; k++) sum[k] += g * from[k];
-        }
-    for (int k = 0; k < COLS; k++) dtaps[k] = sum[k];
+/* dtaps[t] += sum over the map of dy * tile, for COLS taps that lie side by side; SUMS of them at once in a row. */
+INLINE void taps_grad_row(vec *dtaps, const int COLS, const int SUMS, const vec *tile, int tile_step, int stride,
+                          const vec *dy, int dy_step, int rows, int cols) {
+    vec sum[WIDEST];
+    for (int k = 0; k < COLS * SUMS; k++) sum[k] = (vec){0};
+    for (int i = 0; i < rows; i++) {
+        const vec *g = dy + i * dy_step, *from = tile + i * tile_step;
+        int j = 0;
+        for (; j + SUMS <= cols; j += SUMS)
+            for (int q = 0; q < SUMS; q++)
+                for (int k = 0; k < COLS; k++) sum[q * COLS + k] += g[j + q] * from[(j + q) * stride + k];
+        for (; j < cols; j++)
+            for (int k = 0; k < COLS; k++) sum[k] += g[j] * from[j * stride + k];
+    }
+    for (int q = 0; q < SUMS; q++)
+        for (int k = 0; k < COLS; k++) dtaps[k] += sum[q * COLS + k];
 }
 
 INLINE void taps_grad(vec *dtaps, const Shape *s, const vec *tile, int tile_width, const vec *dy, int dy_width, int out_h,
@@ -356,13 +364,13 @@ INLINE void taps_grad(vec *dtaps, const Shape *s, const vec *tile, int tile_widt
         vec *to = dtaps + t * s->crop;
         const vec *from = tile + (first * s->stride + t - rim) * tile_width, *g = dy + first * dy_width;
         switch (s->crop) {
-            case 1: taps_grad_row(to, 1, from, step, s->stride, g, dy_width, last - first, out_w); break;
-            case 3: taps_grad_row(to, 3, from, step, s->stride, g, dy_width, last - first, out_w); break;
-            case 5: taps_grad_row(to, 5, from, step, s->stride, g, dy_width, last - first, out_w); break;
-            case 7: taps_grad_row(to, 7, from, step, s->stride, g, dy_width, last - first, out_w); break;
+            case 1: taps_grad_row(to, 1, 4, from, step, s->stride, g, dy_width, last - first, out_w); break;
+            case 3: taps_grad_row(to, 3, 2, from, step, s->stride, g, dy_width, last - first, out_w); break;
+            case 5: taps_grad_row(to, 5, 1, from, step, s->stride, g, dy_width, last - first, out_w); break;
+            case 7: taps_grad_row(to, 7, 1, from, step, s->stride, g, dy_width, last - first, out_w); break;
             default:
                 for (int k = 0; k < s->crop; k++)
-                    taps_grad_row(to + k, 1, from + k, step, s->stride, g, dy_width, last - first, out_w);
+                    taps_grad_row(to + k, 1, 1, from + k, step, s->stride, g, dy_width, last - first, out_w);
         }
     }
 }
