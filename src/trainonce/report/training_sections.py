@@ -117,8 +117,8 @@ def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
     caption = (
         "In percent. Exposure: of the sum of learning rates over all steps, the part in steps that used the weights "
         "which a value adds (a kernel of 5 uses that of 3 too, so larger values are exposed less). Choice: of all "
-        "subnet passes, the part whose subnet has exactly that value. Rows are stages (depth d) and blocks (kernel size k, "
-        "expand ratio e). Means over seeds."
+        "subnet passes, the part whose subnet has exactly that value. Rows are stages (depth d) and blocks (kernel "
+        "size k, expand ratio e). Means over seeds."
     )
     pictures = [picture(draw_exposure(arm), f"exposure, {arm.arm}") for arm in arms]
     pictures += [picture(draw_exposure(arm, "choice"), f"choice, {arm.arm}") for arm in arms]
