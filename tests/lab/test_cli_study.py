@@ -81,6 +81,21 @@ def test_the_whole_story(mini: Path, tmp_path: Path) -> None:
     assert "is of another study: its scale was 1.0 and is 2.0" in changed.stderr
 
 
+@pytest.mark.ray
+def test_on_ray(mini: Path, tmp_path: Path) -> None:
+    """The same results by workers of a Ray on this machine as by processes."""
+    pytest.importorskip("ray")
+    found = []
+    for cluster in ("local", "ray"):
+        out = tmp_path / cluster
+        done = study(mini, "--out", out, "--threads", "2", "--workers", "2", "--cluster", cluster)
+        assert done.returncode == 0, done.stderr
+        lines = StudyDirectory(out).results()
+        found.append(sorted((line["run"], line["arch"], line["top1"]) for line in lines))
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
+
+
 def test_a_dry_run_writes_nothing(mini: Path, tmp_path: Path) -> None:
     done = here(mini, "--out", tmp_path / "out", "--dry-run", "--json", "--workers", "2")
     assert done.exit_code == 0, done.exception
