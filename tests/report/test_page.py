@@ -119,7 +119,7 @@ def test_a_run_that_was_really_trained(
     make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], tmp_path: Path
 ) -> None:
     net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
-    train_supernet(net, RECIPES["rss"].scaled(0.01).with_batch_size(8), data, run, seed=0)
+    train_supernet(net, RECIPES["rss"].scaled(0.002).with_batch_size(8), data, run, seed=0)
     trained, step = run.load_supernet()
     population = draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
     settings = EvaluateSettings(calibration_images=8, calibration_batch=8)

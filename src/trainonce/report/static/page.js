@@ -24,11 +24,11 @@
 
   async function draw(place) {
     const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-    const rows = (part) => (part.layer || []).reduce((sum, layer) => sum + rows(layer), part.data?.values?.length || 0);
+    const rows = Object.values(spec.datasets || {}).reduce((sum, data) => sum + data.length, 0);
     const options = {
       actions: false,
       ast: true,
-      renderer: rows(spec) > MANY_MARKS ? "canvas" : "svg",
+      renderer: rows > MANY_MARKS ? "canvas" : "svg",
       config: config(place.clientWidth),
       tooltip: { theme: dark.matches ? "dark" : "light" },
     };
