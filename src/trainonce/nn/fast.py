@@ -24,15 +24,13 @@ class FastMBConv(MBConv):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride]."""
         norm = self.project[1]
-        if (
-            torch.is_grad_enabled() or type(norm) is not nn.BatchNorm2d or not native.usable(x_BCHW)
-        ):  # else of all ranks
+        of_all_ranks = type(norm) is not nn.BatchNorm2d
+        if torch.is_grad_enabled() or of_all_ranks or not native.usable(x_BCHW):
             return super().forward(x_BCHW)
-        tensors = dict(self.state_dict())
         if not norm.training:
-            return native.infer(x_BCHW, self.spec, tensors)
+            return native.infer(x_BCHW, self.spec, self.tensors)
         assert norm.momentum is not None
-        return native.calibrate(x_BCHW, self.spec, tensors, norm.momentum)
+        return native.calibrate(x_BCHW, self.spec, self.tensors, norm.momentum)
 
 
 def with_fast_blocks(network: PlainNetwork) -> PlainNetwork:

@@ -164,12 +164,12 @@ void norm_act_backward(const float *grad, const float *y, long images, int pixel
 
 enum { EXPAND = 0, DEPTHWISE = 1, PROJECT = 2, NORMS = 3 };
 
-/* A block: input [images, height, width, in], expanded to `mid` channels or, without expand_weight, as wide as it came;
+/* A block: input [images, height, width, in_channels], expanded to `mid` channels or, without expand_weight, as wide as it came;
  * depthwise; with `squeezed` channels in squeeze-excite or, at 0, without it; projected to `out`. Pointwise weights are
  * [out, in] and the first rows and columns of whole ones of `whole_mid` and `whole_squeezed` channels. */
 typedef struct {
     long images;
-    int height, width, in, mid, out, squeezed, whole_mid, whole_squeezed;
+    int height, width, in_channels, mid, out, squeezed, whole_mid, whole_squeezed;
     int kernel, crop, stride; /* the side of the kernel, and of its centre that is used */
     int kind;                 /* of activation */
     int residual, threads;
@@ -247,7 +247,7 @@ static void squeeze(const Block *b, long images, const float *pooled, float *hid
 
 static int most_channels(const Block *b) { return max(b->mid, b->out); }
 
-/* Training: x [images, height, width, in] to out, by the batch's statistics. `saved` has room for what backward needs. */
+/* Training: x [images, height, width, in_channels] to out, by the batch's statistics. `saved` has room for what backward needs. */
 void block_forward(const Block *b, const float *x, float *saved, float *out) {
     Saved s;
     lay_out(b, saved, &s);
@@ -261,12 +261,12 @@ void block_forward(const Block *b, const float *x, float *saved, float *out) {
     {
         const Share me = share_of(b->images);
         const long in_row = me.first * before, out_row = me.first * after, rows = me.count * after;
-        const float *my_x = x + in_row * b->in;
+        const float *my_x = x + in_row * b->in_channels;
         float *my_convolved = s.convolved + out_row * mid, *my_gated = s.gated + out_row * mid;
         float *my_projected = s.projected + out_row * b->out, *my_gate = NULL;
         if (b->expand_weight) {
-            product(AS_IS, my_x, b->in, TRANSPOSED, b->expand_weight, b->in, 0, s.expanded + in_row * mid, mid,
-                    me.count * before, mid, b->in);
+            product(AS_IS, my_x, b->in_channels, TRANSPOSED, b->expand_weight, b->in_channels, 0, s.expanded + in_row * mid, mid,
+                    me.count * before, mid, b->in_channels);
             batch_stats(me, s.expanded, b->images, before, mid, &b->norms[EXPAND], b->momentum, b->eps, s.stats[EXPAND],
                         sums);
         }
@@ -323,11 +323,11 @@ void block_infer(const Block *b, const float *x, float *out) {
         float *logits = squeezes + chunk * mid, *gate = logits + chunk * mid, *hidden = gate + chunk * mid;
         for (long i = me.first; i < me.first + me.count; i += chunk) {
             const long count = i + chunk < me.first + me.count ? chunk : me.first + me.count - i;
-            const float *my_x = x + i * before * b->in, *wide = my_x;
+            const float *my_x = x + i * before * b->in_channels, *wide = my_x;
             float *my_out = out + i * after * b->out;
             if (b->expand_weight) {
-                product(AS_IS, my_x, b->in, TRANSPOSED, b->expand_weight, b->in, 0, expanded, mid, count * before, mid,
-                        b->in);
+                product(AS_IS, my_x, b->in_channels, TRANSPOSED, b->expand_weight, b->in_channels, 0, expanded, mid, count * before, mid,
+                        b->in_channels);
                 wide = expanded;
             }
             depthwise(wide, count, &shape, taps, stats[EXPAND], first_kind(b), stats[DEPTHWISE], b->kind, convolved);
@@ -458,7 +458,7 @@ void block_backward(const Block *b, const float *x, float *saved, const float *d
         const float *my_dout = dout + out_row * out, *my_projected = s.projected + out_row * out;
         const float *my_convolved = s.convolved + out_row * mid;
         float *my_dprojected = t.dprojected + out_row * out, *my_du = t.du + out_row * mid;
-        float *my_dx = dx + in_row * b->in, *my_dexpanded = dexpanded + in_row * mid;
+        float *my_dx = dx + in_row * b->in_channels, *my_dexpanded = dexpanded + in_row * mid;
 
         act_backward(my_dout, my_projected, rows, after, out, s.stats[PROJECT], NO_ACT, NULL, NULL, NULL,
                      sums + (size_t)me.part * 2 * out);
@@ -483,16 +483,16 @@ void block_backward(const Block *b, const float *x, float *saved, const float *d
                            g->norm_bias[EXPAND], t.coefficients);
             norm_backward(my_dexpanded, s.expanded + in_row * mid, me.count * before, mid, t.coefficients, my_dexpanded);
             if (b->residual) memcpy(my_dx, my_dout, sizeof(float) * rows * out);
-            product(AS_IS, my_dexpanded, mid, AS_IS, b->expand_weight, b->in, b->residual, my_dx, b->in, me.count * before,
-                    b->in, mid);
+            product(AS_IS, my_dexpanded, mid, AS_IS, b->expand_weight, b->in_channels, b->residual, my_dx, b->in_channels, me.count * before,
+                    b->in_channels, mid);
         } else if (b->residual) {
             for (long i = 0; i < rows * out; i++) my_dx[i] += my_dout[i];
         }
         wait_for_all();
         kernel_gradient(me, &shape, dtaps, g->kernel_weight);
         if (b->expand_weight) {
-            zero_beyond(me, g->expand_weight, mid, b->in, b->whole_mid, b->in);
-            weight_gradient(me, t.dexpanded, mid, x, b->in, b->images * before, g->expand_weight, b->in);
+            zero_beyond(me, g->expand_weight, mid, b->in_channels, b->whole_mid, b->in_channels);
+            weight_gradient(me, t.dexpanded, mid, x, b->in_channels, b->images * before, g->expand_weight, b->in_channels);
         }
     }
     free(room);
