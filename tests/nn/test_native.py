@@ -134,7 +134,7 @@ def test_any_shape_and_number_of_threads(
     expand: bool,
     se: bool,
 ) -> None:
-    # Of a map of one pixel a kernel has one weight, a scale that the batch norm behind it takes out: its gradient cancels.
+    # On a map of one pixel a kernel is a scale, which the batch norm behind it takes out: its gradient cancels.
     assume(expand or min(height, width) > 2)
     block, spec = block_and_spec(act=act, expand=expand, stride=stride, kernel=kernel, mid=mid, se=se)
     x = torch.randn(images, spec.in_channels, height, width, generator=torch.Generator().manual_seed(images)).double()
