@@ -167,7 +167,8 @@ def train(
         typer.Option(
             min=0,
             help="Subnets, from the smallest to the largest, that are scored now and then while training, in at most "
-            "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, those looked at before, if any were.",
+            "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, those looked at before, "
+            "if any were.",
             show_default=False,
         ),
     ] = None,
