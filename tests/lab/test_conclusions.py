@@ -75,10 +75,26 @@ def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
     assert compared(found, "ps-released", "ps").difference == pytest.approx(-3)
     assert found.sentence == (
         "At equal passes rss is 3.0 points better than ps (95% interval 3.0 to 3.0, 3 seeds); "
-        "at equal seconds rss@ps-seconds is 4.0 points better than ps (95% interval 4.0 to 4.0, 3 seeds); "
+        "at seconds planned to be equal rss@ps-seconds is 4.0 points better than ps (95% interval 4.0 to 4.0, 3 seeds); "
         "ps-released is 3.0 points worse than ps (95% interval -3.0 to -3.0, 3 seeds)."
     )
     assert "rss and rss-short did not train for equal passes." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("ratios", "says"),
+    [
+        ((1.0, 0.9, 1.1), "at equal seconds"),
+        ((0.96,) * 3, "at equal seconds"),
+        ((1.06,) * 3, "at 1.06 times the seconds"),
+        ((1.13, 1.23, 1.33), "at 1.23 times the seconds"),
+        ((0.5,), "at 0.50 times the seconds"),
+    ],
+)
+def test_equal_seconds_are_those_that_were_taken(ratios: tuple[float, ...], says: str) -> None:
+    times = [a_time("ps", seed, 100 * (1 + seed)) for seed in SEEDS]
+    times += [a_time("rss@ps-seconds", s, 100 * (1 + s) * ratio) for s, ratio in zip(SEEDS, ratios, strict=False)]
+    assert f"; {says} rss@ps-seconds is 4.0 points better" in conclude(BASELINE, a_baseline(), times).sentence
 
 
 def test_medians_are_those_of_each_bucket() -> None:
@@ -340,7 +356,15 @@ def geometries(paper: float, cifar: float, noise: float = 1, factor: bool = True
 
 @pytest.mark.parametrize(
     ("paper", "cifar", "noise", "verdict"),
-    [(3, 2, 1, "same order"), (3, -1, 1, "other order"), (3, 3, 200, CANNOT_TELL), (3, 0, 1, "other order")],
+    [
+        (3, 2, 1, "same order"),
+        (3, -1, 1, "other order"),
+        (-1, 3, 1, "other order"),
+        (3, 0, 1, "other size"),
+        (-3, -0.2, 1, "other size"),
+        (0, 0.1, 1, "same order"),
+        (3, 3, 200, CANNOT_TELL),
+    ],
 )
 @pytest.mark.parametrize("factor", [True, False])
 def test_geometries(paper: float, cifar: float, noise: float, verdict: str, factor: bool) -> None:
