@@ -197,6 +197,8 @@ def _seconds(arms: Sequence[str], times: Sequence[Line]) -> list[Row]:
 
 def _time_notes(times: Sequence[Line]) -> tuple[str, ...]:
     ways = {(line["threads"], line["beside"]) for line in times}
+    if any(beside is None for _, beside in ways):
+        return ("How many runs shared a machine is not known for all: their seconds may not compare.",)
     if len(ways) < 2:
         return ()
     return ("Runs were timed with unequal numbers of threads or of runs beside them: their seconds do not compare.",)
@@ -273,7 +275,7 @@ def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison 
 
 
 def _geometry_verdict(verdicts: Sequence[str], change: Comparison | None) -> str:
-    """"other order" needs opposite verdicts; one that is equivalent in one geometry alone differs in size at most."""
+    """ "other order" needs opposite verdicts; one that is equivalent in one geometry alone differs in size at most."""
     found = set(verdicts)
     if change is None or CANNOT_TELL in found:
         return CANNOT_TELL
