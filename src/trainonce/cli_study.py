@@ -74,11 +74,14 @@ def study(
         str,
         typer.Option(
             help="Centres in million MACs, such as 4,6,8; or paper. Default: the paper's where the network reaches "
-            "them, else six, evenly."
+            "them, else six, evenly. Not for dose and solo, whose probes come from buckets of their own."
         ),
     ] = "",
     per_bucket: Annotated[
-        int | None, typer.Option(min=0, help="Random subnets in each bucket; 0 scores probes alone. Default: 20.")
+        int | None,
+        typer.Option(
+            min=0, help="Random subnets in each bucket; 0 scores probes alone. Default: 20; of dose and solo 0."
+        ),
     ] = None,
     calibration_images: Annotated[
         int | None, typer.Option(min=2, help="Augmented images for recalibrating batch norms. Default: 2000.")
@@ -124,6 +127,8 @@ def study(
     source = data or (file.data if file else None)
     if file is None and name not in STUDIES:
         raise UserError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}, or name a .toml file")
+    if buckets and file is None and STUDIES[name].own_buckets:
+        raise UserError(f"{name} draws its probes from buckets of its own: leave out --buckets")
     if source is None:
         raise UserError("name a data set, a folder of images or an .npz file to study on")
     if scale <= 0:

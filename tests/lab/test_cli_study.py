@@ -110,6 +110,8 @@ def test_a_dry_run_writes_nothing(mini: Path, tmp_path: Path) -> None:
     [
         (("dosis", "digits"), "unknown study 'dosis'; the studies are baseline, dose, solo, factorial, geometry"),
         (("dose",), "name a data set"),
+        (("solo", "digits", "--buckets", "1,2"), "solo draws its probes from buckets of its own"),
+        (("dose", "digits", "--buckets", "paper"), "leave out --buckets"),
         (("dose", "digits", "--scale", "0"), "--scale must be over 0"),
         (("none.toml", "digits"), "cannot read the study none.toml"),
         (("factorial", "digits", "--scale", "0.0001"), "take a larger --scale"),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -40,7 +41,7 @@ def a_population(arm: str, mean: float, factors: dict[str, Any], noise: float = 
     ]
 
 
-def a_time(arm: str, seed: int, seconds: float, beside: int = 1) -> dict[str, Any]:
+def a_time(arm: str, seed: int, seconds: float, beside: int | None = 1) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "train_seconds": seconds, "passes": 590.0, "threads": 1, "beside": beside}
 
 
@@ -75,10 +76,27 @@ def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
     assert compared(found, "ps-released", "ps").difference == pytest.approx(-3)
     assert found.sentence == (
         "At equal passes rss is 3.0 points better than ps (95% interval 3.0 to 3.0, 3 seeds); "
-        "at equal seconds rss@ps-seconds is 4.0 points better than ps (95% interval 4.0 to 4.0, 3 seeds); "
+        "at seconds planned to be equal rss@ps-seconds is 4.0 points better than ps (95% interval 4.0 to 4.0, 3 "
+        "seeds); "
         "ps-released is 3.0 points worse than ps (95% interval -3.0 to -3.0, 3 seeds)."
     )
     assert "rss and rss-short did not train for equal passes." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("ratios", "says"),
+    [
+        ((1.0, 0.9, 1.1), "at equal seconds"),
+        ((0.96,) * 3, "at equal seconds"),
+        ((1.06,) * 3, "at 1.06 times the seconds"),
+        ((1.13, 1.23, 1.33), "at 1.23 times the seconds"),
+        ((0.5,), "at 0.50 times the seconds"),
+    ],
+)
+def test_equal_seconds_are_those_that_were_taken(ratios: tuple[float, ...], says: str) -> None:
+    times = [a_time("ps", seed, 100 * (1 + seed)) for seed in SEEDS]
+    times += [a_time("rss@ps-seconds", s, 100 * (1 + s) * ratio) for s, ratio in zip(SEEDS, ratios, strict=False)]
+    assert f"; {says} rss@ps-seconds is 4.0 points better" in conclude(BASELINE, a_baseline(), times).sentence
 
 
 def test_medians_are_those_of_each_bucket() -> None:
@@ -135,6 +153,8 @@ def test_reduction_factors_are_ratios_at_the_same_seed() -> None:
 def test_times_that_do_not_compare_are_said_to() -> None:
     times = [a_time("ps", 0, 800), a_time("rss", 0, 400, beside=2)]
     assert "do not compare" in conclude(BASELINE, a_baseline(), times).notes[-1]
+    times = [a_time("ps", 0, 800, beside=None), a_time("rss", 0, 400, beside=None)]
+    assert "may not compare" in conclude(BASELINE, a_baseline(), times).notes[-1]
 
 
 def test_arms_are_compared_inside_their_match() -> None:
@@ -302,7 +322,12 @@ def test_effects_are_the_coefficients_of_least_squares() -> None:
     ("effect", "noise", "verdict", "says"),
     [
         ({"sampler": 3.0, "order": 0.5}, 0.02, "selection bias", "mitigation matters less than selection bias: "),
-        ({"sampler": -3.0, "order": 0.5}, 0.02, "selection bias", "mitigation matters less than selection bias: "),
+        (
+            {"sampler": -3.0, "order": 0.5},
+            0.02,
+            "sampler hurts",
+            "the sampler matters more, and it hurts: the sampler ",
+        ),
         ({"sampler": 0.5, "distillation": -3.0}, 0.02, "mitigation", "matters 2.5 points less than "),
         ({"sampler": 0.1, "order": 0.1}, 0.02, "equivalent", "matters as much as selection bias, within 0.5 points"),
         ({"sampler": 1.0, "order": 0.1}, 3, CANNOT_TELL, "cannot tell whether mitigation matters less"),
@@ -340,7 +365,15 @@ def geometries(paper: float, cifar: float, noise: float = 1, factor: bool = True
 
 @pytest.mark.parametrize(
     ("paper", "cifar", "noise", "verdict"),
-    [(3, 2, 1, "same order"), (3, -1, 1, "other order"), (3, 3, 200, CANNOT_TELL), (3, 0, 1, "other order")],
+    [
+        (3, 2, 1, "same order"),
+        (3, -1, 1, "other order"),
+        (-1, 3, 1, "other order"),
+        (3, 0, 1, "other size"),
+        (-3, -0.2, 1, "other size"),
+        (0, 0.1, 1, "same order"),
+        (3, 3, 200, CANNOT_TELL),
+    ],
 )
 @pytest.mark.parametrize("factor", [True, False])
 def test_geometries(paper: float, cifar: float, noise: float, verdict: str, factor: bool) -> None:
@@ -395,6 +428,14 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     lines[0]["top1"] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         conclude(BASELINE, lines, [])
+
+
+def test_the_design_decides_and_not_the_name() -> None:
+    """But where none is recorded, the name does."""
+    lines, own = a_baseline(), BASELINE | {"name": "baseline", "design": None}
+    assert conclude(own, lines, []) == replace(conclude(BASELINE | {"name": "mine"}, lines, []), study="baseline")
+    assert conclude(BASELINE | {"design": "baseline"}, lines, []) == conclude(BASELINE, lines, [])
+    assert conclude(own, lines, []).sentence != conclude(BASELINE, lines, []).sentence
 
 
 def test_a_study_of_ones_own_compares_with_its_first_arm() -> None:

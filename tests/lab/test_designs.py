@@ -77,6 +77,7 @@ def test_counts(planned: dict[str, Study], name: str, arms: int, runs: int) -> N
 def test_a_study_is_a_value(planned: dict[str, Study], name: str) -> None:
     study = planned[name]
     assert Study.parse(study.model_dump(mode="json"), where="here") == study
+    assert study.design == name
     assert STUDIES[name].study(ground()) == study
 
 

@@ -93,6 +93,9 @@ class TestMeasure:
             measure(net, data, probes[:1], step=1, settings=SETTINGS)
         few = replace(data, validate=make_data(validate=2).validate)
         measure(net, few, probes, step=1, settings=SETTINGS)
+        few = replace(data, validate=make_data(validate=1).validate)
+        with pytest.raises(UserError, match="1 validation images are too few"):
+            measure(net, few, probes, step=1, settings=SETTINGS)
 
 
 class TestVerdict:

@@ -18,7 +18,7 @@ import torch
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.lab.pace import Pace
-from trainonce.lab.run_study import StudyDirectory, run_study
+from trainonce.lab.run_study import Conductor, StudyDirectory, run_study
 from trainonce.lab.study import Study
 from trainonce.models import MobileNetV3Settings
 from trainonce.recipes import RECIPES
@@ -125,6 +125,18 @@ def test_what_is_recorded(straight: Path, tiny: Study) -> None:
         assert len(list(directory.run(run.name).checkpoints.glob("step-*"))) == 1, "disk is kept small"
 
 
+def test_on_a_cluster_a_worker_takes_the_gpu_it_is_given(
+    tiny: Study, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And how many runs are beside it is not made up."""
+    given: list[Conductor] = []
+    monkeypatch.setattr("trainonce.lab.run_study.fan_out", lambda conductor, *_, **__: given.append(conductor))
+    directory = StudyDirectory(tmp_path)
+    for cluster, workers in (("ray", None), ("ray", 3), ("local", None)):
+        run_study(tiny, directory, digits, device="cuda:1", cluster=cluster, workers=workers)
+    assert [(conductor.device, conductor.beside) for conductor in given] == [("cuda", None), ("cuda", 3), ("cuda:1", 1)]
+
+
 def test_a_cut_off_recording_is_made_whole(straight: Path, tiny: Study, digits: DataSet, tmp_path: Path) -> None:
     """Results of a run without its line in times.jsonl are recorded again, once, without training."""
     directory = StudyDirectory(shutil.copytree(straight, tmp_path / "study"))
@@ -147,6 +159,16 @@ class TestAnotherStudy:
     def test_the_same_goes_on(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         reworded = tiny.model_copy(update={"question": "Which one?"})
         StudyDirectory(straight).claim(reworded, digits, paces={}, provenance={"command": "other"})
+
+    def test_one_begun_before_designs_were_recorded_goes_on(
+        self, straight: Path, tiny: Study, digits: DataSet, tmp_path: Path
+    ) -> None:
+        directory = StudyDirectory(tmp_path)
+        recorded = json.loads((straight / "study.json").read_text())
+        assert recorded.pop("design", "absent") is None
+        directory.study_file.write_text(json.dumps(recorded))
+        directory.claim(tiny.model_copy(update={"design": "baseline"}), digits, paces={}, provenance={})
+        assert json.loads(directory.study_file.read_text()) == recorded
 
     def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         longer = tiny.runs[1].model_copy(update={"recipe": tiny.runs[1].recipe.scaled(2)})

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from trainonce.errors import UserError
+from trainonce.lab.run_study import subnets_to_score
 from trainonce.lab.study import Ground, Study, check_architectures, load_study
+from trainonce.models import build as build_net
 
 HEAD = """
 about = "Two ways."
@@ -64,6 +66,7 @@ def build(tmp_path: Path, text: str, *, scale: float = 1.0, **fields: int) -> St
 def test_what_it_becomes(tmp_path: Path) -> None:
     study = build(tmp_path, HEAD + ARMS + EVALUATE)
     assert (study.name, study.about, study.question, study.seeds) == ("mine", "Two ways.", "Which?", (3, 5))
+    assert study.design is None, "whatever the file is called"
     assert [run.name for run in study.runs] == [f"{arm}-seed{s}" for s in (3, 5) for arm in ("plain", "wide", "own")]
     plain, wide, own = study.runs[:3]
     assert plain.recipe.passes == pytest.approx(12)
@@ -74,7 +77,37 @@ def test_what_it_becomes(tmp_path: Path) -> None:
     assert own.recipe.phases[0].lr == 0.02
     assert own.recipe.passes == pytest.approx(12)
     assert (study.evaluate.split, study.evaluate.per_bucket) == ("validate", 3)
-    assert len(study.evaluate.buckets_m) == 6
+    assert study.evaluate.buckets_m == (), "networks differ: each run spreads its own"
+
+
+def in_reach(study: Study) -> bool:
+    """Whether a population can be drawn in every run."""
+    nets = {repr(run.model): run for run in study.runs}
+    plan = study.evaluate.model_copy(update={"per_bucket": 1})
+    return all(subnets_to_score(build_net(run.family, run.model, where=""), plan, run) for run in nets.values())
+
+
+@pytest.mark.parametrize("widths", [(0.75, 0.75), (0.5, 0.75), (0.5, 0.5)])
+def test_buckets_are_in_reach_of_every_arm(tmp_path: Path, widths: tuple[float, float]) -> None:
+    text = "".join(
+        f'[[arms]]\nname = "{i}"\nrecipe = "rss"\nmodel = {{width_mult = {width}}}\n' for i, width in enumerate(widths)
+    )
+    study = build(tmp_path, text)
+    assert len(study.evaluate.buckets_m) == (6 if widths[0] == widths[1] else 0)
+    assert in_reach(study)
+
+
+def test_the_documented_example(tmp_path: Path) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(documented.partition("```toml\n")[2].partition("```")[0])
+    file = load_study(path)
+    colour = Ground(image_size=32, channels=3, classes=10, train_images=45000, pace=lambda _: 1.0, seeds=file.seeds)
+    study = file.build(colour, folder=tmp_path, where=str(path))
+    check_architectures(study)
+    assert [run.name for run in study.runs[:3]] == ["random-seed0", "sandwich-seed0", "pair-seed0"]
+    assert {run.model["width_mult"] for run in study.runs} == {1.5}, "as its `about` has it"
+    assert in_reach(study)
 
 
 def test_scale_and_batch_size_act_on_every_run(tmp_path: Path) -> None:
@@ -118,6 +151,10 @@ def test_a_recipe_beside_the_file(tmp_path: Path) -> None:
             '[[arms]]\nname = "a"\n[arms.recipe]\n'
             'phases = [{name = "p", epochs = 1, subnets = ["cycle"], cycle = ["fair"]}]',
             "a cycle goes round architectures or uniform or stratified",
+        ),
+        *(
+            (f'[[arms]]\nname = "a"\nrecipe = "rss"\nmodel = {{ {key} = {value} }}', rf"arm 'a': model\.{key} cannot")
+            for key, value in (("image_size", 16), ("geometry", '"cifar"'), ("num_classes", 3), ("in_channels", 1))
         ),
         ("seeds = [1", "is not a TOML file"),
     ],

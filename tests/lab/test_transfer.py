@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce.errors import UserError
-from trainonce.lab.transfer import loss_transfer
+from trainonce.lab.transfer import Transfer, loss_transfer
 
 
 def quadratic(w: Tensor, target: Tensor) -> Callable[[float], Tensor]:
@@ -59,8 +59,27 @@ class TestByHand:
         assert found.z_error[0, 0] == pytest.approx(np.std(own, ddof=1) / 2**0.5)
         other = [1 - 1.1**2, 1 - 1.2**2]
         assert found.z[0, 1] == pytest.approx(np.mean(other))
+        assert found.errors_beyond_noise() == pytest.approx(1 / np.tan(0.025 * np.pi)), "a Cauchy quantile; two pairs"
+        assert not found.harmful().any(), "two batches show next to nothing"
+
+    def test_what_is_beyond_noise(self) -> None:
+        """Eight batches, nearly alike: what harms and what helps is seen."""
+        w = torch.zeros(1, requires_grad=True)
+        losses = [quadratic(w, torch.tensor([1.0])), quadratic(w, torch.tensor([-1.0]))]
+        found = loss_transfer(losses, {"w": w}, [(1 + i / 50, 1.0) for i in range(8)], lr=0.1)
         assert found.harmful().tolist() == [[False, True], [True, False]]
         assert found.helpful().tolist() == [[True, False], [False, True]]
+
+    def test_many_pairs_of_nothing_are_not_harm(self) -> None:
+        """Where no pair has any effect, harm is found in at most one measurement of twenty, over all pairs together."""
+        rng = np.random.default_rng(0)
+        some = 0
+        for _ in range(400):
+            found = rng.normal(size=(8, 6, 6))
+            z, error = found.mean(axis=0), found.std(axis=0, ddof=1) / 8**0.5
+            measured = Transfer(z=z, z_error=error, r=z, batches=8)
+            some += bool((measured.harmful() & ~np.eye(6, dtype=bool)).any())
+        assert 2 <= some <= 34, "20 expected of 400; two standard errors would find it in about 270"
 
     def test_one_batch_has_no_error(self) -> None:
         w = torch.zeros(1, requires_grad=True)

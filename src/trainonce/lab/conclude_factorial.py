@@ -34,6 +34,8 @@ WORDS = {
     "sampler": "stratified instead of uniform sampling",
 }
 ALPHA = 0.05
+HURTS = "sampler hurts"
+"""The verdict where the sampler's effect is the largest and stratified draws cost accuracy."""
 
 
 def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
@@ -41,8 +43,8 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
 
     The effects are the contrasts of a 2x2x2 design: the mean of the four cells where the product of the factors' signs
     is plus, less the mean of the other four. To say that mitigation matters less, the sampler's effect must be larger
-    than the order's, than distillation's and than both together (so no correction is due); to say that it matters
-    more, one of the three must be larger than the sampler's at a third of alpha (Bonferroni).
+    than the order's, than distillation's and than both together (so no correction is due), and an improvement: a
+    sampler that costs accuracy removes no bias that mattered. To say that mitigation matters more, one of the three must be larger than the sampler's at a third of alpha (Bonferroni).
     """
     effects = factorial_effects(population_lines(study, results) or probe_lines(study, results))
     if not effects:
@@ -52,7 +54,7 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
     both = {s: (np.array(v) + effects["distillation"][s]).tolist() for s, v in effects["order"].items()}
     rivals = {"order": effects["order"], "distillation": effects["distillation"], "both mitigations": both}
     contests = {name: _contest(effects["sampler"], values, name) for name, values in rivals.items()}
-    verdict = _factorial_verdict(list(contests.values()))
+    verdict = _factorial_verdict(list(contests.values()), comparisons["sampler"].difference)
     sure = comparisons[largest].verdict in ("better", "worse")
     lead = "the largest effect is" if sure else "the largest estimate is"
     return Conclusion(
@@ -143,9 +145,10 @@ def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequenc
     return replace(found, sentence=text)
 
 
-def _factorial_verdict(contests: Sequence[Comparison]) -> str:
+def _factorial_verdict(contests: Sequence[Comparison], sampler: float) -> str:
+    """A sampler that matters most shows selection bias only where removing it, by the stratified one, helps."""
     if all(found.verdict == "better" for found in contests):
-        return "selection bias"
+        return "selection bias" if sampler > 0 else HURTS
     if any(_beaten(found) for found in contests):
         return "mitigation"
     return "equivalent" if all(found.verdict == "equivalent" for found in contests) else CANNOT_TELL
@@ -161,8 +164,13 @@ def _contest_says(verdict: str, contests: Mapping[str, Comparison]) -> str:
         return "cannot tell whether mitigation matters less than selection bias"
     if verdict == "equivalent":
         return f"mitigation matters as much as selection bias, within {MARGIN:g} points"
-    if verdict == "selection bias":
+    if verdict in ("selection bias", HURTS):
         nearest = min(contests.values(), key=lambda found: found.difference)
-        return f"mitigation matters less than selection bias: {nearest.sentence}"
+        lead = (
+            "the sampler matters more, and it hurts"
+            if verdict == HURTS
+            else "mitigation matters less than selection bias"
+        )
+        return f"{lead}: {nearest.sentence}"
     winner = min(filter(_beaten, contests.values()), key=lambda found: found.difference)
     return f"mitigation matters more than selection bias: {winner.sentence}"

@@ -28,6 +28,9 @@ from trainonce.lab.conclusion import (
 )
 from trainonce.lab.statistics import Comparison, compare, hierarchical_bootstrap
 
+EQUAL_SECONDS = (0.95, 1.05)
+"""Mean ratios of training seconds that count as equal."""
+
 
 def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
     """Every arm against the first that has results: for studies that are not ours."""
@@ -67,7 +70,7 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
         return undecided(study, "no seed has results of both rss and ps")
     sentence = sentence_of(
         f"at equal passes {main.sentence}" if main else "cannot tell whether rss or ps is better at equal passes",
-        *(f"at equal seconds {comparison.sentence}" for comparison in seconds),
+        *(f"{_at_seconds(comparison.names, times)} {comparison.sentence}" for comparison in seconds),
         released.sentence if released else "",
     )
     return Conclusion(
@@ -103,6 +106,24 @@ def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
         rivals = [rss for rss in match if rss.partition("@")[0] == "rss" and match[rss] == kind] or ["rss"]
         pairs += [(rivals[0], arm)] if rivals[0] in match else []
     return pairs + ([("ps-released", "ps")] if {"ps-released", "ps"} <= set(match) else [])
+
+
+def _at_seconds(names: tuple[str, str], times: Sequence[Line]) -> str:
+    """At which ratio of training seconds two arms are compared: the mean over the seeds that both have times of.
+
+    Recipes are made equally long by a pace measured beforehand; whether they were is only known from the times.
+    """
+    ratio = _seconds_ratio(names, times)
+    if ratio is None:
+        return "at seconds planned to be equal"
+    low, high = EQUAL_SECONDS
+    return "at equal seconds" if low <= ratio <= high else f"at {ratio:.2f} times the seconds"
+
+
+def _seconds_ratio(names: tuple[str, str], times: Sequence[Line]) -> float | None:
+    first, second = ({x["seed"]: x["train_seconds"] for x in times if x["arm"] == arm} for arm in names)
+    ratios = [first[seed] / second[seed] for seed in first if seed in second]
+    return float(np.mean(ratios)) if ratios else None
 
 
 def _arms(study: Study, lines: Sequence[Line]) -> list[str]:
@@ -176,6 +197,8 @@ def _seconds(arms: Sequence[str], times: Sequence[Line]) -> list[Row]:
 
 def _time_notes(times: Sequence[Line]) -> tuple[str, ...]:
     ways = {(line["threads"], line["beside"]) for line in times}
+    if any(beside is None for _, beside in ways):
+        return ("How many runs shared a machine is not known for all: their seconds may not compare.",)
     if len(ways) < 2:
         return ()
     return ("Runs were timed with unequal numbers of threads or of runs beside them: their seconds do not compare.",)
@@ -252,8 +275,12 @@ def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison 
 
 
 def _geometry_verdict(verdicts: Sequence[str], change: Comparison | None) -> str:
-    if change is None or CANNOT_TELL in verdicts:
+    """ "other order" needs opposite verdicts; one that is equivalent in one geometry alone differs in size at most."""
+    found = set(verdicts)
+    if change is None or CANNOT_TELL in found:
         return CANNOT_TELL
-    if len(set(verdicts)) == 1:
+    if found >= {"better", "worse"}:
+        return "other order"
+    if len(found) == 1:
         return "same order"
-    return "other order" if change.verdict in ("better", "worse") else CANNOT_TELL
+    return "other size" if change.verdict in ("better", "worse") else CANNOT_TELL

@@ -21,5 +21,9 @@ CONCLUSIONS: Mapping[str, Callable[[Study, Sequence[Line], Sequence[Line]], Conc
 
 
 def conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
-    """The conclusion of a study of ours by its name; of any other, every arm against the first."""
-    return CONCLUSIONS.get(study["name"], conclude_arms)(study, results, times)
+    """The conclusion of a study of ours by its design; of any other, every arm against the first.
+
+    A `study.json` from before designs were recorded has no such key; its name stands for it.
+    """
+    design = study["design"] if "design" in study else study["name"]
+    return CONCLUSIONS.get(design, conclude_arms)(study, results, times)

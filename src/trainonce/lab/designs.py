@@ -38,12 +38,15 @@ class Design:
     about: str
     question: str
     build: Callable[[Ground], "Built"]
+    own_buckets: bool = False
+    """Whether its probes are drawn from buckets of its own, which cannot be others."""
 
     def study(self, ground: Ground) -> Study:
         """The study on this ground. Raises `UserError` where the scale leaves nothing to train."""
         built = self.build(ground)
         return Study(
             name=self.name,
+            design=self.name,
             about=self.about,
             question=self.question,
             scale=ground.scale,
@@ -305,12 +308,14 @@ _DESIGNS = (
         "the same in every run.",
         question="Does sharing weights with more subnets cost a subnet accuracy?",
         build=_dose,
+        own_buckets=True,
     ),
     Design(
         name="solo",
         about="Probes inside a supernet against the same probes trained alone, at equal exposure and at equal epochs.",
         question="Does a subnet lose or gain from sharing its weights, against being trained alone?",
         build=_solo,
+        own_buckets=True,
     ),
     Design(
         name="factorial",

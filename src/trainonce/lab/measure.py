@@ -59,8 +59,10 @@ def measure(
     if len(probes) < 2:
         raise UserError("interference is between subnets: it takes at least two different probes")
     chosen = chosen.model_copy(update={"batch_size": min(chosen.batch_size, len(data.train) // chosen.batches)})
-    if min(chosen.batch_size, len(data.validate)) < 2:
-        raise UserError(f"{len(data.train)} training images are too few for {chosen.batches} batches")
+    if chosen.batch_size < 2:
+        raise UserError(f"{len(data.train)} training images are too few for {chosen.batches} batches of two or more")
+    if len(data.validate) < 2:
+        raise UserError(f"{len(data.validate)} validation images are too few: steps are judged on at least two")
     macs = [net.cost_of(probe).macs for probe in probes]
     return {
         "step": step,

@@ -36,8 +36,8 @@ from trainonce.train import TrainSettings, train_supernet
 
 PROBES = 4
 """Probes whose forgetting is recorded where the study names none."""
-PROBING = 0.05
-"""Most of a run's arithmetic that looking at probes may take: more than elsewhere, since here it is what is wanted."""
+PROBING = 0.02
+"""Most of a run's arithmetic that looking at probes may take: twice what it may elsewhere."""
 SAVE_EVERY_S = 60.0
 """Seconds between a run's checkpoints: the most that is lost with a worker."""
 
@@ -129,13 +129,13 @@ class StudyDirectory:
 
 def identity(study: Study, data: DataSet) -> dict[str, Any]:
     """What must be the same for a study to go on."""
-    plan = study.model_dump(mode="json", exclude={"about", "question", "arms"})
+    plan = study.model_dump(mode="json", exclude={"design", "about", "question", "arms"})
     source = data.source.model_dump(mode="json", exclude={"stream"})
     return {"data": source, "data_fingerprint": data.fingerprint(), **plan}
 
 
 def _words(study: Study) -> dict[str, Any]:
-    return study.model_dump(mode="json", include={"about", "question", "arms"})
+    return study.model_dump(mode="json", include={"design", "about", "question", "arms"})
 
 
 def _difference(key: str, recorded: Any, asked: Any) -> str:
@@ -184,8 +184,8 @@ class Conductor:
     fingerprint: str
     data_dir: Path | None
     device: str
-    beside: int
-    """How many runs are trained at the same time."""
+    beside: int | None
+    """How many runs are trained at the same time; None on a cluster that has as many as there is room for."""
     save_every_s: float = SAVE_EVERY_S
     should_stop: Callable[[], bool] = _never
 
@@ -330,8 +330,8 @@ def run_study(
         source=data.source,
         fingerprint=data.fingerprint(),
         data_dir=data_dir.resolve() if data_dir else None,
-        device=device,
-        beside=min(workers or 1, max(1, len(missing))),
+        device=device if cluster == LOCAL else torch.device(device).type,  # a worker there sees its own GPUs alone
+        beside=runs_at_once(workers, cluster, len(missing)),
         save_every_s=save_every_s,
         should_stop=should_stop if here else _never,
     )
@@ -351,6 +351,13 @@ def run_study(
         should_stop=should_stop,
     )
     return len(directory.finished()) == len(study.runs)
+
+
+def runs_at_once(workers: int | None, cluster: str, missing: int) -> int | None:
+    """How many runs train at the same time; None where only the cluster knows."""
+    if workers is None and cluster != LOCAL:
+        return None
+    return min(workers or 1, max(1, missing))
 
 
 def progress_of(directory: StudyDirectory, run: StudyRun, steps: int) -> float:

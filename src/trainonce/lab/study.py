@@ -24,6 +24,14 @@ Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$"
 
+GIVEN = {
+    "geometry": "`geometry` is a key of the arm itself",
+    "image_size": "it is the images'; --image-size changes that for all arms",
+    "in_channels": "it is the images'",
+    "num_classes": "it is the images'",
+}
+"""Keys that an arm's `model` does not take, and why."""
+
 
 class EvaluatePlan(Settings):
     """Which subnets of each trained run are scored, and on what."""
@@ -79,6 +87,8 @@ class Study(Settings):
 
     name: str
     """What the study is called."""
+    design: str | None = None
+    """The built-in study that it is, whose conclusion it gets; None for a person's own, whatever its name."""
     about: str
     """What is compared and what is held constant."""
     question: str
@@ -174,16 +184,21 @@ class Ground:
         drawn = draw_population(self.net.cost, buckets, each, seed=seed)
         return tuple(str(arch) for _, arch in drawn), {"buckets_m": centres_m, "half_m": half_m}
 
-    def plan(self, **fields: Any) -> EvaluatePlan:
+    def plan(self, models: Sequence[dict[str, Any]] = (), **fields: Any) -> EvaluatePlan:
         """How populations are scored, buckets resolved: the paper's where the space reaches them, else six spread.
 
-        Where `fields` says that there are no buckets, each run spreads its own.
+        `models` are the runs' supernets, by default the study's own. Where they differ, or where `fields` says that
+        there are no buckets, each run spreads its own.
         """
+        if any(model != models[0] for model in models):
+            fields = {"buckets_m": (), **fields}
         if "buckets_m" not in fields and "half_m" not in fields:
-            low, high = self.sampler.min_macs / 1e6, self.sampler.max_macs / 1e6
+            net = MobileNetV3(MobileNetV3Settings.parse(models[0], where="the arms")) if models else self.net
+            sampler = MacsSampler(net.cost)
+            low, high = sampler.min_macs / 1e6, sampler.max_macs / 1e6
             first, last = PAPER_BUCKETS_M[0], PAPER_BUCKETS_M[-1]
             papers = first - 1 < low <= first + 0.5 and last - 0.5 <= high < last + 2
-            buckets = make_buckets(self.net.cost, PAPER_BUCKETS_M if papers else ())
+            buckets = make_buckets(net.cost, PAPER_BUCKETS_M if papers else ())
             centres = tuple(round(bucket.centre / 1e6, 6) for bucket in buckets)
             fields = {"buckets_m": centres, "half_m": round(buckets[0].half / 1e6, 6), **fields}
         return EvaluatePlan(**fields)
@@ -240,7 +255,7 @@ class StudyFile(Settings):
             "seeds": ground.seeds,
             "arms": tuple(Arm(name=arm.name, about=arm.about) for arm in self.arms),
             "runs": tuple(runs),
-            "evaluate": ground.plan(**self.evaluate),
+            "evaluate": ground.plan([run.model for run in runs], **self.evaluate),
         }
         return Study.parse(values, where=where)
 
@@ -253,6 +268,9 @@ class StudyFile(Settings):
             recipe = recipe.scaled(arm.epochs / recipe.epochs)
         if passes:
             recipe = recipe.scaled(passes / recipe.passes)
+        for key in GIVEN:
+            if key in arm.model:
+                raise UserError(f"{where}: arm {arm.name!r}: model.{key} cannot be set: {GIVEN[key]}")
         model = ground.model(arm.geometry, **arm.model)
         return StudyRun(
             name=f"{arm.name}-seed{seed}",

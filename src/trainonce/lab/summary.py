@@ -15,7 +15,10 @@ from trainonce.population import Line
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """An arm over its finished runs. Accuracies are top-1 in percent: the mean of each seed's mean over subnets."""
+    """An arm over its finished runs. Accuracies are top-1 in percent: the mean of each seed's mean over subnets.
+
+    The subnets are those of its population; its probes where it has none.
+    """
 
     arm: str
     seeds: int
@@ -31,7 +34,8 @@ def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[
     """One summary for each arm that has finished runs, in the arms' order."""
     summaries = []
     for arm in arms:
-        lines = [line for line in results if line["arm"] == arm.name]
+        own = [line for line in results if line["arm"] == arm.name]
+        lines = [line for line in own if not line["probe"]] or own
         timed = [line for line in times if line["arm"] == arm.name]
         by_seed: dict[int, list[float]] = {}
         for line in lines:

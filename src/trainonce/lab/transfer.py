@@ -4,6 +4,7 @@ Z(b -> a) = 1 - L_a(weights - lr g_b; B') / L_a(weights; B'), and R_ab = Z(b -> 
 and only if R is negative. This is what a cosine cannot say: a negative one can be harmless, a positive one harm.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from trainonce.errors import UserError
@@ -18,6 +20,8 @@ from trainonce.lab.gradients import gradient_of
 
 Floats = NDArray[np.float64]
 B = TypeVar("B")
+ALPHA = 0.05
+"""How often at most some pair is taken to harm where none does."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,17 +32,28 @@ class Transfer:
     """[P, P] in row a, column b: the share of a's loss that a step along b's gradient takes away."""
     z_error: Floats
     """[P, P] its standard error over the batches; NaN where there is one alone."""
+    batches: int
+    """How many batches the means and errors are over."""
     r: Floats
     """[P, P] Z(b -> a), over what a step along a's own gradient takes away; NaN where its own does not help."""
 
+    def errors_beyond_noise(self) -> float:
+        """How many standard errors from zero a Z must be to count: so many that all P(P-1) pairs together go wrong in
+        at most one measurement of twenty in the one direction, if none has an effect.
+
+        The one-sided quantile of Student's t at 0.05 / (P(P-1)) (Bonferroni). NaN for a single batch.
+        """
+        pairs = max(1, len(self.z) * (len(self.z) - 1))
+        return float(stats.t.isf(ALPHA / pairs, self.batches - 1)) if self.batches > 1 else math.nan
+
     def harmful(self) -> NDArray[np.bool_]:
-        """[P, P] whether b's steps raise a's loss beyond noise: by more than two standard errors."""
-        found: NDArray[np.bool_] = self.z < -2 * self.z_error
+        """[P, P] whether b's steps raise a's loss beyond noise."""
+        found: NDArray[np.bool_] = self.z < -self.errors_beyond_noise() * self.z_error
         return found
 
     def helpful(self) -> NDArray[np.bool_]:
         """[P, P] whether b's steps lower a's loss beyond noise."""
-        found: NDArray[np.bool_] = self.z > 2 * self.z_error
+        found: NDArray[np.bool_] = self.z > self.errors_beyond_noise() * self.z_error
         return found
 
 
@@ -60,7 +75,7 @@ def loss_transfer(
     own = np.diagonal(z)[:, None]
     count = len(found)
     z_error = np.std(found, axis=0, ddof=1) / count**0.5 if count > 1 else np.full_like(z, np.nan)
-    return Transfer(z=z, z_error=z_error, r=z / np.where(own > 0, own, np.nan))
+    return Transfer(z=z, z_error=z_error, r=z / np.where(own > 0, own, np.nan), batches=count)
 
 
 def _transfer(
