@@ -17,11 +17,12 @@ import torch
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
-from trainonce.lab.pace import Pace
+from trainonce.lab.pace import GPU_WARM_STEPS, Pace
 from trainonce.lab.run_study import Conductor, StudyDirectory, run_study
 from trainonce.lab.study import Study
 from trainonce.models import MobileNetV3Settings
-from trainonce.recipes import RECIPES
+from trainonce.recipes import RECIPES, Recipe
+from trainonce.train import TrainSettings
 
 HERE = Path(__file__).parent
 SOON_S = 120.0
@@ -200,3 +201,25 @@ def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monke
     assert once > 0
     monkeypatch.setattr("trainonce.lab.pace.train_supernet", None)
     assert meter.seconds(model, recipe) == once
+
+
+@pytest.mark.parametrize(("device", "warm"), [("cpu", 1), ("cuda", GPU_WARM_STEPS)])
+def test_a_pace_is_measured_as_runs_are_trained(
+    tiny: Study, digits: DataSet, monkeypatch: pytest.MonkeyPatch, device: str, warm: int
+) -> None:
+    """With CUDA graphs where there are any; steps that capture them are not counted."""
+    took = [7.0, *[5.0] * warm, *[2.0] * 4]
+    clock = [0.0]
+
+    def train(_net: Any, recipe: Recipe, *_: Any, settings: TrainSettings, on_progress: Callable[[Any], None]) -> None:
+        assert settings.cuda_graphs
+        assert recipe.epochs * (len(digits.train) // 16) == pytest.approx(len(took))
+        for seconds in took:
+            clock[0] += seconds
+            on_progress(None)
+
+    monkeypatch.setattr("trainonce.lab.pace.train_supernet", train)
+    monkeypatch.setattr("trainonce.lab.pace.time.monotonic", lambda: clock[0])
+    recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
+    model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
+    assert Pace(digits, device).seconds(model, recipe) == pytest.approx(10 * 2.0)

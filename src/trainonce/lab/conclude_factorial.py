@@ -44,7 +44,8 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
     The effects are the contrasts of a 2x2x2 design: the mean of the four cells where the product of the factors' signs
     is plus, less the mean of the other four. To say that mitigation matters less, the sampler's effect must be larger
     than the order's, than distillation's and than both together (so no correction is due), and an improvement: a
-    sampler that costs accuracy removes no bias that mattered. To say that mitigation matters more, one of the three must be larger than the sampler's at a third of alpha (Bonferroni).
+    sampler that costs accuracy removes no bias that mattered. To say that mitigation matters more, one of the three
+    must be larger than the sampler's at a third of alpha (Bonferroni).
     """
     effects = factorial_effects(population_lines(study, results) or probe_lines(study, results))
     if not effects:
@@ -166,11 +167,7 @@ def _contest_says(verdict: str, contests: Mapping[str, Comparison]) -> str:
         return f"mitigation matters as much as selection bias, within {MARGIN:g} points"
     if verdict in ("selection bias", HURTS):
         nearest = min(contests.values(), key=lambda found: found.difference)
-        lead = (
-            "the sampler matters more, and it hurts"
-            if verdict == HURTS
-            else "mitigation matters less than selection bias"
-        )
-        return f"{lead}: {nearest.sentence}"
+        helps, hurts = "mitigation matters less than selection bias", "the sampler matters more, and it hurts"
+        return f"{hurts if verdict == HURTS else helps}: {nearest.sentence}"
     winner = min(filter(_beaten, contests.values()), key=lambda found: found.difference)
     return f"mitigation matters more than selection bias: {winner.sentence}"
