@@ -1,5 +1,6 @@
 """Matrices between probes and forgetting, against numbers worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,23 @@ from trainonce.report.interference import (
     mean_matrix,
     off_diagonal,
 )
-from trainonce.report.loading import RunRecord
+from trainonce.report.loading import Group, RunRecord
+from trainonce.report.probe_sections import interference_section
+
+EMPTY = Group(
+    title="",
+    about="",
+    question="",
+    path=None,
+    arms={},
+    runs=[],
+    missing=[],
+    split="test",
+    buckets_m=[],
+    half_m=None,
+    probes=[],
+    conclusion={},
+)
 
 
 def run(seed: int = 0, **fields: Any) -> RunRecord:
@@ -85,3 +102,25 @@ def test_probes_are_followed_one_by_one() -> None:
     assert (big.label, big.forgotten) == ("8.00 M", [0, 0])
     for what in ("top1", "forgotten"):
         draw_forgetting([small, big], what).to_dict()
+
+
+def title_of(*runs: RunRecord) -> str:
+    group = replace(EMPTY, arms={"a": ""}, runs=list(runs))
+    [title] = [figure.title for figure in interference_section(group).figures if figure.key == "transfer"]
+    return title
+
+
+def test_harm_is_what_is_beyond_noise() -> None:
+    """One R of two is below 0, but in one of the two runs alone beyond noise."""
+    runs = [run(seed, interference=measured()) for seed in (0, 1)]
+    assert title_of(*runs).endswith("whether any is harmed was not tested against noise.")
+    none, one = [[False, False], [False, False]], [[False, False], [True, False]]
+    for found, harmful in zip(runs, (none, one), strict=True):
+        assert found.interference is not None
+        found.interference["transfer"] |= {"harmful": harmful, "helpful": [[True, True], [False, True]]}
+    [info] = interference_info(runs)
+    assert (info.tested, info.harmed, info.helped) == (4, 1, 2)
+    assert title_of(*runs) == (
+        "A step for one subnet does another 10% of the good that the other's own step does; "
+        "of 4 measured pairs 1 is harmed beyond noise and 2 helped."
+    )

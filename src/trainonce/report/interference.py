@@ -33,6 +33,12 @@ class InterferenceInfo:
     labels: list[str]
     macs: list[float]
     matrices: dict[Measure, Matrix]
+    tested: int
+    """Pairs of different probes, over all runs, whose transfer was tested against noise; 0 where none was."""
+    harmed: int
+    """Of these, the pairs in which a step for the one raised the loss of the other beyond noise."""
+    helped: int
+    """And those in which it lowered it beyond noise."""
     top1_supernet: list[float]
     """With the supernet's own batch-norm statistics; empty where not recorded."""
     top1_recalibrated: list[float]
@@ -69,6 +75,10 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
         lists = [one[name] for one in statistics if isinstance(one.get(name), list) and len(one[name]) == len(probes)]
         return [float(np.mean([values[i] for values in lists])) for i in order] if lists else []
 
+    verdicts = [one["transfer"] for one in found if {"harmful", "helpful"} <= (one.get("transfer") or {}).keys()]
+    harmed, helped = (
+        sum(bool(value) for one in verdicts for value in off_diagonal(one[name])) for name in ("harmful", "helpful")
+    )
     return InterferenceInfo(
         arm=arm,
         seeds=len(found),
@@ -76,6 +86,9 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
         labels=_distinct([millions(macs[i]) for i in order]),
         macs=[macs[i] for i in order],
         matrices={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in matrices.items()},
+        tested=len(verdicts) * len(probes) * (len(probes) - 1),
+        harmed=harmed,
+        helped=helped,
         top1_supernet=mean_of("top1_supernet"),
         top1_recalibrated=mean_of("top1_recalibrated"),
     )

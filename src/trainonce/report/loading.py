@@ -38,6 +38,15 @@ TIME_LINE: Kinds = {"run": str, "arm": str, "seed": int, "train_seconds": NUMBER
 FORGETTING_LINE: Kinds = {"epoch": NUMBER, "probe": str, "macs": NUMBER, "top1": NUMBER}
 METRICS_LINE: Kinds = {"step": int, "loss": NUMBER, "top1": NUMBER, "passes": NUMBER}
 PLANNED_RUN: Kinds = {"name": str, "arm": str, "seed": int}
+MATRICES = (
+    ("gradient", "agreement"),
+    ("gradient", "conflict"),
+    ("transfer", "r"),
+    ("transfer", "harmful"),
+    ("transfer", "helpful"),
+    ("bn_shift", "mean"),
+)
+"""What interference.json has for each pair of probes."""
 MAYBE = (*NUMBER, type(None))
 COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
 
@@ -314,7 +323,7 @@ def _read_interference(path: Path) -> dict[str, Any] | None:
     if not isinstance(probes, list) or not isinstance(macs, list) or not 0 < len(probes) == len(macs):
         raise UserError(f"{path}: its 'probes' and 'macs' are missing or do not go together")
     _numbers(macs, "macs", path)
-    for part, name in (("gradient", "agreement"), ("gradient", "conflict"), ("transfer", "r"), ("bn_shift", "mean")):
+    for part, name in MATRICES:
         if part in found and _object(found, part, path).get(name) is not None:
             _check_matrix(found[part][name], len(probes), f"{path}: its {part}.{name}")
     return found

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainonce.report.charts import plural
 from trainonce.report.interference import (
     InterferenceInfo,
     Measure,
@@ -31,7 +32,8 @@ HOW_TO_READ: dict[Measure, tuple[str, str]] = {
     "transfer": (
         "loss transfer",
         "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a step of "
-        "its own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference.",
+        "the row's own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference: where "
+        "it is beyond noise, by more than two standard errors over batches. A cell alone does not say that.",
     ),
     "bn_shift": (
         "batch-norm shift",
@@ -81,21 +83,31 @@ def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
     if not means:
         return "There is one probe alone, so nothing to compare."
     every = [value for _, values in between for value in values]
-    below, pairs = sum(value < 0 for value in every), len(every)
     form = "{:.0%}" if measure in ("conflict", "transfer") else "{:.2f}"
     (least, least_arm), (most, most_arm) = means[0], means[-1]
     span = form.format(least)
     if form.format(least) != form.format(most):
         span += f" ({least_arm}) to {form.format(most)} ({most_arm})"
     if measure == "agreement":
-        return f"Gradients of different subnets agree by {span} on average; {below} of {pairs} pairs oppose each other."
+        return f"Gradients of different subnets agree by {span} on average; {_below(every)}."
     if measure == "conflict":
         return f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
     if measure == "transfer":
-        return (
-            f"A step for one subnet does another {span} of the good that it does itself; {below} of {pairs} pairs harm."
-        )
+        return f"A step for one subnet does another {span} of the good that the other's own step does; {_tested(arms)}."
     return f"Batch-norm statistics of different subnets are {span} apart on average, {max(every):.2f} at most."
+
+
+def _below(values: Sequence[float]) -> str:
+    """How many are below 0."""
+    return f"{sum(value < 0 for value in values)} of {plural(len(values), 'pair')} point against each other"
+
+
+def _tested(arms: Sequence[InterferenceInfo]) -> str:
+    """How many pairs were harmed or helped beyond noise."""
+    tested, harmed, helped = (sum(counts) for counts in zip(*((a.tested, a.harmed, a.helped) for a in arms), strict=True))
+    if not tested:
+        return "whether any is harmed was not tested against noise"
+    return f"of {plural(tested, 'measured pair')} {harmed} {'is' if harmed == 1 else 'are'} harmed beyond noise and {helped} helped"
 
 
 def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
