@@ -4,14 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import pytest
-
 from trainonce.report.interference import (
     Measure,
     draw_forgetting,
     draw_interference,
     forgetting_info,
-    forgotten,
     interference_info,
     mean_matrix,
     off_diagonal,
@@ -87,13 +84,6 @@ def test_means_leave_out_what_is_missing() -> None:
     assert off_diagonal([[1.0, 2.0], [None, 4.0]]) == [2.0]
 
 
-@pytest.mark.parametrize(
-    ("top1", "lost"), [([10, 30, 20, 25, 40], [0, 0, 10, 5, 0]), ([5], [0]), ([3, 2, 1], [0, 1, 2])]
-)
-def test_forgotten_is_best_so_far_minus_now(top1: list[float], lost: list[float]) -> None:
-    assert forgotten(top1) == lost
-
-
 def test_probes_are_followed_one_by_one() -> None:
     looks = [(1, "b", 8e6, 50), (1, "a", 4e6, 40), (3, "a", 4e6, 45), (2, "a", 4e6, 48), (2, "b", 8e6, 60)]
     lines = [{"epoch": e, "probe": p, "macs": m, "top1": t} for e, p, m, t in looks]
@@ -124,3 +114,17 @@ def test_harm_is_what_is_beyond_noise() -> None:
         "A step for one subnet does another 10% of the good that the other's own step does; "
         "of 4 measured pairs 1 is harmed beyond noise and 2 helped."
     )
+
+
+def test_different_probes_with_equal_macs_are_different_lines() -> None:
+    """Seed 0 has the probes a and b, seed 1 has b alone: its line is b's and not the mean of a and b."""
+    lines = [{"epoch": 1, "probe": probe, "macs": 4e6, "top1": top1} for probe, top1 in (("a", 40), ("b", 60))]
+    curves = forgetting_info([run(forgetting=lines), run(1, forgetting=[lines[1] | {"top1": 62}])])
+    assert [(c.seed, c.probe, c.label) for c in curves] == [
+        (0, "a", "4.00 M a"),
+        (0, "b", "4.00 M b"),
+        (1, "b", "4.00 M b"),
+    ]
+    spec = draw_forgetting(curves).to_dict()
+    [drawn] = spec["datasets"].values() if "datasets" in spec else [spec["layer"][0]["data"]["values"]]
+    assert {row["probe"]: (row["y"], row["seeds"]) for row in drawn} == {"4.00 M a": (40, 1), "4.00 M b": (61, 2)}

@@ -47,6 +47,14 @@ class Lead:
     points: float
     subnets: int
 
+    @property
+    def text(self) -> str:
+        """Who is ahead by how much, as a sentence begins."""
+        points = f"{self.points:.1f}"
+        if points == "0.0":
+            return f"{self.ahead} is level with {self.behind}"
+        return f"{self.ahead} is ahead of {self.behind} by {points} points of top-1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationInfo:
