@@ -14,7 +14,7 @@ from trainonce.report.interference import (
     off_diagonal,
 )
 from trainonce.report.loading import Group, RunRecord
-from trainonce.report.probe_sections import interference_section
+from trainonce.report.probe_sections import forgetting_section, interference_section
 
 EMPTY = Group(
     title="",
@@ -128,3 +128,17 @@ def test_different_probes_with_equal_macs_are_different_lines() -> None:
     spec = draw_forgetting(curves).to_dict()
     [drawn] = spec["datasets"].values() if "datasets" in spec else [spec["layer"][0]["data"]["values"]]
     assert {row["probe"]: (row["y"], row["seeds"]) for row in drawn} == {"4.00 M a": (40, 1), "4.00 M b": (61, 2)}
+
+
+def test_one_look_cannot_show_forgetting() -> None:
+    """The arm b was looked at once: 0 of it is no finding, so it has no chart of what is forgotten."""
+    looks = [{"epoch": e, "probe": "x", "macs": 4e6, "top1": top1} for e, top1 in ((1, 50), (2, 48.5))]
+    once = replace(run(forgetting=looks[:1]), arm="b")
+    [figure] = forgetting_section(replace(EMPTY, runs=[run(forgetting=looks), once])).figures
+    assert figure.title == (
+        "The probes end 1.50 points below their best of 2 looks on average, 1.50 at most. "
+        "One look cannot show forgetting: b."
+    )
+    assert [drawn.label for drawn in figure.pictures] == ["top-1, a", "forgotten, a", "top-1, b"]
+    [alone] = forgetting_section(replace(EMPTY, runs=[once])).figures
+    assert "looked at once" in alone.title

@@ -92,8 +92,16 @@ def info() -> PopulationInfo:
 
 
 def test_a_lead_is_the_mean_difference_on_the_subnets_that_both_have(info: PopulationInfo) -> None:
-    """d2.k3e6: 51 (two seeds) against 41; d3.k5e3: 60 against 62; so 10 and -2, 4 in the mean, for a."""
-    assert info.leads == [Lead(ahead="a", behind="b", points=4.0, subnets=2)]
+    """Seed 0 alone is in both. d2.k3e6: 50 against 41; d3.k5e3: 60 against 62; so 9 and -2, 3.5 in the mean, for a."""
+    assert info.leads == [Lead(ahead="a", behind="b", points=3.5, subnets=2)]
+
+
+def test_arms_without_a_common_seed_are_compared_on_all() -> None:
+    """51 (two seeds) against 41."""
+    scored = {"a": SCORED["a"], "b": [line("d2.k3e6", 4.0, 41, seed=7)]}
+    assert population_of(scored, BUCKETS, data="x", split="test").leads == [
+        Lead(ahead="a", behind="b", points=10.0, subnets=1)
+    ]
 
 
 def test_a_lead_of_nothing_is_level() -> None:

@@ -148,6 +148,10 @@ _BY: dict[Measure, str] = {
 }
 
 
+FEW_LOOKS = 6
+"""Fewer looks at a probe are drawn as large dots."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeCurve:
     """One probe of one run: [N] looks."""
@@ -218,6 +222,7 @@ def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgott
         tooltip=["probe:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "seeds:Q"],
     )
     zero = chart_of([{"y": 0}]).mark_rule(style=ZERO).encode(y="y:Q")
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=14))
+    few = max(len(c.epochs) for c in curves) < FEW_LOOKS
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=60 if few else 14))
     layers = [zero, lines] if what == "forgotten" else [lines]
     return layered(*layers, height=240)

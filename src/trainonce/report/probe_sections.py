@@ -104,10 +104,13 @@ def _below(values: Sequence[float]) -> str:
 
 def _tested(arms: Sequence[InterferenceInfo]) -> str:
     """How many pairs were harmed or helped beyond noise."""
-    tested, harmed, helped = (sum(counts) for counts in zip(*((a.tested, a.harmed, a.helped) for a in arms), strict=True))
+    tested, harmed, helped = (
+        sum(counts) for counts in zip(*((a.tested, a.harmed, a.helped) for a in arms), strict=True)
+    )
     if not tested:
         return "whether any is harmed was not tested against noise"
-    return f"of {plural(tested, 'measured pair')} {harmed} {'is' if harmed == 1 else 'are'} harmed beyond noise and {helped} helped"
+    verb = "is" if harmed == 1 else "are"
+    return f"of {plural(tested, 'measured pair')} {harmed} {verb} harmed beyond noise and {helped} helped"
 
 
 def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
@@ -136,22 +139,17 @@ def forgetting_section(group: Group) -> Section:
     curves = forgetting_info(group.runs)
     if not curves:
         return Section(key="forgetting", heading="Forgetting", how_to_record="runs trained with probes")
-    arms = list(dict.fromkeys(curve.arm for curve in curves))
-    lost = {arm: [curve.forgotten[-1] for curve in curves if curve.arm == arm] for arm in arms}
-    means = sorted((float(np.mean(values)), arm) for arm, values in lost.items())
-    span = f"{means[0][0]:.2f}"
-    if len(means) > 1:
-        span += f" ({means[0][1]}) to {means[-1][0]:.2f} ({means[-1][1]})"
-    title = f"The probes end {span} points below their best on average, {max(map(max, lost.values())):.2f} at most."
     pictures = []
-    for arm in arms:
+    for arm in dict.fromkeys(curve.arm for curve in curves):
         of_arm = [curve for curve in curves if curve.arm == arm]
         pictures.append(picture(draw_forgetting(of_arm), f"top-1, {arm}"))
-        pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
+        if any(len(curve.top1) > 1 for curve in of_arm):
+            pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
+    title = _forgotten_title(curves)
     caption = (
         "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten "
-        "is the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values "
-        "are noise. Colours are the probes' MACs; lines are means over seeds."
+        "is the best top-1 so far minus the one now: 0 at every new best; few looks can miss it. "
+        "Scores are of finite images, so small values are noise. Colours are the probes' MACs; lines are means over seeds."
     )
     figure = Figure(
         key="curves",
@@ -162,6 +160,28 @@ def forgetting_section(group: Group) -> Section:
         tables=_forgetting_tables(curves),
     )
     return Section(key="forgetting", heading="Forgetting", figures=[figure])
+
+
+def _forgotten_title(curves: Sequence[ProbeCurve]) -> str:
+    """How far probes end below their best, of those looked at more than once: one look cannot show forgetting."""
+    lost: dict[str, list[float]] = {}
+    for curve in curves:
+        if len(curve.top1) > 1:
+            lost.setdefault(curve.arm, []).append(curve.forgotten[-1])
+    if not lost:
+        return "Every probe was looked at once, at the end: that cannot show forgetting."
+    means = sorted((float(np.mean(values)), arm) for arm, values in lost.items())
+    span = f"{means[0][0]:.2f}"
+    if len(means) > 1:
+        span += f" ({means[0][1]}) to {means[-1][0]:.2f} ({means[-1][1]})"
+    looks = sorted({len(curve.top1) for curve in curves if len(curve.top1) > 1})
+    times = f"{looks[0]}" if len(looks) == 1 else f"{looks[0]} to {looks[-1]}"
+    title = (
+        f"The probes end {span} points below their best of {times} looks on average, "
+        f"{max(map(max, lost.values())):.2f} at most."
+    )
+    once = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm not in lost]
+    return f"{title} One look cannot show forgetting: {', '.join(once)}." if once else title
 
 
 def _forgetting_tables(curves: Sequence[ProbeCurve]) -> list[Table]:

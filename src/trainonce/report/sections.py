@@ -84,9 +84,7 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
     for info in infos:
         if info.leads:
             lead = info.leads[0]
-            sentences.append(
-                f"{lead.text}, in the mean over the {plural(lead.subnets, 'subnet')} scored in both."
-            )
+            sentences.append(f"{lead.text}, in the mean over the {plural(lead.subnets, 'subnet')} scored in both.")
         else:
             arm = info.arms[0]
             best = max(arm.lines, key=lambda line: line["top1"])
@@ -122,8 +120,8 @@ def _how_sure(group: Group, effects: Sequence[Effect]) -> list[str]:
     if group.missing:
         every = len(group.missing) + len(group.runs)
         sentences.append(
-            f"This study is not finished: {len(group.missing)} of its {plural(every, 'run')} have no results yet and are "
-            "not in this report."
+            f"This study is not finished: {len(group.missing)} of its {plural(every, 'run')} have no results yet "
+            "and are not in this report."
         )
     return sentences
 
@@ -185,8 +183,8 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     caption = (
         "The same probes share their weights with ever more other subnets, while their own training stays the same. "
         "Flat: no interference. Falling: interference. Rising: the others help. Dots are seeds (means over probes), "
-        "the line their mean, bars 95% intervals over seeds (Student's t). A probe counts with a seed where it has results "
-        "at every dose drawn, so that doses are compared on the same probes."
+        "the line their mean, bars 95% intervals over seeds (Student's t). A probe counts with a seed where it has "
+        "results at every dose drawn, so that doses are compared on the same probes."
     )
     figure = Figure(
         key="dose", title=title, caption=caption, summary=title, pictures=[picture(draw_dose(doses))], tables=[table]

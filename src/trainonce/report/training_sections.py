@@ -62,14 +62,15 @@ def curves_section(group: Group) -> Section:
         return Section(key="curves", heading="Learning curves", how_to_record="metrics.jsonl of the runs")
     final: dict[str, list[float]] = {}
     for curve in info.curves:
-        final.setdefault(curve.arm, []).append(curve.loss[-1])
+        final.setdefault(curve.arm, []).append(curve.top1[-1])
     means = {arm: sum(values) / len(values) for arm, values in final.items()}
-    listed = ", ".join(f"{arm} {loss:.2f}" for arm, loss in sorted(means.items(), key=lambda item: item[1]))
-    title = f"Training loss at the end: {listed}."
+    listed = ", ".join(f"{arm} {top1:.0f}%" for arm, top1 in sorted(means.items(), key=lambda item: -item[1]))
+    title = f"Top-1 of the subnets being trained, at the end: {listed}."
     caption = (
         "Loss and top-1 of the subnets being trained, on augmented training images, one line a run, each point a mean "
-        "over a stretch. Arms train different subnets at different times (and some learn from a teacher), so levels "
-        "compare only loosely; the population above is the fair comparison."
+        "over a stretch. Arms train different subnets at different times, and the loss against a teacher is added "
+        "to that of the labels where there is one, so levels compare only loosely; the population above is the fair "
+        "comparison."
     )
     figure = Figure(
         key="lines",
@@ -156,8 +157,8 @@ def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
         )
     ]
     caption = (
-        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The percentage "
-        "is the total variation between the two histograms: 0% the same, 100% nothing in common; beside it their "
+        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The "
+        "percentage is the total variation between the two histograms: 0% the same, 100% nothing in common; beside it their "
         "Jensen-Shannon divergence, from 0 to 1 bit. What is evaluated but hardly trained suffers from selection bias, "
         f"which is no interference. Both numbers are of {plural(arms[0].bins, 'equal bin')} over the space's range, "
         f"joined into {len(arms[0].trained)} bars. Subnets evaluated in buckets, and few of them, leave bins empty, "
@@ -183,7 +184,7 @@ def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
                 caption="shares of passes trained and of subnets evaluated, by MACs",
                 columns=["arm", "from, M MACs", "to", "trained", "evaluated"],
                 rows=rows,
-            )
+            ),
         ],
     )
     return Section(key="selection", heading="Selection bias", figures=[figure])
