@@ -1,21 +1,35 @@
 """Matrices between probes and forgetting, against numbers worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
-
-import pytest
 
 from trainonce.report.interference import (
     Measure,
     draw_forgetting,
     draw_interference,
     forgetting_info,
-    forgotten,
     interference_info,
     mean_matrix,
     off_diagonal,
 )
-from trainonce.report.loading import RunRecord
+from trainonce.report.loading import Group, RunRecord
+from trainonce.report.probe_sections import forgetting_section, interference_section
+
+EMPTY = Group(
+    title="",
+    about="",
+    question="",
+    path=None,
+    arms={},
+    runs=[],
+    missing=[],
+    split="test",
+    buckets_m=[],
+    half_m=None,
+    probes=[],
+    conclusion={},
+)
 
 
 def run(seed: int = 0, **fields: Any) -> RunRecord:
@@ -70,13 +84,6 @@ def test_means_leave_out_what_is_missing() -> None:
     assert off_diagonal([[1.0, 2.0], [None, 4.0]]) == [2.0]
 
 
-@pytest.mark.parametrize(
-    ("top1", "lost"), [([10, 30, 20, 25, 40], [0, 0, 10, 5, 0]), ([5], [0]), ([3, 2, 1], [0, 1, 2])]
-)
-def test_forgotten_is_best_so_far_minus_now(top1: list[float], lost: list[float]) -> None:
-    assert forgotten(top1) == lost
-
-
 def test_probes_are_followed_one_by_one() -> None:
     looks = [(1, "b", 8e6, 50), (1, "a", 4e6, 40), (3, "a", 4e6, 45), (2, "a", 4e6, 48), (2, "b", 8e6, 60)]
     lines = [{"epoch": e, "probe": p, "macs": m, "top1": t} for e, p, m, t in looks]
@@ -85,3 +92,53 @@ def test_probes_are_followed_one_by_one() -> None:
     assert (big.label, big.forgotten) == ("8.00 M", [0, 0])
     for what in ("top1", "forgotten"):
         draw_forgetting([small, big], what).to_dict()
+
+
+def title_of(*runs: RunRecord) -> str:
+    group = replace(EMPTY, arms={"a": ""}, runs=list(runs))
+    [title] = [figure.title for figure in interference_section(group).figures if figure.key == "transfer"]
+    return title
+
+
+def test_harm_is_what_is_beyond_noise() -> None:
+    """One R of two is below 0, but in one of the two runs alone beyond noise."""
+    runs = [run(seed, interference=measured()) for seed in (0, 1)]
+    assert title_of(*runs).endswith("whether any is harmed was not tested against noise.")
+    none, one = [[False, False], [False, False]], [[False, False], [True, False]]
+    for found, harmful in zip(runs, (none, one), strict=True):
+        assert found.interference is not None
+        found.interference["transfer"] |= {"harmful": harmful, "helpful": [[True, True], [False, True]]}
+    [info] = interference_info(runs)
+    assert (info.tested, info.harmed, info.helped) == (4, 1, 2)
+    assert title_of(*runs) == (
+        "A step for one subnet does another 10% of the good that the other's own step does; "
+        "of 4 measured pairs 1 is harmed beyond noise and 2 helped."
+    )
+
+
+def test_different_probes_with_equal_macs_are_different_lines() -> None:
+    """Seed 0 has the probes a and b, seed 1 has b alone: its line is b's and not the mean of a and b."""
+    lines = [{"epoch": 1, "probe": probe, "macs": 4e6, "top1": top1} for probe, top1 in (("a", 40), ("b", 60))]
+    curves = forgetting_info([run(forgetting=lines), run(1, forgetting=[lines[1] | {"top1": 62}])])
+    assert [(c.seed, c.probe, c.label) for c in curves] == [
+        (0, "a", "4.00 M a"),
+        (0, "b", "4.00 M b"),
+        (1, "b", "4.00 M b"),
+    ]
+    spec = draw_forgetting(curves).to_dict()
+    [drawn] = spec["datasets"].values() if "datasets" in spec else [spec["layer"][0]["data"]["values"]]
+    assert {row["probe"]: (row["y"], row["seeds"]) for row in drawn} == {"4.00 M a": (40, 1), "4.00 M b": (61, 2)}
+
+
+def test_one_look_cannot_show_forgetting() -> None:
+    """The arm b was looked at once: 0 of it is no finding, so it has no chart of what is forgotten."""
+    looks = [{"epoch": e, "probe": "x", "macs": 4e6, "top1": top1} for e, top1 in ((1, 50), (2, 48.5))]
+    once = replace(run(forgetting=looks[:1]), arm="b")
+    [figure] = forgetting_section(replace(EMPTY, runs=[run(forgetting=looks), once])).figures
+    assert figure.title == (
+        "The probes end 1.50 points below their best of 2 looks on average, 1.50 at most. "
+        "One look cannot show forgetting: b."
+    )
+    assert [drawn.label for drawn in figure.pictures] == ["top-1, a", "forgotten, a", "top-1, b"]
+    [alone] = forgetting_section(replace(EMPTY, runs=[once])).figures
+    assert "looked at once" in alone.title

@@ -1,6 +1,7 @@
 """Reading runs and studies: what is there, what is absent, and what is damaged."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import pytest
 
 from trainonce.errors import UserError
 from trainonce.report.loading import read_groups
+from trainonce.report.sections import sections_of
 from trainonce.run import RunDirectory
 
 
@@ -58,7 +60,7 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
     ("file", "content", "says"),
     [
         ("metrics.jsonl", '{"step": 1, "loss": 1, "top1": 2, "passes": 1}\n{"step": 2}\n', "line 2: its 'loss'"),
-        ("forgetting.jsonl", '{"epoch": 1}\n', "line 1: its 'probe' is missing"),
+        ("forgetting.jsonl", '{"epoch": 1}\n', "line 1: its 'step' is missing"),
         ("forgetting.jsonl", "nonsense\n", "line 1 is not JSON"),
         ("interference.json", "[]", "where an object belongs"),
         ("interference.json", '{"probes": ["a"], "macs": [1, 2]}', "'probes' and 'macs'"),
@@ -72,7 +74,7 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
             '{"probes": ["a"], "macs": [1], "transfer": {"r": [["x"]]}}',
             r"transfer\.r holds something that is no number",
         ),
-        ("exposure.npz", "nonsense", "is not a whole exposure file"),
+        ("exposure.npz", "nonsense", "is not a whole npz"),
     ],
 )
 def test_what_is_damaged_is_refused_by_name(
@@ -88,8 +90,8 @@ def test_what_is_damaged_is_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"passes": np.zeros(3)}, "of unequal length"),
-        ({"macs_edges": np.zeros(3)}, "do not go together"),
+        ({"passes": np.zeros(3, np.int64)}, "its 'passes' is of another shape"),
+        ({"macs_edges": np.zeros(3)}, "its 'macs_edges' is of another shape"),
         ({"lr_sum": np.float64("nan")}, "no finite number"),
     ],
 )
@@ -111,7 +113,7 @@ def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
     synthetic.exposure(run)
     file = run.path / "exposure.npz"
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(UserError, match="is not a whole exposure file"):
+    with pytest.raises(UserError, match="is not a whole npz"):
         read_groups([run.path])
 
 
@@ -129,3 +131,44 @@ def test_a_study_that_does_not_hold_together(tmp_path: Path, changes: dict[str, 
     (tmp_path / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
     with pytest.raises(UserError, match=says):
         read_groups([tmp_path])
+
+
+def shortened(studies: Path, path: Path, seeds: set[int]) -> Path:
+    """The synthetic baseline as it is while it runs: results of some seeds, a run of another begun, no conclusion."""
+    whole = studies / "baseline"
+    shutil.copytree(whole, path, ignore=shutil.ignore_patterns("conclusion.json", "ps-seed1", "rss-short-seed1"))
+    for name in ("results.jsonl", "times.jsonl"):
+        lines = [json.loads(line) for line in (whole / name).read_text(encoding="utf-8").splitlines()]
+        kept = [json.dumps(line) for line in lines if line["seed"] in seeds]
+        (path / name).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return path
+
+
+def test_an_unfinished_study_is_concluded_from_what_there_is(studies: Path, tmp_path: Path) -> None:
+    path = shortened(studies, tmp_path / "study", {0})
+    [group] = read_groups([path])
+    assert {run.name for run in group.runs} == {f"{arm}-seed0" for arm in ("ps-released", "ps", "rss", "rss-short")}
+    assert len(group.missing) == 4, "runs that were begun count as missing"
+    lines = [json.loads(line) for line in (path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    means = {arm: np.mean([line["top1"] for line in lines if line["arm"] == arm]) for arm in ("rss", "ps")}
+    [main] = [c for c in group.conclusion["comparisons"] if c["names"] == ["rss", "ps"]]
+    assert main["difference"] == pytest.approx(means["rss"] - means["ps"])
+    assert main["low"] < main["difference"] < main["high"]
+    assert main["verdict"] == "cannot tell", "one seed says nothing about how seeds differ"
+    [answer] = [section for section in sections_of(group) if section.key == "answer"]
+    assert answer.text[0] == group.conclusion["sentence"]
+    assert "at equal passes" in answer.text[0].lower()
+    assert any("4 of its 8 runs have no results yet" in text for text in answer.text)
+
+
+def test_a_conclusion_that_is_not_whole_is_made_again(studies: Path, tmp_path: Path) -> None:
+    path = shortened(studies, tmp_path / "study", {0, 1})
+    (path / "conclusion.json").write_text('{"sentence": "Half."}', encoding="utf-8")
+    [group] = read_groups([path])
+    assert group.conclusion["sentence"] != "Half."
+    assert group.conclusion["comparisons"]
+
+
+def test_a_study_none_of_whose_runs_has_finished_shows_their_training(studies: Path, tmp_path: Path) -> None:
+    [group] = read_groups([shortened(studies, tmp_path / "study", set())])
+    assert (len(group.runs), group.conclusion) == (6, {})

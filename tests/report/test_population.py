@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainonce.population import PAPER_BUCKETS_M, Bucket, make_buckets
 from trainonce.population import draw_population as draw_subnets
 from trainonce.recipes import RECIPES
 from trainonce.report.charts import save_chart
+from trainonce.report.loading import read_groups
 from trainonce.report.population import (
     Lead,
     PopulationInfo,
@@ -29,6 +31,7 @@ from trainonce.report.population import (
     readable,
     steps_of_fronts,
 )
+from trainonce.report.population_sections import populations
 from trainonce.run import RunConfig, RunDirectory
 
 MakeRun = Callable[..., RunDirectory]
@@ -89,8 +92,33 @@ def info() -> PopulationInfo:
 
 
 def test_a_lead_is_the_mean_difference_on_the_subnets_that_both_have(info: PopulationInfo) -> None:
-    """d2.k3e6: 51 (two seeds) against 41; d3.k5e3: 60 against 62; so 10 and -2, 4 in the mean, for a."""
-    assert info.leads == [Lead(ahead="a", behind="b", points=4.0, subnets=2)]
+    """Seed 0 alone is in both. d2.k3e6: 50 against 41; d3.k5e3: 60 against 62; so 9 and -2, 3.5 in the mean, for a."""
+    assert info.leads == [Lead(ahead="a", behind="b", points=3.5, subnets=2)]
+
+
+def test_arms_without_a_common_seed_are_compared_on_all() -> None:
+    """51 (two seeds) against 41."""
+    scored = {"a": SCORED["a"], "b": [line("d2.k3e6", 4.0, 41, seed=7)]}
+    assert population_of(scored, BUCKETS, data="x", split="test").leads == [
+        Lead(ahead="a", behind="b", points=10.0, subnets=1)
+    ]
+
+
+def test_a_lead_of_nothing_is_level() -> None:
+    assert Lead(ahead="a", behind="b", points=0.04, subnets=2).text == "a is level with b"
+    assert Lead(ahead="a", behind="b", points=0.06, subnets=2).text == "a is ahead of b by 0.1 points of top-1"
+
+
+def test_probes_are_no_population_unless_there_is_nothing_else(studies: Path) -> None:
+    """A probe that is far better than all subnets drawn moves no box, no front and no mean."""
+    [group] = read_groups([studies / "baseline"])
+    [whole] = populations(group)
+    best = group.runs[0].scores["test"][0] | {"top1": 99.0, "probe": True, "arch": "d2"}
+    with_probe = replace(group.runs[0], scores={"test": [*group.runs[0].scores["test"], best]})
+    assert populations(replace(group, runs=[with_probe, *group.runs[1:]])) == [whole]
+    alone = replace(group.runs[0], scores={"test": [best]})
+    [probes] = populations(replace(group, runs=[alone]))
+    assert [line["top1"] for line in probes.arms[0].lines] == [99.0]
 
 
 def test_boxes_stand_beside_each_other_and_points_lie_in_their_box(info: PopulationInfo) -> None:

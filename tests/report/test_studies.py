@@ -26,14 +26,28 @@ def run(seed: int, factors: dict[str, Any], **top1: float) -> RunRecord:
 
 
 def test_doses_come_in_rising_order_each_seed_a_mean_over_probes() -> None:
-    runs = [run(0, {"dose": "all"}, a=50), run(0, {"dose": 16}, a=55), run(0, {"dose": 2}, a=60)]
-    runs += [run(0, {"dose": 2}, b=70), run(1, {"dose": 2}, a=61), run(1, {"dose": 2}, b=71)]
+    runs = [run(seed, {"dose": "all"}, a=50, b=60 + seed) for seed in (0, 1)]
+    runs += [run(seed, {"dose": dose}, a=50, b=60 + dose) for dose in (16, 2) for seed in (0, 1)]
     doses = dose_info([*runs, run(0, {}, a=1)])
     assert [dose.dose for dose in doses] == ["2", "16", "all"]
-    assert doses[0].by_seed == {0: 65, 1: 66}
-    assert doses[0].mean.mean == 65.5
-    assert doses[1].mean.low is None
+    assert doses[0].by_seed == {0: 56, 1: 56}
+    assert doses[2].by_seed == {0: 55, 1: 55.5}
+    assert doses[2].mean.mean == 55.25
+    assert doses[2].mean.low is not None
     draw_dose(doses).to_dict()
+
+
+def test_doses_of_a_half_done_study_are_compared_on_the_same_probes() -> None:
+    """Sharing changes nothing, but the better probe b has no result yet with all, and seed 1 none with 2."""
+    runs = [run(0, {"dose": 2}, a=60), run(0, {"dose": 2}, b=80), run(0, {"dose": "all"}, a=60)]
+    runs += [run(1, {"dose": "all"}, a=40)]
+    assert [(dose.dose, dose.by_seed) for dose in dose_info(runs)] == [("2", {0: 60}), ("all", {0: 60})]
+
+
+def test_a_dose_that_shares_no_probe_with_the_others_is_left_out() -> None:
+    runs = [run(0, {"dose": 2}, a=60, b=70), run(0, {"dose": 4}, a=61, b=71), run(1, {"dose": "all"}, a=40)]
+    assert [(dose.dose, dose.by_seed) for dose in dose_info(runs)] == [("2", {0: 65}), ("4", {0: 66})]
+    assert dose_info([]) == []
 
 
 def test_gaps_are_alone_minus_inside_of_the_same_seed() -> None:
@@ -62,3 +76,10 @@ def test_seeds_are_means_over_subnets() -> None:
     [arm] = seeds_info({"a": [{"seed": 0, "top1": 50}, {"seed": 0, "top1": 60}, {"seed": 1, "top1": 57}]})
     assert (arm.by_seed, arm.mean.mean) == ({0: 55, 1: 57}, 56)
     draw_seeds([arm]).to_dict()
+
+
+def test_probes_of_equal_macs_have_gaps_of_their_own() -> None:
+    inside = run(0, {"match": "supernet"}, a=50, b=60)
+    alone = [run(0, {"match": "epochs", "probe": 0}, a=53), run(0, {"match": "epochs", "probe": 1}, b=50)]
+    gaps = gap_info([inside, *alone])
+    assert [(gap.label, gap.gap.mean) for gap in gaps] == [("4.00 M a", 3), ("4.00 M b", -10)]

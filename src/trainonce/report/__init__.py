@@ -8,7 +8,7 @@ Altair is an extra, asked for only when something is drawn.
 """
 
 from trainonce.report.charts import save_chart, seed_mean
-from trainonce.report.exposure import draw_exposure, draw_selection, exposure_info, total_variation
+from trainonce.report.exposure import draw_exposure, draw_selection, exposure_info
 from trainonce.report.interference import draw_forgetting, draw_interference, forgetting_info, interference_info
 from trainonce.report.loading import read_groups, read_run, read_study
 from trainonce.report.page import build_page, write_report
@@ -54,6 +54,5 @@ __all__ = [
     "seed_mean",
     "seeds_info",
     "times_info",
-    "total_variation",
     "write_report",
 ]

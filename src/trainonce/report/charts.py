@@ -177,6 +177,19 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Labels in order, with a letter after each that stands more than once: 4.00 M a, 4.00 M b."""
+    return [
+        f"{label} {_letter(labels[:i].count(label))}" if labels.count(label) > 1 else label
+        for i, label in enumerate(labels)
+    ]
+
+
+def _letter(number: int) -> str:
+    """a to z, then aa, ab, …"""
+    return (_letter(number // 26 - 1) if number > 25 else "") + chr(ord("a") + number % 26)
+
+
 def millions(macs: float) -> str:
     """MACs as people say them: 4.05 M."""
     return f"{macs / 1e6:.3g} M" if macs < 1e6 else f"{macs / 1e6:.2f} M"

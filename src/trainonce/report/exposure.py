@@ -1,14 +1,17 @@
 """What was trained against what is evaluated, which is selection bias: exposure of every value, passes over MACs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trainonce.exposure import ExposureTable
+from trainonce.lab.exposure import SelectionBias, selection_bias
 from trainonce.population import Line
 from trainonce.report.charts import chart_of, layered, require_plotting
-from trainonce.report.loading import ExposureCounts, RunRecord
+from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
     import altair as alt
@@ -46,8 +49,10 @@ class ArmExposure:
     """Share of passes in each bin of MACs."""
     evaluated: list[float] | None
     """Share of evaluated subnets in each bin; None where none is scored."""
-    divergence: float | None
-    """Total variation between the two: 0 the same, 1 nothing in common."""
+    bins: int
+    """The bins recorded, of which `trained` and `evaluated` join several for drawing."""
+    bias: SelectionBias | None
+    """How far apart the two are, in the bins recorded; None where nothing was trained or nothing is scored."""
 
 
 def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Line]] | None = None) -> list[ArmExposure]:
@@ -61,49 +66,47 @@ def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Line]] | Non
             arms.setdefault(run.arm, []).append(run)
     found = []
     for arm, of_arm in arms.items():
-        counts = [run.exposure for run in of_arm if run.exposure is not None]
-        same = all(
-            (c.names, c.values, c.macs_edges) == (counts[0].names, counts[0].values, counts[0].macs_edges)
-            for c in counts
-        )
-        if same and len({run.seed for run in of_arm}) == len(of_arm):
+        tables = [run.exposure for run in of_arm if run.exposure is not None]
+        if all(_same_rows(table, tables[0]) for table in tables) and len({run.seed for run in of_arm}) == len(of_arm):
             macs = [line["macs"] for line in (scored or {}).get(arm, [])]
-            found.append(_arm_exposure(arm, counts, macs))
+            found.append(_arm_exposure(arm, tables, macs))
     return found
 
 
-def _arm_exposure(arm: str, counts: Sequence[ExposureCounts], macs: Sequence[float]) -> ArmExposure:
-    exposure = np.mean([np.array(c.exposure) / (c.lr_sum or 1.0) for c in counts], axis=0)
-    choice = np.mean([np.array(c.passes) / max(1, sum(c.macs_passes)) for c in counts], axis=0)
+def _same_rows(a: ExposureTable, b: ExposureTable) -> bool:
+    """Whether two tables are of one space: the same values of the same choices and the same bins."""
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("names", "values", "macs_edges"))
+
+
+def _arm_exposure(arm: str, tables: Sequence[ExposureTable], macs: Sequence[float]) -> ArmExposure:
+    first = tables[0]
+    exposure = np.mean([table.exposure / (table.lr_sum or 1.0) for table in tables], axis=0)
+    choice = np.mean([table.passes / max(1, table.macs_passes.sum()) for table in tables], axis=0)
     shares = []
-    for name, value, exposed, chosen in zip(counts[0].names, counts[0].values, exposure, choice, strict=True):
+    for name, value, exposed, chosen in zip(first.names.tolist(), first.values.tolist(), exposure, choice, strict=True):
         place, _, last = name.rpartition(".")
         short = f"{SHORT.get(last, last)}{value}"
         shares.append(ValueShare(place=place or last, value=short, exposure=float(exposed), choice=float(chosen)))
-    join = max(1, -(-len(counts[0].macs_passes) // MACS_BINS))
-    edges = [*counts[0].macs_edges[:-1][::join], counts[0].macs_edges[-1]]
-    passes = np.sum([c.macs_passes for c in counts], axis=0)
-    trained = [float(passes[i : i + join].sum()) for i in range(0, len(passes), join)]
-    evaluated = np.histogram(np.clip(macs, edges[0], edges[-1]), bins=edges)[0].tolist() if macs else None
+    whole = replace(first, macs_passes=np.sum([table.macs_passes for table in tables], axis=0))
+    edges = whole.macs_edges
+    join = max(1, -(-len(whole.macs_passes) // MACS_BINS))
+    starts = np.arange(0, len(whole.macs_passes), join)
+    evaluated = np.histogram(np.clip(macs, edges[0], edges[-1]), bins=edges)[0] if macs else None
     return ArmExposure(
         arm=arm,
-        seeds=len(counts),
+        seeds=len(tables),
         shares=shares,
-        edges_m=[edge / 1e6 for edge in edges],
-        trained=_to_shares(trained),
-        evaluated=None if evaluated is None else _to_shares(evaluated),
-        divergence=None if evaluated is None else total_variation(trained, evaluated),
+        edges_m=[edge / 1e6 for edge in [*edges[:-1][starts].tolist(), float(edges[-1])]],
+        trained=_to_shares(np.add.reduceat(whole.macs_passes, starts)),
+        evaluated=None if evaluated is None else _to_shares(np.add.reduceat(evaluated, starts)),
+        bins=len(whole.macs_passes),
+        bias=selection_bias(whole, macs) if macs and whole.macs_passes.sum() else None,
     )
 
 
-def _to_shares(counts: Sequence[float]) -> list[float]:
-    total = sum(counts)
-    return [count / total if total else 0.0 for count in counts]
-
-
-def total_variation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half the sum of the absolute differences between two histograms' shares: from 0, the same, to 1, disjoint."""
-    return 0.5 * sum(abs(x - y) for x, y in zip(_to_shares(a), _to_shares(b), strict=True))
+def _to_shares(counts: NDArray[np.int64]) -> list[float]:
+    shares: list[float] = (counts / max(1, counts.sum())).tolist()
+    return shares
 
 
 def draw_exposure(info: ArmExposure, share: Share = "exposure") -> "alt.LayerChart":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainonce.population import Line
-from trainonce.report.charts import CELL_TEXT, ZERO, chart_of, layered, millions, require_plotting
+from trainonce.lab.forgetting import forgetting
+from trainonce.report.charts import CELL_TEXT, ZERO, chart_of, distinct, layered, millions, require_plotting
 from trainonce.report.loading import Matrix, RunRecord
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ class InterferenceInfo:
     labels: list[str]
     macs: list[float]
     matrices: dict[Measure, Matrix]
+    tested: int
+    """Pairs of different probes, over all runs, whose transfer was tested against noise; 0 where none was."""
+    harmed: int
+    """Of these, the pairs in which a step for the one raised the loss of the other beyond noise."""
+    helped: int
+    """And those in which it lowered it beyond noise."""
     top1_supernet: list[float]
     """With the supernet's own batch-norm statistics; empty where not recorded."""
     top1_recalibrated: list[float]
@@ -69,13 +75,20 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
         lists = [one[name] for one in statistics if isinstance(one.get(name), list) and len(one[name]) == len(probes)]
         return [float(np.mean([values[i] for values in lists])) for i in order] if lists else []
 
+    verdicts = [one["transfer"] for one in found if {"harmful", "helpful"} <= (one.get("transfer") or {}).keys()]
+    harmed, helped = (
+        sum(bool(value) for one in verdicts for value in off_diagonal(one[name])) for name in ("harmful", "helpful")
+    )
     return InterferenceInfo(
         arm=arm,
         seeds=len(found),
         probes=[probes[i] for i in order],
-        labels=_distinct([millions(macs[i]) for i in order]),
+        labels=distinct([millions(macs[i]) for i in order]),
         macs=[macs[i] for i in order],
         matrices={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in matrices.items()},
+        tested=len(verdicts) * len(probes) * (len(probes) - 1),
+        harmed=harmed,
+        helped=helped,
         top1_supernet=mean_of("top1_supernet"),
         top1_recalibrated=mean_of("top1_recalibrated"),
     )
@@ -95,14 +108,6 @@ def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
 def off_diagonal(matrix: Matrix) -> list[float]:
     """The entries between different probes that are there."""
     return [v for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v is not None]
-
-
-def _distinct(labels: list[str]) -> list[str]:
-    """Labels in order, numbered where one stands twice."""
-    return [
-        f"{label} ({labels[:i].count(label) + 1})" if labels.count(label) > 1 else label
-        for i, label in enumerate(labels)
-    ]
 
 
 def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") -> "alt.LayerChart":
@@ -143,6 +148,10 @@ _BY: dict[Measure, str] = {
 }
 
 
+FEW_LOOKS = 6
+"""Fewer looks at a probe are drawn as large dots."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeCurve:
     """One probe of one run: [N] looks."""
@@ -160,36 +169,35 @@ class ProbeCurve:
 
 
 def forgetting_info(runs: Sequence[RunRecord]) -> list[ProbeCurve]:
-    """Every probe's top-1 and what of it is forgotten, by rising MACs; none where none was recorded."""
-    curves = []
-    for run in runs:
-        probes: dict[str, list[Line]] = {}
-        for line in run.forgetting:
-            probes.setdefault(line["probe"], []).append(line)
-        ordered = sorted(probes.items(), key=lambda item: item[1][0]["macs"])
-        labels = _distinct([millions(lines[0]["macs"]) for _, lines in ordered])
-        for label, (probe, lines) in zip(labels, ordered, strict=True):
-            looks = sorted(lines, key=lambda line: float(line["epoch"]))
-            top1 = [float(line["top1"]) for line in looks]
-            curves.append(
-                ProbeCurve(
-                    arm=run.arm,
-                    seed=run.seed,
-                    run=run.name,
-                    probe=probe,
-                    label=label,
-                    macs=float(looks[0]["macs"]),
-                    epochs=[float(line["epoch"]) for line in looks],
-                    top1=top1,
-                    forgotten=forgotten(top1),
-                )
-            )
-    return curves
+    """Every probe's top-1 and what of it is forgotten, by rising MACs in a run; none where none was recorded.
+
+    Labels are the probes' MACs, the same in all runs, with a letter where different probes have the same.
+    """
+    probes = sorted({(float(line["macs"]), str(line["probe"])) for run in runs for line in run.forgetting})
+    labels = dict(zip(probes, distinct([millions(macs) for macs, _ in probes]), strict=True))
+    return [
+        _curve(run, (macs, probe), label)
+        for run in runs
+        for (macs, probe), label in labels.items()
+        if any((line["macs"], line["probe"]) == (macs, probe) for line in run.forgetting)
+    ]
 
 
-def forgotten(top1: Sequence[float]) -> list[float]:
-    """Best so far - now, look by look: never below 0, and 0 at every new best."""
-    return [max(top1[: i + 1]) - now for i, now in enumerate(top1)]
+def _curve(run: RunRecord, which: tuple[float, str], label: str) -> ProbeCurve:
+    macs, probe = which
+    looks = [line for line in run.forgetting if (line["macs"], line["probe"]) == which]
+    looks.sort(key=lambda line: float(line["epoch"]))
+    return ProbeCurve(
+        arm=run.arm,
+        seed=run.seed,
+        run=run.name,
+        probe=probe,
+        label=label,
+        macs=macs,
+        epochs=[float(line["epoch"]) for line in looks],
+        top1=[float(line["top1"]) for line in looks],
+        forgotten=forgetting(looks)[probe],
+    )
 
 
 def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgotten"] = "top1") -> "alt.LayerChart":
@@ -205,7 +213,7 @@ def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgott
         {"probe": label, "epoch": epoch, "y": float(np.mean(values)), "seeds": len(values)}
         for (label, epoch), values in found.items()
     ]
-    labels = [c.label for c in sorted({c.label: c for c in curves}.values(), key=lambda c: c.macs)]
+    labels = list(dict.fromkeys(c.label for c in sorted(curves, key=lambda c: (c.macs, c.probe))))
     title = {"top1": "top-1, recalibrated, %", "forgotten": "below its best so far, points"}[what]
     base = chart_of(rows).encode(
         x=alt.X("epoch:Q", scale=alt.Scale(nice=False)),
@@ -214,6 +222,7 @@ def draw_forgetting(curves: Sequence[ProbeCurve], what: Literal["top1", "forgott
         tooltip=["probe:N", "epoch:Q", alt.Tooltip("y:Q", title=title, format=".2f"), "seeds:Q"],
     )
     zero = chart_of([{"y": 0}]).mark_rule(style=ZERO).encode(y="y:Q")
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=14))
+    few = max(len(c.epochs) for c in curves) < FEW_LOOKS
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.9, point=alt.OverlayMarkDef(size=60 if few else 14))
     layers = [zero, lines] if what == "forgotten" else [lines]
     return layered(*layers, height=240)

@@ -4,7 +4,6 @@ Everything but run.json and study.json may be absent: what was not recorded is N
 out. What is there but damaged is refused with its file and line.
 """
 
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
+from trainonce.exposure import ExposureTable
 from trainonce.files import read_json, read_lines
+from trainonce.lab.conclusions import conclude
 from trainonce.population import Line, newest_lines
 from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
 
@@ -25,6 +25,7 @@ Matrix = list[list[float | None]]
 
 STUDY_FILE = "study.json"
 MISSING = object()
+MAYBE = (*NUMBER, type(None))
 RESULT_LINE: Kinds = {
     "run": str,
     "arm": str,
@@ -34,25 +35,21 @@ RESULT_LINE: Kinds = {
     "params": NUMBER,
     "top1": NUMBER,
 }
+CONCLUDED_LINE: Kinds = {"split": str, "bucket": MAYBE, "probe": bool, "factors": dict}
 TIME_LINE: Kinds = {"run": str, "arm": str, "seed": int, "train_seconds": NUMBER}
-FORGETTING_LINE: Kinds = {"epoch": NUMBER, "probe": str, "macs": NUMBER, "top1": NUMBER}
 METRICS_LINE: Kinds = {"step": int, "loss": NUMBER, "top1": NUMBER, "passes": NUMBER}
 PLANNED_RUN: Kinds = {"name": str, "arm": str, "seed": int}
-MAYBE = (*NUMBER, type(None))
+MATRICES = (
+    ("gradient", "agreement"),
+    ("gradient", "conflict"),
+    ("transfer", "r"),
+    ("transfer", "harmful"),
+    ("transfer", "helpful"),
+    ("bn_shift", "mean"),
+)
+"""What interference.json has for each pair of probes."""
+CONCLUSION: Kinds = {"sentence": str, "verdict": str, "comparisons": list}
 COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExposureCounts:
-    """exposure.npz: what each value of each choice was trained, and how the passes lie over MACs."""
-
-    names: list[str]
-    values: list[int]
-    passes: list[int]
-    exposure: list[float]
-    lr_sum: float
-    macs_edges: list[float]
-    macs_passes: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class RunRecord:
     scores: dict[SplitName, list[Line]] = field(default_factory=dict)
     metrics: list[Line] = field(default_factory=list)
     forgetting: list[Line] = field(default_factory=list)
-    exposure: ExposureCounts | None = None
+    exposure: ExposureTable | None = None
     interference: dict[str, Any] | None = None
     train_seconds: float | None = None
     beside: int | None = None
@@ -147,8 +144,8 @@ def read_run(run: RunDirectory) -> RunRecord:
         scores={name: found for name in get_args(SplitName) if (found := newest_lines(population, name))},
         metrics=metrics,
         has_weights=any(run.checkpoints.glob("step-*")),
-        forgetting=checked_lines(run.path / "forgetting.jsonl", FORGETTING_LINE),
-        exposure=_read_exposure(run.path / "exposure.npz"),
+        forgetting=run.forgetting(),
+        exposure=_read_exposure(run),
         interference=_read_interference(run.path / "interference.json"),
         train_seconds=float(seconds) if isinstance(seconds, NUMBER) else None,
     )
@@ -187,21 +184,25 @@ def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
 
 
 def read_study(path: Path, split: SplitName | None = None) -> Group:
-    """What a study's directory holds: the plan, the results, and what its runs left."""
+    """What a study's directory holds: the plan, the results, and what its runs left.
+
+    Runs that still train are left out, where any has finished. What conclusion.json does not say, since the study is
+    not finished, is concluded from the results so far.
+    """
     file = path / STUDY_FILE
     study = read_json(file)
     plan = _objects(study, "runs", PLANNED_RUN, file)
-    arms = {arm["name"]: str(arm.get("about", "")) for arm in _objects(study, "arms", {"name": str}, file)}
+    named = _objects(study, "arms", {"name": str}, file)
+    arms = {arm["name"]: str(arm.get("about", "")) for arm in named}
     evaluate = _object(study, "evaluate", file)
     chosen: SplitName = split or ("validate" if evaluate.get("split") == "validate" else "test")
     results = checked_lines(path / "results.jsonl", RESULT_LINE)
     times = {line["run"]: line for line in checked_lines(path / "times.jsonl", TIME_LINE)}
+    there = [one for one in plan if (path / "runs" / one["name"] / "run.json").exists()]
+    finished = times.keys() | {line["run"] for line in results}
     runs = []
-    for planned in plan:
-        directory = path / "runs" / planned["name"]
-        if not (directory / "run.json").exists():
-            continue
-        run = read_run(RunDirectory(directory))
+    for planned in [one for one in there if one["name"] in finished] or there:
+        run = read_run(RunDirectory(path / "runs" / planned["name"]))
         lines = [line for line in results if line["run"] == planned["name"] and line.get("split", chosen) == chosen]
         time = times.get(planned["name"], {})
         runs.append(
@@ -231,7 +232,7 @@ def read_study(path: Path, split: SplitName | None = None) -> Group:
         buckets_m=_numbers(evaluate.get("buckets_m") or [], "buckets_m", file),
         half_m=None if evaluate.get("half_m") is None else _numbers([evaluate["half_m"]], "half_m", file)[0],
         probes=[str(probe) for probe in evaluate.get("probes") or []],
-        conclusion=_read_conclusion(path / "conclusion.json"),
+        conclusion=_read_conclusion(path / "conclusion.json") or _conclude(study | {"arms": named}, results, times),
     )
 
 
@@ -276,9 +277,10 @@ def _read_conclusion(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     conclusion = read_json(path)
-    _check(conclusion, {"sentence": str}, str(path))
-    if conclusion.get("comparisons") is not None:
-        _objects(conclusion, "comparisons", COMPARISON, path)
+    if not conclusion.keys() >= CONCLUSION.keys():
+        return {}
+    _check(conclusion, CONCLUSION, str(path))
+    _objects(conclusion, "comparisons", COMPARISON, path)
     tables = conclusion.get("tables") or {}
     if not isinstance(tables, dict):
         raise UserError(f"{path}: its 'tables' are no object")
@@ -287,23 +289,27 @@ def _read_conclusion(path: Path) -> dict[str, Any]:
     return conclusion
 
 
-def _read_exposure(path: Path) -> ExposureCounts | None:
-    if not path.exists():
+def _conclude(study: Mapping[str, Any], results: Sequence[Line], times: Mapping[str, Line]) -> dict[str, Any]:
+    """What the study's results force so far, as conclusion.json would have it; nothing where there are none."""
+    if not results:
+        return {}
+    evaluate = {"split": "test"} | study["evaluate"]
+    known = {"split": evaluate["split"], "bucket": None, "probe": False, "factors": {}}
+    timed = {"threads": None, "beside": None, "passes": 0.0}
+    lines = [known | line for line in results]
+    for number, line in enumerate(lines, start=1):
+        _check(line, CONCLUDED_LINE, f"results.jsonl, line {number}")
+    whole = {"name": ""} | dict(study) | {"evaluate": evaluate}
+    return conclude(whole, lines, [timed | line for line in times.values()]).to_json()
+
+
+def _read_exposure(run: RunDirectory) -> ExposureTable | None:
+    if not run.exposure_file.exists():
         return None
-    names = ("names", "values", "passes", "exposure", "lr_sum", "macs_edges", "macs_passes")
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            found: dict[str, NDArray[Any]] = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole exposure file: {error}") from error
-    if not all(np.isfinite(found[name]).all() for name in names[1:]):
-        raise UserError(f"{path} holds something that is no finite number")
-    rows = [found[name] for name in names[:4]]
-    if len({array.shape for array in rows}) > 1 or rows[0].ndim != 1 or found["lr_sum"].shape != ():
-        raise UserError(f"{path}: its columns are of unequal length")
-    if found["macs_edges"].shape != (len(found["macs_passes"]) + 1,):
-        raise UserError(f"{path}: its MACs bins and their edges do not go together")
-    return ExposureCounts(**{name: array.tolist() for name, array in found.items()})
+    table = run.exposure()
+    if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
+        raise UserError(f"{run.exposure_file} holds something that is no finite number")
+    return table
 
 
 def _read_interference(path: Path) -> dict[str, Any] | None:
@@ -314,7 +320,7 @@ def _read_interference(path: Path) -> dict[str, Any] | None:
     if not isinstance(probes, list) or not isinstance(macs, list) or not 0 < len(probes) == len(macs):
         raise UserError(f"{path}: its 'probes' and 'macs' are missing or do not go together")
     _numbers(macs, "macs", path)
-    for part, name in (("gradient", "agreement"), ("gradient", "conflict"), ("transfer", "r"), ("bn_shift", "mean")):
+    for part, name in MATRICES:
         if part in found and _object(found, part, path).get(name) is not None:
             _check_matrix(found[part][name], len(probes), f"{path}: its {part}.{name}")
     return found

@@ -40,12 +40,20 @@ class ArmPopulation:
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """How far one arm is ahead of another on the subnets scored in both: the mean difference in points."""
+    """How far one arm is ahead of another on the subnets, and seeds, scored in both: the mean difference in points."""
 
     ahead: str
     behind: str
     points: float
     subnets: int
+
+    @property
+    def text(self) -> str:
+        """Who is ahead by how much, as a sentence begins."""
+        points = f"{self.points:.1f}"
+        if points == "0.0":
+            return f"{self.ahead} is level with {self.behind}"
+        return f"{self.ahead} is ahead of {self.behind} by {points} points of top-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +131,26 @@ def population_of(
 
 def _leads(arms: Sequence[ArmPopulation]) -> list[Lead]:
     """Every pair of arms, compared subnet by subnet on their means over seeds, the widest lead first."""
-    means: list[dict[str, float]] = []
-    for arm in arms:
-        found: dict[str, list[float]] = {}
-        for line in arm.lines:
-            found.setdefault(line["arch"], []).append(line["top1"])
-        means.append({arch: float(np.mean(values)) for arch, values in found.items()})
     leads = []
-    for i, j in combinations(range(len(arms)), 2):
-        shared = means[i].keys() & means[j].keys()
+    for a, b in combinations(arms, 2):
+        seeds = set(a.seeds) & set(b.seeds) or {*a.seeds, *b.seeds}
+        first, second = _means(a, seeds), _means(b, seeds)
+        shared = sorted(first.keys() & second.keys())
         if not shared:
             continue
-        points = float(np.mean([means[i][arch] - means[j][arch] for arch in sorted(shared)]))
-        ahead, behind = (i, j) if points >= 0 else (j, i)
-        leads.append(Lead(ahead=arms[ahead].label, behind=arms[behind].label, points=abs(points), subnets=len(shared)))
+        points = float(np.mean([first[arch] - second[arch] for arch in shared]))
+        ahead, behind = (a, b) if points >= 0 else (b, a)
+        leads.append(Lead(ahead=ahead.label, behind=behind.label, points=abs(points), subnets=len(shared)))
     return sorted(leads, key=lambda lead: -lead.points)
+
+
+def _means(arm: ArmPopulation, seeds: set[int]) -> dict[str, float]:
+    """The mean top-1 of each subnet over these seeds."""
+    found: dict[str, list[float]] = {}
+    for line in arm.lines:
+        if line["seed"] in seeds:
+            found.setdefault(line["arch"], []).append(line["top1"])
+    return {arch: float(np.mean(values)) for arch, values in found.items()}
 
 
 def extract_command(run: str, arch: str) -> str:

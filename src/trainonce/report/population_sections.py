@@ -24,21 +24,27 @@ LISTED = 2000
 def populations(group: Group) -> list[PopulationInfo]:
     """What was evaluated of a group: one for each kind of supernet, since another kind has other MACs."""
     kinds: dict[str, list[RunRecord]] = {}
+    drawn = any(_population_lines(run, group) for run in group.runs)
     for run in group.runs:
-        if _population_lines(run, group):
+        if _population_lines(run, group, probes=not drawn):
             kinds.setdefault(json.dumps(run.model, sort_keys=True), []).append(run)
     infos = []
     for runs in kinds.values():
         scored: dict[str, list[Line]] = {}
         for run in _in_order(runs, list(group.arms)):
-            scored.setdefault(run.arm, []).extend(with_run(_population_lines(run, group), str(run.path), run.seed))
+            lines = _population_lines(run, group, probes=not drawn)
+            scored.setdefault(run.arm, []).extend(with_run(lines, str(run.path), run.seed))
         infos.append(population_of(scored, _buckets(runs[0], group), data=runs[0].data, split=group.split))
     return infos
 
 
-def _population_lines(run: RunRecord, group: Group) -> list[Line]:
-    """A run's scores that are of the population: of a study, those in a bucket."""
-    return [line for line in run.scores.get(group.split, []) if group.path is None or line.get("bucket") is not None]
+def _population_lines(run: RunRecord, group: Group, *, probes: bool = False) -> list[Line]:
+    """A run's scores that are of the population: of a study, those in a bucket that are no probes; or the probes."""
+    return [
+        line
+        for line in run.scores.get(group.split, [])
+        if group.path is None or (line.get("bucket") is not None and bool(line.get("probe")) == probes)
+    ]
 
 
 def _in_order(runs: Sequence[RunRecord], arms: list[str]) -> list[RunRecord]:
@@ -85,10 +91,7 @@ def _population_title(info: PopulationInfo) -> str:
     if info.leads:
         lead = info.leads[0]
         between = "" if len(info.arms) == 2 else f"Of {plural(len(info.arms), 'arm')}, "
-        return (
-            f"{between}{lead.ahead} is ahead of {lead.behind} by {lead.points:.1f} points in the mean over the same "
-            f"{plural(lead.subnets, 'subnet')}."
-        )
+        return f"{between}{lead.text} in the mean over the same {plural(lead.subnets, 'subnet')}."
     arm = info.arms[0]
     if len(arm.summaries) < 2:
         return f"{plural(len(arm.lines), 'subnet')} of one supernet, without training again."

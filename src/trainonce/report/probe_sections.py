@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainonce.report.charts import plural
 from trainonce.report.interference import (
     InterferenceInfo,
     Measure,
@@ -31,7 +32,8 @@ HOW_TO_READ: dict[Measure, tuple[str, str]] = {
     "transfer": (
         "loss transfer",
         "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a step of "
-        "its own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference.",
+        "the row's own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference: where "
+        "it is beyond noise, by more than two standard errors over batches. A cell alone does not say that.",
     ),
     "bn_shift": (
         "batch-norm shift",
@@ -81,21 +83,34 @@ def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
     if not means:
         return "There is one probe alone, so nothing to compare."
     every = [value for _, values in between for value in values]
-    below, pairs = sum(value < 0 for value in every), len(every)
     form = "{:.0%}" if measure in ("conflict", "transfer") else "{:.2f}"
     (least, least_arm), (most, most_arm) = means[0], means[-1]
     span = form.format(least)
     if form.format(least) != form.format(most):
         span += f" ({least_arm}) to {form.format(most)} ({most_arm})"
     if measure == "agreement":
-        return f"Gradients of different subnets agree by {span} on average; {below} of {pairs} pairs oppose each other."
+        return f"Gradients of different subnets agree by {span} on average; {_below(every)}."
     if measure == "conflict":
         return f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
     if measure == "transfer":
-        return (
-            f"A step for one subnet does another {span} of the good that it does itself; {below} of {pairs} pairs harm."
-        )
+        return f"A step for one subnet does another {span} of the good that the other's own step does; {_tested(arms)}."
     return f"Batch-norm statistics of different subnets are {span} apart on average, {max(every):.2f} at most."
+
+
+def _below(values: Sequence[float]) -> str:
+    """How many are below 0."""
+    return f"{sum(value < 0 for value in values)} of {plural(len(values), 'pair')} point against each other"
+
+
+def _tested(arms: Sequence[InterferenceInfo]) -> str:
+    """How many pairs were harmed or helped beyond noise."""
+    tested, harmed, helped = (
+        sum(counts) for counts in zip(*((a.tested, a.harmed, a.helped) for a in arms), strict=True)
+    )
+    if not tested:
+        return "whether any is harmed was not tested against noise"
+    verb = "is" if harmed == 1 else "are"
+    return f"of {plural(tested, 'measured pair')} {harmed} {verb} harmed beyond noise and {helped} helped"
 
 
 def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
@@ -124,22 +139,17 @@ def forgetting_section(group: Group) -> Section:
     curves = forgetting_info(group.runs)
     if not curves:
         return Section(key="forgetting", heading="Forgetting", how_to_record="runs trained with probes")
-    arms = list(dict.fromkeys(curve.arm for curve in curves))
-    lost = {arm: [curve.forgotten[-1] for curve in curves if curve.arm == arm] for arm in arms}
-    means = sorted((float(np.mean(values)), arm) for arm, values in lost.items())
-    span = f"{means[0][0]:.2f}"
-    if len(means) > 1:
-        span += f" ({means[0][1]}) to {means[-1][0]:.2f} ({means[-1][1]})"
-    title = f"The probes end {span} points below their best on average, {max(map(max, lost.values())):.2f} at most."
     pictures = []
-    for arm in arms:
+    for arm in dict.fromkeys(curve.arm for curve in curves):
         of_arm = [curve for curve in curves if curve.arm == arm]
         pictures.append(picture(draw_forgetting(of_arm), f"top-1, {arm}"))
-        pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
+        if any(len(curve.top1) > 1 for curve in of_arm):
+            pictures.append(picture(draw_forgetting(of_arm, "forgotten"), f"forgotten, {arm}"))
+    title = _forgotten_title(curves)
     caption = (
         "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten "
-        "is the best top-1 so far minus the one now: 0 at every new best. Scores are of finite images, so small values "
-        "are noise. Colours are the probes' MACs; lines are means over seeds."
+        "is the best top-1 so far minus the one now: 0 at every new best; few looks can miss it. "
+        "Scores are of finite images, so small values are noise. Colours are the probes' MACs; lines are means over seeds."
     )
     figure = Figure(
         key="curves",
@@ -150,6 +160,28 @@ def forgetting_section(group: Group) -> Section:
         tables=_forgetting_tables(curves),
     )
     return Section(key="forgetting", heading="Forgetting", figures=[figure])
+
+
+def _forgotten_title(curves: Sequence[ProbeCurve]) -> str:
+    """How far probes end below their best, of those looked at more than once: one look cannot show forgetting."""
+    lost: dict[str, list[float]] = {}
+    for curve in curves:
+        if len(curve.top1) > 1:
+            lost.setdefault(curve.arm, []).append(curve.forgotten[-1])
+    if not lost:
+        return "Every probe was looked at once, at the end: that cannot show forgetting."
+    means = sorted((float(np.mean(values)), arm) for arm, values in lost.items())
+    span = f"{means[0][0]:.2f}"
+    if len(means) > 1:
+        span += f" ({means[0][1]}) to {means[-1][0]:.2f} ({means[-1][1]})"
+    looks = sorted({len(curve.top1) for curve in curves if len(curve.top1) > 1})
+    times = f"{looks[0]}" if len(looks) == 1 else f"{looks[0]} to {looks[-1]}"
+    title = (
+        f"The probes end {span} points below their best of {times} looks on average, "
+        f"{max(map(max, lost.values())):.2f} at most."
+    )
+    once = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm not in lost]
+    return f"{title} One look cannot show forgetting: {', '.join(once)}." if once else title
 
 
 def _forgetting_tables(curves: Sequence[ProbeCurve]) -> list[Table]:

@@ -84,10 +84,7 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
     for info in infos:
         if info.leads:
             lead = info.leads[0]
-            sentences.append(
-                f"{lead.ahead} is ahead of {lead.behind} by {lead.points:.1f} points of top-1, in the mean over the "
-                f"{plural(lead.subnets, 'subnet')} scored in both."
-            )
+            sentences.append(f"{lead.text}, in the mean over the {plural(lead.subnets, 'subnet')} scored in both.")
         else:
             arm = info.arms[0]
             best = max(arm.lines, key=lambda line: line["top1"])
@@ -121,7 +118,11 @@ def _how_sure(group: Group, effects: Sequence[Effect]) -> list[str]:
         sure += "; with one seed it is not known how much another training would differ"
     sentences = [f"{sure}."]
     if group.missing:
-        sentences.append(f"{plural(len(group.missing), 'planned run')} of this study left no results and is not in it.")
+        every = len(group.missing) + len(group.runs)
+        sentences.append(
+            f"This study is not finished: {len(group.missing)} of its {plural(every, 'run')} have no results yet "
+            "and are not in this report."
+        )
     return sentences
 
 
@@ -166,11 +167,14 @@ def _gap_section(gaps: Sequence[Gap]) -> Section:
 def _dose_section(doses: Sequence[Dose]) -> Section:
     first, last = doses[0], doses[-1]
     change = last.mean.mean - first.mean.mean
-    moved = "rise" if change > 0 else "fall"
+    size = f"{abs(change):.2f}"
+    moved = "stay level" if size == "0.00" else f"{'rise' if change > 0 else 'fall'} by {size} points"
     title = (
-        f"From {first.dose} to {last.dose} subnets on the same weights the probes {moved} by {abs(change):.2f} points, "
+        f"From {first.dose} to {last.dose} subnets on the same weights the probes {moved}, "
         f"from {first.mean.mean:.2f}% to {last.mean.mean:.2f}%."
     )
+    if len(doses) < 2:
+        title = f"One dose alone has results that can be compared: {first.dose}, with {first.mean.mean:.2f}%."
     table = Table(
         caption="top-1 of the probes by dose, in percent",
         columns=["subnets", "mean", "low", "high", "seeds", "by seed"],
@@ -179,7 +183,8 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     caption = (
         "The same probes share their weights with ever more other subnets, while their own training stays the same. "
         "Flat: no interference. Falling: interference. Rising: the others help. Dots are seeds (means over probes), "
-        "the line their mean, bars 95% intervals over seeds (Student's t)."
+        "the line their mean, bars 95% intervals over seeds (Student's t). A probe counts with a seed where it has "
+        "results at every dose drawn, so that doses are compared on the same probes."
     )
     figure = Figure(
         key="dose", title=title, caption=caption, summary=title, pictures=[picture(draw_dose(doses))], tables=[table]

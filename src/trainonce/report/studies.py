@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainonce.lab.gap import stand_alone_gaps
 from trainonce.population import Line
 from trainonce.report.charts import (
     MEDIAN,
@@ -14,6 +15,7 @@ from trainonce.report.charts import (
     arm_colour,
     arm_scale,
     chart_of,
+    distinct,
     layered,
     millions,
     require_plotting,
@@ -37,17 +39,23 @@ class Dose:
 def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     """Probe top-1 by dose (the factor `dose`), in rising order with "all" last; none where no run has a dose.
 
-    A seed counts for a dose as the mean over its probes.
+    A seed counts for a dose as the mean over its probes. A probe counts with a seed where it has all doses with it, so
+    that doses are compared on the same probes; where none has all, the doses that fewest have are left out.
     """
-    found: dict[int | float | str, dict[int, list[float]]] = {}
+    found: dict[int | float | str, dict[tuple[int, str], float]] = {}
     for run in runs:
         dose = run.factors.get("dose")
-        values = [line["top1"] for line in probe_lines(run)]
-        if dose is not None and values:
-            found.setdefault(dose, {}).setdefault(run.seed, []).extend(values)
+        for line in probe_lines(run) if dose is not None else []:
+            found.setdefault(dose, {})[run.seed, line["arch"]] = line["top1"]
+    while found and not set.intersection(*map(set, found.values())):
+        del found[min(found, key=lambda dose: len(found[dose]))]
+    pairs = sorted(set.intersection(*map(set, found.values()))) if found else []
     doses = []
     for dose in sorted(found, key=lambda d: (isinstance(d, str), d if not isinstance(d, str) else 0)):
-        by_seed = {seed: float(np.mean(values)) for seed, values in sorted(found[dose].items())}
+        values: dict[int, list[float]] = {}
+        for seed, arch in pairs:
+            values.setdefault(seed, []).append(found[dose][seed, arch])
+        by_seed = {seed: float(np.mean(of_seed)) for seed, of_seed in values.items()}
         doses.append(Dose(dose=str(dose), by_seed=by_seed, mean=seed_mean(by_seed.values())))
     return doses
 
@@ -85,6 +93,10 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     return layered(*known, line, dots, height=280)
 
 
+INSIDE = "supernet"
+"""The match of the run that holds the probes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gap:
     """A probe trained alone minus the same probe inside the supernet, in points, over paired seeds."""
@@ -100,33 +112,30 @@ class Gap:
 
 def gap_info(runs: Sequence[RunRecord]) -> list[Gap]:
     """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
-    inside = {
-        (run.seed, line["arch"]): line["top1"]
+    lines = [
+        line | {"arm": str(run.factors["match"]), "seed": run.seed}
         for run in runs
-        if run.factors.get("match") == "supernet"
+        if "probe" in run.factors or run.factors.get("match") == INSIDE
         for line in probe_lines(run)
-    }
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    macs: dict[str, float] = {}
-    for run in runs:
-        match = run.factors.get("match")
-        if match in (None, "supernet") or "probe" not in run.factors:
-            continue
-        for line in probe_lines(run):
-            if (run.seed, line["arch"]) in inside:
-                gap = line["top1"] - inside[run.seed, line["arch"]]
-                found.setdefault((str(match), line["arch"]), {})[run.seed] = gap
-                macs[line["arch"]] = float(line["macs"])
+        if "match" in run.factors
+    ]
+    inside = {(line["seed"], line["arch"]) for line in lines if line["arm"] == INSIDE}
+    newest = {(line["arm"], line["seed"], line["arch"]): line for line in lines}
+    both = [line for line in newest.values() if (line["seed"], line["arch"]) in inside]
+    macs = {line["arch"]: float(line["macs"]) for line in both}
+    order = sorted(macs, key=lambda arch: (macs[arch], arch))
+    labels = dict(zip(order, distinct([millions(macs[arch]) for arch in order]), strict=True))
     return [
         Gap(
             match=match,
-            probe=probe,
-            label=millions(macs[probe]),
-            macs=macs[probe],
-            by_seed=dict(sorted(by_seed.items())),
-            gap=seed_mean(by_seed.values()),
+            probe=gap.arch,
+            label=labels[gap.arch],
+            macs=macs[gap.arch],
+            by_seed=gap.by_seed,
+            gap=seed_mean(gap.by_seed.values()),
         )
-        for (match, probe), by_seed in sorted(found.items(), key=lambda item: (item[0][0], macs[item[0][1]]))
+        for match in sorted({line["arm"] for line in both} - {INSIDE})
+        for gap in sorted(stand_alone_gaps(both, alone=match, inside=INSIDE), key=lambda gap: order.index(gap.arch))
     ]
 
 

@@ -1,8 +1,9 @@
 """The sections on training: time, learning curves, what was exposed, and what was trained against what is evaluated."""
 
+from trainonce.lab.exposure import SelectionBias
 from trainonce.population import Line
 from trainonce.report.charts import plural
-from trainonce.report.exposure import ArmExposure, draw_exposure, draw_selection, exposure_info
+from trainonce.report.exposure import draw_exposure, draw_selection, exposure_info
 from trainonce.report.loading import Group
 from trainonce.report.parts import Cell, Figure, Picture, Section, Table, picture
 from trainonce.report.training import (
@@ -61,14 +62,15 @@ def curves_section(group: Group) -> Section:
         return Section(key="curves", heading="Learning curves", how_to_record="metrics.jsonl of the runs")
     final: dict[str, list[float]] = {}
     for curve in info.curves:
-        final.setdefault(curve.arm, []).append(curve.loss[-1])
+        final.setdefault(curve.arm, []).append(curve.top1[-1])
     means = {arm: sum(values) / len(values) for arm, values in final.items()}
-    listed = ", ".join(f"{arm} {loss:.2f}" for arm, loss in sorted(means.items(), key=lambda item: item[1]))
-    title = f"Training loss at the end: {listed}."
+    listed = ", ".join(f"{arm} {top1:.0f}%" for arm, top1 in sorted(means.items(), key=lambda item: -item[1]))
+    title = f"Top-1 of the subnets being trained, at the end: {listed}."
     caption = (
         "Loss and top-1 of the subnets being trained, on augmented training images, one line a run, each point a mean "
-        "over a stretch. Arms train different subnets at different times (and some learn from a teacher), so levels "
-        "compare only loosely; the population above is the fair comparison."
+        "over a stretch. Arms train different subnets at different times, and the loss against a teacher is added "
+        "to that of the labels where there is one, so levels compare only loosely; the population above is the fair "
+        "comparison."
     )
     figure = Figure(
         key="lines",
@@ -141,11 +143,11 @@ def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
 
 def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
     """What was trained against what is evaluated: selection bias."""
-    arms = [arm for arm in exposure_info(group.runs, scored) if arm.divergence is not None]
+    arms = [arm for arm in exposure_info(group.runs, scored) if arm.bias is not None]
     if not arms:
         how = "exposure.npz of the runs, and trainonce evaluate"
         return Section(key="selection", heading="Selection bias", how_to_record=how)
-    listed = "; ".join(f"{_percent(arm)} in {arm.arm}" for arm in arms)
+    listed = "; ".join(f"{_percent(arm.bias)} in {arm.arm}" for arm in arms)
     title = f"Part of the training that lay at other MACs than the evaluation: {listed}."
     rows: list[list[Cell]] = [
         [arm.arm, left, right, trained, evaluated]
@@ -155,27 +157,42 @@ def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
         )
     ]
     caption = (
-        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The number "
-        "is the total variation between the two histograms: 0% the same, 100% nothing in common. What is evaluated but "
-        "hardly trained suffers from selection bias, which is no interference. "
-        f"Bars are {plural(len(arms[0].trained), 'equal bin')} over the space's range."
+        "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The "
+        "percentage is the total variation between the two histograms: 0% the same, 100% nothing in common; beside it their "
+        "Jensen-Shannon divergence, from 0 to 1 bit. What is evaluated but hardly trained suffers from selection bias, "
+        f"which is no interference. Both numbers are of {plural(arms[0].bins, 'equal bin')} over the space's range, "
+        f"joined into {len(arms[0].trained)} bars. Subnets evaluated in buckets, and few of them, leave bins empty, "
+        "which alone keeps the numbers above 0: compare them between arms."
     )
     figure = Figure(
         key="histograms",
         title=title,
         caption=caption,
         summary=f"Histograms over MACs. {title}",
-        pictures=[picture(draw_selection(arm), f"{arm.arm}: {_percent(arm)} apart") for arm in arms],
+        pictures=[picture(draw_selection(arm), f"{arm.arm}: {_apart(arm.bias)}") for arm in arms],
         tables=[
+            Table(
+                caption="how far what was trained is from what is evaluated",
+                columns=["arm", "total variation", "Jensen-Shannon, bits", "subnets"],
+                rows=[
+                    [arm.arm, arm.bias.total_variation, arm.bias.jensen_shannon, len(scored[arm.arm])]
+                    for arm in arms
+                    if arm.bias
+                ],
+            ),
             Table(
                 caption="shares of passes trained and of subnets evaluated, by MACs",
                 columns=["arm", "from, M MACs", "to", "trained", "evaluated"],
                 rows=rows,
-            )
+            ),
         ],
     )
     return Section(key="selection", heading="Selection bias", figures=[figure])
 
 
-def _percent(arm: ArmExposure) -> str:
-    return f"{arm.divergence or 0.0:.0%}"
+def _percent(bias: SelectionBias | None) -> str:
+    return "" if bias is None else f"{bias.total_variation:.0%}"
+
+
+def _apart(bias: SelectionBias | None) -> str:
+    return "" if bias is None else f"{_percent(bias)} apart, {bias.jensen_shannon:.2f} bits"
