@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.nn import native
+from trainonce.nn.batch_norm import Synchronisable
 from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork
 
 
@@ -24,7 +25,8 @@ class FastMBConv(MBConv):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / stride, W / stride]."""
         norm = self.project[1]
-        of_all_ranks = type(norm) is not nn.BatchNorm2d
+        assert isinstance(norm, nn.BatchNorm2d)
+        of_all_ranks = isinstance(norm, Synchronisable)
         if torch.is_grad_enabled() or of_all_ranks or not native.usable(x_BCHW):
             return super().forward(x_BCHW)
         if not norm.training:

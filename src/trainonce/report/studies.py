@@ -44,9 +44,9 @@ def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     """
     found: dict[int | float | str, dict[tuple[int, str], float]] = {}
     for run in runs:
-        dose = run.factors.get("dose")
-        for line in probe_lines(run) if dose is not None else []:
-            found.setdefault(dose, {})[run.seed, line["arch"]] = line["top1"]
+        if "dose" in run.factors:
+            scores = {(run.seed, line["arch"]): line["top1"] for line in probe_lines(run)}
+            found.setdefault(run.factors["dose"], {}).update(scores)
     while found and not set.intersection(*map(set, found.values())):
         del found[min(found, key=lambda dose: len(found[dose]))]
     pairs = sorted(set.intersection(*map(set, found.values()))) if found else []
