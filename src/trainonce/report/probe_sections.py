@@ -149,7 +149,8 @@ def forgetting_section(group: Group) -> Section:
     caption = (
         "Fixed probe subnets, scored (recalibrated) again and again while the supernet trains other subnets. Forgotten "
         "is the best top-1 so far minus the one now: 0 at every new best; few looks can miss it. "
-        "Scores are of finite images, so small values are noise. Colours are the probes' MACs; lines are means over seeds."
+        "Scores are of finite images, so small values are noise. Colours are the probes' MACs; lines "
+        "are means over seeds."
     )
     figure = Figure(
         key="curves",
