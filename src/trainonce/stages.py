@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainonce.nn import native
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.plain import PlainNetwork, resize
@@ -52,12 +53,14 @@ def stages_of(plain: PlainNetwork) -> list[Stage]:
     """The stages of a plain network, which they take apart: stem, blocks, head."""
     spec = with_fast_blocks(crop_kernels(plain)).spec
 
+    conv, norm = plain.final
+
     def stem(x_BCHW: Tensor) -> Tensor:
         return F.hardswish(plain.stem(resize(x_BCHW, spec.resolution)))
 
     def head(x_BCHW: Tensor) -> Tensor:
-        x = F.hardswish(plain.final(x_BCHW)).mean((2, 3), keepdim=True)
-        logits: Tensor = plain.classifier(F.hardswish(plain.feature(x)).flatten(1))
+        x = F.hardswish(norm(native.pointwise(x_BCHW, conv.weight))).mean((2, 3), keepdim=True)
+        logits: Tensor = plain.classifier(F.hardswish(native.pointwise(x, plain.feature.weight)).flatten(1))
         return logits
 
     blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
