@@ -1,5 +1,6 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
-# make test    every test                            make check       lint, format, types
+# make test    the tests (under 12 minutes)          make check       lint, format, types
+# make test-long      the tests that take long: kills at many moments, whole studies
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make bench   speed against the plain way (about ten minutes, on a machine that does nothing else)
@@ -10,7 +11,7 @@ DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-ray test-browser bench check format wheel clean
+.PHONY: demo test test-long test-ray test-browser bench check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +34,10 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q
+	python -m pytest -q -m "not long and not browser and not ray"
+
+test-long: $(INSTALLED)
+	python -m pytest -q -m long
 
 test-browser: $(INSTALLED)
 	python -m pytest -q -m browser

@@ -375,6 +375,7 @@ class TestCommand:
             text=True,
         )
 
+    @pytest.mark.long
     def test_torchrun_stops_saves_and_goes_on(self, tmp_path: Path) -> None:
         images = np.random.default_rng(0).integers(0, 256, (460, 8, 8), dtype=np.uint8)
         np.savez(tmp_path / "tiny.npz", train_images=images, train_labels=np.arange(460) % 3)

@@ -26,6 +26,7 @@ def run(*arguments: str | Path, **environment: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("data", "epochs", "least_top1"),
     [("mnist", "0.5", 25.0), ("cifar10", "0.5", 15.0)],
@@ -42,6 +43,7 @@ def test_training_and_evaluating_beats_chance_clearly(
         assert bucket["median"] > least_top1, scored
 
 
+@pytest.mark.long
 def test_the_fast_way_scores_as_the_plain_way(tmp_path: Path) -> None:
     """Within two of 10,000 images: fused kernels and shared stages against torch's operators, on a trained supernet."""
     run("train", "cifar10", "--recipe", "spos", "--epochs", "0.25", "--out", tmp_path / "run")

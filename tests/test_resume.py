@@ -249,6 +249,7 @@ class TestDamaged:
             file.write_bytes(content)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Twenty SIGKILLs at random moments, and a death before every single file operation of a run."""
     script = Path(__file__).with_name("killed_run.py")

@@ -102,6 +102,7 @@ def under_way(command: list[str], run: Path) -> Iterator[tuple[subprocess.Popen[
     assert before < len(lines(run)) < TOTAL
 
 
+@pytest.mark.long
 def test_stopped_killed_and_run_again(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     with under_way(evaluate(run, *WORKERS), run) as (program, _):
@@ -124,6 +125,7 @@ def test_on_ray(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -
     assert lines(run) == expected
 
 
+@pytest.mark.long
 def test_torchrun_with_a_rank_killed(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     with under_way(evaluate(run, by=TORCHRUN), run) as (program, started):

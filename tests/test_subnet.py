@@ -284,6 +284,7 @@ class TestDamaged:
         assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
 
 
+@pytest.mark.long
 def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_path: Path) -> None:
     """Bound, extracted, and reloaded by the file that travels with the weights: the same to the last bit."""
     net, rng = MobileNetV3(MobileNetV3Settings(num_classes=100), seed=3), random.Random(4)

@@ -55,6 +55,7 @@ def mini(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_whole_story(mini: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (mini, "--out", out, "--threads", "2", "--workers", "2")

@@ -80,6 +80,7 @@ def children(pid: int) -> list[int]:
     return [child for child, command in commands.items() if "spawn_main" in command]
 
 
+@pytest.mark.long
 def test_every_result_once_whoever_is_killed(straight: Path, tmp_path: Path) -> None:
     """A worker is killed in the middle of its run, then the whole program, then it is told to stop; then it ends."""
     path = tmp_path / "study"
