@@ -52,8 +52,8 @@ class Stage(nn.Module):
 def stages_of(plain: PlainNetwork) -> list[Stage]:
     """The stages of a plain network, which they take apart: stem, blocks, head."""
     spec = with_fast_blocks(crop_kernels(plain)).spec
-
     conv, norm = plain.final
+    assert isinstance(conv, nn.Conv2d)
 
     def stem(x_BCHW: Tensor) -> Tensor:
         return F.hardswish(plain.stem(resize(x_BCHW, spec.resolution)))
