@@ -8,6 +8,7 @@ from trainonce.report.charts import millions, plural
 from trainonce.report.loading import Group, RunRecord
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, picture
 from trainonce.report.population import (
+    ArmPopulation,
     PopulationInfo,
     draw_pareto,
     draw_population,
@@ -130,16 +131,22 @@ def _bucket_table(info: PopulationInfo) -> Table:
     return Table(caption="boxes: top-1 in percent by bucket", columns=columns, rows=rows)
 
 
+def _subnet_row(arm: ArmPopulation, line: Line) -> list[Cell]:
+    """A subnet in a table: arm, seed, million MACs and parameters, top-1 in percent, and the command."""
+    macs_m, params_m = line["macs"] / 1e6, line["params"] / 1e6
+    return [
+        arm.label,
+        line["seed"],
+        macs_m,
+        params_m,
+        line["top1"],
+        Command(extract_command(line["run"], line["arch"])),
+    ]
+
+
 def _subnet_tables(info: PopulationInfo) -> list[Table]:
     rows: list[list[Cell]] = [
-        [
-            arm.label,
-            line["seed"],
-            line["macs"] / 1e6,
-            line["params"] / 1e6,
-            line["top1"],
-            Command(extract_command(line["run"], line["arch"])),
-        ]
+        _subnet_row(arm, line)
         for arm in info.arms
         for line in sorted(arm.lines, key=lambda line: (line["seed"], line["macs"]))
     ]
@@ -167,17 +174,7 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
             "The best of many is a little lucky on the images it was chosen by. Click a corner for its command."
         )
         rows: list[list[Cell]] = [
-            [
-                arm.label,
-                line["seed"],
-                line["macs"] / 1e6,
-                line["params"] / 1e6,
-                line["top1"],
-                Command(extract_command(line["run"], line["arch"])),
-            ]
-            for arm in info.arms
-            for front in arm.fronts.values()
-            for line in front
+            _subnet_row(arm, line) for arm in info.arms for front in arm.fronts.values() for line in front
         ]
         columns = ["arm", "seed", "M MACs", "M params", "top-1, %", "take it out"]
         figures.append(
