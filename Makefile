@@ -11,7 +11,7 @@ DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-long test-ray test-browser bench check format wheel clean
+.PHONY: demo test test-long test-ray test-browser test-export bench check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +34,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q -m "not long and not browser and not ray"
+	python -m pytest -q -m "not long and not browser and not ray and not export"
 
 test-long: $(INSTALLED)
 	python -m pytest -q -m long
@@ -45,6 +45,10 @@ test-browser: $(INSTALLED)
 test-ray: $(INSTALLED)
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	python -m pytest -q -m ray
+
+test-export: $(INSTALLED)
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,openvino,executorch]'
+	python -m pytest -q -m export
 
 bench: $(INSTALLED)
 	python benchmarks/train_step.py
