@@ -92,8 +92,8 @@ class MBConvSupernet(Supernet):
         return out
 
     def slices(self, arch: Architecture) -> Slices:
-        fixed = {"stem": self.stem, "final": self.final, "feature": self.feature, "classifier": self.classifier}
-        cut = {f"{part}.{k}": v for part, layer in fixed.items() if layer is not None for k, v in layer.state_dict().items()}
+        fixed = ("stem", "final", "feature", "classifier") if self.feature else ("stem", "final", "classifier")
+        cut = {f"{part}.{k}": v for part in fixed for k, v in getattr(self, part).state_dict().items()}
         specs = self.describe(arch).blocks
         for i, (block, spec) in enumerate(zip(self.active_blocks(arch), specs, strict=True)):
             cut |= prefixed(f"blocks.{i}", block.slices(spec))
