@@ -96,6 +96,18 @@ def agree(ofa: Any, net: Supernet, reference: Any, state: dict[str, Tensor], cho
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.fixture(scope="module")
+def loaded(
+    ofa: Any, small: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Any, ...]]:
+    found, path = {}, tmp_path_factory.mktemp("ofa") / "file.pth"
+    for name in SMALL:
+        state = ofa.state_dict(small(name), seed=3)
+        torch.save(state, path)
+        found[name] = (load_ofa(path, name, resolutions=(64,)).double(), state)
+    return found
+
+
 class TestLogits:
     @pytest.mark.parametrize("name", NAMES)
     def test_of_the_published_networks(self, name: str, ofa: Any, tmp_path: Path) -> None:
@@ -121,17 +133,6 @@ class TestLogits:
     ) -> None:
         net, state = loaded[name]
         agree(ofa, net, small(name), state, choices(small(name), random.Random(seed)))
-
-    @pytest.fixture(scope="class")
-    def loaded(
-        self, ofa: Any, small: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-    ) -> dict[str, tuple[Any, ...]]:
-        found, path = {}, tmp_path_factory.mktemp("ofa") / "file.pth"
-        for name in SMALL:
-            state = ofa.state_dict(small(name), seed=3)
-            torch.save(state, path)
-            found[name] = (load_ofa(path, name, resolutions=(64,)).double(), state)
-        return found
 
     def test_at_full_size_in_float32(self, ofa: Any, tmp_path: Path) -> None:
         name = "ofa_mbv3_d234_e346_k357_w1.0"
@@ -281,17 +282,18 @@ def file(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-class TestRun:
-    @pytest.fixture(scope="class")
-    def imported(self, file: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        run = tmp_path_factory.mktemp("runs") / "run"
-        options = ("--name", "small mbv3", "--data", str(pictures), "--resolutions", "24,32")
-        done = CliRunner().invoke(app, ["import-ofa", str(file), *options, "--out", str(run), "--json"])
-        assert done.exit_code == 0, done.output
-        found = json.loads(done.stdout)
-        assert (found["run"], found["family"], found["classes"]) == (str(run), "mobilenet_v3", 3)
-        return run
+@pytest.fixture(scope="module")
+def imported(file: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    options = ("--name", "small mbv3", "--data", str(pictures), "--resolutions", "24,32")
+    done = CliRunner().invoke(app, ["import-ofa", str(file), *options, "--out", str(run), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["run"], found["family"], found["classes"]) == (str(run), "mobilenet_v3", 3)
+    return run
 
+
+class TestRun:
     def test_is_recorded_as_imported(self, imported: Path, file: Path) -> None:
         config = RunDirectory(imported).config()
         assert config.imported is not None

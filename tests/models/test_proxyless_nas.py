@@ -95,13 +95,12 @@ def test_training_agrees_with_the_plain_network(
         for model, made in ((supernet, found), (plain, want)):
             model.zero_grad()
             made.square().sum().backward()
-        for here, there in (
-            (supernet.classifier.weight, plain.classifier.weight),
-            (supernet.final[0].weight, plain.final[0].weight),
-        ):
-            assert here.grad is not None
-            assert there.grad is not None
-            assert (here.grad - there.grad).norm() <= 10 * rtol * there.grad.norm()
+        here, there = dict(supernet.named_parameters()), dict(plain.named_parameters())
+        for name in ("stem.0.weight", "final.0.weight", "final.1.bias", "classifier.weight"):
+            got, expected = here[name].grad, there[name].grad
+            assert got is not None
+            assert expected is not None
+            assert (got - expected).norm() <= 10 * rtol * expected.norm(), name
         moved = plain.state_dict()
         for name, tensor in supernet.slices(arch).items():
             if "running" in name:

@@ -11,6 +11,7 @@ names are those of mit-han-lab/once-for-all, which renamed modules over time and
 
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +77,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is not a file")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of forms that it might not know: it then raises
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except _FILE_ERRORS as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path} is damaged, or no file of weights: {reason}") from error
