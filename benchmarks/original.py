@@ -20,6 +20,7 @@ def forward(net: MobileNetV3, x_BCHW: Tensor, arch: Architecture) -> Tensor:
     for block, block_spec in zip(net.active_blocks(arch), spec.blocks, strict=True):
         x = _mbconv(block, x, block_spec)
     x = _h_swish(net.final(x)).mean(3, keepdim=True).mean(2, keepdim=True)
+    assert net.feature is not None
     logits: Tensor = net.classifier(net.dropout(_h_swish(net.feature(x)).flatten(1)))
     return logits
 

@@ -18,14 +18,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sampling", "models"),
     ("run", "evaluate", "subnet", "tally", "graphs"),
     ("block_graphs",),
-    ("train_state", "scoring"),
+    ("train_state", "scoring", "importing"),
     ("train",),
     ("population", "latency"),
     ("search",),
     ("lab", "export", "hub", "finetune"),
     ("predict",),
     ("cli_tools", "display", "report"),
-    ("cli_export", "cli_lab", "cli_latency", "cli_report", "cli_search", "cli_study", "cli_subnet"),
+    ("cli_export", "cli_lab", "cli_latency", "cli_ofa", "cli_report", "cli_search", "cli_study", "cli_subnet"),
     ("cli",),
     ("__main__",),
 )
@@ -114,12 +114,19 @@ def test_the_search_for_torch_finds_it_where_it_is() -> None:
     assert needs_torch("cost"), "through nn"
 
 
+def loads_weights_only(call: ast.Call) -> bool:
+    """Whether a call says `weights_only=True`, with which torch.load runs no code of the file."""
+    return any(keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in call.keywords)
+
+
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_unpickles(path: Path) -> None:
-    assert {name.split(".")[0] for name in imported(path)}.isdisjoint(UNPICKLERS)
+    assert {name.split(".")[0] for name in imported(path) - {"pickle.UnpicklingError"}}.isdisjoint(UNPICKLERS)
     assert "torch.load" not in imported(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    safe = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and loads_weights_only(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) != ("torch", "load")
+            assert (node.value.id, node.attr) != ("torch", "load") or node in safe
         if isinstance(node, ast.keyword):
             assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False"

@@ -60,14 +60,16 @@ def block_cost(spec: BlockSpec, size: int) -> Cost:
 
 
 def fixed_cost(spec: NetworkSpec) -> Cost:
-    """Everything but the blocks: stem, final convolution, feature layer, classifier."""
+    """Everything but the blocks: stem, final convolution, feature layer if there is one, classifier."""
     size = out_size(spec.resolution, spec.stem_stride)
     total = conv_cost(size, spec.in_channels, spec.stem_channels, 3) + bn_cost(spec.stem_channels)
     for block in spec.blocks:
         size = out_size(size, block.stride)
     total += conv_cost(size, spec.blocks[-1].out_channels, spec.final_channels, 1) + bn_cost(spec.final_channels)
-    total += conv_cost(1, spec.final_channels, spec.feature_channels, 1)
-    return total + conv_cost(1, spec.feature_channels, spec.num_classes, 1) + Cost(0, spec.num_classes)
+    features = spec.feature_channels or spec.final_channels
+    if spec.feature_channels:
+        total += conv_cost(1, spec.final_channels, features, 1)
+    return total + conv_cost(1, features, spec.num_classes, 1) + Cost(0, spec.num_classes)
 
 
 def network_cost(spec: NetworkSpec) -> Cost:

@@ -63,6 +63,17 @@ FORGETTING_LINE: dict[str, type | tuple[type, ...]] = {
 """What every line of forgetting.jsonl has at least."""
 
 
+class Imported(Settings):
+    """Weights that were trained elsewhere."""
+
+    name: str
+    """What their publisher calls the network."""
+    file: str
+    """Where they were read."""
+    sha256: str
+    """Hash of that file."""
+
+
 class RunConfig(Settings):
     """Everything that a run's weights follow from, and where it was run."""
 
@@ -78,6 +89,8 @@ class RunConfig(Settings):
     """The settings of the supernet, as its family reads them."""
     recipe: Recipe
     """The strategy, already scaled."""
+    imported: Imported | None = None
+    """Where the weights come from, if not from training here; the recipe then is what their publisher says of them."""
     sync_batch_norm: bool = False
     """Whether several processes normalise by the images of all. May be another when the run goes on."""
     precision: Precision = "float32"
@@ -173,7 +186,7 @@ class RunDirectory:
         """
         net = self.build_supernet()
         found = checkpoint.load_latest(self.checkpoints)
-        if found is None or found.step == 0:
+        if found is None or (found.step == 0 and self.config().imported is None):
             raise UserError(f"{self.path} has no trained weights yet: train it first")
         weights = found.tensors.get("weights", {})
         expected = net.state_dict()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainonce.nn import native
 from trainonce.nn.cropping import crop_kernels
@@ -56,18 +55,22 @@ def stages_of(plain: PlainNetwork) -> list[Stage]:
     assert isinstance(conv, nn.Conv2d)
 
     def stem(x_BCHW: Tensor) -> Tensor:
-        return F.hardswish(plain.stem(resize(x_BCHW, spec.resolution)))
+        x: Tensor = plain.act(plain.stem(resize(x_BCHW, spec.resolution)))
+        return x
 
     def head(x_BCHW: Tensor) -> Tensor:
-        x = F.hardswish(norm(native.pointwise(x_BCHW, conv.weight))).mean((2, 3), keepdim=True)
-        logits: Tensor = plain.classifier(F.hardswish(native.pointwise(x, plain.feature.weight)).flatten(1))
+        x = plain.act(norm(native.pointwise(x_BCHW, conv.weight))).mean((2, 3), keepdim=True)
+        if plain.feature is not None:
+            x = plain.act(native.pointwise(x, plain.feature.weight))
+        logits: Tensor = plain.classifier(x.flatten(1))
         return logits
 
+    after = (plain.final, plain.feature, plain.classifier)
     blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
     return [
-        Stage((spec.resolution, spec.stem_stride), stem, [plain.stem]),
+        Stage((spec.resolution, spec.stem_stride, spec.activation, spec.bn_eps), stem, [plain.stem]),
         *blocks,
-        Stage((), head, [plain.final, plain.feature, plain.classifier]),
+        Stage((spec.activation, spec.bn_eps), head, [part for part in after if part is not None]),
     ]
 
 

@@ -175,6 +175,8 @@ def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
 
 def _claim(run: RunDirectory, config: RunConfig, *, resume: bool) -> None:
     if resume and run.config_file.exists():
+        if run.config().imported is not None:
+            raise UserError(f"the weights of {run.path} were imported: no training stopped there that could go on")
         check_identity(run.config().identity(), config.identity(), where=run.config_file)
     else:
         run.create(config)

@@ -1,6 +1,8 @@
 """The elastic MobileNetV3: one network in three forms, shared weights, seeds, sorting, refusals."""
 
+import hashlib
 import random
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from trainonce.errors import UserError
 from trainonce.models import FAMILIES, GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet, build
-from trainonce.models.mobilenet_v3 import make_divisible
+from trainonce.models.layout import make_divisible
 from trainonce.nn import ops
 from trainonce.nn.native import blocks as native_blocks
 from trainonce.nn.plain import BN_MOMENTUM, MBConv, PlainNetwork
@@ -167,7 +169,7 @@ class TestRefusals:
             MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=2, geometry="big")
         with pytest.raises(UserError, match="unknown family 'vit'; the families are mobilenet_v3"):
             build("vit", {})
-        assert list(FAMILIES) == ["mobilenet_v3"]
+        assert list(FAMILIES) == ["mobilenet_v3", "proxyless_nas"]
 
     def test_build_is_the_constructor(self) -> None:
         built: Supernet = build("mobilenet_v3", TINY.model_dump(mode="json"), seed=4)
@@ -189,6 +191,37 @@ class TestGeometry:
         first = spec.blocks[0]
         assert (first.mid_channels, first.out_channels, first.kernel_size, first.expand) == (16, 16, 3, False)
         assert (spec.stem_channels, spec.final_channels, spec.feature_channels) == (16, 960, 1280)
+
+    @pytest.mark.parametrize(
+        ("geometry", "fields", "costs", "space"),
+        [
+            ("paper", {}, "f380c241025ddaac", "b4a75a79e196f048"),
+            ("paper", {"resolutions": (16, 32)}, "9330cc98991ff7ab", "3d983dd8083f336a"),
+            ("paper", {"width_mult": 1.2}, "d1bef49e00119cc0", "b4a75a79e196f048"),
+            ("cifar", {}, "49f269fef04b7aaa", "b4a75a79e196f048"),
+            ("cifar", {"resolutions": (16, 32)}, "d3972698b79f93cf", "3d983dd8083f336a"),
+            ("cifar", {"width_mult": 1.2}, "9f27cd4afd6c8965", "b4a75a79e196f048"),
+            ("tiny", {}, "93ffac8f7d47cfbd", "32b195682949ceb6"),
+            ("tiny", {"resolutions": (16, 32)}, "718022248665512f", "a3e4fa7485ab6c22"),
+            ("tiny", {"width_mult": 1.2}, "0c6f25d783653c45", "32b195682949ceb6"),
+        ],
+    )
+    def test_spaces_and_costs_stay_what_runs_have_recorded(
+        self, geometry: str, fields: dict[str, Any], costs: str, space: str
+    ) -> None:
+        """As they were when MobileNetV3 was the only family; weights, logits and gradients were then compared too."""
+        side = 8 if geometry == "tiny" else 32
+        settings = MobileNetV3Settings.for_images(
+            image_size=side, in_channels=3, num_classes=10, geometry=geometry, **fields
+        )
+        net, rng = MobileNetV3(settings), random.Random(7)
+        archs = [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(20))]
+        found = [(str(arch), net.cost_of(arch).macs, net.cost_of(arch).params) for arch in archs]
+        choices = [
+            (c.name, c.values, c.parent, None if c.allowed is None else dict(c.allowed)) for c in net.space.choices
+        ]
+        digests = [hashlib.sha256(repr(value).encode()).hexdigest()[:16] for value in (found, choices)]
+        assert digests == [costs, space]
 
     def test_map_sizes(self) -> None:
         """32 pixels: 16, 8, 4, 2, 2, 1; the CIFAR geometry: 32, 32, 16, 8, 8, 4."""

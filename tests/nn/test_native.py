@@ -22,8 +22,9 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.fast import FastMBConv
+from trainonce.nn.native.calls import KINDS
 from trainonce.nn.native.library import SIGNATURES, SOURCE, Block, Gradients, NormTensors
-from trainonce.nn.plain import BlockSpec, MBConv
+from trainonce.nn.plain import ACTIVATIONS, BlockSpec, MBConv
 from trainonce.space import derived_rng
 
 needs_native = pytest.mark.skipif(bool(native.why_not()), reason=f"no native kernels here: {native.why_not()}")
@@ -106,6 +107,39 @@ def test_every_choice_on_every_map_size(
                 block, spec = block_and_spec(act=act, expand=expand, stride=stride, kernel=kernel, mid=mid, se=se)
                 x = torch.randn(5, spec.in_channels, size, size, generator=torch.Generator().manual_seed(size)).double()
                 check_against_plain(block, spec, x, monkeypatch)
+
+
+def test_every_activation_of_a_plain_block_is_known() -> None:
+    """Another would raise a KeyError; what they compute is compared with torch below."""
+    assert set(ACTIVATIONS) < set(KINDS)
+
+
+@needs_native
+@pytest.mark.parametrize(("stride", "expand", "se"), [(1, True, True), (2, True, False), (1, False, False)])
+def test_relu6_is_cut_at_both_ends(stride: int, expand: bool, se: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms are scaled so that a good part of the numbers lies above 6; with another epsilon than others have."""
+    block, spec = block_and_spec(act="relu6", expand=expand, stride=stride, kernel=5, mid=41, se=se)
+    norms = [norm for norm in (block.expand_bn, block.depthwise_bn, block.project_bn) if norm is not None]
+    for norm in norms:
+        norm.eps = 0.1
+        norm.weight.data.mul_(25)
+    spec = dataclasses.replace(spec, bn_eps=0.1)
+    x = torch.randn(6, spec.in_channels, 7, 7, generator=torch.Generator().manual_seed(2)).double()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "usable", lambda _x: False)
+        seen: list[Tensor] = []
+        handle = block.act.register_forward_hook(lambda _module, _given, made: seen.append(made))
+        block.train()(x, spec)
+        handle.remove()
+    assert all(0.1 < (made == 6).double().mean() < 0.6 and 0.1 < (made == 0).double().mean() < 0.6 for made in seen)
+    check_against_plain(block, spec, x, monkeypatch)
+    plain = MBConv(spec).double()
+    plain.load_state_dict(block.slices(spec), strict=False)
+    for training in (True, False):
+        exact, fast = copy.deepcopy(plain).train(training), copy.deepcopy(plain).float().train(training)
+        with torch.no_grad():
+            want, got = exact(x), FastMBConv(fast, spec)(x.float())
+        assert (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
 @needs_native

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainonce.errors import UserError
+from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.mobilenet_v3 import GEOMETRIES, MobileNetV3, MobileNetV3Settings
+from trainonce.models.proxyless_nas import ProxylessNAS, ProxylessNASSettings
 from trainonce.models.supernet import BoundSubnet, Supernet
 
 __all__ = [
@@ -13,11 +15,13 @@ __all__ = [
     "BoundSubnet",
     "MobileNetV3",
     "MobileNetV3Settings",
+    "ProxylessNAS",
+    "ProxylessNASSettings",
     "Supernet",
     "build",
 ]
 
-FAMILIES: dict[str, type[MobileNetV3]] = {MobileNetV3.family: MobileNetV3}
+FAMILIES: dict[str, type[MBConvSupernet]] = {family.family: family for family in (MobileNetV3, ProxylessNAS)}
 """The families that a run directory can name."""
 
 
@@ -28,4 +32,5 @@ def build(family: str, settings: Mapping[str, Any], *, seed: int = 0, where: str
     """
     if family not in FAMILIES:
         raise UserError(f"unknown family {family!r}; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[family](MobileNetV3Settings.parse(settings, where=where), seed=seed)
+    chosen = FAMILIES[family]
+    return chosen(chosen.settings_type.parse(settings, where=where), seed=seed)

@@ -29,14 +29,14 @@ class ElasticMBConv(nn.Module):
 
     def __init__(self, largest: BlockSpec, kernel_sizes: tuple[int, ...]) -> None:
         super().__init__()
-        mid = largest.mid_channels
+        mid, eps = largest.mid_channels, largest.bn_eps
         self.expand = ElasticConv2d(largest.in_channels, mid) if largest.expand else None
-        self.expand_bn = ElasticBatchNorm2d(mid) if largest.expand else None
+        self.expand_bn = ElasticBatchNorm2d(mid, eps=eps) if largest.expand else None
         self.depthwise = ElasticDepthwiseConv2d(mid, kernel_sizes, largest.stride)
-        self.depthwise_bn = ElasticBatchNorm2d(mid)
+        self.depthwise_bn = ElasticBatchNorm2d(mid, eps=eps)
         self.se = ElasticSqueezeExcite(mid, largest.se_channels) if largest.se_channels else None
         self.project = ElasticConv2d(mid, largest.out_channels)
-        self.project_bn = ElasticBatchNorm2d(largest.out_channels)
+        self.project_bn = ElasticBatchNorm2d(largest.out_channels, eps=eps)
         self.act = ACTIVATIONS[largest.activation]()
         layers = {"expand.0": self.expand, "expand.1": self.expand_bn, "depthwise.1": self.depthwise_bn}
         if self.se is not None:

@@ -87,8 +87,9 @@ class ElasticBatchNorm2d(Synchronisable):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, max_channels: int) -> None:
+    def __init__(self, max_channels: int, *, eps: float = BN_EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(max_channels))
         self.bias = nn.Parameter(torch.zeros(max_channels))
         self.register_buffer("running_mean", torch.zeros(max_channels))
@@ -114,7 +115,7 @@ class ElasticBatchNorm2d(Synchronisable):
                 cut["weight"],
                 cut["bias"],
                 momentum=BN_MOMENTUM,
-                eps=BN_EPS,
+                eps=self.eps,
                 ranks=self.ranks,
             )
         return F.batch_norm(
@@ -125,7 +126,7 @@ class ElasticBatchNorm2d(Synchronisable):
             cut["bias"],
             self.training,
             BN_MOMENTUM,
-            BN_EPS,
+            self.eps,
         )
 
 

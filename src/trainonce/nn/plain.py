@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "h_swish": nn.Hardswish}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class BlockSpec:
     se_channels: int
     activation: str
     expand: bool
+    bn_eps: float = BN_EPS
 
     @property
     def residual(self) -> bool:
@@ -44,7 +45,11 @@ class BlockSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """A whole subnet with every size fixed. `resolution` is the side of its square input in pixels."""
+    """A whole subnet with every size fixed. `resolution` is the side of its square input in pixels.
+
+    Without a feature layer, where `feature_channels` is 0, the classifier reads the final convolution's means.
+    `activation` and `bn_eps` are of what lies around the blocks.
+    """
 
     resolution: int
     in_channels: int
@@ -55,6 +60,8 @@ class NetworkSpec:
     feature_channels: int
     num_classes: int
     dropout: float
+    activation: str = "h_swish"
+    bn_eps: float = BN_EPS
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
@@ -74,10 +81,12 @@ def resize(x_BCHW: Tensor, resolution: int) -> Tensor:
     return F.interpolate(x_BCHW, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def conv_bn(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, *, eps: float = BN_EPS
+) -> nn.Sequential:
     """A convolution without bias that keeps the map's size at stride 1, and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM))
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels, eps=eps, momentum=BN_MOMENTUM))
 
 
 class SqueezeExcite(nn.Module):
@@ -98,12 +107,12 @@ class MBConv(nn.Module):
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
-        mid = spec.mid_channels
+        mid, eps = spec.mid_channels, spec.bn_eps
         self.residual = spec.residual
-        self.expand = conv_bn(spec.in_channels, mid, 1) if spec.expand else None
-        self.depthwise = conv_bn(mid, mid, spec.kernel_size, spec.stride, groups=mid)
+        self.expand = conv_bn(spec.in_channels, mid, 1, eps=eps) if spec.expand else None
+        self.depthwise = conv_bn(mid, mid, spec.kernel_size, spec.stride, groups=mid, eps=eps)
         self.se = SqueezeExcite(mid, spec.se_channels) if spec.se_channels else None
-        self.project = conv_bn(mid, spec.out_channels, 1)
+        self.project = conv_bn(mid, spec.out_channels, 1, eps=eps)
         self.act = ACTIVATIONS[spec.activation]()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -122,20 +131,23 @@ class PlainNetwork(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.stem = conv_bn(spec.in_channels, spec.stem_channels, 3, spec.stem_stride)
+        self.stem = conv_bn(spec.in_channels, spec.stem_channels, 3, spec.stem_stride, eps=spec.bn_eps)
         self.blocks = nn.ModuleList(MBConv(block) for block in spec.blocks)
-        self.final = conv_bn(spec.blocks[-1].out_channels, spec.final_channels, 1)
-        self.feature = nn.Conv2d(spec.final_channels, spec.feature_channels, 1, bias=False)
+        self.final = conv_bn(spec.blocks[-1].out_channels, spec.final_channels, 1, eps=spec.bn_eps)
+        features = spec.feature_channels
+        self.feature = nn.Conv2d(spec.final_channels, features, 1, bias=False) if features else None
+        self.act = ACTIVATIONS[spec.activation]()
         self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = nn.Linear(spec.feature_channels, spec.num_classes)
+        self.classifier = nn.Linear(features or spec.final_channels, spec.num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x = F.hardswish(self.stem(resize(x_BCHW, self.spec.resolution)))
+        x = self.act(self.stem(resize(x_BCHW, self.spec.resolution)))
         for block in self.blocks:
             x = block(x)
-        x = F.hardswish(self.final(x)).mean((2, 3), keepdim=True)
-        x = F.hardswish(self.feature(x)).flatten(1)
-        logits: Tensor = self.classifier(self.dropout(x))
+        x = self.act(self.final(x)).mean((2, 3), keepdim=True)
+        if self.feature is not None:
+            x = self.act(self.feature(x))
+        logits: Tensor = self.classifier(self.dropout(x.flatten(1)))
         return logits
 
 

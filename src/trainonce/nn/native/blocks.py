@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
 from trainonce.nn.native.library import Block, Gradients, NormTensors
-from trainonce.nn.plain import BN_EPS, BN_MOMENTUM, BlockSpec
+from trainonce.nn.plain import BN_MOMENTUM, BlockSpec
 
 Tensors = Mapping[str, Tensor]
 DEPTHWISE = "depthwise.0.weight"
@@ -78,7 +78,7 @@ def _block(
         residual=spec.residual,
         threads=threads_for(images * height * width * spec.mid_channels, images),
         momentum=momentum,
-        eps=BN_EPS,
+        eps=spec.bn_eps,
         kernel_weight=kernel_C1kk.data_ptr(),
         norms=tuple(_norm(whole, statistics, name) for name in NORMS),
         **{field: whole[name].data_ptr() for name, field in POINTWISE.items() if name in whole},

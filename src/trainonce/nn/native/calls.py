@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainonce.nn.native.library import NormTensors, load_kernels
 
-KINDS = {"none": 0, "relu": 1, "h_swish": 2}
+KINDS = {"none": 0, "relu": 1, "h_swish": 2, "relu6": 3}  # every activation of trainonce.nn.plain
 SMALLEST_SHARE = 8192  # elements that make a second thread worth starting
 
 

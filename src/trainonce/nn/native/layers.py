@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
-from trainonce.nn.plain import BN_EPS
 
 
 def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
@@ -17,16 +16,18 @@ def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
     return maps(rows(x_BCHW) @ weight_OI11.flatten(1).t(), images, height, width)
 
 
-def norm_act(x_BCHW: Tensor, norm: Norm, kind: str, momentum: float) -> Tensor:
+def norm_act(x_BCHW: Tensor, norm: Norm, kind: str, *, momentum: float, eps: float) -> Tensor:
     """Batch norm in training mode and an activation, differentiable in x and the norm's weight and bias."""
-    out: Tensor = _NormAct.apply(x_BCHW, norm.weight, norm.bias, norm, kind, momentum)  # type: ignore[no-untyped-call]
+    out: Tensor = _NormAct.apply(  # type: ignore[no-untyped-call]
+        x_BCHW, norm.weight, norm.bias, norm, kind, momentum, eps
+    )
     return out
 
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: str, momentum: float
+        ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: str, momentum: float, eps: float
     ) -> Tensor:
         images, channels, height, width = x_BCHW.shape
         x_MC = rows(x_BCHW)
@@ -34,7 +35,7 @@ class _NormAct(torch.autograd.Function):
         stats, out_MC = x_MC.new_empty(4, channels), torch.empty_like(x_MC)
         kernels().norm_act_forward(
             *(x_MC.data_ptr(), images, height * width, channels, ctypes.byref(norm.pointers()), KINDS[kind]),
-            *(momentum, BN_EPS, stats.data_ptr(), out_MC.data_ptr(), threads_for(x_MC.numel(), images)),
+            *(momentum, eps, stats.data_ptr(), out_MC.data_ptr(), threads_for(x_MC.numel(), images)),
         )
         ctx.save_for_backward(x_MC, stats)
         ctx.kind, ctx.map = kind, (images, height, width)
@@ -52,4 +53,4 @@ class _NormAct(torch.autograd.Function):
             *(grad_MC.data_ptr(), x_MC.data_ptr(), images, height * width, channels, stats.data_ptr(), KINDS[ctx.kind]),
             *(dweight_C.data_ptr(), dbias_C.data_ptr(), dx_MC.data_ptr(), threads_for(x_MC.numel(), images)),
         )
-        return maps(dx_MC, *ctx.map), dweight_C, dbias_C, None, None, None
+        return maps(dx_MC, *ctx.map), dweight_C, dbias_C, None, None, None, None

@@ -25,7 +25,7 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int mask __attribute__((vector_size(4 * LANES)));
 
-enum { NO_ACT = 0, RELU = 1, HARDSWISH = 2 };
+enum { NO_ACT = 0, RELU = 1, HARDSWISH = 2, RELU6 = 3 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -58,7 +58,8 @@ INLINE vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & 
 
 INLINE vec act(vec u, int kind) {
     const vec zero = {0};
-    if (kind == RELU) return pick(u < zero, zero, u); /* NaN stays NaN */
+    if (kind == RELU || kind == RELU6) u = pick(u < zero, zero, u); /* NaN stays NaN */
+    if (kind == RELU6) u = pick(u > zero + 6.0f, zero + 6.0f, u);
     if (kind == HARDSWISH) {
         vec t = u + 3.0f;
         t = pick(t < zero, zero, t);
@@ -71,7 +72,8 @@ INLINE vec act(vec u, int kind) {
 /* g times the derivative of the activation at u */
 INLINE vec act_grad(vec g, vec u, int kind) {
     const vec zero = {0};
-    if (kind == RELU) return pick(u <= zero, zero, g);
+    if (kind == RELU || kind == RELU6) g = pick(u <= zero, zero, g);
+    if (kind == RELU6) g = pick(u >= zero + 6.0f, zero, g);
     if (kind == HARDSWISH) {
         vec inner = g * (u * (1.0f / 3.0f) + 0.5f);
         inner = pick(u >= zero + 3.0f, g, inner);
@@ -98,6 +100,7 @@ INLINE int lanes_at(int channel, int channels) { return channels - channel < LAN
     switch (kind) {                                                 \
         case RELU: { const int A = RELU; __VA_ARGS__; break; }      \
         case HARDSWISH: { const int A = HARDSWISH; __VA_ARGS__; break; } \
+        case RELU6: { const int A = RELU6; __VA_ARGS__; break; }    \
         default: { const int A = NO_ACT; (void)A; __VA_ARGS__; }    \
     }
 

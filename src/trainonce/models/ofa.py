@@ -1,0 +1,168 @@
+"""The published once-for-all supernets (OFA, arXiv 1908.09791): their state dicts, into the supernets here.
+
+OFA's modules are those of the supernets here under other names, so tensors are renamed and nothing is computed. Their
+names are those of mit-han-lab/once-for-all, which renamed modules over time and reads old names too, as this does:
+
+    blocks.3.mobile_inverted_conv.…   or   blocks.3.conv.…     a block
+    ….bn.bn.weight                    or   ….bn.weight         an elastic layer inside its wrapper, or the layer
+    ….conv.conv.weight                or   ….conv.weight
+    ….linear.linear.weight            or   ….linear.weight
+"""
+
+import re
+import struct
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.models.mbconv import MBConvSupernet
+from trainonce.models.mobilenet_v3 import MobileNetV3
+from trainonce.models.proxyless_nas import ProxylessNAS
+from trainonce.nn.blocks import ElasticMBConv
+
+OFA_NETWORKS: dict[str, tuple[type[MBConvSupernet], float]] = {
+    "ofa_mbv3_d234_e346_k357_w1.0": (MobileNetV3, 1.0),
+    "ofa_mbv3_d234_e346_k357_w1.2": (MobileNetV3, 1.2),
+    "ofa_proxyless_d234_e346_k357_w1.3": (ProxylessNAS, 1.3),
+}
+"""Family and width of each published network. All have depths 2, 3, 4, expand ratios 3, 4, 6, kernel sizes 3, 5, 7."""
+
+OFA_RESOLUTIONS = (128, 160, 192, 224)
+"""Sides of the images they were trained on, in pixels, beside the multiples of 4 in between (OFA's training script)."""
+
+CLASSIFIER = "classifier.linear.weight"
+
+_FILE_ERRORS = (  # what torch raises on a damaged or foreign file, by format and by where the damage is
+    *(RuntimeError, UnpicklingError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, AssertionError, MemoryError, struct.error),
+)
+
+
+def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_RESOLUTIONS) -> MBConvSupernet:
+    """The supernet of a published OFA network's weights, in evaluation mode.
+
+    `path` is a file that `torch.save` wrote, of the state dict or of a dict that has it as "state_dict"; it is read
+    by `torch.load(weights_only=True)`, which runs no code of the file. `name` is one of `OFA_NETWORKS`;
+    `resolutions` are the sides of the input in pixels, rising. The number of classes is the file's. Any subnet makes
+    of an image at its resolution the logits that it makes in OFA's code, up to rounding.
+
+    Raises `UserError` that names the valid names, or says what is wrong with the file: damaged, foreign, or a tensor
+    that is missing, unexpected, of another shape or not finite.
+    """
+    if name not in OFA_NETWORKS:
+        raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
+    path = Path(path)
+    given, where = _canonical(_read(path), path), f"{path} is no {name}"
+    if CLASSIFIER not in given or given[CLASSIFIER].ndim != 2:
+        raise UserError(f"{where}: it has no {CLASSIFIER} of two dimensions")
+    family, width = OFA_NETWORKS[name]
+    fields = {"num_classes": len(given[CLASSIFIER]), "width_mult": width, "resolutions": resolutions}
+    net = family(family.settings_type.parse(fields, where=f"{name} in {path}"))
+    names, state = _ofa_names(net), net.state_dict()
+    if not any(key.endswith("_matrix") for key in given):  # trained without them; OFA's code reads on, and so does this
+        names = {ours: theirs for ours, theirs in names.items() if not theirs.endswith("_matrix")}
+    _check({theirs: state[ours] for ours, theirs in names.items()}, given, where)
+    net.load_state_dict(state | {ours: given[theirs].to(torch.float32) for ours, theirs in names.items()})
+    return net.eval()
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a file, on the CPU."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of forms that it might not know: it then raises
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except _FILE_ERRORS as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path} is damaged, or no file of weights: {reason}") from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} holds no state dict")
+    for name, value in found.items():
+        if not isinstance(name, str) or not (_counts(name) or _is_weight(value)):
+            raise UserError(f"{path} holds no state dict of weights: what it has as {str(name)[:100]!r} is none")
+    return found
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
+
+
+def _canonical(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors under OFA's shortest names, without what batch norms count."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = name.replace(".mobile_inverted_conv.", ".conv.").replace(".bn.bn.", ".bn.")
+        short = re.sub(r"\.conv\.conv\.weight$", ".conv.weight", short).replace(".linear.linear.", ".linear.")
+        if short in named:
+            raise UserError(f"{path} holds {short} twice, under the names of two versions of OFA's code")
+        if not _counts(name):
+            named[short] = tensor
+    return named
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor counts a batch norm's batches: nothing depends on it."""
+    return name.endswith("num_batches_tracked")
+
+
+_AROUND = {"stem.0": "first_conv.conv", "stem.1": "first_conv.bn", "classifier": "classifier.linear"}
+_INSIDE = {
+    "expand": "inverted_bottleneck.conv",
+    "expand_bn": "inverted_bottleneck.bn",
+    "depthwise": "depth_conv.conv",
+    "depthwise_bn": "depth_conv.bn",
+    "se.reduce": "depth_conv.se.fc.reduce",
+    "se.expand": "depth_conv.se.fc.expand",
+    "project": "point_linear.conv",
+    "project_bn": "point_linear.bn",
+}
+
+
+def _ofa_names(net: MBConvSupernet) -> dict[str, str]:
+    """OFA's shortest name of each tensor of a supernet, by its name here."""
+    final = "feature_mix_layer" if net.feature is None else "final_expand_layer"
+    layers = _AROUND | {"final.0": f"{final}.conv", "final.1": f"{final}.bn", "feature": "feature_mix_layer.conv"}
+    names: dict[str, str] = {}
+    for number, (ours, block) in enumerate({"first": net.first, **_blocks(net)}.items()):
+        theirs = f"blocks.{number}.conv"
+        layers |= {f"{ours}.{layer}": f"{theirs}.{its}" for layer, its in _INSIDE.items()}
+        for small, large in pairwise(block.depthwise.kernel_sizes):
+            matrix = f"{theirs}.depth_conv.conv.{large}to{small}_matrix"
+            names[f"{ours}.depthwise.transforms.to_{small}"] = matrix
+    for name in net.state_dict():
+        layer, _, tensor = name.rpartition(".")
+        if name not in names and not _counts(name):
+            names[name] = f"{layers[layer]}.{tensor}"
+    return names
+
+
+def _blocks(net: MBConvSupernet) -> dict[str, ElasticMBConv]:
+    """The elastic blocks in order, by the beginning of their tensors' names."""
+    active = net.active_blocks(net.space.largest())[1:]
+    return {f"blocks.{name}": block for name, block in zip(net.blocks, active, strict=True)}
+
+
+def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Raise `UserError` unless every tensor wanted is given, with its shape and finite, and no other."""
+    _refuse(where, "it lacks", [name for name in wanted if name not in given])
+    _refuse(where, "it also has", [name for name in given if name not in wanted])
+    for name, tensor in wanted.items():
+        if given[name].shape != tensor.shape:
+            raise UserError(f"{where}: {name} is {tuple(given[name].shape)} in it, not {tuple(tensor.shape)}")
+        if not given[name].isfinite().all():
+            raise UserError(f"{where}: {name} in it is not finite")
+
+
+def _refuse(where: str, what: str, names: Iterable[str]) -> None:
+    first, *others = names or [""]
+    if first:
+        raise UserError(f"{where}: {what} {first}" + (f" and {len(others)} more" if others else ""))
