@@ -251,9 +251,9 @@ class _Loop:
         self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
     ) -> float | None:
         """Train an epoch, counted from 1, and give its mean loss; None where it was ended."""
-        done, tally, whole = (epoch - 1) * self.per_epoch, Tally(self.device), Tally(self.device)
+        before, tally, whole = (epoch - 1) * self.per_epoch, Tally(self.device), Tally(self.device)
         with closing(self.data.train.batches(self.rows(epoch))) as batches:
-            for done, batch in enumerate(batches, start=done + 1):
+            for done, batch in enumerate(batches, start=before + 1):
                 if should_stop():
                     return None
                 loss, hits = self.step(done - 1, batch)
@@ -263,7 +263,7 @@ class _Loop:
                     on_progress(self._progress(done, tally))
                     tally = Tally(self.device)
         mean = whole.mean_loss()
-        _refuse_not_finite(mean, done)
+        _refuse_not_finite(mean, epoch * self.per_epoch)
         return mean
 
     def step(self, number: int, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -85,9 +85,7 @@ class TrainState:
         return teacher
 
     def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
-        return sgd(
-            self.net, lr=entry.phase.lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay
-        )
+        return sgd(self.net, lr=entry.phase.lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
 
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
