@@ -42,8 +42,8 @@ def from_pretrained(
     """The network, in evaluation mode, and the description of a local directory or of a repository on the Hub.
 
     A directory that is there wins. `revision` (a branch, tag or commit), `token` and `cache_dir` are for the Hub.
-    Raises `UserError` where there is no such directory or repository, where it holds no whole subnet, or without the extra,
-    and `RunError` where the Hub cannot be reached.
+    Raises `UserError` where there is no such directory or repository, where it holds no whole subnet, or without the
+    extra, and `RunError` where the Hub cannot be reached.
     """
     path = Path(path_or_repo_id)
     if path.is_dir():
