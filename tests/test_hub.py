@@ -32,8 +32,9 @@ def net(make_net: MakeNet) -> MobileNetV3:
     return make_net(seed=2).eval()
 
 
-@pytest.fixture
-def saved(net: MobileNetV3, make_data: MakeData, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("subnets") / "good"
     description = describe_subnet(net, net.space.smallest(), make_data())
     description["trained"] = {
         "run": "/home/alice/runs/pets",
@@ -41,8 +42,13 @@ def saved(net: MobileNetV3, make_data: MakeData, tmp_path: Path) -> Path:
         "provenance": {"command": "trainonce train /home/alice/pets", "torch": "2.13"},
         "finetuned": None,
     }
-    save_pretrained(net.extract(net.space.smallest()), description, tmp_path / "subnet")
-    return tmp_path / "subnet"
+    save_pretrained(net.extract(net.space.smallest()), description, path)
+    return path
+
+
+@pytest.fixture
+def saved(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "subnet"))
 
 
 @pytest.fixture
