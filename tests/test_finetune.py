@@ -90,7 +90,7 @@ class TestSteps:
                     momenta[name] = 0.9 * momenta[name] + grad
                     tensor -= lr * (grad + 0.9 * momenta[name])
             weights.append(parameters(network))
-            assert result.epochs[step].loss == pytest.approx(loss.item(), rel=1e-4)
+            assert result.epochs[step].loss == pytest.approx(loss.detach().item(), rel=1e-4)
         for name, tensor in result.network.named_parameters():
             torch.testing.assert_close(tensor, weights[result.epoch - 1][name], rtol=1e-3, atol=1e-5)
         assert not torch.equal(weights[0]["stem.0.weight"], weights[1]["stem.0.weight"])

@@ -123,14 +123,12 @@ class TestLocal:
             with pytest.raises(UserError, match=r"needs an extra: pip install 'trainonce\[hub\]'"):
                 needing()
 
-    @pytest.mark.parametrize("name", ["./gone", "a/b/c", "", "/nowhere", "-", "some one/pets"])
+    @pytest.mark.parametrize("name", ["./gone", "../gone", "a/b/c", "", "/nowhere", "-", "some one/pets", "a\0b"])
     def test_neither_directory_nor_repository(
         self, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(
-            UserError, match=r"is neither a directory nor the name of a repository|is not a subnet|cannot"
-        ):
+        with pytest.raises(UserError, match="is neither a directory nor the name of a repository"):
             from_pretrained(name)
 
 

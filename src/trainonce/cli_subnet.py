@@ -209,7 +209,7 @@ def push(
             display.out.print(f"{size:>12,}  {name}")
         display.err.print(f"Would be uploaded to {repository}.")
         return
-    address = push_to_hub(subnet, repository, private=private, token=token, commit_message=message)
+    address = push_to_hub(subnet, repository, private=private, token=token or None, commit_message=message)
     if as_json:
         _print_json({"repository": repository, "commit": address, "files": [str(name) for name in names]})
         return

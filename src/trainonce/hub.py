@@ -18,7 +18,7 @@ from trainonce.files import read_json, to_json
 from trainonce.nn.plain import PlainNetwork
 from trainonce.subnet import FILES, read_subnet, verify_subnet, write_subnet
 
-REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PLACES = ("run", "command")
 """What a description says of how a subnet was trained that names folders of the machine: it stays at home."""
 
@@ -45,14 +45,13 @@ def from_pretrained(
     Raises `UserError` where there is no such directory or repository, where it holds no whole subnet, or without the
     extra, and `RunError` where the Hub cannot be reached.
     """
-    path = Path(path_or_repo_id)
-    if path.is_dir():
+    path, name = Path(path_or_repo_id), str(path_or_repo_id)
+    if name and path.is_dir():
         return read_subnet(path)
-    name = str(path_or_repo_id)
     if path.exists() or not REPO_ID.fullmatch(name):
         raise UserError(f"{name} is neither a directory nor the name of a repository, such as owner/name")
     hub = _hub()
-    with _refusals(hub, f"the repository {name}"):
+    with _refusals(hub, f"the repository {name} (no directory of that name is here)"):
         local = hub.snapshot_download(
             repo_id=name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(FILES)
         )
