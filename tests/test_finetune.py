@@ -88,7 +88,7 @@ class TestSteps:
                     assert tensor.grad is not None
                     grad = tensor.grad + (1e-2 * tensor if tensor.ndim > 1 and not name.endswith("bias") else 0)
                     momenta[name] = 0.9 * momenta[name] + grad
-                    tensor -= lr * (grad + 0.9 * momenta[name])
+                    tensor.sub_(lr * (grad + 0.9 * momenta[name]))
             weights.append(parameters(network))
             assert result.epochs[step].loss == pytest.approx(loss.detach().item(), rel=1e-4)
         for name, tensor in result.network.named_parameters():
@@ -112,9 +112,9 @@ class TestSteps:
             assert reference is not None
             torch.testing.assert_close(tensor.grad.double(), reference, rtol=1e-3, atol=2e-5, msg=name)
         statistics = dict(exact.named_buffers())
-        for name, tensor in fast.named_buffers():
+        for name, buffer in fast.named_buffers():
             if "running" in name:
-                torch.testing.assert_close(tensor.double(), statistics[name], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(buffer.double(), statistics[name], rtol=1e-4, atol=1e-5)
 
 
 class TestOutcome:

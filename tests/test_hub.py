@@ -233,12 +233,13 @@ def test_what_the_hub_raises_is_a_sentence(
 
 def test_the_stand_in_refuses_what_the_hub_would(hub: FakeHub) -> None:
     """So the tests above can fail."""
-    for wrong in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: huggingface_hub.snapshot_download(repository="x"),
         lambda: huggingface_hub.HfApi(tokens="x"),
         lambda: huggingface_hub.HfApi().upload_folder("x", folder="y"),
         lambda: huggingface_hub.HfApi().create_repo("x", hidden=True),
-    ):
+    )
+    for wrong in calls:
         with pytest.raises(TypeError):
             wrong()
 

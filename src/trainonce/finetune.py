@@ -245,7 +245,7 @@ class _Loop:
         """The rows of an epoch's batches, in an order of its own."""
         shuffle = torch.Generator().manual_seed(derived_seed(self.settings.seed, "order", epoch))
         order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
-        return iter(order[: self.per_epoch * self.share.total].split(self.share.total))
+        return iter(torch.split(order[: self.per_epoch * self.share.total], self.share.total))
 
     def epoch(
         self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
