@@ -14,22 +14,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce import subnet
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import load
 from trainonce.space import Architecture, derived_rng
-from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.subnet import describe_subnet, directory, read_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
-FILES = ["README.md", "model.py", "subnet.json", "weights.safetensors"]
+FILES = ["README.md", "config.json", "model.py", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class TestDirectory:
         path = tmp_path / "new" / "here"
         assert sorted(p.name for p in path.iterdir()) == FILES
         assert [p.name for p in path.parent.iterdir()] == ["here"]
-        found = json.loads((path / "subnet.json").read_text())
+        found = json.loads((path / "config.json").read_text())
         assert found["architecture"] == str(arch)
         assert found["choices"] == dict(arch)
         assert found["params"] == sum(p.numel() for p in plain.parameters())
@@ -136,9 +136,11 @@ class TestDirectory:
         assert found["scores"] == {"top1": 12.5}
         for name, checksum in found["sha256"].items():
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == checksum
-        assert set(found["sha256"]) == set(FILES) - {"subnet.json"}
-        weights = load_file(path / "weights.safetensors")
+        assert set(found["sha256"]) == {"model.py", "model.safetensors"}  # a person may edit the card
+        weights = load_file(path / "model.safetensors")
         assert all(torch.equal(weights[k], v) for k, v in plain.state_dict().items())
+        with safe_open(path / "model.safetensors", framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
         network, description = read_subnet(path)
         assert description == found
         with torch.inference_mode():
@@ -184,7 +186,7 @@ class TestDirectory:
             path.write_bytes(content[:10])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(subnet, "write_synced", refuse)
+        monkeypatch.setattr(directory, "write_synced", refuse)
         largest = net.space.largest()
         with pytest.raises(RunError, match=r"cannot write .*subnet: No space left on device"):
             write_subnet(tmp_path / "subnet", net.extract(largest), describe_subnet(net, largest, make_data()))
@@ -205,38 +207,40 @@ class TestDamaged:
     def path(self, good: Path, tmp_path: Path) -> Path:
         return Path(shutil.copytree(good, tmp_path / "subnet"))
 
-    @pytest.mark.parametrize("name", ["subnet.json", "weights.safetensors"])
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.py"])
     def test_a_missing_file(self, path: Path, name: str) -> None:
         (path / name).unlink()
-        with pytest.raises(UserError, match=rf"cannot read .*{name}: No such file"):
+        with pytest.raises(UserError, match=rf"{name}(: No such file| does not exist)"):
             read_subnet(path)
 
     @pytest.mark.parametrize("how", ["flipped", "truncated", "emptied"])
     def test_changed_weights(self, path: Path, how: str) -> None:
-        file = path / "weights.safetensors"
+        file = path / "model.safetensors"
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         changed = {"flipped": bytes(content), "truncated": bytes(content[:-4]), "emptied": b""}
         file.write_bytes(changed[how])
-        with pytest.raises(UserError, match=r"weights.safetensors is damaged: its checksum is not the recorded one"):
+        with pytest.raises(UserError, match=r"model.safetensors is damaged: its checksum is not the recorded one"):
             read_subnet(path)
 
     def test_weights_of_another_subnet(self, path: Path, net: MobileNetV3) -> None:
-        file = path / "weights.safetensors"
+        file = path / "model.safetensors"
         save_file({k: v.contiguous() for k, v in net.extract(net.space.largest()).state_dict().items()}, file)
-        self.rewrite(path, sha256={"weights.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
+        self.rewrite(path, sha256={"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
         with pytest.raises(UserError, match="does not hold together as a subnet"):
             read_subnet(path)
 
     @staticmethod
     def rewrite(path: Path, **changes: Any) -> None:
-        found = json.loads((path / "subnet.json").read_text())
-        (path / "subnet.json").write_text(json.dumps({**found, **changes}))
+        found = json.loads((path / "config.json").read_text())
+        if "sha256" in changes and isinstance(changes["sha256"], dict):
+            changes["sha256"] = {**found["sha256"], **changes["sha256"]}
+        (path / "config.json").write_text(json.dumps({**found, **changes}))
 
     @pytest.mark.parametrize("changes", [{"format": "other-subnet-2"}, {"format": None}])
     def test_a_foreign_format(self, path: Path, changes: dict[str, Any]) -> None:
         self.rewrite(path, **changes)
-        with pytest.raises(UserError, match=r"is not a subnet of this format \(trainonce-subnet-1\)"):
+        with pytest.raises(UserError, match=r"is not a subnet of this format \(trainonce-subnet-2\)"):
             read_subnet(path)
 
     @pytest.mark.parametrize(
@@ -247,19 +251,71 @@ class TestDamaged:
             {"network": {"blocks": 3}},
             {"sha256": None},
             {"sha256": []},
+            {"sha256": {"model.py": None}},
+            {"classes": ["a", "b"]},
+            {"classes": [1, 2, 3]},
+            {"classes": None},
+            {"preprocessing": {}},
+            {"preprocessing": {"resolution": 7, "channels": 1, "mean": [0.4], "std": [0.3]}},
+            {"preprocessing": {"resolution": 6, "channels": 1, "mean": [0.4, 0.4], "std": [0.3]}},
+            {"preprocessing": {"resolution": 6, "channels": 1, "mean": ["x"], "std": [0.3]}},
+            {"preprocessing": {"resolution": 6, "channels": 1, "mean": [0.4], "std": [0.0]}},
+            {"architecture": None},
+            {"macs": "many"},
         ],
     )
     def test_parts_that_do_not_fit(self, path: Path, changes: dict[str, Any]) -> None:
         self.rewrite(path, **changes)
-        with pytest.raises(UserError, match="does not hold together as a subnet"):
+        with pytest.raises(UserError, match=r"does not hold together as a subnet|model.py is damaged"):
             read_subnet(path)
+
+    def test_another_models_code(self, path: Path) -> None:
+        with (path / "model.py").open("a") as file:
+            file.write("raise SystemExit('executed')\n")
+        with pytest.raises(UserError, match=r"model.py is damaged: its checksum is not the recorded one"):
+            read_subnet(path)
+
+    def test_weights_of_another_type(self, path: Path) -> None:
+        file = path / "model.safetensors"
+        save_file({k: v.double() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
+        self.rewrite(path, sha256={"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
+        with pytest.raises(UserError, match=r"does not hold together as a subnet: .* is torch.float64 and not"):
+            read_subnet(path)
+
+    @pytest.mark.parametrize("content", [{"format": "trainonce-subnet-1"}, None])
+    def test_an_earlier_format(self, path: Path, content: dict[str, str] | None) -> None:
+        """Read with a sentence that says what to do, and replaced by doing it."""
+        network, description = read_subnet(path)
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / "subnet.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="an earlier format: take it out again with `trainonce extract`"):
+            read_subnet(path)
+        if content is None:
+            with pytest.raises(UserError, match="is not a subnet: name another directory"):
+                write_subnet(path, network, description)
+            return
+        write_subnet(path, network, description)
+        assert sorted(p.name for p in path.iterdir()) == FILES
+
+    def test_a_directory_of_another_library(self, path: Path) -> None:
+        """Its config.json is no sign that it may be replaced."""
+        network, description = read_subnet(path)
+        foreign = {"model_type": "bert", "architectures": ["BertModel"]}
+        (path / "config.json").write_text(json.dumps(foreign))
+        for refused in (lambda: read_subnet(path), lambda: write_subnet(path, network, description)):
+            with pytest.raises(UserError, match="is not a subnet"):
+                refused()
+        with pytest.raises(ValueError, match="is not a subnet of this format"):
+            load(path)
+        assert json.loads((path / "config.json").read_text()) == foreign
 
     @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
     @pytest.mark.parametrize("value", [0, -1, 7, 10**12, 2**70, 0.5, None, "8", [8]])
     @pytest.mark.parametrize("key", ["stem_channels", "final_channels", "num_classes", "mid_channels", "kernel_size"])
     def test_sizes_that_do_not_fit(self, path: Path, key: str, value: object) -> None:
         """Also absurd ones: nothing of that size is ever made."""
-        network = json.loads((path / "subnet.json").read_text())["network"]
+        network = json.loads((path / "config.json").read_text())["network"]
         (network if key in network else network["blocks"][1])[key] = value
         self.rewrite(path, network=network)
         with pytest.raises(UserError, match="does not hold together as a subnet"):
@@ -269,8 +325,8 @@ class TestDamaged:
     @settings(max_examples=300, deadline=None)
     @given(data=st.data())
     def test_fuzz(self, good: Path, damaged: Callable[[bytes], st.SearchStrategy[bytes]], data: st.DataObject) -> None:
-        """Any bytes in subnet.json: a `UserError`, or a network with the weights of the file."""
-        file = good / "subnet.json"
+        """Any bytes in config.json: a `UserError`, or a network with the weights of the file."""
+        file = good / "config.json"
         before = file.read_bytes()
         file.write_bytes(data.draw(damaged(before)))
         try:
@@ -279,9 +335,31 @@ class TestDamaged:
             return
         finally:
             file.write_bytes(before)
-        weights = load_file(good / "weights.safetensors")
+        weights = load_file(good / "model.safetensors")
         assert network.state_dict().keys() == weights.keys()
         assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
+
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data(), hidden=st.booleans())
+    def test_fuzz_of_the_weights(
+        self, good: Path, damaged: Callable[[bytes], st.SearchStrategy[bytes]], data: st.DataObject, hidden: bool
+    ) -> None:
+        """Any bytes in model.safetensors, also under a checksum that is theirs: a `UserError` or a whole network."""
+        weights, config = good / "model.safetensors", good / "config.json"
+        before, described = weights.read_bytes(), config.read_bytes()
+        content = data.draw(damaged(before))
+        weights.write_bytes(content)
+        if hidden:
+            self.rewrite(good, sha256={"model.safetensors": hashlib.sha256(content).hexdigest()})
+        try:
+            network, description = read_subnet(good)
+        except UserError:
+            return
+        finally:
+            weights.write_bytes(before)
+            config.write_bytes(described)
+        assert hidden or content == before
+        assert network(torch.zeros(1, 1, 6, 6)).shape == (1, len(description["classes"]))
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, cli_ofa, cli_report, cli_study, display
+from trainonce import checkpoint, cli_lab, cli_ofa, cli_report, cli_study, cli_subnet, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -408,6 +408,9 @@ def extract(
     ] = True,
     test: Annotated[bool, typer.Option("--test", help="Also score it on the test split and record that.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory to write. Default: RUN/subnets/ID.")] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="The licence that its model card names, such as apache-2.0.")
+    ] = None,
     data_path: MovedData = None,
     data_dir: DataDir = None,
     seed: Annotated[
@@ -449,6 +452,7 @@ def extract(
         "recalibrated": evaluator.settings.model_dump() if recalibrate else None,
         "scores": scores,
         "trained": {
+            "run": str(run.path.resolve()),
             "data": data.name,
             "recipe": config.recipe.name,
             "epochs": config.recipe.epochs,
@@ -458,6 +462,8 @@ def extract(
             "provenance": config.provenance,
         },
     }
+    if license_name:
+        description["license"] = license_name
     path = out or run.subnets / chosen.id
     write_subnet(path, network, description)
     verify_subnet(path, network)
@@ -468,7 +474,7 @@ def extract(
     cost = net.cost_of(chosen)
     display.out.print(f"{chosen}\n{measured}; {cost.macs / 1e6:.3f} M MACs, {cost.params / 1e6:.3f} M parameters")
     display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
-    display.out.print(f"Load it without trainonce: {path}/README.md says how, in three lines.")
+    display.out.print(f"Load it without trainonce: {path}/README.md, its model card, says how.")
 
 
 @app.command(name="list")
@@ -487,6 +493,7 @@ cli_report.register(app)
 cli_lab.register(app)
 cli_ofa.register(app)
 cli_study.register(app)
+cli_subnet.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from trainonce.data import DataSet
+from trainonce.finetune import FinetuneProgress
 from trainonce.lab.study import Study
 from trainonce.lab.summary import ArmSummary
 from trainonce.models import Supernet
@@ -164,6 +165,14 @@ def training_line(at: TrainProgress) -> str:
     return (
         f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}, "
         f"subnet {at.macs / 1e6:.2f} M MACs; {duration(at.seconds_left)} left"
+    )
+
+
+def finetuning_line(at: FinetuneProgress) -> str:
+    """Where fine-tuning stands, in a line."""
+    return (
+        f"epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}; "
+        f"{duration(at.seconds_left)} left"
     )
 
 

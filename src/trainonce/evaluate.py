@@ -95,7 +95,11 @@ class Evaluator:
 
     def __call__(self, net: Supernet, arch: Architecture) -> Score:
         """Extract, recalibrate, score, throw the copy away."""
-        return _score(self._chain.logits(net.extract(arch)), self.split, self._score_batch)
+        return self.score_recalibrated(net.extract(arch))
+
+    def score_recalibrated(self, plain: PlainNetwork) -> Score:
+        """Recalibrate and score a plain network, which is taken apart: give a copy with weights of its own."""
+        return _score(self._chain.logits(plain), self.split, self._score_batch)
 
     @property
     def _score_batch(self) -> int:

@@ -7,7 +7,7 @@ forgetting.jsonl   one line for each look at a probe while training
 interference.json  what the trained subnets do to each other
 checkpoints/       step-000123/…, see `trainonce.checkpoint`
 population.jsonl   one line for each subnet evaluated
-subnets/<id>/      a subnet taken out: subnet.json, weights.safetensors, model.py
+subnets/<id>/      a subnet taken out, see `trainonce.subnet`
 """
 
 import fcntl

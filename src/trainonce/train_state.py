@@ -85,22 +85,7 @@ class TrainState:
         return teacher
 
     def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.net.named_parameters():
-            norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
-            (plain if norm_or_bias else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(
-            groups, lr=entry.phase.lr, momentum=self.recipe.momentum, nesterov=self.recipe.momentum > 0, fused=True
-        )
-        if self.recipe.momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
-            for parameter in self.net.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
+        return sgd(self.net, lr=entry.phase.lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
 
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
@@ -218,6 +203,21 @@ class TrainState:
             counts = {name: tensor.numpy() for name, tensor in found.tensors["exposure"].items()}
             self.exposure.restore(counts, **found.state["exposure"])
         self.seconds_before, self.began = found.state.get("seconds", 0.0), time.monotonic()
+
+
+def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over all weights of a network; those of norms and biases do not decay."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
+        (plain if norm_or_bias else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:

@@ -1,4 +1,4 @@
-"""A plain network whose blocks run by the native kernels where they can: for teachers and for scoring."""
+"""A plain network whose blocks run by the native kernels where they can: for teachers, scoring, fine-tuning."""
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,27 @@ class FastMBConv(MBConv):
         return native.calibrate(x_BCHW, self.spec, self.tensors, norm.momentum)
 
 
-def with_fast_blocks(network: PlainNetwork) -> PlainNetwork:
+class TrainedMBConv(FastMBConv):
+    """A fast block that runs natively with autograd too, in training mode."""
+
+    def __init__(self, block: MBConv, spec: BlockSpec) -> None:
+        super().__init__(block, spec)
+        self.whole = {name: parameter for name, parameter in self.named_parameters() if name != native.DEPTHWISE}
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map [B, in, H, W] to [B, out, H / stride, W / stride]."""
+        norm, conv = self.project[1], self.depthwise[0]
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d)
+        of_all_ranks = isinstance(norm, Synchronisable)
+        if not (torch.is_grad_enabled() and norm.training and native.usable(x_BCHW)) or of_all_ranks:
+            return super().forward(x_BCHW)
+        return native.mbconv(x_BCHW, self.spec, conv.weight, self.whole, self.tensors)
+
+
+def with_fast_blocks(network: PlainNetwork, kind: type[FastMBConv] = FastMBConv) -> PlainNetwork:
     """The network, its blocks exchanged in place for fast ones that share their parts."""
     for i, (block, spec) in enumerate(zip(network.blocks, network.spec.blocks, strict=True)):
         assert isinstance(block, MBConv)
-        network.blocks[i] = FastMBConv(block, spec)
+        network.blocks[i] = kind(block, spec)
     return network

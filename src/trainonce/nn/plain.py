@@ -5,7 +5,7 @@ writes, so that the network there loads without trainonce:
 
     from model import load
     network = load(".")           # in evaluation mode, on the CPU
-    logits = network(images)      # float32 [B, C, H, W], normalised as subnet.json says
+    logits = network(images)      # float32 [B, C, H, W], normalised as config.json says
 """
 
 import json
@@ -151,13 +151,22 @@ class PlainNetwork(nn.Module):
         return logits
 
 
+FORMAT = "trainonce-subnet-2"
+"""What `config.json` says where a directory is a subnet as `load` reads it."""
+
+
 def load(directory: str | Path) -> PlainNetwork:
-    """The network of a directory with `subnet.json` and `weights.safetensors`, in evaluation mode."""
+    """The network of a directory with `config.json` and `model.safetensors`, in evaluation mode, on the CPU.
+
+    Raises `ValueError` where the directory holds something else.
+    """
     directory = Path(directory)
-    description = json.loads((directory / "subnet.json").read_text(encoding="utf-8"))
+    description = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{directory} is not a subnet of this format ({FORMAT})")
     with torch.device("meta"):
         network = PlainNetwork(NetworkSpec.from_json(description["network"]))
     # Copies, because weights that lie in the file's map are not aligned, and the last bits depend on that.
-    weights = {name: tensor.clone() for name, tensor in load_file(directory / "weights.safetensors").items()}
+    weights = {name: tensor.clone() for name, tensor in load_file(directory / "model.safetensors").items()}
     network.load_state_dict(weights, assign=True)
     return network.eval()

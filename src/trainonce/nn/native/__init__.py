@@ -1,8 +1,8 @@
 """Native CPU kernels for the elastic blocks: the same function as the plain path, several times as fast."""
 
-from trainonce.nn.native.blocks import calibrate, infer, mbconv
+from trainonce.nn.native.blocks import DEPTHWISE, calibrate, infer, mbconv
 from trainonce.nn.native.calls import Norm, usable
 from trainonce.nn.native.layers import norm_act, pointwise
 from trainonce.nn.native.library import why_not
 
-__all__ = ["Norm", "calibrate", "infer", "mbconv", "norm_act", "pointwise", "usable", "why_not"]
+__all__ = ["DEPTHWISE", "Norm", "calibrate", "infer", "mbconv", "norm_act", "pointwise", "usable", "why_not"]

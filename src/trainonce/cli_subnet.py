@@ -1,0 +1,220 @@
+"""The commands on a subnet's directory: `finetune` it, `push` it to the Hub."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from trainonce import display
+from trainonce.cli_tools import device_named, stop_on_signal
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.finetune import (
+    Finetuned,
+    FinetuneProgress,
+    FinetuneSettings,
+    described_finetuned,
+    estimated_seconds,
+    finetune,
+    largest_as_teacher,
+)
+from trainonce.hub import files_to_push, push_to_hub
+from trainonce.run import RunDirectory, provenance
+from trainonce.subnet import check_place, read_subnet, verify_subnet, write_subnet
+
+SubnetArgument = Annotated[
+    Path, typer.Argument(metavar="SUBNET", help="A subnet's directory, as `extract` writes it.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="finetune")(finetune_subnet)
+    app.command()(push)
+
+
+def finetune_subnet(
+    subnet: SubnetArgument,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.", show_default=False)],
+    run_path: Annotated[
+        Path | None, typer.Option("--run", help="The run it was taken from. Default: where it was then.")
+    ] = None,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate at the top of the cosine.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = 64,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Also learn from the supernet's largest network.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory to write. Default: SUBNET-finetuned.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")] = 0,
+    test: Annotated[bool, typer.Option("--test", help="Also score before and after on the test split.")] = False,
+    data_path: Annotated[
+        str | None, typer.Option("--data", help="Where the images are now, if they have moved.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    decode_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode streamed images. Default: one a core but one.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a subnet further on its own, on its run's training images, into a new directory.
+
+    The epoch that is best on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = FinetuneSettings.parse(
+        {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed},
+        where="the command line",
+    )
+    network, description = read_subnet(subnet)
+    path = out or subnet.with_name(f"{subnet.resolve().name}-finetuned")
+    if path.resolve() == subnet.resolve():
+        raise UserError(f"{path} is the subnet to start from: name another directory with --out")
+    check_place(path)
+    run = _run_of(description, run_path, subnet)
+    settled = device_named(device)
+    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(settled)
+    _refuse_other_images(description, data, subnet)
+    display.say_streamed(data)
+    display.say_slow(torch.device(settled).type)
+    evaluator = Evaluator(data, "validate", _calibration(description, subnet))
+    network = network.to(settled)
+    teacher = largest_as_teacher(run.load_supernet()[0].to(settled), evaluator) if distill else None
+    if dry_run:
+        seconds = estimated_seconds(network, evaluator, settings, teacher=teacher)
+        if as_json:
+            _print_json({"seconds": round(seconds, 1)})
+        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+        return
+    with stop_on_signal() as stop, display.progress() as show:
+
+        def on_progress(at: FinetuneProgress) -> None:
+            show(at.step, at.steps, display.finetuning_line(at))
+
+        result = finetune(
+            *(network, evaluator, settings),
+            teacher=teacher,
+            on_progress=on_progress,
+            should_stop=lambda: stop.number is not None,
+        )
+    if result is None:
+        display.err.print("Stopped; nothing was written, and the subnet is as it was.")
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))
+    tests = None
+    if test:
+        tests = score(network, data.test, data), score(result.network, data.test, data)
+    described = described_finetuned(
+        *(description, result, evaluator, settings),
+        tests=tests,
+        run=str(run.path.resolve()),
+        provenance=provenance(settled),
+    )
+    write_subnet(path, result.network, described)
+    verify_subnet(path, result.network)
+    _say_result(path, result, described, settings, as_json=as_json)
+
+
+def _say_result(
+    path: Path, result: Finetuned, described: dict[str, Any], settings: FinetuneSettings, *, as_json: bool
+) -> None:
+    if as_json:
+        _print_json({"path": str(path), **described})
+        return
+    how = described["trained"]["finetuned"]
+    for split, after in how["after"].items():
+        before = how["before"][split]
+        display.out.print(
+            f"{split}: top-1 {before['top1']:.2f}% before, {after['top1']:.2f}% after; loss {before['loss']:.4f} "
+            f"before, {after['loss']:.4f} after ({after['images']} images)"
+        )
+    last = result.epochs[-1].score
+    display.out.print(
+        f"Epoch {result.epoch} of {settings.epochs} was best on validate and is kept; the last had {last.top1:.2f}%."
+    )
+    if result.after.top1 <= result.before.top1:
+        display.out.print("It did not get better on validate: the subnet as it was is the one to use.")
+    display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
+
+
+def _run_of(description: dict[str, Any], given: Path | None, subnet: Path) -> RunDirectory:
+    recorded = (description.get("trained") or {}).get("run")
+    if given is None and not isinstance(recorded, str):
+        raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
+    run = RunDirectory(given or str(recorded))
+    if given is None and not run.config_file.exists():
+        raise UserError(f"{subnet} was taken from {recorded}, where there is no run now: say where it is with --run")
+    run.config()
+    return run
+
+
+def _refuse_other_images(description: dict[str, Any], data: DataSet, subnet: Path) -> None:
+    """Raise `UserError` where a subnet was made for other classes, or for images normalised in another way."""
+    given = description["preprocessing"]
+    for what, theirs, ours in (
+        ("classes", description["classes"], list(data.class_names)),
+        ("channels", given["channels"], data.channels),
+        ("mean", given["mean"], list(data.mean)),
+        ("std", given["std"], list(data.std)),
+    ):
+        if theirs != ours:
+            raise UserError(f"{subnet} was made for other images than those of the run: their {what} differ")
+
+
+def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
+    """How the subnet's batch norms were calibrated; the default way where they were not."""
+    recorded = description.get("recalibrated")
+    if not isinstance(recorded, dict):
+        return EvaluateSettings()
+    return EvaluateSettings.parse(recorded, where=f"{subnet}, recalibrated")
+
+
+def push(
+    subnet: SubnetArgument,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository; it is made if need be.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make it private, if it is made.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HF_TOKEN", show_envvar=True, help="A token that may write. Default: the one of `hf auth login`."
+        ),
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded; upload nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a subnet's directory, with its model card and exports, to the Hugging Face Hub."""
+    names = files_to_push(subnet)
+    if dry_run:
+        sizes = {str(name): (subnet / name).stat().st_size for name in names}
+        if as_json:
+            _print_json({"repository": repository, "files": sizes})
+            return
+        for name, size in sizes.items():
+            display.out.print(f"{size:>12,}  {name}")
+        display.err.print(f"Would be uploaded to {repository}.")
+        return
+    address = push_to_hub(subnet, repository, private=private, token=token or None, commit_message=message)
+    if as_json:
+        _print_json({"repository": repository, "commit": address, "files": [str(name) for name in names]})
+        return
+    display.out.print(f"Uploaded {len(names)} files: {address}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")

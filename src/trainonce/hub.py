@@ -1,0 +1,148 @@
+"""Subnets on the Hugging Face Hub, and in directories as its libraries have them: save, load, push.
+
+Only a repository's own four files are fetched, and none of them is executed: trainonce builds the network, weights
+come from safetensors, and both files that have a checksum must match it. Needs the extra `hub` for anything but a
+local directory.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainonce.errors import RunError, UserError
+from trainonce.files import read_json, to_json
+from trainonce.nn.plain import PlainNetwork
+from trainonce.subnet import FILES, read_subnet, verify_subnet, write_subnet
+
+REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+PLACES = ("run", "command")
+"""What a description says of how a subnet was trained that names folders of the machine: it stays at home."""
+
+
+def save_pretrained(network: PlainNetwork, description: dict[str, Any], path: str | Path) -> None:
+    """Write a subnet's directory and read it back; `description` is `describe_subnet`'s or `from_pretrained`'s.
+
+    Raises `UserError` where something else than a subnet is there, and `RunError` where the disk refuses.
+    """
+    write_subnet(Path(path), network, description)
+    verify_subnet(Path(path), network)
+
+
+def from_pretrained(
+    path_or_repo_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[PlainNetwork, dict[str, Any]]:
+    """The network, in evaluation mode, and the description of a local directory or of a repository on the Hub.
+
+    A directory that is there wins. `revision` (a branch, tag or commit), `token` and `cache_dir` are for the Hub.
+    Raises `UserError` where there is no such directory or repository, where it holds no whole subnet, or without the
+    extra, and `RunError` where the Hub cannot be reached.
+    """
+    path, name = Path(path_or_repo_id), str(path_or_repo_id)
+    if name and path.is_dir():
+        return read_subnet(path)
+    if path.exists() or not REPO_ID.fullmatch(name):
+        raise UserError(f"{name} is neither a directory nor the name of a repository, such as owner/name")
+    hub = _hub()
+    with _refusals(hub, f"the repository {name} (no directory of that name is here)"):
+        local = hub.snapshot_download(
+            repo_id=name, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(FILES)
+        )
+    return read_subnet(Path(local))
+
+
+def files_to_push(path: Path) -> list[Path]:
+    """The files of a subnet's directory that `push_to_hub` uploads, by relative name: all but hidden ones.
+
+    Raises `UserError` where it is no whole subnet.
+    """
+    read_subnet(path)
+    found = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.parts)]
+
+
+def push_to_hub(
+    path: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a subnet's directory to a repository, which is made if need be; returns the commit's address.
+
+    Exports beside the subnet go too; hidden files do not. The uploaded config.json leaves out what names folders of
+    this machine (the run's, and command lines). `private` is for a repository that is made. Raises `UserError` where
+    the directory is no whole subnet, for a name or token that the Hub refuses, or without the extra, and `RunError`
+    where the Hub cannot be reached.
+    """
+    path = Path(path)
+    names = files_to_push(path)
+    if not REPO_ID.fullmatch(repo_id):
+        raise UserError(f"{repo_id!r} is not the name of a repository: that is owner/name")
+    hub = _hub()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, Path(folder) / name)
+        config = read_json(path / "config.json")
+        (Path(folder) / "config.json").write_bytes(to_json(_without_places(config)))
+        with _refusals(hub, f"the repository {repo_id}"):
+            api = hub.HfApi(token=token)
+            made = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=made.repo_id,
+                repo_type="model",
+                folder_path=folder,
+                commit_message=commit_message or "A subnet by trainonce",
+            )
+    return str(commit.commit_url)
+
+
+def _without_places(description: dict[str, Any]) -> dict[str, Any]:
+    """The description without what says where on a machine it was trained."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(inner) for key, inner in value.items() if key not in PLACES}
+        return value
+
+    return {key: cleaned(value) if key == "trained" else value for key, value in description.items()}
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise UserError("the Hugging Face Hub needs an extra: pip install 'trainonce[hub]'") from error
+    return huggingface_hub
+
+
+@contextmanager
+def _refusals(hub: Any, what: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a sentence; its own messages say more than one."""
+    errors = hub.errors
+    try:
+        yield
+    except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
+        raise UserError(f"{what}: {_first_line(error)}") from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"{what} asks for permission first: {_first_line(error)}") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{what} has no such revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{what} does not exist, or is private and needs another --token") from error
+    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+        raise RunError(f"{what} cannot be reached: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

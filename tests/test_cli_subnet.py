@@ -1,0 +1,239 @@
+"""The commands on a subnet: `finetune` from a real run, `push`, and a sentence for every refusal."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import signal
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainonce import cli, cli_subnet, display
+from trainonce.finetune import FinetuneProgress
+from trainonce.subnet import read_subnet
+
+SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
+DEVICE = ("--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, pattern: str, code: int = 2) -> None:
+        """One sentence on stderr and nothing else that looks like a crash."""
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("trainonce:")]
+        assert len(lines) == 1, self.err
+        assert re.search(pattern, lines[0]), lines[0]
+
+
+def trainonce(*arguments: str | Path) -> Result:
+    """Run the command line in this process, as `trainonce ARGUMENTS` does."""
+    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
+    sys.argv = ["trainonce", *map(str, arguments)]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv, warnings.showwarning = argv, shown
+    assert isinstance(code, int)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("story") / "run"
+    result = trainonce("train", "digits", "--recipe", "spos", "--epochs", "2", *SMALL, "--out", path, "--probes", "0")
+    assert result.code == 0, result.err
+    return path
+
+
+@pytest.fixture(scope="module")
+def extracted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("subnets") / "subnet"
+    result = trainonce("extract", run, "smallest", "--out", path, "--license", "apache-2.0", *DEVICE)
+    assert result.code == 0, result.err
+    return path
+
+
+@pytest.fixture
+def subnet(extracted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(extracted, tmp_path / "subnet"))
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    found = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**found, **changes}))
+
+
+class TestFinetune:
+    def test_the_story(self, run: Path, subnet: Path) -> None:
+        before = contents(subnet)
+        result = trainonce("finetune", subnet, "--epochs", "3", "--lr", "0.05", "--test", *DEVICE)
+        assert result.code == 0, result.err
+        assert contents(subnet) == before
+        path = subnet.with_name("subnet-finetuned")
+        assert str(path) in result.out
+        network, description = read_subnet(path)
+        _, source = read_subnet(subnet)
+        how = description["trained"]["finetuned"]
+        assert source["trained"]["run"] == how["run"] == str(run.resolve())
+        assert how["from_sha256"] == source["sha256"]["model.safetensors"]
+        assert how["settings"]["epochs"] == 3
+        assert [epoch["epoch"] for epoch in how["epochs"]] == [1, 2, 3]
+        assert how["epochs"][-1]["loss"] < how["epochs"][0]["loss"]
+        assert how["before"]["validate"] == source["scores"]["validate"], "scored as when it was taken out"
+        assert how["after"]["validate"]["loss"] < how["before"]["validate"]["loss"]
+        assert description["scores"] == how["after"]
+        assert how["after"]["test"]["images"] == 359
+        assert description["license"] == "apache-2.0"
+        assert network.spec == read_subnet(subnet)[0].spec
+        assert f"{how['after']['test']['top1']:.2f}% after" in result.out
+        assert 'license: "apache-2.0"' in (path / "README.md").read_text()
+        assert "fine-tuned: 3 epochs on its own" in (path / "README.md").read_text()
+
+    def test_distilled_twice_with_the_same_seed(self, run: Path, subnet: Path, tmp_path: Path) -> None:
+        moved = Path(shutil.copytree(run, tmp_path / "moved"))
+        rewrite(subnet, recalibrated={"calibration_images": 50})  # quicker
+        options = ("--epochs", "1", "--distill", "--seed", "4", "--run", moved, "--json", *DEVICE)
+        found = []
+        for name in ("one", "two"):
+            result = trainonce("finetune", subnet, *options, "--out", tmp_path / name)
+            assert result.code == 0, result.err
+            found.append(json.loads(result.out))
+        assert found[0]["trained"]["finetuned"]["settings"]["distill"]
+        assert found[0]["trained"]["finetuned"]["run"] == str(moved.resolve())
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+        assert weights[0] == weights[1]
+
+    def test_a_dry_run_writes_nothing(self, subnet: Path) -> None:
+        result = trainonce("finetune", subnet, "--epochs", "5", "--dry-run", "--json", *DEVICE)
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["seconds"] > 0
+        assert "Would take about" in result.err
+        assert [path.name for path in subnet.parent.iterdir()] == ["subnet"]
+
+    def test_ctrl_c_leaves_nothing(self, subnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(at: FinetuneProgress) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return "interrupted"
+
+        monkeypatch.setattr(display, "finetuning_line", interrupted)
+        before = contents(subnet.parent)
+        result = trainonce("finetune", subnet, "--epochs", "500", *DEVICE)
+        assert result.code == 130
+        assert "Stopped; nothing was written" in result.err
+        assert contents(subnet.parent) == before
+        assert [path.name for path in subnet.parent.iterdir()] == ["subnet"]
+
+    def test_no_better_is_said(self, subnet: Path) -> None:
+        result = trainonce("finetune", subnet, "--epochs", "1", "--lr", "1e-12", *DEVICE)
+        assert result.code == 0, result.err
+        assert "It did not get better on validate" in result.out
+
+
+class TestFinetuneRefuses:
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (("--epochs", "0"), "the command line: epochs: .* greater than or equal to 1"),
+            (("--epochs", "1", "--lr", "0"), "the command line: lr: .* greater than 0"),
+            (("--epochs", "1", "--run", "/nowhere"), "/nowhere holds no run"),
+            (("--epochs", "1", "--device", "cuda:77"), "the device 'cuda:77' is not to be had here"),
+        ],
+    )
+    def test_options(self, subnet: Path, options: tuple[str, ...], says: str) -> None:
+        trainonce("finetune", subnet, *DEVICE, *options).refused(says)
+        assert [path.name for path in subnet.parent.iterdir()] == ["subnet"]
+
+    def test_places(self, subnet: Path, tmp_path: Path) -> None:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "holiday.jpg").write_text("irreplaceable")
+        trainonce("finetune", subnet, "--epochs", "1", "--out", tmp_path / "photos").refused("is not a subnet: name")
+        trainonce("finetune", subnet, "--epochs", "1", "--out", subnet).refused("is the subnet to start from: name")
+        assert (tmp_path / "photos" / "holiday.jpg").read_text() == "irreplaceable"
+
+    @pytest.mark.parametrize(
+        ("trained", "says"),
+        [
+            ({"run": "/gone"}, r"was taken from /gone, where there is no run now: say where it is with --run"),
+            ({}, "does not say which run it was taken from: name it with --run"),
+            (None, "does not say which run it was taken from: name it with --run"),
+        ],
+    )
+    def test_no_run(self, subnet: Path, trained: dict[str, str] | None, says: str) -> None:
+        rewrite(subnet, trained=trained)
+        trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused(says)
+
+    def test_the_runs_images_are_gone(self, run: Path, subnet: Path, tmp_path: Path) -> None:
+        moved = Path(shutil.copytree(run, tmp_path / "moved"))
+        config = json.loads((moved / "run.json").read_text())
+        config["data"]["name_or_path"] = "/nowhere/pets"
+        (moved / "run.json").write_text(json.dumps(config))
+        trainonce("finetune", subnet, "--epochs", "1", "--run", moved, *DEVICE).refused("were at /nowhere/pets and are")
+
+    def test_other_images(self, subnet: Path) -> None:
+        rewrite(subnet, classes=list("abcdefghij"))
+        trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("their classes differ")
+
+    def test_a_calibration_that_is_none(self, subnet: Path) -> None:
+        rewrite(subnet, recalibrated={"calibration_images": -3})
+        trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("recalibrated: calibration_images")
+
+    def test_no_subnet(self, run: Path, tmp_path: Path) -> None:
+        for path in (tmp_path / "nothing", run):
+            trainonce("finetune", path, "--epochs", "1").refused("cannot read .*config.json: No such file")
+            trainonce("push", path, "someone/pets").refused("cannot read .*config.json: No such file")
+
+
+class TestPush:
+    def test_a_dry_run(self, subnet: Path) -> None:
+        result = trainonce("push", subnet, "someone/pets", "--dry-run", "--json")
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["files"] == {path.name: path.stat().st_size for path in subnet.iterdir()}
+        assert "config.json" in trainonce("push", subnet, "someone/pets", "--dry-run").out
+
+    def test_options_arrive(self, subnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[Any, ...]] = []
+
+        def pushed(path: Path, repo_id: str, *, private: bool, token: str | None, commit_message: str | None) -> str:
+            seen.append((path, repo_id, private, token, commit_message))
+            return "https://huggingface.co/someone/pets/commit/1"
+
+        monkeypatch.setattr(cli_subnet, "push_to_hub", pushed)
+        options = ("--private", "--token", "hf_x", "--message", "Pets")
+        result = trainonce("push", subnet, "someone/pets", *options)
+        assert result.out.strip().endswith("https://huggingface.co/someone/pets/commit/1")
+        assert seen == [(subnet, "someone/pets", True, "hf_x", "Pets")]
+        assert "hf_x" not in result.out + result.err
+
+    def test_without_the_extra(self, subnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        trainonce("push", subnet, "someone/pets").refused(r"pip install 'trainonce\[hub\]'")
+
+    def test_a_bad_name(self, subnet: Path) -> None:
+        trainonce("push", subnet, "a/b/c").refused("is not the name of a repository")
+
+
+@pytest.mark.parametrize("command", ["finetune", "push"])
+def test_help(command: str) -> None:
+    result = trainonce(command, "--help")
+    assert result.code == 0
+    assert "SUBNET" in result.out

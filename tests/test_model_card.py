@@ -1,0 +1,122 @@
+"""The model card: the Hub's own parser reads it, and its code does what it says."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from trainonce.data import DataSet
+from trainonce.models import MobileNetV3
+from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.subnet.card import model_card
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+SCORE = {"top1": 91.25, "loss": 0.31, "images": 400}
+
+
+@pytest.fixture(scope="module")
+def description(make_net: MakeNet, make_data: MakeData) -> dict[str, Any]:
+    net = make_net()
+    return describe_subnet(net, net.space.smallest(), make_data()) | {
+        "scores": {"validate": {"top1": 92.5, "loss": 0.25, "images": 80}},
+        "recalibrated": {"calibration_images": 20},
+        "trained": {"data": "cifar10", "recipe": "rss", "epochs": 3.0, "seed": 5},
+    }
+
+
+def parsed(description: dict[str, Any]) -> Any:
+    return huggingface_hub.ModelCard(model_card(description))
+
+
+class TestFrontMatter:
+    def test_what_the_hub_reads(self, description: dict[str, Any]) -> None:
+        data = parsed(description).data
+        assert data.library_name == "trainonce"
+        assert data.pipeline_tag == "image-classification"
+        assert data.datasets == ["uoft-cs/cifar10"]
+        assert data.metrics == ["accuracy"]
+        assert {"once-for-all", "image-classification"} <= set(data.tags)
+        assert data.license is None, "left to the person"
+        assert data.eval_results is None, "validate guided choices: no result to publish"
+
+    def test_a_test_score_is_a_result(self, description: dict[str, Any]) -> None:
+        data = parsed(description | {"scores": {"test": SCORE}, "license": "apache-2.0"}).data
+        assert data.license == "apache-2.0"
+        [result] = data.eval_results
+        assert (result.metric_type, result.metric_value) == ("accuracy", 0.9125)
+        assert (result.dataset_name, result.dataset_type, result.dataset_split) == (
+            "cifar10",
+            "uoft-cs/cifar10",
+            "test",
+        )
+        assert result.task_type == "image-classification"
+
+    def test_without_scores_and_training(self, make_net: MakeNet, make_data: MakeData) -> None:
+        net = make_net()
+        card = parsed(describe_subnet(net, net.space.smallest(), make_data()))
+        assert card.data.library_name == "trainonce"
+        assert "## Scores" not in card.text
+        assert "## How it was trained" not in card.text
+
+    @given(name=st.text(min_size=1), licence=st.text(min_size=1))
+    def test_any_text_survives(self, description: dict[str, Any], name: str, licence: str) -> None:
+        """A folder of images can have any name; PyYAML, which the Hub's parser uses, gets it back unchanged."""
+        trained = {**description["trained"], "data": name}
+        data = parsed(description | {"trained": trained, "scores": {"test": SCORE}, "license": licence}).data
+        assert data.license == licence
+        assert data.eval_results[0].dataset_name == name
+
+
+class TestText:
+    def test_says_what_is_known(self, description: dict[str, Any]) -> None:
+        text = parsed(description | {"scores": {"validate": SCORE}}).text
+        assert f"| MACs | {description['macs']:,} |" in text
+        assert f"| parameters | {description['params']:,} |" in text
+        assert "0 a, 1 b, 2 c." in text
+        assert "| validate | 91.25% | 0.3100 | 400 |" in text
+        assert "strategy of the supernet: rss" in text
+        assert "batch norms: recalibrated" in text
+
+    def test_class_names_mean_nothing_but_themselves(self, description: dict[str, Any]) -> None:
+        text = parsed(description | {"classes": ["<b>x</b>", "[y](http://z)", "one\ntwo"]}).text
+        assert "\\<b\\>x\\</b\\>" in text
+        assert "\\[y\\](http://z)" in text
+        assert "one two" in text
+
+    def test_many_classes_are_not_all_listed(self, description: dict[str, Any]) -> None:
+        text = parsed(description | {"classes": [f"class{number}" for number in range(150)]}).text
+        assert "99 class99, and 50 more in config.json." in text
+        assert "class100" not in text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_code_runs(make_net: MakeNet, make_data: MakeData, tmp_path: Path, channels: int) -> None:
+    """The card's own lines, in a process without trainonce, give what the network here gives for the same picture."""
+    net, data = make_net(in_channels=channels).eval(), make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
+    arch, path = net.space.largest(), tmp_path / "subnet"
+    write_subnet(path, net.extract(arch), describe_subnet(net, arch, data))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL))
+    code = code.replace("path/of/this/directory", str(path))
+    code += "\nassert 'trainonce' not in sys.modules\nprint(logits.tolist())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grey = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    x = torch.from_numpy(np.array(grey).reshape(8, 8, channels)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        expected = read_subnet(path)[0]((x / 255 - 0.4) / 0.3)
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected)
