@@ -1,0 +1,150 @@
+"""The parts that a plain network is made of: its blocks, and its two ends; which of them a space has.
+
+Two networks share a part exactly when the part's every size is equal, its input map's included. A part is named by its
+sizes in JSON, so that a table of parts can be read without knowing families of networks.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from trainonce.cost import out_size
+from trainonce.latency.onnx_graph import trace
+from trainonce.models import Supernet
+from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
+from trainonce.space import Architecture, Choice, derived_seed
+
+M = TypeVar("M", bound=nn.Module)
+
+ENDS, BLOCK = "ends", "block"
+"""The two kinds of parts. The ends are what lies before the first block and after the last, together."""
+
+
+def block_name(spec: BlockSpec, size: int) -> str:
+    """The name of a block on an input map of `size` x `size`."""
+    return json.dumps({"part": BLOCK, "size": size, **asdict(spec)}, sort_keys=True)
+
+
+def ends_name(spec: NetworkSpec, last_size: int) -> str:
+    """The name of a network's ends, whose last block gives a map of `last_size` x `last_size`."""
+    sizes = {key: value for key, value in asdict(spec).items() if key not in ("blocks", "dropout")}
+    last = {"last_size": last_size, "last_channels": spec.blocks[-1].out_channels}
+    return json.dumps({"part": ENDS, **last, **sizes}, sort_keys=True)
+
+
+def part_names(spec: NetworkSpec) -> list[str]:
+    """The names of a network's parts: its ends, then its blocks in order, with repetitions."""
+    size, names = out_size(spec.resolution, spec.stem_stride), []
+    for block in spec.blocks:
+        names.append(block_name(block, size))
+        size = out_size(size, block.stride)
+    return [ends_name(spec, size), *names]
+
+
+def covering(net: Supernet) -> Iterator[Architecture]:
+    """Architectures that together have every part of the space.
+
+    A term of the cost says which choices a part follows from; for each combination of their values there is one
+    architecture, the largest that has them.
+    """
+    seen = set()
+    for term in net.cost.terms:
+        choices = [net.space[name] for name in term.choices]
+        for values in itertools.product(*(choice.values for choice in choices)):
+            wanted = {choice.name: value for choice, value in zip(choices, values, strict=True)}
+
+            def pick(choice: Choice, allowed: tuple[int, ...], wanted: dict[str, int] = wanted) -> int:
+                value = wanted.get(choice.name, allowed[-1])
+                return value if value in allowed else allowed[-1]
+
+            arch = net.space.build(pick)
+            if arch not in seen:
+                seen.add(arch)
+                yield arch
+
+
+def representatives(net: Supernet) -> dict[str, NetworkSpec]:
+    """Every part that a subnet of the space can have, each with one network that has it."""
+    found: dict[str, NetworkSpec] = {}
+    for arch in covering(net):
+        spec = net.describe(arch)
+        for name in part_names(spec):
+            found.setdefault(name, spec)
+    return found
+
+
+def random_network(spec: NetworkSpec) -> PlainNetwork:
+    """A network of these sizes with random weights, as `with_random_weights` makes them."""
+    with torch.device("meta"):
+        network = PlainNetwork(spec)
+    return with_random_weights(network)
+
+
+def with_random_weights(module: M) -> M:
+    """A module that has sizes only (on torch's meta device), with weights and in evaluation mode.
+
+    They are random and of a kind that keeps values near 1: what an untrained supernet computes dwindles from layer to
+    layer to numbers with which processors are slow. Global generators are left alone.
+    """
+    module = module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(derived_seed("latency", "weights"))
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.ndim > 1:  # of variance 2 / inputs
+                bound = math.sqrt(6 / tensor[0].numel())
+                tensor.uniform_(-bound, bound, generator=generator)
+            elif tensor.is_floating_point():
+                tensor.fill_(0.0 if name.endswith(("bias", "running_mean")) else 1.0)
+            else:
+                tensor.zero_()
+    return module.eval()
+
+
+class Piece(nn.Module):
+    """A module by itself, with the shape [C, H, W] of what it gets."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.shape = module, shape
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """What the module gives."""
+        out: Tensor = self.module(x_BCHW)
+        return out
+
+
+def pieces(name: str, spec: NetworkSpec) -> list[Piece]:
+    """The modules that a part consists of, cut out of a random network of these sizes that has the part."""
+    part = json.loads(name)
+    with torch.device("meta"):
+        network = PlainNetwork(spec)
+    if part["part"] == BLOCK:
+        block = network.blocks[part_names(spec).index(name) - 1]
+        return [Piece(with_random_weights(block), (part["in_channels"], part["size"], part["size"]))]
+    network = with_random_weights(network)
+    nodes = list(trace(network, leaf=_is_block).graph.nodes)
+    blocks = [i for i, node in enumerate(nodes) if node.op == "call_module" and _is_block(str(node.target))]
+    before = _cut(network, nodes[0], nodes[1 : blocks[0]])
+    after = _cut(network, nodes[blocks[-1]], nodes[blocks[-1] + 1 : -1])
+    image = (spec.in_channels, spec.resolution, spec.resolution)
+    return [Piece(before, image), Piece(after, (part["last_channels"], part["last_size"], part["last_size"]))]
+
+
+def _is_block(target: str) -> bool:
+    return target.startswith("blocks.") and target.count(".") == 1
+
+
+def _cut(network: nn.Module, entry: fx.Node, nodes: list[fx.Node]) -> fx.GraphModule:
+    """The operations `nodes` as a module of its own, whose input stands for what `entry` gives."""
+    graph = fx.Graph()
+    copies = {entry: graph.placeholder("x")}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[nodes[-1]])
+    return fx.GraphModule(network, graph)
