@@ -96,7 +96,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(spec=specs())
 def test_the_peak_is_that_of_the_simulated_network(spec: NetworkSpec) -> None:
     assert peak_memory(spec) == 4 * simulated_peak(spec)
@@ -105,10 +105,10 @@ def test_the_peak_is_that_of_the_simulated_network(spec: NetworkSpec) -> None:
 def test_the_peak_of_random_subnets_is_that_of_the_simulated_networks(make_net: MakeNet) -> None:
     net = make_net(resolutions=(8, 12))
     rng = derived_rng("memory")
-    archs = [net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(10))]
+    archs = [net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(3))]
     peaks = [peak_memory(net.describe(arch), bytes_per_value=1) for arch in archs]
     assert peaks == [simulated_peak(net.describe(arch)) for arch in archs]
-    assert len(set(peaks)) > 3
+    assert len(set(peaks)) > 2
 
 
 def one_block(**fields: Any) -> NetworkSpec:

@@ -7,9 +7,10 @@ sizes in JSON, so that a table of parts can be read without knowing families of 
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,18 +25,30 @@ M = TypeVar("M", bound=nn.Module)
 
 ENDS, BLOCK = "ends", "block"
 """The two kinds of parts. The ends are what lies before the first block and after the last, together."""
+UNTIMED = {"dropout", "bn_eps"}
+"""What no time follows from."""
 
 
+def part_name(part: Mapping[str, Any]) -> str:
+    """The name of a part with these sizes."""
+    return json.dumps(dict(part), sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
 def block_name(spec: BlockSpec, size: int) -> str:
     """The name of a block on an input map of `size` x `size`."""
-    return json.dumps({"part": BLOCK, "size": size, **asdict(spec)}, sort_keys=True)
+    return part_name({"part": BLOCK, "size": size, **_timed(asdict(spec))})
 
 
 def ends_name(spec: NetworkSpec, last_size: int) -> str:
     """The name of a network's ends, whose last block gives a map of `last_size` x `last_size`."""
-    sizes = {key: value for key, value in asdict(spec).items() if key not in ("blocks", "dropout")}
     last = {"last_size": last_size, "last_channels": spec.blocks[-1].out_channels}
-    return json.dumps({"part": ENDS, **last, **sizes}, sort_keys=True)
+    sizes = {key: value for key, value in vars(spec).items() if key != "blocks"}
+    return part_name({"part": ENDS, **last, **_timed(sizes)})
+
+
+def _timed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in UNTIMED}
 
 
 def part_names(spec: NetworkSpec) -> list[str]:
@@ -45,6 +58,11 @@ def part_names(spec: NetworkSpec) -> list[str]:
         names.append(block_name(block, size))
         size = out_size(size, block.stride)
     return [ends_name(spec, size), *names]
+
+
+def is_ends(name: str) -> bool:
+    """Whether a part's name is one of ends."""
+    return bool(json.loads(name).get("part") == ENDS)
 
 
 def covering(net: Supernet) -> Iterator[Architecture]:

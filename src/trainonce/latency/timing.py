@@ -2,12 +2,13 @@
 
 import gc
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Clock = Callable[[], float]
 """Gives a moment in seconds."""
@@ -23,24 +24,38 @@ def time_ms(
 ) -> list[float]:
     """The median milliseconds of each call, over rounds in which every call has its turn.
 
-    Slow changes of the machine hit all calls alike, since they take turns; each round begins with another one. In
-    its turn a call runs once untimed, which brings its weights back into the caches, and then `repeats` times in a
-    row, of which the fastest counts: the others were disturbed. `warm_up` rounds before do not count. Rubbish is not
-    collected meanwhile.
+    In its turn a call runs once untimed, which brings its weights back into the caches, and then `repeats` times, of
+    which the fastest counts: the others were disturbed. Calls take turns so that slow changes of the machine hit them
+    all alike, and what a round was slower than the others as a whole is taken out before the median. `warm_up` rounds
+    before do not count. Rubbish is not collected meanwhile.
     """
     assert rounds >= 1
     assert repeats >= 1
-    took: list[list[float]] = [[] for _ in calls]
+    if not calls:
+        return []
+    took = np.zeros((rounds, len(calls)))
     with _no_collection():
         for turn in range(-warm_up, rounds):
             for place in range(len(calls)):
-                index = (place + turn) % len(calls)
-                call = calls[index]
-                call()
-                fastest = min(_seconds(call, clock) for _ in range(repeats))
+                index = (place + turn) % len(calls)  # each round begins with another one
+                calls[index]()
+                fastest = min(_seconds(calls[index], clock) for _ in range(repeats))
                 if turn >= 0:
-                    took[index].append(1e3 * fastest)
-    return [statistics.median(times) for times in took]
+                    took[turn, index] = 1e3 * fastest
+    return [float(ms) for ms in _without_rounds(took)]
+
+
+def _without_rounds(took: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The medians of the columns, each row divided before by how much slower it was than the others.
+
+    A row's slowness is the median of its ratios to the columns' medians; three passes, as in Tukey's median polish.
+    """
+    took = np.maximum(took, 1e-9)  # a clock may be too coarse for a call
+    middle = np.median(took, axis=0)
+    for _ in range(3):
+        slowness = np.median(took / middle, axis=1, keepdims=True)
+        middle = np.median(took / slowness, axis=0)
+    return middle
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:
