@@ -23,7 +23,7 @@ from trainonce.errors import UserError
 from trainonce.files import append_line, read_lines
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.fit import counted, part_times
-from trainonce.latency.parts import is_ends, part_names, pieces, random_network, representatives
+from trainonce.latency.parts import is_ends, part_names, pieces, sized_network, representatives
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
 from trainonce.latency.table import LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
@@ -120,7 +120,7 @@ class Bench:
     def network(self, spec: NetworkSpec) -> Call:
         """A call of a whole network on images at its own resolution."""
         shape = (self.settings.batch, spec.in_channels, spec.resolution, spec.resolution)
-        return self.prepare(random_network(spec), shape)
+        return self.prepare(sized_network(spec), shape)
 
     def parts(self, chosen: Sequence[tuple[str, NetworkSpec]]) -> dict[str, float]:
         """Milliseconds of parts alone."""

@@ -22,22 +22,22 @@ FOLDS = 5
 def part_times(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np.bool_]) -> Floats:
     """Milliseconds of each part [P], none negative.
 
-    `counts` [N, P] says how often each of N networks has each part, `measured` [N] their milliseconds, `alone` [P] the
+    `counts` [N, P] says how often each of N > 5 networks has each part, `measured` [N] their milliseconds, `alone` [P] the
     parts' milliseconds alone, `ends` [P] which parts are ends: they have another offset from the line than blocks.
     """
     folds = np.arange(len(measured)) % FOLDS
     errors = np.zeros(len(TRUSTS))
-    for fold in range(min(FOLDS, len(measured)) if len(measured) > 1 else 0):
+    for fold in range(FOLDS):
         fitted, left = folds != fold, folds == fold
+        line = _line(counts[fitted], measured[fitted], alone, ends)
         for i, trust in enumerate(TRUSTS):
-            times = _near_line(counts[fitted], measured[fitted], alone, ends, trust)
+            times = _near(line, counts[fitted], measured[fitted], trust)
             errors[i] += np.abs(counts[left] @ times / measured[left] - 1).sum()
-    return _near_line(counts, measured, alone, ends, TRUSTS[int(errors.argmin())])
+    return _near(_line(counts, measured, alone, ends), counts, measured, TRUSTS[int(errors.argmin())])
 
 
-def _near_line(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np.bool_], trust: float) -> Floats:
+def _near(line: Floats, counts: Floats, measured: Floats, trust: float) -> Floats:
     """The times that minimise the squared relative errors of networks plus `trust` times those of parts to the line."""
-    line = _line(counts, measured, alone, ends)
     scale = line + 0.3 * line.mean()  # so that parts of no time on the line may have some
     pull = np.sqrt(trust) / scale
     rows = np.concatenate([counts / measured[:, None], np.diag(pull)])

@@ -6,11 +6,10 @@ sizes in JSON, so that a table of parts can be read without knowing families of 
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,10 +17,8 @@ from torch import Tensor, fx, nn
 from trainonce.cost import out_size
 from trainonce.latency.onnx_graph import trace
 from trainonce.models import Supernet
-from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
-from trainonce.space import Architecture, Choice, derived_seed
-
-M = TypeVar("M", bound=nn.Module)
+from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec, PlainNetwork
+from trainonce.space import Architecture, Choice
 
 ENDS, BLOCK = "ends", "block"
 """The two kinds of parts. The ends are what lies before the first block and after the last, together."""
@@ -97,31 +94,10 @@ def representatives(net: Supernet) -> dict[str, NetworkSpec]:
     return found
 
 
-def random_network(spec: NetworkSpec) -> PlainNetwork:
-    """A network of these sizes with random weights, as `with_random_weights` makes them."""
+def sized_network(spec: NetworkSpec) -> PlainNetwork:
+    """A network of these sizes in evaluation mode, on torch's meta device: it has no weights."""
     with torch.device("meta"):
-        network = PlainNetwork(spec)
-    return with_random_weights(network)
-
-
-def with_random_weights(module: M) -> M:
-    """A module that has sizes only (on torch's meta device), with weights and in evaluation mode.
-
-    They are random and of a kind that keeps values near 1: what an untrained supernet computes dwindles from layer to
-    layer to numbers with which processors are slow. Global generators are left alone.
-    """
-    module = module.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(derived_seed("latency", "weights"))
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.ndim > 1:  # of variance 2 / inputs
-                bound = math.sqrt(6 / tensor[0].numel())
-                tensor.uniform_(-bound, bound, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.fill_(0.0 if name.endswith(("bias", "running_mean")) else 1.0)
-            else:
-                tensor.zero_()
-    return module.eval()
+        return PlainNetwork(spec).eval()
 
 
 class Piece(nn.Module):
@@ -138,14 +114,13 @@ class Piece(nn.Module):
 
 
 def pieces(name: str, spec: NetworkSpec) -> list[Piece]:
-    """The modules that a part consists of, cut out of a random network of these sizes that has the part."""
+    """The modules, without weights, that a part of a network with these sizes consists of."""
     part = json.loads(name)
-    with torch.device("meta"):
-        network = PlainNetwork(spec)
     if part["part"] == BLOCK:
-        block = network.blocks[part_names(spec).index(name) - 1]
-        return [Piece(with_random_weights(block), (part["in_channels"], part["size"], part["size"]))]
-    network = with_random_weights(network)
+        with torch.device("meta"):
+            block = MBConv(spec.blocks[part_names(spec).index(name) - 1])
+        return [Piece(block.eval(), (part["in_channels"], part["size"], part["size"]))]
+    network = sized_network(spec)
     nodes = list(trace(network, leaf=_is_block).graph.nodes)
     blocks = [i for i, node in enumerate(nodes) if node.op == "call_module" and _is_block(str(node.target))]
     before = _cut(network, nodes[0], nodes[1 : blocks[0]])

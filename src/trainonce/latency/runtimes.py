@@ -1,11 +1,12 @@
 """What runs a module on this machine: torch itself, ONNX Runtime or OpenVINO, each with a fixed number of threads."""
 
+import math
 import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from trainonce.errors import UserError
 from trainonce.latency.onnx_graph import onnx_bytes
 from trainonce.version import __version__
 
+M = TypeVar("M", bound=nn.Module)
 Shape = tuple[int, ...]
 Call = Callable[[], object]
 Prepare = Callable[[nn.Module, Shape], Call]
-"""Makes of a module, and the shape of its one input, something that runs it once."""
+"""Makes of a module, which needs no weights, and the shape of its one input something that runs it once."""
 
 
 def _torch(threads: int) -> Prepare:
@@ -83,7 +85,28 @@ def make_runtime(name: str, *, threads: int) -> Prepare:
     """What prepares modules for a runtime. Raises `UserError` for an unknown name and without the extra."""
     if name not in RUNTIMES:
         raise UserError(f"unknown runtime {name!r}; the runtimes are {', '.join(RUNTIMES)}")
-    return RUNTIMES[name](threads)
+    prepare = RUNTIMES[name](threads)
+    return lambda module, shape: prepare(with_random_weights(module), shape)
+
+
+def with_random_weights(module: M) -> M:
+    """A module that has sizes only (on torch's meta device), with weights and in evaluation mode.
+
+    They are random and of a kind that keeps values near 1: what an untrained supernet computes dwindles from layer to
+    layer to numbers with which processors are slow. Global generators are left alone.
+    """
+    module = module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.ndim > 1:  # of variance 2 / inputs
+                bound = math.sqrt(6 / tensor[0].numel())
+                tensor.uniform_(-bound, bound, generator=generator)
+            elif tensor.is_floating_point():
+                tensor.fill_(0.0 if name.endswith(("bias", "running_mean")) else 1.0)
+            else:
+                tensor.zero_()
+    return module.eval()
 
 
 def _input(shape: Shape) -> Tensor:
