@@ -29,7 +29,9 @@ def build(net: MobileNetV3, machine: Any, settings: BuildSettings = FEW, **more:
 
 def unseen(net: MobileNetV3) -> list[Any]:
     rng = derived_rng("unseen")
-    return [net.describe(arch) for arch in (net.space.smallest(), net.space.largest(), *map(net.space.sample, [rng] * 4))]
+    return [
+        net.describe(arch) for arch in (net.space.smallest(), net.space.largest(), *map(net.space.sample, [rng] * 4))
+    ]
 
 
 def test_times_that_add_up_are_recovered(make_net: MakeNet, known_machine: Any) -> None:

@@ -27,9 +27,7 @@ def test_each_call_takes_what_it_takes_and_they_take_turns() -> None:
         clock.now += seconds
         clock.calls.append(name)
 
-    times = time_ms(
-        [lambda: cost("a", 0.001), lambda: cost("b", 0.25)], rounds=3, repeats=2, warm_up=1, clock=clock
-    )
+    times = time_ms([lambda: cost("a", 0.001), lambda: cost("b", 0.25)], rounds=3, repeats=2, warm_up=1, clock=clock)
     assert times == pytest.approx([1.0, 250.0])
     assert "".join(clock.calls) == "bbbaaa" + "aaabbb" + "bbbaaa" + "aaabbb"  # one untimed and two timed, in turns
 

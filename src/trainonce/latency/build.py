@@ -23,7 +23,7 @@ from trainonce.errors import UserError
 from trainonce.files import append_line, read_lines
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.fit import counted, part_times
-from trainonce.latency.parts import is_ends, part_names, pieces, sized_network, representatives
+from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
 from trainonce.latency.table import LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
@@ -237,7 +237,8 @@ def _table(
         drift=(max(paces), min(paces)),
         error=PredictionError.of((counts["held out"] @ times).tolist(), measured["held out"]),
         parts=tuple(
-            PartTime(part=json.loads(name), ms=float(ms), alone_ms=alone[name]) for name, ms in zip(order, times, strict=True)
+            PartTime(part=json.loads(name), ms=float(ms), alone_ms=alone[name])
+            for name, ms in zip(order, times, strict=True)
         ),
         **where,
     )
@@ -285,4 +286,3 @@ def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:
     networks = settings.networks + settings.held_out
     calls = (networks + ANCHORS * len(plan.groups)) * (settings.rounds + 2) * 4
     return networks * to_prepare + len(plan.parts) * to_prepare / 4 + calls * ms / 1e3
-

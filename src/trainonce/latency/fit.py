@@ -22,8 +22,8 @@ FOLDS = 5
 def part_times(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np.bool_]) -> Floats:
     """Milliseconds of each part [P], none negative.
 
-    `counts` [N, P] says how often each of N > 5 networks has each part, `measured` [N] their milliseconds, `alone` [P] the
-    parts' milliseconds alone, `ends` [P] which parts are ends: they have another offset from the line than blocks.
+    `counts` [N, P] says how often each of N > 5 networks has each part, `measured` [N] their milliseconds, `alone` [P]
+    the parts' milliseconds alone, `ends` [P] which parts are ends: they have another offset from the line than blocks.
     """
     folds = np.arange(len(measured)) % FOLDS
     errors = np.zeros(len(TRUSTS))

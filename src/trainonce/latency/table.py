@@ -1,4 +1,4 @@
-"""The table of a device: what each part of a network takes there. A small JSON file that goes from machine to machine."""
+"""The table of a device: what each part of a network takes there. A small JSON file that goes anywhere."""
 
 import hashlib
 import json
@@ -77,9 +77,8 @@ class LatencyTable(Settings):
         total = 0.0
         for name in part_names(spec):
             if name not in self._times:
-                raise UserError(
-                    f"the latency table (made {self.made}, {self.runtime}) is of another space: it has no {_described(name)}"
-                )
+                table = f"the latency table (made {self.made}, {self.runtime})"
+                raise UserError(f"{table} is of another space: it has no {_described(name)}")
             total += self._times[name]
         return total
 
@@ -101,7 +100,9 @@ class LatencyTable(Settings):
         if not isinstance(form, str) or not form.startswith(FAMILY):
             raise UserError(f"{path} is not a latency table: make one with `trainonce latency build`")
         if form != FORMAT:
-            raise UserError(f"{path} is a latency table of another version ({form[:60]!r}; this one reads {FORMAT!r}): make it anew")
+            raise UserError(
+                f"{path} is a latency table of another version ({form[:60]!r}; this one reads {FORMAT!r}): make it anew"
+            )
         recorded = values.pop(HASH, None)
         if recorded != _hash(values):
             raise UserError(f"{path} is damaged: its content is not what its checksum was made of")
