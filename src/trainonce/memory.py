@@ -15,7 +15,6 @@ import json
 
 import torch
 
-from trainonce.cost import out_size
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
 
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
@@ -23,20 +22,24 @@ SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 def peak_memory(spec: NetworkSpec, *, bytes_per_value: int = 4) -> int:
     """Peak bytes of the activations that are live at once for one image: 4 bytes a value in float32, 1 in int8."""
-    size = out_size(spec.resolution, spec.stem_stride)
+    size = _side_after(spec.resolution, spec.stem_stride)
     peak = spec.in_channels * spec.resolution**2 + spec.stem_channels * size**2
     for block in spec.blocks:
         peak = max(peak, _block_peak(block, size))
-        size = out_size(size, block.stride)
+        size = _side_after(size, block.stride)
     last, final = spec.blocks[-1].out_channels * size**2, spec.final_channels * size**2
     features = spec.feature_channels or spec.final_channels
     ends = (last + final, final + spec.final_channels, spec.final_channels + spec.feature_channels)
     return bytes_per_value * max(peak, *ends, features + spec.num_classes)
 
 
+def _side_after(size: int, stride: int) -> int:
+    return -(-size // stride)
+
+
 def _block_peak(spec: BlockSpec, size: int) -> int:
     """The most values that are live at once while a block runs on a map of `size` x `size`, its input included."""
-    before, after = size**2, out_size(size, spec.stride) ** 2
+    before, after = size**2, _side_after(size, spec.stride) ** 2
     source, out = spec.in_channels * before, spec.out_channels * after
     expanded, filtered = spec.mid_channels * before, spec.mid_channels * after
     kept = source if spec.residual else 0

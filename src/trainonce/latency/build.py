@@ -41,6 +41,8 @@ OnProgress = Callable[[int, int, str], None]
 ANCHORS = 3
 GROUP = 12
 """How many networks are held in memory at once beside the anchors."""
+FEWEST = 15
+"""How few networks there may be to fit and to hold out, together."""
 PARTS_AT_ONCE = 128
 """How many parts are held in memory, and take turns, at once."""
 
@@ -86,20 +88,24 @@ class Plan:
 def make_plan(net: Supernet, settings: BuildSettings) -> Plan:
     """The parts of the space, the anchors, and the networks in groups: those to fit first, then those held out.
 
-    Raises `UserError` where the space has too few subnets.
+    At most half of the space is measured. Raises `UserError` where it has too few subnets.
     """
-    archs = _random_subnets(net, ANCHORS + settings.networks + settings.held_out, "latency", settings.seed)
+    wanted = settings.networks + settings.held_out
+    count = min(wanted, net.space.count() // 2 - ANCHORS)
+    if count < FEWEST:
+        raise UserError(f"the space has {net.space.count()} subnets, too few for a table: measure those themselves")
+    archs = _random_subnets(net, ANCHORS + count, "latency", settings.seed)
     specs = [net.describe(arch) for arch in archs]
-    fitted, held_out = specs[ANCHORS : ANCHORS + settings.networks], specs[ANCHORS + settings.networks :]
+    last = ANCHORS + count * settings.networks // wanted
+    fitted, held_out = specs[ANCHORS:last], specs[last:]
     groups: list[tuple[Role, tuple[NetworkSpec, ...]]] = [("fit", group) for group in _in_groups(fitted, GROUP)]
     groups += [("held out", group) for group in _in_groups(held_out, GROUP)]
     return Plan(representatives(net), tuple(specs[:ANCHORS]), tuple(groups))
 
 
 def _random_subnets(net: Supernet, count: int, *key: int | str) -> list[Architecture]:
-    """Distinct subnets, uniform over the values of choices."""
-    if net.space.count() < count:
-        raise UserError(f"the space has {net.space.count()} subnets; measuring needs {count} different ones")
+    """Distinct subnets, uniform over the values of choices; no more than the space has."""
+    count = min(count, net.space.count())
     rng, drawn = derived_rng(*key), dict[Architecture, None]()
     while len(drawn) < count:
         drawn[net.space.sample(rng)] = None
