@@ -1,0 +1,170 @@
+"""`trainonce latency`: a table of what subnets take on this machine, made, shown and checked."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trainonce import display
+from trainonce.errors import UserError
+from trainonce.latency import (
+    RUNTIMES,
+    BuildSettings,
+    LatencyTable,
+    build_table,
+    check_table,
+    estimated_seconds,
+)
+from trainonce.latency.parts import ENDS
+from trainonce.latency.runtimes import this_machine, versions_of
+from trainonce.run import RunDirectory
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
+TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="What subnets take on this machine: a table, and its error.", no_args_is_help=True)
+    group.command()(build)
+    group.command()(show)
+    group.command()(check)
+    app.add_typer(group, name="latency")
+
+
+def build(
+    run_path: RunArgument,
+    runtime: Annotated[str, typer.Option(help=f"What runs the subnets: {', '.join(RUNTIMES)}.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A fifth of the subnets, a third of the turns: for a first look.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine into a table; the run need not be trained. Stopped, it goes on when called again.
+
+    Let the machine do nothing else meanwhile. The table also says how well it predicts subnets it was not made from.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
+    run = RunDirectory(run_path)
+    net = run.build_supernet()
+    make = BuildSettings.quick if quick else BuildSettings
+    settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
+    path = out or run.path / "latency" / f"{runtime}-{threads}-{batch}.json"
+    seconds = estimated_seconds(net, settings)
+    display.err.print(
+        f"{settings.networks} subnets to measure and {settings.held_out} to check by, {runtime}, {threads} "
+        f"thread{'s' if threads > 1 else ''}, batch {batch}: about {display.duration(seconds)}; into {path}"
+    )
+    if dry_run:
+        if as_json:
+            _print_json({"seconds": round(seconds, 1), "table": str(path)})
+        return
+    began = time.monotonic()
+    partial = path.with_name(f".{path.name}.measured.jsonl")
+    with display.progress() as shown:
+        table = build_table(net, settings, partial_file=partial, on_progress=shown)
+    table.write(path)
+    if as_json:
+        _print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
+        return
+    display.out.print(f"Measured {len(table.parts)} parts. On subnets it was not made from: {table.error}.")
+    _say_drift(table)
+    display.out.print(f"Wrote {path}")
+
+
+def show(table_path: TableArgument, as_json: Json = False) -> None:
+    """Show where a table was made, its error, and what parts take."""
+    table = LatencyTable.read(table_path)
+    if as_json:
+        _print_json(table.model_dump(mode="json"))
+        return
+    display.out.print(
+        f"{table.runtime}, {table.threads} thread{'s' if table.threads > 1 else ''}, batch {table.batch}, "
+        f"{', '.join(map(str, table.resolutions))} pixels; made {table.made}\n"
+        f"on {table.machine.get('cpu')}, {table.machine.get('cores')} cores, {table.machine.get('system')}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(table.versions.items()))
+    )
+    display.out.print(f"On subnets it was not made from: {table.error}.")
+    _say_drift(table)
+    display.out.print(_parts(table))
+
+
+def check(
+    table_path: TableArgument,
+    run_path: RunArgument,
+    networks: Annotated[int, typer.Option(min=2, help="Random subnets to measure.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; the median counts.")] = 15,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure random subnets on this machine, and compare them with what a table predicts."""
+    table = LatencyTable.read(table_path)
+    net = RunDirectory(run_path).build_supernet()
+    here, versions = this_machine(), versions_of(table.runtime)
+    for name, then, now in [
+        *((name, table.machine.get(name), here[name]) for name in here),
+        *((name, table.versions.get(name), versions[name]) for name in versions),
+    ]:
+        if then != now:
+            display.err.print(f"The table was made with another {name}: {then}; here it is {now}")
+    with display.progress() as shown:
+        error = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
+    if as_json:
+        _print_json(error.model_dump())
+        return
+    display.out.print(
+        f"Here and now: {error}.\nThis is {error.factor:.2f} times what the table says; "
+        f"but for that factor the mean error is {100 * error.scaled_mean:.1f}%."
+    )
+
+
+def _say_drift(table: LatencyTable) -> None:
+    slow, fast = table.drift
+    if slow / fast > 1.1:
+        display.out.print(
+            f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile: it was not quiet, "
+            "and the table would be better made when it is."
+        )
+
+
+def _parts(table: LatencyTable) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("part", "adds ms", "alone ms"):
+        shown.add_column(column, justify="left" if column == "part" else "right")
+    for entry in sorted(table.parts, key=lambda entry: -entry.ms):
+        shown.add_row(_described(entry.part), f"{entry.ms:.4f}", f"{entry.alone_ms:.4f}")
+    return shown
+
+
+def _described(part: dict[str, Any]) -> str:
+    if part.get("part") == ENDS:
+        return f"ends, at {part.get('resolution')} pixels"
+    return (
+        f"{part.get('in_channels')} > {part.get('mid_channels')} > {part.get('out_channels')} channels at "
+        f"{part.get('size')}, kernel {part.get('kernel_size')}, stride {part.get('stride')}"
+        + (", squeeze-excite" if part.get("se_channels") else "")
+        + f", {part.get('activation')}"
+    )
+
+
+def _summary(table: LatencyTable) -> dict[str, Any]:
+    return {"parts": len(table.parts), "drift": table.drift, "error": table.error.model_dump()}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")

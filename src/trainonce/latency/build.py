@@ -1,0 +1,294 @@
+"""Measuring a machine: the parts of a space alone, then whole random subnets; the table that follows.
+
+Most networks are measured to find what parts take within a network; the rest, which the table is not made from, say how
+well it predicts. Networks are held in memory a few at a time. A few of them, the anchors, are in every group: what a
+group's anchors are slower than usual, the machine was slower, and that is taken out.
+"""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from trainonce.errors import UserError
+from trainonce.files import append_line, read_lines
+from trainonce.latency.accuracy import PredictionError
+from trainonce.latency.fit import counted, part_times
+from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
+from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
+from trainonce.latency.table import LatencyTable, PartTime
+from trainonce.latency.timing import pinned, time_ms
+from trainonce.models import Supernet
+from trainonce.nn.plain import NetworkSpec
+from trainonce.settings import Settings
+from trainonce.space import Architecture, derived_rng
+
+T = TypeVar("T")
+Role = Literal["fit", "held out"]
+Timer = Callable[..., list[float]]
+"""`time_ms`, or what stands in for it."""
+OnProgress = Callable[[int, int, str], None]
+
+ANCHORS = 3
+GROUP = 12
+"""How many networks are held in memory at once beside the anchors."""
+FEWEST = 15
+"""How few networks there may be to fit and to hold out, together."""
+PARTS_AT_ONCE = 128
+"""How many parts are held in memory, and take turns, at once."""
+
+
+class BuildSettings(Settings):
+    """How a machine is measured."""
+
+    runtime: str = "onnxruntime"
+    """What runs the networks: onnxruntime, torch or openvino."""
+    threads: int = Field(1, ge=1, le=1024)
+    """Threads of the runtime."""
+    batch: int = Field(1, ge=1, le=4096)
+    """Images in a call."""
+    networks: int = Field(240, ge=10)
+    """Random subnets that the parts' times are found from."""
+    held_out: int = Field(60, ge=5)
+    """Random subnets that are only predicted."""
+    rounds: int = Field(15, ge=1)
+    """Turns of each network and each part; the median counts."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the random subnets."""
+
+    @classmethod
+    def quick(cls, **fields: Any) -> Self:
+        """A fifth of the networks and a third of the turns, for a first look."""
+        return cls(**{"networks": 48, "held_out": 24, "rounds": 5, **fields})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, all of which follows from the space and the settings."""
+
+    parts: dict[str, NetworkSpec]
+    anchors: tuple[NetworkSpec, ...]
+    groups: tuple[tuple[Role, tuple[NetworkSpec, ...]], ...]
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that is measured."""
+        return hashlib.sha256(repr((list(self.parts), self.anchors, self.groups)).encode()).hexdigest()
+
+
+def make_plan(net: Supernet, settings: BuildSettings) -> Plan:
+    """The parts of the space, the anchors, and the networks in groups: those to fit first, then those held out.
+
+    At most half of the space is measured. Raises `UserError` where it has too few subnets.
+    """
+    wanted = settings.networks + settings.held_out
+    count = min(wanted, net.space.count() // 2 - ANCHORS)
+    if count < FEWEST:
+        raise UserError(f"the space has {net.space.count()} subnets, too few for a table: measure those themselves")
+    archs = _random_subnets(net, ANCHORS + count, "latency", settings.seed)
+    specs = [net.describe(arch) for arch in archs]
+    last = ANCHORS + count * settings.networks // wanted
+    fitted, held_out = specs[ANCHORS:last], specs[last:]
+    groups: list[tuple[Role, tuple[NetworkSpec, ...]]] = [("fit", group) for group in _in_groups(fitted, GROUP)]
+    groups += [("held out", group) for group in _in_groups(held_out, GROUP)]
+    return Plan(representatives(net), tuple(specs[:ANCHORS]), tuple(groups))
+
+
+def _random_subnets(net: Supernet, count: int, *key: int | str) -> list[Architecture]:
+    """Distinct subnets, uniform over the values of choices; no more than the space has."""
+    count = min(count, net.space.count())
+    rng, drawn = derived_rng(*key), dict[Architecture, None]()
+    while len(drawn) < count:
+        drawn[net.space.sample(rng)] = None
+    return list(drawn)
+
+
+def _in_groups(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+class Bench:
+    """Prepares what a plan names and times it."""
+
+    def __init__(self, prepare: Prepare, settings: BuildSettings, timer: Timer = time_ms) -> None:
+        self.prepare, self.settings = prepare, settings
+        self.timer = partial(timer, rounds=settings.rounds)
+
+    def network(self, spec: NetworkSpec) -> Call:
+        """A call of a whole network on images at its own resolution."""
+        shape = (self.settings.batch, spec.in_channels, spec.resolution, spec.resolution)
+        return self.prepare(sized_network(spec), shape)
+
+    def parts(self, chosen: Sequence[tuple[str, NetworkSpec]]) -> dict[str, float]:
+        """Milliseconds of parts alone."""
+        owners, calls = [], []
+        for name, spec in chosen:
+            for piece in pieces(name, spec):
+                owners.append(name)
+                calls.append(self.prepare(piece, (self.settings.batch, *piece.shape)))
+        found = dict.fromkeys(owners, 0.0)
+        for name, ms in zip(owners, self.timer(calls), strict=True):
+            found[name] += ms
+        return found
+
+    def networks(self, specs: Sequence[NetworkSpec], anchors: Sequence[Call]) -> dict[str, list[float]]:
+        """Milliseconds of networks and of the anchors beside them."""
+        times = self.timer([*anchors, *map(self.network, specs)])
+        return {"anchors": times[: len(anchors)], "ms": times[len(anchors) :]}
+
+
+def measure(plan: Plan, bench: Bench, log: "Log", on_progress: OnProgress) -> None:
+    """Measure what the log does not have yet of a plan, writing it there piece by piece."""
+    chunks = list(_in_groups(list(plan.parts.items()), PARTS_AT_ONCE))
+    total = len(chunks) + len(plan.groups)
+    anchors: list[Call] = []
+    for number in range(len(log.lines), total):
+        on_progress(number, total, "the parts alone" if number < len(chunks) else "whole networks")
+        if number < len(chunks):
+            log.add({"parts": bench.parts(chunks[number])})
+            continue
+        anchors = anchors or [bench.network(spec) for spec in plan.anchors]
+        _, specs = plan.groups[number - len(chunks)]
+        log.add(bench.networks(specs, anchors))
+    on_progress(total, total, "done")
+
+
+class Log:
+    """What has been measured so far, in a file of lines, so that measuring goes on where it was stopped."""
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path, self.lines = path, list[dict[str, Any]]()
+        if path is not None:
+            found = read_lines(path)
+            if found[:1] == [identity]:
+                self.lines = found[1:]
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            append_line(path, identity)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Record one piece."""
+        self.lines.append(line)
+        if self.path is not None:
+            append_line(self.path, line)
+
+    def remove(self) -> None:
+        """Delete the file: a table was made of it."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def build_table(
+    net: Supernet,
+    settings: BuildSettings,
+    *,
+    partial_file: Path | None = None,
+    on_progress: OnProgress = lambda done, total, text: None,
+    prepare: Prepare | None = None,
+    timer: Timer = time_ms,
+) -> LatencyTable:
+    """Measure this machine for the subnets of a supernet. Its weights do not matter.
+
+    With `partial_file` what is measured is kept there until the table is made, and an interrupted measurement with the
+    same settings on the same machine goes on. `prepare` and `timer` replace the runtime and the clock.
+    Raises `UserError` for an unknown runtime, a missing extra, and a space of too few subnets.
+    """
+    plan = make_plan(net, settings)
+    where = {"machine": this_machine(), "versions": versions_of(settings.runtime)}
+    log = Log(partial_file, {"plan": plan.identity, "settings": settings.model_dump(), **where})
+    with pinned(settings.threads):
+        chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
+        measure(plan, Bench(chosen, settings, timer), log, on_progress)
+    table = _table(plan, log.lines, settings, where)
+    log.remove()
+    return table
+
+
+def _table(
+    plan: Plan, lines: Sequence[dict[str, Any]], settings: BuildSettings, where: dict[str, dict[str, Any]]
+) -> LatencyTable:
+    alone: dict[str, float] = {}
+    for line in lines[: -len(plan.groups)]:
+        alone |= line["parts"]
+    groups = lines[-len(plan.groups) :]
+    usual = [statistics.median(times) for times in zip(*(line["anchors"] for line in groups), strict=True)]
+    specs: dict[Role, list[NetworkSpec]] = {"fit": [], "held out": []}
+    measured: dict[Role, list[float]] = {"fit": [], "held out": []}
+    paces = []
+    for (role, members), line in zip(plan.groups, groups, strict=True):
+        paces.append(statistics.median(now / then for now, then in zip(line["anchors"], usual, strict=True)))
+        specs[role] += members
+        measured[role] += [ms / paces[-1] for ms in line["ms"]]
+    order = list(plan.parts)
+    counts = {role: counted([part_names(spec) for spec in found], order) for role, found in specs.items()}
+    ends = np.array([is_ends(name) for name in order])
+    times = part_times(counts["fit"], np.array(measured["fit"]), np.array([alone[name] for name in order]), ends)
+    return LatencyTable(
+        runtime=settings.runtime,
+        threads=settings.threads,
+        batch=settings.batch,
+        resolutions=tuple(sorted({spec.resolution for spec in plan.parts.values()})),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=settings.model_dump(),
+        drift=(max(paces), min(paces)),
+        error=PredictionError.of((counts["held out"] @ times).tolist(), measured["held out"]),
+        parts=tuple(
+            PartTime(part=json.loads(name), ms=float(ms), alone_ms=alone[name])
+            for name, ms in zip(order, times, strict=True)
+        ),
+        **where,
+    )
+
+
+def check_table(
+    table: LatencyTable,
+    net: Supernet,
+    *,
+    networks: int = 40,
+    rounds: int = 15,
+    seed: int = 1,
+    on_progress: OnProgress = lambda done, total, text: None,
+    prepare: Prepare | None = None,
+    timer: Timer = time_ms,
+) -> PredictionError:
+    """Measure random subnets here and now, as the table's were, and compare them with its predictions.
+
+    Nothing is taken out: on another machine, or where this one is slower now, `factor` says so.
+    Raises `UserError` where the table is of another space.
+    """
+    specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed)]
+    predicted = [table.predict_ms(spec) for spec in specs]
+    settings = BuildSettings(runtime=table.runtime, threads=table.threads, batch=table.batch, rounds=rounds)
+    measured: list[float] = []
+    with pinned(settings.threads):
+        bench = Bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
+        for group in _in_groups(specs, GROUP):
+            on_progress(len(measured), len(specs), "whole networks")
+            measured += bench.networks(group, [])["ms"]
+    on_progress(len(specs), len(specs), "done")
+    return PredictionError.of(predicted, measured)
+
+
+def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:
+    """About how long a table takes: one anchor is prepared and timed."""
+    plan = make_plan(net, settings)
+    with pinned(settings.threads):
+        bench = Bench(make_runtime(settings.runtime, threads=settings.threads), settings)
+        bench.network(plan.anchors[0])  # whatever is loaded at first use
+        began = time.perf_counter()
+        call = bench.network(plan.anchors[0])
+        to_prepare = time.perf_counter() - began
+        (ms,) = time_ms([call], rounds=3)
+    networks = settings.networks + settings.held_out
+    calls = (networks + ANCHORS * len(plan.groups)) * (settings.rounds + 2) * 4
+    return networks * to_prepare + len(plan.parts) * to_prepare / 4 + calls * ms / 1e3

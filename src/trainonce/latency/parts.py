@@ -1,0 +1,143 @@
+"""The parts that a plain network is made of: its blocks, and its two ends; which of them a space has.
+
+Two networks share a part exactly when the part's every size is equal, its input map's included. A part is named by its
+sizes in JSON, so that a table of parts can be read without knowing families of networks.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from trainonce.cost import out_size
+from trainonce.latency.onnx_graph import trace
+from trainonce.models import Supernet
+from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec, PlainNetwork
+from trainonce.space import Architecture, Choice
+
+ENDS, BLOCK = "ends", "block"
+"""The two kinds of parts. The ends are what lies before the first block and after the last, together."""
+UNTIMED = {"dropout", "bn_eps"}
+"""What no time follows from."""
+
+
+def part_name(part: Mapping[str, Any]) -> str:
+    """The name of a part with these sizes."""
+    return json.dumps(dict(part), sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def block_name(spec: BlockSpec, size: int) -> str:
+    """The name of a block on an input map of `size` x `size`."""
+    return part_name({"part": BLOCK, "size": size, **_timed(asdict(spec))})
+
+
+def ends_name(spec: NetworkSpec, last_size: int) -> str:
+    """The name of a network's ends, whose last block gives a map of `last_size` x `last_size`."""
+    last = {"last_size": last_size, "last_channels": spec.blocks[-1].out_channels}
+    sizes = {key: value for key, value in vars(spec).items() if key != "blocks"}
+    return part_name({"part": ENDS, **last, **_timed(sizes)})
+
+
+def _timed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in UNTIMED}
+
+
+def part_names(spec: NetworkSpec) -> list[str]:
+    """The names of a network's parts: its ends, then its blocks in order, with repetitions."""
+    size, names = out_size(spec.resolution, spec.stem_stride), []
+    for block in spec.blocks:
+        names.append(block_name(block, size))
+        size = out_size(size, block.stride)
+    return [ends_name(spec, size), *names]
+
+
+def is_ends(name: str) -> bool:
+    """Whether a part's name is one of ends."""
+    return bool(json.loads(name).get("part") == ENDS)
+
+
+def covering(net: Supernet) -> Iterator[Architecture]:
+    """Architectures that together have every part of the space.
+
+    A term of the cost says which choices a part follows from; for each combination of their values there is one
+    architecture, the largest that has them.
+    """
+    seen = set()
+    for term in net.cost.terms:
+        choices = [net.space[name] for name in term.choices]
+        for values in itertools.product(*(choice.values for choice in choices)):
+            wanted = {choice.name: value for choice, value in zip(choices, values, strict=True)}
+
+            def pick(choice: Choice, allowed: tuple[int, ...], wanted: dict[str, int] = wanted) -> int:
+                value = wanted.get(choice.name, allowed[-1])
+                return value if value in allowed else allowed[-1]
+
+            arch = net.space.build(pick)
+            if arch not in seen:
+                seen.add(arch)
+                yield arch
+
+
+def representatives(net: Supernet) -> dict[str, NetworkSpec]:
+    """Every part that a subnet of the space can have, each with one network that has it."""
+    found: dict[str, NetworkSpec] = {}
+    for arch in covering(net):
+        spec = net.describe(arch)
+        for name in part_names(spec):
+            found.setdefault(name, spec)
+    return found
+
+
+def sized_network(spec: NetworkSpec) -> PlainNetwork:
+    """A network of these sizes in evaluation mode, on torch's meta device: it has no weights."""
+    with torch.device("meta"):
+        return PlainNetwork(spec).eval()
+
+
+class Piece(nn.Module):
+    """A module by itself, with the shape [C, H, W] of what it gets."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.shape = module, shape
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """What the module gives."""
+        out: Tensor = self.module(x_BCHW)
+        return out
+
+
+def pieces(name: str, spec: NetworkSpec) -> list[Piece]:
+    """The modules, without weights, that a part of a network with these sizes consists of."""
+    part = json.loads(name)
+    if part["part"] == BLOCK:
+        with torch.device("meta"):
+            block = MBConv(spec.blocks[part_names(spec).index(name) - 1])
+        return [Piece(block.eval(), (part["in_channels"], part["size"], part["size"]))]
+    network = sized_network(spec)
+    nodes = list(trace(network, leaf=_is_block).graph.nodes)
+    blocks = [i for i, node in enumerate(nodes) if node.op == "call_module" and _is_block(str(node.target))]
+    before = _cut(network, nodes[0], nodes[1 : blocks[0]])
+    after = _cut(network, nodes[blocks[-1]], nodes[blocks[-1] + 1 : -1])
+    image = (spec.in_channels, spec.resolution, spec.resolution)
+    return [Piece(before, image), Piece(after, (part["last_channels"], part["last_size"], part["last_size"]))]
+
+
+def _is_block(target: str) -> bool:
+    return target.startswith("blocks.") and target.count(".") == 1
+
+
+def _cut(network: nn.Module, entry: fx.Node, nodes: list[fx.Node]) -> fx.GraphModule:
+    """The operations `nodes` as a module of its own, whose input stands for what `entry` gives."""
+    graph = fx.Graph()
+    copies = {entry: graph.placeholder("x")}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[nodes[-1]])
+    return fx.GraphModule(network, graph)

@@ -1,0 +1,65 @@
+"""What a plain network needs of memory: its activations at their peak, and its weights on disk, exactly.
+
+Activations are counted in the order in which `PlainNetwork` runs, for one image, by these rules, which are those of a
+runtime that plans its memory:
+
+- A convolution, the batch norm after it and their activation are one operation; its output is a map beside its input.
+- What works on each value by itself writes over its input: activations, squeeze-excite's scaling of the map, the
+  addition of a residual. Flattening and dropout do nothing.
+- A map is there from the operation that makes it until the last that reads it: a block's input until its addition.
+
+Weights, and what an operation uses inside itself, are not counted. The image has the network's own resolution.
+"""
+
+import json
+
+import torch
+
+from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
+
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
+
+
+def peak_memory(spec: NetworkSpec, *, bytes_per_value: int = 4) -> int:
+    """Peak bytes of the activations that are live at once for one image: 4 bytes a value in float32, 1 in int8."""
+    size = _side_after(spec.resolution, spec.stem_stride)
+    peak = spec.in_channels * spec.resolution**2 + spec.stem_channels * size**2
+    for block in spec.blocks:
+        peak = max(peak, _block_peak(block, size))
+        size = _side_after(size, block.stride)
+    last, final = spec.blocks[-1].out_channels * size**2, spec.final_channels * size**2
+    features = spec.feature_channels or spec.final_channels
+    ends = (last + final, final + spec.final_channels, spec.final_channels + spec.feature_channels)
+    return bytes_per_value * max(peak, *ends, features + spec.num_classes)
+
+
+def _side_after(size: int, stride: int) -> int:
+    return -(-size // stride)
+
+
+def _block_peak(spec: BlockSpec, size: int) -> int:
+    """The most values that are live at once while a block runs on a map of `size` x `size`, its input included."""
+    before, after = size**2, _side_after(size, spec.stride) ** 2
+    source, out = spec.in_channels * before, spec.out_channels * after
+    expanded, filtered = spec.mid_channels * before, spec.mid_channels * after
+    kept = source if spec.residual else 0
+    peaks = [source + expanded, kept + expanded + filtered] if spec.expand else [source + filtered]
+    if spec.se_channels:  # the map waits while its means become a gate
+        peaks.append(kept + filtered + spec.mid_channels + spec.se_channels)
+    return max(*peaks, kept + filtered + out)
+
+
+def model_size(spec: NetworkSpec) -> int:
+    """Bytes of the network's weights as a safetensors file without metadata: the tensors and the file's header."""
+    with torch.device("meta"):
+        state = PlainNetwork(spec).state_dict()
+    ordered = sorted(state.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as safetensors writes them
+    header: dict[str, object] = {}
+    total = 0
+    for name, tensor in ordered:
+        end = total + tensor.numel() * tensor.itemsize
+        kind = SAFETENSORS_TYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [total, end]}
+        total = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + total

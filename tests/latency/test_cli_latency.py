@@ -1,0 +1,116 @@
+"""The commands: build, show, check; and the sentences for what cannot be."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from trainonce import cli
+from trainonce.data import DataSource
+from trainonce.errors import UserError
+from trainonce.latency import BuildSettings, LatencyTable
+from trainonce.models import MobileNetV3
+from trainonce.recipes import RECIPES
+from trainonce.run import RunConfig, RunDirectory
+
+MakeNet = Callable[..., MobileNetV3]
+QUICK = classmethod(lambda cls, **fields: cls(networks=10, held_out=5, rounds=1, **fields))
+
+
+@pytest.fixture
+def run(make_net: MakeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An untrained run of a small space; `--quick` is quicker still."""
+    monkeypatch.setattr(BuildSettings, "quick", QUICK)
+    net = make_net(depths=(1,), kernel_sizes=(3,), strides=(1, 2, 2, 1, 1))
+    config = RunConfig(
+        data=DataSource(name_or_path="digits"),
+        data_fingerprint="",
+        family=net.family,
+        model=net.settings.model_dump(mode="json"),
+        recipe=RECIPES["rss"],
+    )
+    RunDirectory(tmp_path / "run").create(config)
+    return tmp_path / "run"
+
+
+def trainonce(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, ["latency", *map(str, arguments)])
+
+
+def refused(result: Result) -> str:
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_build_show_check(run: Path) -> None:
+    planned = trainonce("build", run, "--runtime", "torch", "--quick", "--dry-run", "--json")
+    path = run / "latency" / "torch-1-1.json"
+    assert planned.exit_code == 0
+    assert json.loads(planned.stdout)["table"] == str(path)
+    assert json.loads(planned.stdout)["seconds"] > 0
+    assert "10 subnets to measure and 5 to check by, torch, 1 thread, batch 1: about" in planned.stderr
+    assert not path.exists()
+
+    built = trainonce("build", run, "--runtime", "torch", "--quick")
+    assert built.exit_code == 0, built.output
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-done is left
+    table = LatencyTable.read(path)
+    assert str(table.error) in built.stdout
+    assert f"Wrote {path}" in built.stdout
+
+    shown = trainonce("show", path)
+    assert shown.exit_code == 0
+    assert str(table.error) in shown.stdout
+    assert shown.stdout.count("channels at") == len(table.parts) - 1
+    assert json.loads(trainonce("show", path, "--json").stdout)["runtime"] == "torch"
+
+    checked = trainonce("check", path, run, "--networks", "3", "--rounds", "1")
+    assert checked.exit_code == 0, checked.output
+    assert "Here and now: mean error" in checked.stdout
+    assert "another" not in checked.stderr
+    as_json = trainonce("check", path, run, "--networks", "2", "--rounds", "1", "--json")
+    assert json.loads(as_json.stdout)["networks"] == 2
+
+
+def test_another_machine_is_said(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables" / "mine.json"
+    built = trainonce("build", run, "--runtime", "torch", "--quick", "--out", out, "--batch", "2", "--json")
+    assert built.exit_code == 0, built.output
+    assert json.loads(built.stdout)["table"] == str(out)
+    assert json.loads(built.stdout)["error"]["networks"] == 5
+    table = LatencyTable.read(out)
+    assert table.batch == 2
+    table.model_copy(update={"machine": {**table.machine, "cpu": "an abacus"}}).write(out)
+    checked = trainonce("check", out, run, "--networks", "2", "--rounds", "1")
+    assert checked.exit_code == 0, checked.output
+    assert "The table was made with another cpu: an abacus; here it is" in checked.stderr
+
+
+def test_what_cannot_be_is_a_sentence(run: Path, tmp_path: Path) -> None:
+    assert "unknown runtime 'abacus'; the runtimes are onnxruntime, torch, openvino" in refused(
+        trainonce("build", run, "--runtime", "abacus")
+    )
+    assert "holds no run" in refused(trainonce("build", tmp_path / "nowhere"))
+    (tmp_path / "no.json").write_text("{}")
+    assert "is not a latency table" in refused(trainonce("show", tmp_path / "no.json"))
+    assert "is not a latency table" in refused(trainonce("check", tmp_path / "no.json", run))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "module", "extra"),
+    [
+        ("onnxruntime", "onnxruntime", "trainonce[onnx]"),
+        ("onnxruntime", "onnx", "trainonce[onnx]"),
+        ("openvino", "openvino", "trainonce[onnx,openvino]"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, module: str, extra: str
+) -> None:
+    if module == "onnx":
+        pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(sys.modules, module, None)
+    assert f"pip install '{extra}'" in refused(trainonce("build", run, "--runtime", runtime))
