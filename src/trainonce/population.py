@@ -232,7 +232,9 @@ def best_within(
     """
     lines = list(lines)
     if not lines:
-        raise UserError("no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an architecture")
+        raise UserError(
+            "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an architecture"
+        )
     fitting = [
         line
         for line in lines

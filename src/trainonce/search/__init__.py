@@ -1,8 +1,8 @@
 """Search for the subnets that fit a device: constrained, multi-objective, on true scores that are each made once.
 
-    problem = Problem(cost=net.cost, limits=(Limit(measure=macs, most=10e6),), minimised=(macs,))
-    found = search(problem, recorded, true_scores, SearchSettings(scores=100))
-    outcome = outcome_of(problem, recorded, found)   # the search's front beside random search's
+problem = Problem(cost=net.cost, limits=(Limit(measure=macs, most=10e6),), minimised=(macs,))
+found = search(problem, recorded, true_scores, SearchSettings(scores=100))
+outcome = outcome_of(problem, recorded, found)   # the search's front beside random search's
 """
 
 from trainonce.search.algorithm import Evaluated, SearchSettings, search

@@ -26,7 +26,9 @@ class FeasibleDraws:
     drawn are lowered towards those of `feasible`, a subnet that keeps all limits.
     """
 
-    def __init__(self, problem: Problem, feasible: Architecture, rng: random.Random, *, spread: Spread = "both") -> None:
+    def __init__(
+        self, problem: Problem, feasible: Architecture, rng: random.Random, *, spread: Spread = "both"
+    ) -> None:
         self.problem = problem
         self.rng = rng
         self.spread = spread

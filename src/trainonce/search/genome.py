@@ -30,7 +30,9 @@ def decode(space: SearchSpace, genes: Genes) -> Architecture:
 def encode(space: SearchSpace, arch: Architecture, rng: random.Random) -> dict[str, int]:
     """Genes that mean an architecture; those of choices that it does not have are drawn."""
     return {
-        choice.name: choice.values.index(arch[choice.name]) if choice.name in arch else rng.randrange(len(choice.values))
+        choice.name: choice.values.index(arch[choice.name])
+        if choice.name in arch
+        else rng.randrange(len(choice.values))
         for choice in space.choices
     }
 

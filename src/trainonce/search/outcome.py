@@ -114,6 +114,4 @@ def scaled(points: Sequence[Point], box: tuple[Point, Point]) -> list[Point]:
 
 def _entry(problem: Problem, arch: Architecture, top1: float, known: bool) -> Entry:
     cost = problem.cost(arch)
-    return Entry(
-        arch=arch, top1=top1, macs=cost.macs, params=cost.params, measures=problem.values(arch), known=known
-    )
+    return Entry(arch=arch, top1=top1, macs=cost.macs, params=cost.params, measures=problem.values(arch), known=known)

@@ -110,7 +110,9 @@ def learn(cost: CostModel, scores: Scores, *, seed: int) -> tuple[Predictor | No
     archs = sorted(scores, key=str)
     seen, top1 = features(cost, archs), np.array([scores[arch] for arch in archs])
     if np.ptp(top1) == 0:
-        return None, _report(len(scores), why="all scores are the same, so there is nothing to learn: true scores are used")
+        return None, _report(
+            len(scores), why="all scores are the same, so there is nothing to learn: true scores are used"
+        )
     held_out = {name: _held_out(make, seen, top1, seed) for name, make in MODELS.items()}
     name = min(held_out, key=lambda name: float(np.abs(held_out[name] - top1).mean()))
     found = accuracy_of(held_out[name], top1)
