@@ -198,8 +198,8 @@ def search_sentences(outcome: Outcome) -> list[str]:
     if control is not None:
         gain = found.best.top1 - control.best.top1
         sentences.append(
-            f"Random search, with {control.evaluations}: {control.best.top1:.2f}% and {control.hypervolume:.3f}; search "
-            f"is {abs(gain):.2f} points {'ahead' if gain > 0 else 'behind' if gain < 0 else 'apart'}."
+            f"Random search, with {control.evaluations}: {control.best.top1:.2f}% and {control.hypervolume:.3f}; "
+            f"search is {abs(gain):.2f} points {'ahead' if gain > 0 else 'behind' if gain < 0 else 'apart'}."
         )
     tried = [one.predictor for one in outcome.evaluated.rounds if one.predictor is not None]
     if tried:

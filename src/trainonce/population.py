@@ -233,7 +233,8 @@ def best_within(
     lines = list(lines)
     if not lines:
         raise UserError(
-            "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an architecture"
+            "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an "
+            "architecture"
         )
     fitting = [
         line

@@ -1,4 +1,4 @@
-"""What a subnet costs, as measures with units, and limits on them: MACs, parameters, latency, peak memory, file size."""
+"""What a subnet costs, as measures with units and limits: MACs, parameters, latency, peak memory, file size."""
 
 import json
 import re

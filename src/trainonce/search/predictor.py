@@ -6,14 +6,12 @@ where it is not good enough, a search makes true scores instead.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.ensemble import GradientBoostingRegressor
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import KFold
 
 from trainonce.cost import CostModel
 from trainonce.search.genome import features
@@ -28,15 +26,24 @@ FOLDS = 5
 
 Floats = NDArray[np.float64]
 
-MODELS: dict[str, Callable[[int], Any]] = {
-    "ridge, alpha 1": lambda _seed: Ridge(alpha=1.0),
-    "ridge, alpha 10": lambda _seed: Ridge(alpha=10.0),
-    "ridge, alpha 100": lambda _seed: Ridge(alpha=100.0),
-    "gradient boosting": lambda seed: GradientBoostingRegressor(
-        n_estimators=150, max_depth=2, learning_rate=0.1, subsample=0.7, random_state=seed
-    ),
-}
-"""What is chosen from by cross-validation, made from a seed below 2^32."""
+Model = Any
+"""A regressor of scikit-learn: `fit(seen, top1)`, `predict(seen)`."""
+
+
+def models(seed: int) -> dict[str, Callable[[], Model]]:
+    """What is chosen from by cross-validation: makers of models, by name."""
+    from sklearn.ensemble import GradientBoostingRegressor  # takes a second to import
+    from sklearn.linear_model import Ridge
+
+    def boosting() -> Model:
+        return GradientBoostingRegressor(
+            n_estimators=150, max_depth=2, learning_rate=0.1, subsample=0.7, random_state=seed % 2**32
+        )
+
+    ridges: dict[str, Callable[[], Model]] = {
+        f"ridge, alpha {alpha:g}": partial(Ridge, alpha=alpha) for alpha in (1.0, 10.0, 100.0)
+    }
+    return ridges | {"gradient boosting": boosting}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,7 @@ class PredictorReport:
 class Predictor:
     """Predicts top-1 in percent."""
 
-    def __init__(self, cost: CostModel, model: Any) -> None:
+    def __init__(self, cost: CostModel, model: Model) -> None:
         self.cost = cost
         self.model = model
 
@@ -113,7 +120,8 @@ def learn(cost: CostModel, scores: Scores, *, seed: int) -> tuple[Predictor | No
         return None, _report(
             len(scores), why="all scores are the same, so there is nothing to learn: true scores are used"
         )
-    held_out = {name: _held_out(make, seen, top1, seed) for name, make in MODELS.items()}
+    made = models(seed)
+    held_out = {name: _held_out(make, seen, top1, seed) for name, make in made.items()}
     name = min(held_out, key=lambda name: float(np.abs(held_out[name] - top1).mean()))
     found = accuracy_of(held_out[name], top1)
     used = found.tau is not None and found.tau >= GOOD_TAU
@@ -130,7 +138,7 @@ def learn(cost: CostModel, scores: Scores, *, seed: int) -> tuple[Predictor | No
     )
     if not used:
         return None, report
-    return Predictor(cost, MODELS[name](seed % 2**32).fit(seen, top1)), report
+    return Predictor(cost, made[name]().fit(seen, top1)), report
 
 
 def _report(
@@ -155,14 +163,16 @@ def _report(
 
 
 def _folds(count: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    from sklearn.model_selection import KFold
+
     return list(KFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(np.zeros(count)))
 
 
-def _held_out(make: Callable[[int], Any], seen: Floats, top1: Floats, seed: int) -> Floats:
+def _held_out(make: Callable[[], Model], seen: Floats, top1: Floats, seed: int) -> Floats:
     """Each subnet's top-1 as predicted by a model of the other folds."""
     predicted = np.zeros(len(top1))
     for learnt, held in _folds(len(top1), seed):
-        predicted[held] = make(seed % 2**32).fit(seen[learnt], top1[learnt]).predict(seen[held])
+        predicted[held] = make().fit(seen[learnt], top1[learnt]).predict(seen[held])
     return predicted
 
 
