@@ -19,6 +19,7 @@ from trainonce.files import read_json, read_lines
 from trainonce.lab.conclusions import conclude
 from trainonce.population import Line, newest_lines
 from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
+from trainonce.search.measures import NAMES as MEASURES
 from trainonce.search.outcome import FORMAT as FRONT_FORMAT
 
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -342,14 +343,15 @@ def _read_front(path: Path) -> dict[str, Any] | None:
     if found.get("format") != FRONT_FORMAT:
         raise UserError(f"{path} is not what a search of this version writes ({FRONT_FORMAT})")
     _check(found, FRONT, str(path))
-    if not all(isinstance(name, str) for name in found["minimised"]):
-        raise UserError(f"{path}: its 'minimised' holds something that is no name")
+    names = [*found["minimised"], *found["limits"]]
+    if not found["minimised"] or not all(isinstance(name, str) and name in MEASURES for name in names):
+        raise UserError(f"{path}: its 'minimised' or 'limits' name no measure of {', '.join(MEASURES)}")
     _numbers(list(found["limits"].values()), "limits", path)
     for name in ("search", "control") if found["control"] else ("search",):
         side = _object(found, name, path)
         _check(side, FRONT_SIDE, f"{path}, {name}")
         for entry in _objects(side, "front", FRONT_ENTRY, path):
-            missing = {*found["minimised"], *found["limits"]} - entry["measures"].keys()
+            missing = set(names) - entry["measures"].keys()
             if missing:
                 raise UserError(f"{path}, {name}: a subnet lacks its {', '.join(sorted(missing))}")
             _numbers(list(entry["measures"].values()), "measures", path)

@@ -37,6 +37,7 @@ class SearchInfo:
     recorded: int
     measure: str
     """The name of the measure along the axis: the first that was kept small."""
+    minimised: Sequence[str]
     limits: dict[str, float]
     sides: Sequence[Found]
     predictor: dict[str, Any] | None
@@ -60,7 +61,8 @@ def _info(run: RunRecord, found: dict[str, Any]) -> SearchInfo:
         split=found["split"],
         images=found["images"],
         recorded=found["recorded"],
-        measure=next((name for name in found["minimised"] if name in SHOWN), "macs"),
+        measure=found["minimised"][0],
+        minimised=found["minimised"],
         limits=found["limits"],
         sides=[
             Found(

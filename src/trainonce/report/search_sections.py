@@ -21,10 +21,11 @@ def search_section(group: Group) -> Section:
 
 def _figure(number: int, info: SearchInfo, *, several: bool) -> Figure:
     title = f"{info.arm}, seed {info.seed}: {_title(info)}" if several else _title(info)
+    judged = " and ".join(["top-1", *info.minimised])
     caption = (
-        f"Each line is a Pareto front: no subnet looked at has both higher top-1 and less {info.measure}. Both sides know "
-        f"the {plural(info.recorded, 'score')} recorded before. Top-1 is on the {info.split} images by which subnets "
-        f"were chosen, so the best is a little lucky on them.{_test(info)}{_predictor(info)} Click a subnet for the command "
+        f"Each line is a Pareto front: of the subnets looked at no other is as good in {judged}. Both sides know the "
+        f"{plural(info.recorded, 'score')} recorded before. Top-1 is on the {info.split} images by which subnets were "
+        f"chosen, so the best is a little lucky on them.{_test(info)}{_predictor(info)} Click a subnet for the command "
         "that takes it out."
     )
     return Figure(
