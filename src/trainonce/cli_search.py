@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,7 +157,7 @@ def search_run(
             left = (time.monotonic() - began) / memo.made * (total - asked)
             show(asked, total, f"{display.subnet_line(line)}; {display.duration(left)} left")
 
-        def make_memo(evaluator: Evaluator) -> Memo:
+        def make_memo(evaluator: Evaluator, on_progress: Callable[[int, dict[str, Any]], None]) -> Memo:
             return Memo(
                 run,
                 net,
@@ -170,13 +170,13 @@ def search_run(
                 should_stop=lambda: stop.number is not None,
             )
 
-        memo = make_memo(evaluator)
+        memo = make_memo(evaluator, on_progress)
         try:
             outcome = outcome_of(problem, start.scores, search(problem, start.scores, memo, settings))
             tested = None
             if test:
                 best = outcome.search.best.arch
-                examiner = make_memo(Evaluator(data, "test", evaluator.settings))
+                examiner = make_memo(Evaluator(data, "test", evaluator.settings), lambda _asked, _line: None)
                 examiner([best])
                 tested = {name: examiner.lines[best][name] for name in ("arch", "top1", "loss", "images")}
         except Stopped:
@@ -205,9 +205,11 @@ def _problem(
 
 def _calibration(run: RunDirectory, step: int, images: int | None) -> EvaluateSettings:
     """As the scores recorded with these weights were made, so that they count; `images` where it is said."""
-    lines = newest_lines((line for line in (run.population() or run.searched()) if line["step"] == step), "validate")
-    recorded = lines[-1].get("calibration") if lines else None
-    settings = EvaluateSettings.parse(recorded, where=str(run.population_file)) if recorded else EvaluateSettings()
+    recorded = [line for line in (*run.searched(), *run.population()) if line["step"] == step]
+    lines = newest_lines(recorded, "validate")
+    settings = EvaluateSettings()
+    if lines and isinstance(lines[-1].get("calibration"), dict):
+        settings = EvaluateSettings.parse(lines[-1]["calibration"], where=str(run.population_file))
     return settings if images is None else settings.model_copy(update={"calibration_images": images})
 
 

@@ -7,9 +7,11 @@ import re
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trainonce import cli
@@ -57,25 +59,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searched(trained: Path) -> dict[str, Any]:
-    """What a search under a budget printed, with the test score of the best."""
-    code, out, err = trainonce("search", trained, "--max-macs", "0.4M", "--scores", "6", "--test", "--json", *OPTIONS)
+def thousands(trained: Path) -> int:
+    """A budget in the middle, in thousand MACs."""
+    net = RunDirectory(trained).build_supernet()
+    low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
+    return (low + high) // 2000
+
+
+@pytest.fixture(scope="module")
+def searched(trained: Path, thousands: int) -> dict[str, Any]:
+    """What a search under the budget printed, with the test score of the best."""
+    code, out, err = trainonce(
+        "search", trained, "--max-macs", f"{thousands}k", "--scores", "6", "--test", "--json", *OPTIONS
+    )
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
 
 
 class TestStory:
-    def test_front_json_is_what_the_scores_say(self, trained: Path, searched: dict[str, Any]) -> None:
+    def test_front_json_is_what_the_scores_say(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
         run = RunDirectory(trained)
         assert searched == json.loads(run.front_file.read_text(encoding="utf-8"))
         assert (searched["search"]["evaluations"], searched["control"]["evaluations"]) == (6, 6)
-        assert searched["limits"] == {"macs": 0.4e6}
+        assert searched["limits"] == {"macs": thousands * 1e3}
         scores = {line["arch"]: line["top1"] for line in run.searched() if line["split"] == "validate"}
         for side in ("search", "control"):
             front = searched[side]["front"]
             assert all(entry["top1"] == scores[entry["arch"]] for entry in front)
-            assert all(entry["macs"] == entry["measures"]["macs"] <= 0.4e6 for entry in front)
+            assert all(entry["macs"] == entry["measures"]["macs"] <= thousands * 1e3 for entry in front)
             assert searched[side]["best"] == front[0]
             assert [e["macs"] for e in front] == sorted((e["macs"] for e in front), reverse=True)
         assert not run.population_file.exists()
@@ -86,9 +98,11 @@ class TestStory:
         assert searched["test"] == {name: lines[0][name] for name in ("arch", "top1", "loss", "images")}
         assert searched["test"]["images"] == 359
 
-    def test_again_it_makes_nothing_and_says_so(self, trained: Path, searched: dict[str, Any]) -> None:
+    def test_again_it_makes_nothing_and_says_so(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
         before = RunDirectory(trained).search_file.read_bytes()
-        code, out, err = trainonce("search", trained, "--max-macs", "0.4", "--scores", "6", "--test", *OPTIONS)
+        code, out, err = trainonce(
+            "search", trained, "--max-macs", f"{thousands / 1000}", "--scores", "6", "--test", *OPTIONS
+        )
         assert code == 0, err
         assert RunDirectory(trained).search_file.read_bytes() == before
         best = searched["search"]["best"]
@@ -97,14 +111,16 @@ class TestStory:
         assert f"{best['top1']:.2f}" in out
         assert "Random search, with 6:" in out
 
-    def test_extract_chooses_from_what_was_searched(self, trained: Path, searched: dict[str, Any]) -> None:
+    def test_extract_chooses_from_what_was_searched(
+        self, trained: Path, thousands: int, searched: dict[str, Any]
+    ) -> None:
         out = trained.parent / "subnet"
-        code, _, err = trainonce("extract", trained, "--max-macs", "400k", "--max-size", "50MB", "--out", out)
+        code, _, err = trainonce("extract", trained, "--max-macs", f"{thousands}k", "--max-size", "50MB", "--out", out)
         assert code == 0, err
         network, description = read_subnet(out)
         lines = [line for line in RunDirectory(trained).searched() if line["split"] == "validate"]
         chosen = next(line for line in lines if line["arch"] == description["architecture"])
-        assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= 0.4e6)
+        assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= thousands * 1e3)
         assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
         refused(trainonce("extract", trained, "--max-size", "1kB"), "no evaluated subnet fits the budget")
         assert network.spec.num_classes == 10
@@ -119,14 +135,14 @@ class TestStory:
         assert not run.search_file.exists()
         assert not run.front_file.exists()
 
-    def test_the_report_shows_it(self, trained: Path, searched: dict[str, Any], tmp_path: Path) -> None:
+    def test_the_report_shows_it(self, trained: Path, thousands: int, searched: dict[str, Any], tmp_path: Path) -> None:
         page = tmp_path / "page.html"
         code, _, err = trainonce("report", trained, "--out", page)
         assert code == 0, err
         text = page.read_text(encoding="utf-8")
         assert "<h3>Found by search</h3>" in text
         best = searched["search"]["best"]
-        assert f"Within 0.4 M MACs, search found {best['top1']:.2f}% with 6 true scores" in text
+        assert f"Within {thousands / 1000:.4g} M MACs, search found {best['top1']:.2f}% with 6 true scores" in text
         assert f"trainonce extract {trained} {best['arch']}" in text
 
 
@@ -159,6 +175,12 @@ class TestRefusals:
         (run / name).write_text('{"arch": 5}\n')
         refused(trainonce("search", run, "--scores", "2", *OPTIONS), rf"{name}, line 1")
         refused(trainonce("extract", run, "--max-macs", "9"), rf"{name}, line 1")
+
+    def test_no_validate_images(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = load_dataset("digits")
+        without = replace(data, validate=data.validate.take(np.zeros(0, np.int64)))
+        monkeypatch.setattr(RunDirectory, "load_data", lambda *_, **__: without)
+        refused(trainonce("search", trained, *OPTIONS), "digits has no validate images")
 
     def test_nothing_trained(self, tmp_path: Path) -> None:
         refused(trainonce("search", tmp_path), r"holds no run")

@@ -169,8 +169,8 @@ class _Search:
 
     def _by_predictor(self, predictor: Predictor, quota: int, seed: int) -> None:
         size = self.settings.population
-        random = self.draws.draw(SEEDING, self.known)
-        guessed = dict(zip(random, predictor(random), strict=True))
+        drawn = self.draws.draw(SEEDING, self.known)
+        guessed = dict(zip(drawn, predictor(drawn), strict=True))
         first = self._best(self.known, size // 2)
         first += self._best(guessed, size - len(first))
         seen = evolve(

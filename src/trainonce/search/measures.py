@@ -80,7 +80,7 @@ def quantity(name: str, text: str) -> float:
     worth = UNITS[name].get(found[2].lower()) if found else None
     if found is None or worth is None:
         raise UserError(f"--max-{name} takes a number and its unit, such as {EXAMPLES[name]}, not {text!r}")
-    return float(found[1]) * worth
+    return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 
 
 def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None) -> Measure:
