@@ -3,8 +3,8 @@
     python benchmarks/search.py RUN --max-macs 8M [--scores 60] [--seeds 5] [--test] [--out search.json]
 
 Each seed's search starts from no recorded score, and so do its two controls: random subnets within the limit whose
-choices are uniform (most lie near the limit, which is best for the best subnet under it) and whose MACs are uniform
-(which is best for the front). Compared are the best top-1 within the limit on the validation images, by which it was
+choices are uniform (most lie near the limit, which is best for the best subnet under it), and the same within limits
+that are drawn uniformly (stratified, which is best for the front). Compared are the best top-1 within the limit on the validation images, by which it was
 chosen; with `--test` that subnet's top-1 on the test images, which nothing was chosen by; and the hypervolume of
 top-1 against MACs, in percent of the box of what both sides saw. Differences are paired by seed (`docs/statistics.md`).
 

@@ -4,18 +4,21 @@ import random
 from collections.abc import Container
 from typing import Literal
 
+from trainonce.errors import UserError
 from trainonce.sampling import MacsSampler
 from trainonce.search.problem import Problem
 from trainonce.space import Architecture
 
 Spread = Literal["uniform", "stratified", "both"]
 """`uniform`: choices are uniform, given that the limits are kept, so that most subnets lie near the limit.
-`stratified`: MACs are uniform up to the limit. `both`: by turns, so that neither the best subnet nor the rest of a
-front is found by search alone."""
+`stratified`: uniform within a limit on MACs that is itself drawn uniformly, so that MACs spread over the whole range
+below. `both`: by turns, so that neither the best subnet nor the rest of a front is found by search alone."""
 
 TRIES = 60
 """Draws beyond a limit until fewer MACs are tried."""
-REPEATS = 400
+NARROWEST = 0.02
+"""The part of the range of MACs that a drawn limit leaves at least."""
+REPEATS = 200
 """Draws without a new subnet until there is taken to be none."""
 
 
@@ -63,6 +66,10 @@ class FeasibleDraws:
         return self.feasible
 
     def _drawn(self, stratified: bool) -> Architecture:
+        low, high = float(self.sampler.min_macs), self._most
         if stratified:
-            return self.sampler.near(self.rng, self.rng.uniform(self.sampler.min_macs, self._most))[0]
-        return self.sampler.sample(self.rng, self.sampler.min_macs, self._most)
+            high = self.rng.uniform(low + NARROWEST * (high - low), high)
+        try:
+            return self.sampler.sample(self.rng, low, high)
+        except UserError:  # a window so narrow that hardly a draw falls into it
+            return self.feasible
