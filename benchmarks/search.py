@@ -4,9 +4,10 @@
 
 Each seed's search starts from no recorded score, and so do its two controls: random subnets within the limit whose
 choices are uniform (most lie near the limit, which is best for the best subnet under it), and the same within limits
-that are drawn uniformly (stratified, which is best for the front). Compared are the best top-1 within the limit on the validation images, by which it was
-chosen; with `--test` that subnet's top-1 on the test images, which nothing was chosen by; and the hypervolume of
-top-1 against MACs, in percent of the box of what both sides saw. Differences are paired by seed (`docs/statistics.md`).
+that are drawn uniformly (stratified, which is best for the front). Compared are the best top-1 within the limit on the
+validation images, by which it was chosen; with `--test` that subnet's top-1 on the test images, which nothing was
+chosen by; and the hypervolume of top-1 against MACs, in percent of the box of what both sides saw. Differences are
+paired by seed (`docs/statistics.md`).
 
 Works on a copy of RUN in a temporary folder, or in `--work DIR`, where scores are kept: killed and run again it
 goes on.
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--scores", type=int, default=60, help="true scores of each side and seed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--calibration-images", type=int, default=2000)
+    parser.add_argument("--population", type=int, default=50, help="subnets in a generation")
+    parser.add_argument("--generations", type=int, default=20, help="generations on predicted top-1 in a round")
     parser.add_argument("--test", action="store_true", help="score what was chosen on the test split too")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--work", type=Path, help="where the copy of the run is kept, with its scores")
@@ -137,6 +140,7 @@ def main() -> None:
         print(f"{what}: {comparison['sentence']}")
     if options.out:
         said = {"run": str(options.run), "scores": options.scores, "max_macs": limit.most, "machine": machine()}
+        said |= {"population": options.population, "generations": options.generations}
         content = said | {"calibration_images": options.calibration_images, "seeds": rows, "compared": found}
         options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
