@@ -26,7 +26,7 @@ from trainonce.subnet import read_subnet
 from trainonce.train import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
-COMMANDS = ("train", "evaluate", "extract", "draw", "report", "import-ofa", "list")
+COMMANDS = ("train", "evaluate", "search", "extract", "draw", "report", "import-ofa", "list")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, cli_latency, cli_ofa, cli_report, cli_study, cli_subnet, display
+from trainonce import checkpoint, cli_lab, cli_latency, cli_ofa, cli_report, cli_search, cli_study, cli_subnet, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -49,6 +49,7 @@ from trainonce.population import (
 )
 from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
+from trainonce.search.measures import NAMES
 from trainonce.subnet import describe_subnet, verify_subnet, write_subnet
 from trainonce.train import Progress, TrainSettings, train_supernet
 from trainonce.version import __version__
@@ -395,13 +396,17 @@ def extract(
     arch: Annotated[
         str | None,
         typer.Argument(
-            help="An architecture, as `evaluate` records it; or largest, or smallest. Without it, the best of the "
-            "evaluated population under the budget.",
+            help="An architecture, as `evaluate` and `search` record it; or largest, or smallest. Without it, the "
+            "best under the budget of all that they scored.",
             show_default=False,
         ),
     ] = None,
-    max_macs: Annotated[float | None, typer.Option(min=0, help="Budget in million MACs.")] = None,
-    max_params: Annotated[float | None, typer.Option(min=0, help="Budget in million parameters.")] = None,
+    max_macs: cli_search.MaxMacs = None,
+    max_params: cli_search.MaxParams = None,
+    max_latency: cli_search.MaxLatency = None,
+    max_memory: cli_search.MaxMemory = None,
+    max_size: cli_search.MaxSize = None,
+    latency: cli_search.Latency = None,
     recalibrate: Annotated[
         bool,
         typer.Option(help="Give the subnet batch-norm statistics of its own. Without, it is the supernet's cut."),
@@ -429,14 +434,17 @@ def extract(
     display.say_streamed(data)
     net, settings = net.to(device_named(device)), EvaluateSettings(seed=seed)
     if arch is not None:
-        refuse_budget = {p.name for p in context.command.params if p.name} - {"max_macs", "max_params"}
+        budgets = {f"max_{name}" for name in NAMES} | {"latency"}
+        refuse_budget = {p.name for p in context.command.params if p.name} - budgets
         refuse_beside(context, "an architecture", refuse_budget)
     else:
-        lines = newest_lines((line for line in run.population() if line["step"] == step), "validate")
+        texts = dict(zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
+        limits = cli_search.limits_of(net, run, texts, latency)
+        recorded_lines = [*run.population(), *run.searched()]
+        lines = newest_lines((line for line in recorded_lines if line["step"] == step), "validate")
         best = best_within(
             lines,
-            max_macs=None if max_macs is None else max_macs * 1e6,
-            max_params=None if max_params is None else max_params * 1e6,
+            fits=lambda line: all(limit.violation(net.space.parse(line["arch"])) <= 0 for limit in limits),
         )
         arch = str(best["arch"])
         if not given(context, "seed"):
@@ -490,6 +498,7 @@ def list_names(as_json: Json = False) -> None:
 
 
 cli_report.register(app)
+cli_search.register(app)
 cli_lab.register(app)
 cli_ofa.register(app)
 cli_latency.register(app)

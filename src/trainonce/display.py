@@ -17,10 +17,15 @@ from trainonce.nn import native
 from trainonce.population import BucketSummary, Line
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
+from trainonce.search import Outcome, Problem
+from trainonce.search.measures import SHOWN
 from trainonce.train import Progress as TrainProgress
 
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+FRONT_ROWS = 25
+"""At most so many subnets of a front are shown; front.json has all."""
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""
@@ -153,6 +158,61 @@ def study_table(summaries: Sequence[ArmSummary]) -> Table:
             f"{s.passes:.4g}",
         )
     return table
+
+
+def limits_text(problem: Problem) -> str:
+    """What is looked for, in words."""
+    limits = " and ".join(map(str, problem.limits)) or "no limit"
+    return f"{limits}; high top-1, low {', '.join(measure.name for measure in problem.minimised)}"
+
+
+def front_table(outcome: Outcome) -> Table:
+    """The search's front and random search's, in one table by falling top-1."""
+    found = {entry.arch: (entry, "search") for entry in outcome.search.front}
+    for entry in outcome.control.front if outcome.control else []:
+        found[entry.arch] = (entry, "both" if entry.arch in found else "random")
+    others = [name for name in outcome.search.best.measures if name not in ("macs", "params")]
+    table = _table("front", "top-1", "M MACs", "M params", *(SHOWN[name][0] for name in others), "architecture")
+    table.columns[-1].justify = "left"
+    rows = sorted(found.values(), key=lambda row: (-row[0].top1, row[0].macs))
+    for entry, by in rows[:FRONT_ROWS]:
+        table.add_row(
+            f"{by}, known before" if entry.known else by,
+            f"{entry.top1:.2f}",
+            f"{entry.macs / 1e6:.3f}",
+            f"{entry.params / 1e6:.3f}",
+            *(f"{entry.measures[name] / SHOWN[name][1]:.4g}" for name in others),
+            str(entry.arch),
+        )
+    if len(rows) > FRONT_ROWS:
+        table.add_row(f"and {len(rows) - FRONT_ROWS} more in front.json")
+    return table
+
+
+def search_sentences(outcome: Outcome) -> list[str]:
+    """How the search compares with random search, and what its predictor was worth."""
+    found, control = outcome.search, outcome.control
+    sentences = [
+        f"Best within the limits: {found.best.top1:.2f}% by search, with {found.evaluations} true scores beyond the "
+        f"{outcome.recorded} recorded; its front fills {found.hypervolume:.3f} of the box of what was seen."
+    ]
+    if control is not None:
+        gain = found.best.top1 - control.best.top1
+        sentences.append(
+            f"Random search, with {control.evaluations}: {control.best.top1:.2f}% and {control.hypervolume:.3f}; "
+            f"search is {abs(gain):.2f} points {'ahead' if gain > 0 else 'behind' if gain < 0 else 'apart'}."
+        )
+    tried = [one.predictor for one in outcome.evaluated.rounds if one.predictor is not None]
+    if tried:
+        used = sum(report.used for report in tried)
+        sentences.append(f"Predictor: used in {used} of {len(tried)} rounds; at last {tried[-1].why}.")
+        held_out = tried[-1].held_out
+        if held_out is not None and held_out.rho is not None:
+            sentences.append(
+                f"  {tried[-1].model}, learnt from {tried[-1].subnets} scores; held out: Spearman {held_out.rho:.2f}, "
+                f"mean error {held_out.mean_error:.2f} points."
+            )
+    return sentences
 
 
 def subnet_line(line: Line) -> str:

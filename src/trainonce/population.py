@@ -90,8 +90,53 @@ def draw_population(
 
 def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, Line]:
     """The lines, by architecture, that were made with the weights of a step as this evaluator would make them."""
-    key = _key(evaluator, step)
-    return {line["arch"]: line for line in run.population() if all(line.get(k) == key[k] for k in key)}
+    return {line["arch"]: line for line in of_key(run.population(), score_key(evaluator, step))}
+
+
+def score_key(evaluator: Evaluator, step: int) -> Line:
+    """What says which score a subnet's line has: the weights' step, the split, the calibration."""
+    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
+    return {"step": step, "split": evaluator.split_name, "calibration": calibration}
+
+
+def of_key(lines: Iterable[Line], key: Line) -> list[Line]:
+    """The lines that have such scores."""
+    return [line for line in lines if all(line.get(k) == key[k] for k in key)]
+
+
+def score_subnets(
+    net: Supernet,
+    step: int,
+    evaluator: Evaluator,
+    archs: Sequence[Architecture],
+    *,
+    on_line: Callable[[Line], None],
+    workers: int | None = None,
+    cluster: str = LOCAL,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Score subnets, calling `on_line` with the line of each as it is done, in any order; gives whether all were done.
+
+    `workers`, `cluster` and `should_stop` are `fan_out`'s.
+    """
+    key = score_key(evaluator, step)
+
+    def made(piece: Piece, scores: list[Score]) -> None:
+        for arch, score in zip(piece, scores, strict=True):
+            cost = net.cost_of(arch)
+            line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
+            on_line(line | {"top1": score.top1, "loss": score.loss, "images": score.images} | key)
+
+    device = next(net.parameters()).device
+    return fan_out(
+        Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
+        pieces_of(archs, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
+        on_result=made,
+        workers=workers,
+        cluster=cluster,
+        gpus=int(device.type == "cuda"),
+        should_stop=should_stop,
+    )
 
 
 def evaluate_population(
@@ -115,36 +160,19 @@ def evaluate_population(
     known = recorded(run, evaluator, step)
     wanted = dict.fromkeys(arch for _, arch in population)
     missing = [arch for arch in wanted if str(arch) not in known]
-    key = _key(evaluator, step)
     done = len(wanted) - len(missing)
 
-    def record(piece: Piece, scores: list[Score]) -> None:
+    def record(line: Line) -> None:
         nonlocal done
-        for arch, score in zip(piece, scores, strict=True):
-            cost = net.cost_of(arch)
-            line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
-            line |= {"top1": score.top1, "loss": score.loss, "images": score.images} | key
-            run.append_population(line)
-            known[str(arch)] = line
-            done += 1
-            on_progress(done, line)
+        run.append_population(line)
+        known[line["arch"]] = line
+        done += 1
+        on_progress(done, line)
 
-    device = next(net.parameters()).device
-    fan_out(
-        Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
-        pieces_of(missing, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
-        on_result=record,
-        workers=workers,
-        cluster=cluster,
-        gpus=int(device.type == "cuda"),
-        should_stop=should_stop,
+    score_subnets(
+        net, step, evaluator, missing, on_line=record, workers=workers, cluster=cluster, should_stop=should_stop
     )
     return [known[str(arch)] for arch in wanted if str(arch) in known]
-
-
-def _key(evaluator: Evaluator, step: int) -> Line:
-    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
-    return {"step": step, "split": evaluator.split_name, "calibration": calibration}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,19 +219,29 @@ def pareto_front(lines: Iterable[Line]) -> list[Line]:
     return front
 
 
-def best_within(lines: Iterable[Line], *, max_macs: float | None = None, max_params: float | None = None) -> Line:
+def best_within(
+    lines: Iterable[Line],
+    *,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    fits: Callable[[Line], bool] = lambda _line: True,
+) -> Line:
     """The line of highest top-1 under the budgets; of equals, the one of fewest MACs, then first by architecture.
 
-    Raises `UserError` where none fits, naming the smallest.
+    `fits` says whether a line keeps other budgets. Raises `UserError` where none fits, naming the smallest.
     """
     lines = list(lines)
     if not lines:
-        raise UserError("no subnet has been evaluated yet: run `trainonce evaluate` first, or name an architecture")
+        raise UserError(
+            "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an "
+            "architecture"
+        )
     fitting = [
         line
         for line in lines
         if (max_macs is None or line["macs"] <= max_macs) and (max_params is None or line["params"] <= max_params)
     ]
+    fitting = [line for line in fitting if fits(line)]
     if not fitting:
         least = min(lines, key=lambda line: line["macs"])
         raise UserError(

@@ -7,6 +7,9 @@ forgetting.jsonl   one line for each look at a probe while training
 interference.json  what the trained subnets do to each other
 checkpoints/       step-000123/…, see `trainonce.checkpoint`
 population.jsonl   one line for each subnet evaluated
+search.jsonl       one line for each subnet that a search scored
+front.json         what the last search found, see `trainonce.search`
+latency/           tables of a device's latencies
 subnets/<id>/      a subnet taken out, see `trainonce.subnet`
 """
 
@@ -50,7 +53,7 @@ POPULATION_LINE: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "split": str,
 }
-"""What every line of population.jsonl has at least."""
+"""What every line of population.jsonl and of search.jsonl has at least."""
 FORGETTING_LINE: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "epoch": NUMBER,
@@ -117,6 +120,9 @@ class RunDirectory:
         self.forgetting_file = self.path / "forgetting.jsonl"
         self.interference_file = self.path / "interference.json"
         self.population_file = self.path / "population.jsonl"
+        self.search_file = self.path / "search.jsonl"
+        self.front_file = self.path / "front.json"
+        self.latency = self.path / "latency"
         self.checkpoints = self.path / "checkpoints"
         self.subnets = self.path / "subnets"
 
@@ -241,6 +247,20 @@ class RunDirectory:
     def population(self) -> list[dict[str, Any]]:
         """All evaluations recorded. Raises `UserError` that names a damaged line."""
         return _checked(self.population_file, POPULATION_LINE)
+
+    def append_searched(self, line: dict[str, Any]) -> None:
+        """Record one score that a search made. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.search_file):
+            append_line(self.search_file, line)
+
+    def searched(self) -> list[dict[str, Any]]:
+        """All scores that searches made, as lines of population.jsonl. Raises `UserError` that names a damaged line."""
+        return _checked(self.search_file, POPULATION_LINE)
+
+    def write_front(self, found: dict[str, Any]) -> None:
+        """Replace what the last search found. Raises `RunError` where the disk refuses."""
+        with _disk_refusing(self.front_file):
+            write_atomic(self.front_file, to_json(found))
 
 
 @contextmanager

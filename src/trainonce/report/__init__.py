@@ -13,6 +13,7 @@ from trainonce.report.interference import draw_forgetting, draw_interference, fo
 from trainonce.report.loading import read_groups, read_run, read_study
 from trainonce.report.page import build_page, write_report
 from trainonce.report.population import draw_pareto, draw_population, population_info
+from trainonce.report.search import draw_search, search_info
 from trainonce.report.studies import (
     dose_info,
     draw_dose,
@@ -38,6 +39,7 @@ __all__ = [
     "draw_interference",
     "draw_pareto",
     "draw_population",
+    "draw_search",
     "draw_seeds",
     "draw_selection",
     "draw_times",
@@ -51,6 +53,7 @@ __all__ = [
     "read_run",
     "read_study",
     "save_chart",
+    "search_info",
     "seed_mean",
     "seeds_info",
     "times_info",

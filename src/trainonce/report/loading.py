@@ -19,6 +19,8 @@ from trainonce.files import read_json, read_lines
 from trainonce.lab.conclusions import conclude
 from trainonce.population import Line, newest_lines
 from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
+from trainonce.search.measures import NAMES as MEASURES
+from trainonce.search.outcome import FORMAT as FRONT_FORMAT
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 Matrix = list[list[float | None]]
@@ -48,6 +50,25 @@ MATRICES = (
     ("bn_shift", "mean"),
 )
 """What interference.json has for each pair of probes."""
+FRONT: Kinds = {
+    "split": str,
+    "images": int,
+    "recorded": int,
+    "minimised": list,
+    "limits": dict,
+    "control": (dict, type(None)),
+    "rounds": list,
+    "test": (dict, type(None)),
+}
+FRONT_SIDE: Kinds = {"evaluations": int, "hypervolume": NUMBER, "front": list}
+FRONT_ENTRY: Kinds = {
+    "arch": str,
+    "top1": NUMBER,
+    "macs": NUMBER,
+    "params": NUMBER,
+    "measures": dict,
+    "known": bool,
+}
 CONCLUSION: Kinds = {"sentence": str, "verdict": str, "comparisons": list}
 COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
 
@@ -72,6 +93,8 @@ class RunRecord:
     forgetting: list[Line] = field(default_factory=list)
     exposure: ExposureTable | None = None
     interference: dict[str, Any] | None = None
+    front: dict[str, Any] | None = None
+    """What the last search found, as front.json has it."""
     train_seconds: float | None = None
     beside: int | None = None
     has_weights: bool = False
@@ -147,6 +170,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         forgetting=run.forgetting(),
         exposure=_read_exposure(run),
         interference=_read_interference(run.path / "interference.json"),
+        front=_read_front(run.front_file),
         train_seconds=float(seconds) if isinstance(seconds, NUMBER) else None,
     )
 
@@ -310,6 +334,30 @@ def _read_exposure(run: RunDirectory) -> ExposureTable | None:
     if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
         raise UserError(f"{run.exposure_file} holds something that is no finite number")
     return table
+
+
+def _read_front(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if found.get("format") != FRONT_FORMAT:
+        raise UserError(f"{path} is not what a search of this version writes ({FRONT_FORMAT})")
+    _check(found, FRONT, str(path))
+    names = [*found["minimised"], *found["limits"]]
+    if not found["minimised"] or not all(isinstance(name, str) and name in MEASURES for name in names):
+        raise UserError(f"{path}: its 'minimised' or 'limits' name no measure of {', '.join(MEASURES)}")
+    _numbers(list(found["limits"].values()), "limits", path)
+    for name in ("search", "control") if found["control"] else ("search",):
+        side = _object(found, name, path)
+        _check(side, FRONT_SIDE, f"{path}, {name}")
+        for entry in _objects(side, "front", FRONT_ENTRY, path):
+            missing = set(names) - entry["measures"].keys()
+            if missing:
+                raise UserError(f"{path}, {name}: a subnet lacks its {', '.join(sorted(missing))}")
+            _numbers(list(entry["measures"].values()), "measures", path)
+        if not side["front"]:
+            raise UserError(f"{path}: the front of its {name} is empty")
+    return found
 
 
 def _read_interference(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from trainonce.report.parts import Cell, Figure, Section, Table, picture
 from trainonce.report.population import PopulationInfo
 from trainonce.report.population_sections import pareto_section, population_section, populations
 from trainonce.report.probe_sections import forgetting_section, interference_section
+from trainonce.report.search_sections import search_section
 from trainonce.report.studies import (
     Dose,
     Effect,
@@ -42,6 +43,7 @@ def sections_of(group: Group) -> list[Section]:
         *studies,
         population_section(group, infos),
         pareto_section(group, infos),
+        search_section(group),
         _comparisons(scored, effects),
         times_section(group),
         curves_section(group),

@@ -1,0 +1,156 @@
+"""What a subnet costs, as measures with units and limits: MACs, parameters, latency, peak memory, file size."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from trainonce.errors import UserError
+from trainonce.models import Supernet
+from trainonce.nn.plain import PlainNetwork
+from trainonce.run import RunDirectory
+from trainonce.space import Architecture
+
+COUNTS = {"": 1e6, "k": 1e3, "m": 1e6, "g": 1e9}
+BYTES = {"": 1e6, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+UNITS: dict[str, dict[str, float]] = {
+    "macs": COUNTS,
+    "params": COUNTS,
+    "latency": {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3},
+    "memory": BYTES,
+    "size": BYTES,
+}
+"""For each measure, what a person's unit is worth in the measure's own; without a unit, millions or milliseconds."""
+SHOWN: dict[str, tuple[str, float]] = {
+    "macs": ("M MACs", 1e6),
+    "params": ("M parameters", 1e6),
+    "latency": ("ms", 1.0),
+    "memory": ("MB peak memory", 1e6),
+    "size": ("MB file", 1e6),
+}
+"""The unit in which a measure is shown, and what it is worth."""
+NAMES = tuple(UNITS)
+EXAMPLES = {"macs": "10M", "params": "3M", "latency": "5ms", "memory": "2MB", "size": "10MB"}
+
+SAFETENSORS_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A cost of a subnet: the less, the better.
+
+    `of` gives it for an architecture: a count (macs, params), milliseconds (latency) or bytes (memory, size).
+    """
+
+    name: str
+    of: Callable[[Architecture], float]
+
+    def text(self, value: float) -> str:
+        """A value with its unit, such as 4.05 M MACs."""
+        unit, worth = SHOWN[self.name]
+        return f"{value / worth:.4g} {unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most that a measure may be."""
+
+    measure: Measure
+    most: float
+
+    def violation(self, arch: Architecture) -> float:
+        """By which part of the limit a subnet is beyond it; 0 or less: within."""
+        beyond = self.measure.of(arch) - self.most
+        return beyond / self.most if self.most > 0 else beyond
+
+    def __str__(self) -> str:
+        return f"at most {self.measure.text(self.most)}"
+
+
+def quantity(name: str, text: str) -> float:
+    """What a person wrote as a limit on a measure (10, 10M, 5ms, 2.5MB), in the measure's own unit.
+
+    Raises `UserError` that says what would be right.
+    """
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})\s*([a-zµ]*)\s*", text, re.IGNORECASE)
+    worth = UNITS[name].get(found[2].lower()) if found else None
+    if found is None or worth is None:
+        raise UserError(f"--max-{name} takes a number and its unit, such as {EXAMPLES[name]}, not {text!r}")
+    return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
+
+
+def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None) -> Measure:
+    """The measure of that name for the subnets of a supernet, each counted once.
+
+    Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet.
+    """
+    if name not in NAMES:
+        raise UserError(f"no measure {name!r}; the measures are {', '.join(NAMES)}")
+    if name == "latency":
+        if latency_table is None:
+            raise UserError("latency needs a table of this device: trainonce latency build, then --latency TABLE")
+        return Measure(name=name, of=_latency(net, latency_table))
+    of: dict[str, Callable[[Architecture], float]] = {
+        "macs": lambda arch: net.cost(arch).macs,
+        "params": lambda arch: net.cost(arch).params,
+        "memory": _memory(net),
+        "size": lambda arch: weights_bytes(net, arch),
+    }
+    return Measure(name=name, of=cache(of[name]))
+
+
+def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
+    from trainonce.latency import LatencyTable
+
+    table = LatencyTable.read(path)
+    for arch in (net.space.smallest(), net.space.largest()):
+        try:
+            table.predict_ms(net.describe(arch))
+        except UserError as error:
+            raise UserError(f"the latency table {path} is not of this supernet: {error}") from error
+    return cache(lambda arch: table.predict_ms(net.describe(arch)))
+
+
+def _memory(net: Supernet) -> Callable[[Architecture], float]:
+    def of(arch: Architecture) -> float:
+        from trainonce.memory import peak_memory
+
+        return peak_memory(net.describe(arch))
+
+    return of
+
+
+def weights_bytes(net: Supernet, arch: Architecture) -> int:
+    """The size in bytes of the file of a subnet's weights in float32: the tensors and the header of safetensors."""
+    with torch.device("meta"):
+        state = PlainNetwork(net.describe(arch)).state_dict()
+    total, header = 0, {}
+    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    for name in order:
+        size = state[name].numel() * state[name].element_size()
+        shape = list(state[name].shape)
+        dtype = SAFETENSORS_DTYPES[state[name].dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [total, total + size]}
+        total += size
+    written = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-written // 8) * 8 + total
+
+
+def table_at(run: RunDirectory, named: str | None) -> Path | None:
+    """The latency table that a person names: a file, or a name in RUN/latency; without a name, the only one there.
+
+    Raises `UserError` where there is no such table; gives None where none is named and none, or several, are there.
+    """
+    there = sorted(run.latency.glob("*.json")) if run.latency.is_dir() else []
+    if named is None:
+        return there[0] if len(there) == 1 else None
+    inside = run.latency / f"{named}.json"
+    for path in (Path(named), inside):
+        if path.is_file():
+            return path
+    listed = f"; {run.latency} has {', '.join(path.stem for path in there)}" if there else ""
+    raise UserError(f"there is no latency table {named} (nor {inside}){listed}; trainonce latency build makes one")

@@ -1,0 +1,132 @@
+"""True scores, each made once: looked up in the run directory, else made and recorded in search.jsonl.
+
+A line of search.jsonl is a line of population.jsonl with two more keys: `search`, which names the search by what it
+follows from, and `knew`, how many lines of population.jsonl and of search.jsonl there were when it began. So the same
+search, run again after a kill, starts from the same knowledge, and goes the same way with its scores looked up.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainonce.errors import UserError
+from trainonce.evaluate import Evaluator
+from trainonce.fanout import LOCAL
+from trainonce.models import Supernet
+from trainonce.population import Line, of_key, score_key, score_subnets
+from trainonce.run import RunDirectory
+from trainonce.search.problem import Scores
+from trainonce.space import Architecture, SearchSpace
+
+
+class Stopped(Exception):
+    """Someone asked to stop; what is scored is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a search starts from."""
+
+    name: str
+    """Twelve hexadecimal digits of what the search follows from."""
+    knew: tuple[int, int]
+    """Lines of population.jsonl and of search.jsonl that it knows."""
+    scores: Scores
+    """True scores among them that count for the weights, split and calibration at hand."""
+
+
+def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]) -> Start:
+    """What the search of this plan starts from: what it started from before where it began already, else all there is.
+
+    Raises `UserError` for a damaged line.
+    """
+    key = score_key(evaluator, step)
+    name = hashlib.blake2b(json.dumps([key, plan], sort_keys=True).encode(), digest_size=6).hexdigest()
+    population, searched = run.population(), run.searched()
+    knew = (len(population), len(searched))
+    for number, line in enumerate(searched, start=1):
+        if line.get("search") == name:
+            knew = _knew(line, f"{run.search_file}, line {number}")
+            break
+    lines = [*population[: knew[0]], *searched[: knew[1]]]
+    scores = {arch: line["top1"] for arch, line in _by_arch(of_key(lines, key), space, run).items()}
+    return Start(name=name, knew=knew, scores=scores)
+
+
+def _knew(line: Line, where: str) -> tuple[int, int]:
+    found = line.get("knew")
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and n >= 0 for n in found):
+        raise UserError(f"{where}: its 'knew' is missing or of another kind")
+    return found[0], found[1]
+
+
+def _by_arch(lines: Sequence[Line], space: SearchSpace, run: RunDirectory) -> dict[Architecture, Line]:
+    found: dict[Architecture, Line] = {}
+    for line in lines:
+        try:
+            found.setdefault(space.parse(line["arch"]), line)
+        except UserError as error:
+            raise UserError(f"{run.path} has a score of a subnet that its supernet does not have: {error}") from error
+    return found
+
+
+class Memo:
+    """Gives true scores; those that are recorded nowhere are made and recorded in search.jsonl."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        net: Supernet,
+        step: int,
+        evaluator: Evaluator,
+        start: Start,
+        *,
+        workers: int | None = None,
+        cluster: str = LOCAL,
+        on_progress: Callable[[int, Line], None] = lambda _asked, _line: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.run = run
+        self.net = net
+        self.step = step
+        self.evaluator = evaluator
+        self.start = start
+        self.workers = workers
+        self.cluster = cluster
+        self.on_progress = on_progress
+        self.should_stop = should_stop
+        self.asked = 0
+        """Scores given so far."""
+        self.made = 0
+        """Those of them that were recorded nowhere."""
+        lines = of_key([*run.population(), *run.searched()], score_key(evaluator, step))
+        self.lines = _by_arch(lines, net.space, run)
+
+    def __call__(self, archs: Sequence[Architecture]) -> Scores:
+        """Top-1 in percent of distinct subnets. Raises `Stopped` where `should_stop` says so."""
+        missing = [arch for arch in archs if arch not in self.lines]
+        self.asked += len(archs) - len(missing)
+
+        def record(line: Line) -> None:
+            whole = line | {"search": self.start.name, "knew": list(self.start.knew)}
+            self.run.append_searched(whole)
+            self.lines[self.net.space.parse(line["arch"])] = whole
+            self.asked += 1
+            self.made += 1
+            self.on_progress(self.asked, line)
+
+        done = score_subnets(
+            self.net,
+            self.step,
+            self.evaluator,
+            missing,
+            on_line=record,
+            workers=self.workers,
+            cluster=self.cluster,
+            should_stop=self.should_stop,
+        )
+        if not done:
+            raise Stopped
+        return {arch: float(self.lines[arch]["top1"]) for arch in archs}

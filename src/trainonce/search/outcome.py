@@ -1,0 +1,117 @@
+"""What a search came to, and its control: fronts, the best subnet, hypervolume; the contents of front.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainonce.search.algorithm import Evaluated
+from trainonce.search.front import Point, hypervolume, nondominated
+from trainonce.search.problem import Problem, Scores
+from trainonce.space import Architecture
+
+FORMAT = "trainonce-front-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A subnet with its true top-1 in percent and what it has of each measure."""
+
+    arch: Architecture
+    top1: float
+    macs: int
+    params: int
+    measures: dict[str, float]
+    known: bool
+    """Whether its score was recorded before the search."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        named = {"arch": str(self.arch), "id": self.arch.id, "top1": self.top1}
+        return named | {"macs": self.macs, "params": self.params, "measures": self.measures, "known": self.known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one way of looking found, among its own scores and those recorded before."""
+
+    evaluations: int
+    """True scores that it asked for."""
+    front: list[Entry]
+    """By falling top-1; the first is the best within the limits."""
+    hypervolume: float
+    """The part, 0 to 1, of the box between the worst and the best seen that the front dominates."""
+
+    @property
+    def best(self) -> Entry:
+        """The subnet of highest top-1."""
+        return self.front[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The side as JSON values."""
+        return {
+            "evaluations": self.evaluations,
+            "best": self.best.to_json(),
+            "front": [entry.to_json() for entry in self.front],
+            "hypervolume": self.hypervolume,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The search's side and the control's, with what both knew before."""
+
+    recorded: int
+    """True scores known before, in or out of the limits."""
+    search: Side
+    control: Side | None
+    evaluated: Evaluated
+
+    def to_json(self) -> dict[str, Any]:
+        """The part of front.json that follows from the scores."""
+        rounds = [one.to_json() for one in self.evaluated.rounds]
+        finalists = self.evaluated.finalists
+        return {
+            "recorded": self.recorded,
+            "search": self.search.to_json(),
+            "control": None if self.control is None else self.control.to_json(),
+            "rounds": rounds,
+            "finalists": None if finalists is None else vars(finalists),
+        }
+
+
+def outcome_of(problem: Problem, recorded: Scores, evaluated: Evaluated) -> Outcome:
+    """Sum up a search. Both sides are measured against the same worst and best."""
+    known = {arch: top1 for arch, top1 in recorded.items() if problem.feasible(arch)}
+    sides = [known | dict(evaluated.scores)]
+    sides += [] if evaluated.control is None else [known | dict(evaluated.control)]
+    points = [problem.objectives(arch, top1) for side in sides for arch, top1 in side.items()]
+    box = (tuple(map(min, zip(*points, strict=True))), tuple(map(max, zip(*points, strict=True))))
+    found = _side(problem, known, evaluated.scores, box)
+    control = None if evaluated.control is None else _side(problem, known, evaluated.control, box)
+    return Outcome(recorded=len(recorded), search=found, control=control, evaluated=evaluated)
+
+
+def _side(problem: Problem, known: Scores, own: Scores, box: tuple[Point, Point]) -> Side:
+    scores = dict(known) | dict(own)
+    archs = sorted(scores, key=str)
+    points = [problem.objectives(arch, scores[arch]) for arch in archs]
+    front = sorted(nondominated(points), key=lambda i: points[i])
+    return Side(
+        evaluations=len(own),
+        front=[_entry(problem, archs[i], scores[archs[i]], archs[i] in known) for i in front],
+        hypervolume=hypervolume(scaled([points[i] for i in front], box), (1.0,) * len(points[0])),
+    )
+
+
+def scaled(points: Sequence[Point], box: tuple[Point, Point]) -> list[Point]:
+    """Points with the least of each number at 0 and the most at 1; a number that is always the same is 0."""
+    low, high = box
+    return [
+        tuple((value - a) / (b - a) if b > a else 0.0 for value, a, b in zip(point, low, high, strict=True))
+        for point in points
+    ]
+
+
+def _entry(problem: Problem, arch: Architecture, top1: float, known: bool) -> Entry:
+    cost = problem.cost(arch)
+    return Entry(arch=arch, top1=top1, macs=cost.macs, params=cost.params, measures=problem.values(arch), known=known)

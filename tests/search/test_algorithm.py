@@ -1,0 +1,146 @@
+"""The search against going through a whole small space, and its bookkeeping: budgets, limits, equal numbers."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import pytest
+
+from trainonce.errors import UserError
+from trainonce.search import Limit, Measure, Problem, SearchSettings, feasible_subnet, outcome_of, search
+from trainonce.search.draws import FeasibleDraws
+from trainonce.space import Architecture, derived_rng
+
+QUICK: dict[str, Any] = {"population": 8, "generations": 3}
+
+
+class Scorer:
+    """Gives made-up scores, and counts what it is asked."""
+
+    def __init__(self, truth: Callable[[Architecture], float]) -> None:
+        self.truth = truth
+        self.asked: list[Architecture] = []
+
+    def __call__(self, archs: Sequence[Architecture]) -> dict[Architecture, float]:
+        assert len(set(archs)) == len(archs)
+        self.asked += archs
+        return {arch: self.truth(arch) for arch in archs}
+
+
+def exact_front(small: Any, problem: Problem) -> set[tuple[float, float]]:
+    """Top-1 and MACs of what nothing within the limits beats, by comparing all with all."""
+    inside = [a for a in small.everything() if all(limit.measure.of(a) <= limit.most for limit in problem.limits)]
+    found = {(small.truth(arch), small.COST(arch).macs) for arch in inside}
+    return {(t, m) for t, m in found if not any(ot >= t and om <= m and (ot, om) != (t, m) for ot, om in found)}
+
+
+def front_of(entries: Sequence[Any]) -> set[tuple[float, float]]:
+    return {(entry.top1, entry.macs) for entry in entries}
+
+
+@pytest.mark.parametrize("limits", [{}, {"most_macs": 150_000}, {"most_params": 75, "most_macs": 220_000}])
+def test_with_enough_scores_the_front_is_the_exact_one(small: Any, limits: dict[str, float]) -> None:
+    problem = small.problem(**limits)
+    score = Scorer(small.truth)
+    evaluated = search(problem, {}, score, SearchSettings(scores=60, predictor=False, **QUICK))
+    outcome = outcome_of(problem, {}, evaluated)
+    inside = {arch for arch in small.everything() if problem.feasible(arch)}
+    assert 0 < len(inside) <= 42
+    assert set(evaluated.scores) == inside, "every subnet within the limits, and none beyond them"
+    assert outcome.control is not None
+    assert front_of(outcome.search.front) == exact_front(small, problem) == front_of(outcome.control.front)
+    assert outcome.search.best.top1 == max(map(small.truth, inside))
+    assert set(Counter(score.asked).values()) == {2}, "once by the search, once by the control"
+
+
+@pytest.mark.parametrize("predictor", [False, True])
+def test_the_control_gets_as_many_scores_and_limits_are_kept(small: Any, predictor: bool) -> None:
+    problem = small.problem(most_macs=median(small.COST(arch).macs for arch in small.everything()))
+    score = Scorer(small.truth)
+    settings = SearchSettings(scores=14, predictor=predictor, **QUICK)
+    evaluated = search(problem, {}, score, settings)
+    assert evaluated.control is not None
+    assert len(evaluated.scores) == len(evaluated.control) == 14
+    assert len(score.asked) == 28
+    assert all(small.COST(arch).macs <= problem.limits[0].most for arch in score.asked)
+    assert sum(one.scored for one in evaluated.rounds) + 14 // (2 if predictor else 4) == 14
+    if predictor:
+        assert all("too few to learn from" in one.predictor.why for one in evaluated.rounds if one.predictor)
+
+
+def test_the_same_seed_goes_the_same_way(small: Any) -> None:
+    asked = []
+    for seed in (0, 0, 1):
+        score = Scorer(small.truth)
+        search(small.problem(), {}, score, SearchSettings(scores=12, predictor=False, seed=seed, **QUICK))
+        asked.append(score.asked)
+    assert asked[0] == asked[1]
+    assert asked[0] != asked[2]
+
+
+def test_what_is_recorded_is_not_asked_again_and_counts_for_both(small: Any) -> None:
+    best = max(small.everything(), key=small.truth)
+    recorded = {best: small.truth(best)}
+    score = Scorer(small.truth)
+    evaluated = search(small.problem(), recorded, score, SearchSettings(scores=6, predictor=False, **QUICK))
+    assert best not in score.asked
+    outcome = outcome_of(small.problem(), recorded, evaluated)
+    assert outcome.control is not None
+    assert outcome.search.best.arch == outcome.control.best.arch == best
+    assert outcome.search.best.known
+    assert outcome.recorded == 1
+
+
+def test_a_predictor_finds_more_than_chance(make_net: Any) -> None:
+    """Accuracy that is a sum over choices: by a predictor the search comes further than random search in all seeds."""
+    net = make_net()
+    rng = derived_rng("worth")
+    worth = {(c.name, v): rng.gauss(0, 1) for c in net.space.choices for v in c.values}
+    macs = Measure(name="macs", of=lambda arch: net.cost(arch).macs)
+    most = (net.cost(net.space.smallest()).macs + net.cost(net.space.largest()).macs) / 2
+    problem = Problem(cost=net.cost, limits=(Limit(measure=macs, most=most),), minimised=(macs,))
+    for seed in range(2):
+        score = Scorer(lambda arch: 50 + sum(worth[pair] for pair in arch.pairs))
+        settings = SearchSettings(scores=80, rounds=2, population=16, generations=4, seed=seed)
+        evaluated = search(problem, {}, score, settings)
+        outcome = outcome_of(problem, {}, evaluated)
+        assert [one.predictor is not None and one.predictor.used for one in evaluated.rounds][-1]
+        assert evaluated.finalists is not None
+        assert outcome.control is not None
+        assert outcome.search.evaluations == outcome.control.evaluations == 80
+        assert outcome.search.best.top1 > outcome.control.best.top1 + 1
+        assert outcome.search.hypervolume > outcome.control.hypervolume
+
+
+def test_a_budget_that_nothing_keeps_says_what_the_smallest_needs(small: Any) -> None:
+    """The smallest subnet is one block with kernel 3 and expand ratio 3: 1000 * 9 * 3 MACs."""
+    with pytest.raises(UserError, match=r"has at most 0\.02 M MACs; the smallest has 0\.027 M MACs \(d1\.k3e3\)"):
+        feasible_subnet(small.problem(most_macs=20_000))
+    with pytest.raises(UserError, match="has at most 0 M MACs"):
+        search(small.problem(most_macs=0), {}, Scorer(small.truth), SearchSettings())
+
+
+def test_a_feasible_subnet_is_found_where_the_smallest_is_none(small: Any) -> None:
+    """A latency in which kernel 3 is slow: changing choices one by one leads to kernel 5."""
+    slow = Measure(name="latency", of=lambda arch: sum(9 if arch[n] == 3 else 1 for n in arch if n.endswith("kernel")))
+    problem = Problem(cost=small.COST, limits=(Limit(measure=slow, most=2),), minimised=(slow,))
+    assert feasible_subnet(problem)["s.b1.kernel"] == 5
+
+
+@pytest.mark.parametrize("spread", ["uniform", "stratified", "both"])
+def test_draws_are_distinct_within_the_limits_and_end(small: Any, spread: Any) -> None:
+    """Another limit than MACs, which is drawn for by rejection."""
+    problem = small.problem(most_params=55)
+    inside = {arch for arch in small.everything() if small.COST(arch).params <= 55}
+    draws = FeasibleDraws(problem, feasible_subnet(problem), derived_rng(0), spread=spread)
+    found = draws.draw(100, ())
+    assert len(set(found)) == len(found)
+    assert set(found) == inside
+    assert draws.draw(1, inside) == []
+
+
+def test_without_the_extra_it_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'trainonce\[search\]'"):
+        search(small.problem(), {}, Scorer(small.truth), SearchSettings(scores=4))

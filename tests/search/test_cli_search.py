@@ -1,0 +1,186 @@
+"""`trainonce search` and what `extract` makes of it: the story, and a sentence for every refusal."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainonce import cli
+from trainonce.data import load_dataset
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import RECIPES
+from trainonce.run import RunDirectory
+from trainonce.subnet import read_subnet
+from trainonce.train import train_supernet
+
+OPTIONS = ("--calibration-images", "20", "--device", "cpu", "--workers", "1")
+
+
+def trainonce(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
+    sys.argv = ["trainonce", *map(str, arguments)]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv, warnings.showwarning = argv, shown
+    assert isinstance(code, int)
+    return code, out.getvalue(), err.getvalue()
+
+
+def refused(said: tuple[int, str, str], pattern: str, code: int = 2) -> None:
+    assert said[0] == code, said[2]
+    assert "Traceback" not in said[2]
+    lines = [line for line in said[2].splitlines() if line.startswith("trainonce:")]
+    assert len(lines) == 1
+    assert re.search(pattern, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDirectory(tmp_path_factory.mktemp("search") / "run")
+    settings = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10, width_mult=0.25)
+    recipe = RECIPES["spos"].with_batch_size(256).scaled(1 / RECIPES["spos"].epochs)
+    train_supernet(MobileNetV3(settings), recipe, load_dataset("digits"), run)
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def thousands(trained: Path) -> int:
+    """A budget in the middle, in thousand MACs."""
+    net = RunDirectory(trained).build_supernet()
+    low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
+    return (low + high) // 2000
+
+
+@pytest.fixture(scope="module")
+def searched(trained: Path, thousands: int) -> dict[str, Any]:
+    """What a search under the budget printed, with the test score of the best."""
+    code, out, err = trainonce(
+        "search", trained, "--max-macs", f"{thousands}k", "--scores", "6", "--test", "--json", *OPTIONS
+    )
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+class TestStory:
+    def test_front_json_is_what_the_scores_say(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
+        run = RunDirectory(trained)
+        assert searched == json.loads(run.front_file.read_text(encoding="utf-8"))
+        assert (searched["search"]["evaluations"], searched["control"]["evaluations"]) == (6, 6)
+        assert searched["limits"] == {"macs": thousands * 1e3}
+        scores = {line["arch"]: line["top1"] for line in run.searched() if line["split"] == "validate"}
+        for side in ("search", "control"):
+            front = searched[side]["front"]
+            assert all(entry["top1"] == scores[entry["arch"]] for entry in front)
+            assert all(entry["macs"] == entry["measures"]["macs"] <= thousands * 1e3 for entry in front)
+            assert searched[side]["best"] == front[0]
+            assert [e["macs"] for e in front] == sorted((e["macs"] for e in front), reverse=True)
+        assert not run.population_file.exists()
+
+    def test_the_test_split_is_read_once_for_the_best_alone(self, trained: Path, searched: dict[str, Any]) -> None:
+        lines = [line for line in RunDirectory(trained).searched() if line["split"] == "test"]
+        assert [line["arch"] for line in lines] == [searched["search"]["best"]["arch"]]
+        assert searched["test"] == {name: lines[0][name] for name in ("arch", "top1", "loss", "images")}
+        assert searched["test"]["images"] == 359
+
+    def test_again_it_makes_nothing_and_says_so(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
+        before = RunDirectory(trained).search_file.read_bytes()
+        code, out, err = trainonce(
+            "search", trained, "--max-macs", f"{thousands / 1000}", "--scores", "6", "--test", *OPTIONS
+        )
+        assert code == 0, err
+        assert RunDirectory(trained).search_file.read_bytes() == before
+        best = searched["search"]["best"]
+        assert "0 scores were made now, 12 were recorded before." in err
+        assert f"Next: trainonce extract {trained} {best['arch']}" in err
+        assert f"{best['top1']:.2f}" in out
+        assert "Random search, with 6:" in out
+
+    def test_extract_chooses_from_what_was_searched(
+        self, trained: Path, thousands: int, searched: dict[str, Any]
+    ) -> None:
+        out = trained.parent / "subnet"
+        code, _, err = trainonce("extract", trained, "--max-macs", f"{thousands}k", "--max-size", "50MB", "--out", out)
+        assert code == 0, err
+        network, description = read_subnet(out)
+        lines = [line for line in RunDirectory(trained).searched() if line["split"] == "validate"]
+        chosen = next(line for line in lines if line["arch"] == description["architecture"])
+        assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= thousands * 1e3)
+        assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
+        refused(trainonce("extract", trained, "--max-size", "1kB"), "no evaluated subnet fits the budget")
+        assert network.spec.num_classes == 10
+
+    def test_a_dry_run_writes_nothing(self, trained: Path, tmp_path: Path) -> None:
+        run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+        for path in (run.search_file, run.front_file):
+            path.unlink(missing_ok=True)
+        code, out, err = trainonce("search", run.path, "--scores", "5", "--dry-run", "--json", *OPTIONS)
+        assert code == 0, err
+        assert json.loads(out)["seconds"] > 0
+        assert not run.search_file.exists()
+        assert not run.front_file.exists()
+
+    def test_the_report_shows_it(self, trained: Path, thousands: int, searched: dict[str, Any], tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        code, _, err = trainonce("report", trained, "--out", page)
+        assert code == 0, err
+        text = page.read_text(encoding="utf-8")
+        assert "<h3>Found by search</h3>" in text
+        best = searched["search"]["best"]
+        assert f"Within {thousands / 1000:.4g} M MACs, search found {best['top1']:.2f}% with 6 true scores" in text
+        assert f"trainonce extract {trained} {best['arch']}" in text
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (
+                ("--max-macs", "1k"),
+                r"no subnet of this supernet has at most 0\.001 M MACs; the smallest has 0\.\d+ M MACs",
+            ),
+            (("--max-size", "1kB", "--max-params", "9"), r"has at most 9 M parameters and at most 0\.001 MB file"),
+            (("--max-latency", "5ms"), "latency needs a table of this device: trainonce latency build"),
+            (("--max-latency", "5ms", "--latency", "phone"), "there is no latency table phone"),
+            (("--max-latency", "soon"), "--max-latency takes a number and its unit, such as 5ms, not 'soon'"),
+            (("--minimise", "macs,energy"), "no measure 'energy'"),
+            (("--minimise", "macs,macs"), "names a measure twice"),
+        ],
+    )
+    def test_what_cannot_be(self, trained: Path, options: tuple[str, ...], says: str) -> None:
+        refused(trainonce("search", trained, *options, "--scores", "2", *OPTIONS), says)
+
+    def test_without_the_extra(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        refused(trainonce("search", trained), r"pip install 'trainonce\[search\]'")
+
+    @pytest.mark.parametrize("name", ["population.jsonl", "search.jsonl"])
+    def test_damaged_files(self, trained: Path, tmp_path: Path, name: str) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        (run / name).write_text('{"arch": 5}\n')
+        refused(trainonce("search", run, "--scores", "2", *OPTIONS), rf"{name}, line 1")
+        refused(trainonce("extract", run, "--max-macs", "9"), rf"{name}, line 1")
+
+    def test_no_validate_images(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = load_dataset("digits")
+        without = replace(data, validate=data.validate.take(np.zeros(0, np.int64)))
+        monkeypatch.setattr(RunDirectory, "load_data", lambda *_, **__: without)
+        refused(trainonce("search", trained, *OPTIONS), "digits has no validate images")
+
+    def test_nothing_trained(self, tmp_path: Path) -> None:
+        refused(trainonce("search", tmp_path), r"holds no run")
