@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, cli_report, cli_study, display
+from trainonce import checkpoint, cli_export, cli_lab, cli_report, cli_study, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -484,6 +484,7 @@ def list_names(as_json: Json = False) -> None:
 
 
 cli_report.register(app)
+cli_export.register(app)
 cli_lab.register(app)
 cli_study.register(app)
 
