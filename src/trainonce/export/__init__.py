@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainonce.export import executorch, int8, onnx, openvino, torch_export
-from trainonce.export.description import FileDescription, Opened, Written
+from trainonce.export.description import Opened, Written
 from trainonce.export.reference import Reference
-from trainonce.nn.plain import PlainNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,6 @@ class Target:
     """Whether files from disk may be opened: not where opening could unpickle."""
 
 
-def _float32(write: Callable[[PlainNetwork, FileDescription], Written]) -> Callable[[Reference, float], Written]:
-    return lambda reference, _max_loss: write(reference.network, reference.file)
-
-
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -45,7 +40,7 @@ TARGETS: dict[str, Target] = {
             name="onnx",
             about="ONNX, opset 18, float32, any batch",
             files=(onnx.FILE,),
-            write=_float32(onnx.write_onnx),
+            write=lambda reference, _: Written(files={onnx.FILE: reference.onnx}),
             open=onnx.open_onnx,
         ),
         Target(
@@ -60,21 +55,21 @@ TARGETS: dict[str, Target] = {
             name="openvino",
             about="OpenVINO, float32, any batch",
             files=(openvino.XML, openvino.BIN),
-            write=_float32(openvino.write_openvino),
+            write=lambda reference, _: openvino.write_openvino(reference.onnx),
             open=openvino.open_openvino,
         ),
         Target(
             name="executorch",
             about="ExecuTorch with XNNPACK, float32, one image a call",
             files=(executorch.FILE, executorch.SIDECAR),
-            write=_float32(executorch.write_executorch),
+            write=lambda reference, _: executorch.write_executorch(reference.network, reference.file),
             open=executorch.open_executorch,
         ),
         Target(
             name="torch",
             about="torch.export, float32, any batch",
             files=(torch_export.FILE,),
-            write=_float32(torch_export.write_torch_export),
+            write=lambda reference, _: torch_export.write_torch_export(reference.network, reference.file),
             open=torch_export.open_torch_export,
             reopens=False,
         ),

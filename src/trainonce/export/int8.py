@@ -2,11 +2,11 @@
 
 Weights are quantised symmetrically for each output channel, to 7 bits: products of 8-bit weights and 8-bit activations,
 added in pairs, saturate in 16 bits on processors without VNNI, which would then give other logits than those with it.
-Where more than the allowed top-1 is lost on the validate split, each layer is tried in float32 by itself, and those
-that bring most back stay so until the loss is small enough.
+Where more than the allowed top-1 is lost on the validate split, each layer is quantised by itself, which says what it
+costs, and those that cost most stay in float32 until the loss is small enough.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from trainonce.data import Split
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, FileDescription, Opened, Run, Written
-from trainonce.export.onnx import EXTRA, FILE, belongs, open_onnx, parsed, redescribed, to_onnx
+from trainonce.export.onnx import EXTRA, FILE, belongs, open_onnx, parsed, redescribed
 from trainonce.export.reference import Reference
 from trainonce.export.tools import extra, quiet
 
@@ -26,7 +26,6 @@ CALIBRATION_BATCH = 64
 VALIDATE_IMAGES = 2000
 """How many images of the validate split the choice of float32 layers is made on."""
 QUANTISED = ("Conv", "Gemm", "Relu", "Add")
-SQUEEZE_EXCITES = "all squeeze-excites"
 
 
 def write_int8(reference: Reference, *, max_loss: float) -> Written:
@@ -36,16 +35,16 @@ def write_int8(reference: Reference, *, max_loss: float) -> Written:
     """
     if reference.data is None:
         raise UserError(f"int8 needs the run's images to calibrate with, and {reference.no_data}")
-    floating = to_onnx(reference.network, reference.file)
+    floating = reference.onnx
     validate = reference.data.validate.drawn(VALIDATE_IMAGES, seed=0)
     calibrate = list(_inputs(reference, reference.data.calibrate.drawn(CALIBRATION_IMAGES, seed=0)))
     float_top1 = _top1(reference, open_onnx({FILE: floating}, torch.get_num_threads(), FILE), validate)
 
-    def quantised(kept: Collection[str]) -> tuple[bytes, float]:
-        content = quantise(floating, calibrate, kept=kept)
+    def quantised(in_float32: Callable[[str], bool]) -> tuple[bytes, float]:
+        content = quantise(floating, calibrate, in_float32=in_float32)
         return content, _top1(reference, open_onnx({FILE: content}, torch.get_num_threads(), FILE), validate)
 
-    content, top1 = quantised(())
+    content, top1 = quantised(lambda _node: False)
     details: dict[str, Any] = {
         "calibration_images": min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
         "validate_images": len(validate),
@@ -56,30 +55,29 @@ def write_int8(reference: Reference, *, max_loss: float) -> Written:
         "loss_by_layer": {},
     }
     if float_top1 - top1 > max_loss:
-        regained = {layer: quantised((layer,))[1] - top1 for layer in layers_of(floating)}
-        ranked = sorted(regained, key=lambda layer: -regained[layer])
-        details["loss_by_layer"] = {layer: regained[layer] for layer in ranked}
+        lost = {
+            layer: float_top1 - quantised(lambda node, layer=layer: not belongs(node, layer))[1]  # type: ignore[misc]
+            for layer in open_onnx({FILE: floating}, 1, FILE).description.layers
+        }
+        ranked = sorted(lost, key=lambda layer: -lost[layer])
+        details["loss_by_layer"] = {layer: lost[layer] for layer in ranked}
         kept: list[str] = []
         while ranked and float_top1 - top1 > max_loss:
             kept.append(ranked.pop(0))
-            content, top1 = quantised(kept)
+            content, top1 = quantised(lambda node: any(belongs(node, layer) for layer in kept))
         details |= {"kept_in_float32": kept, "validate_top1_int8": top1}
     return Written(files={FILE: content}, details=details)
 
 
-def layers_of(content: bytes) -> list[str]:
-    """What can be kept in float32 by itself: the layers, and all squeeze-excites together where there are any."""
-    layers = list(open_onnx({FILE: content}, 1, FILE).description.layers)
-    has_se = any(_is_in(node.name, SQUEEZE_EXCITES) for node in parsed(content, where=FILE).graph.node)
-    return [*layers, SQUEEZE_EXCITES] if has_se else layers
+def quantise(content: bytes, calibrate: list[Tensor], *, in_float32: Callable[[str], bool]) -> bytes:
+    """An ONNX file of `to_onnx` in int8, but for the nodes whose names `in_float32` is true of.
 
-
-def quantise(content: bytes, calibrate: list[Tensor], *, kept: Collection[str] = ()) -> bytes:
-    """An ONNX file of `to_onnx` in int8, but for the layers `kept`; `calibrate` are batches of images [B, C, H, W]."""
+    `calibrate` are batches of images [B, C, H, W].
+    """
     with extra(EXTRA), quiet():
         import onnxruntime.quantization as ort
     model = parsed(content, where=FILE)
-    excluded = [node.name for node in model.graph.node if any(_is_in(node.name, layer) for layer in kept)]
+    excluded = [node.name for node in model.graph.node if in_float32(node.name)]
     with quiet(), TemporaryDirectory() as folder:
         path = Path(folder) / FILE
         ort.quantize_static(
@@ -99,10 +97,6 @@ def quantise(content: bytes, calibrate: list[Tensor], *, kept: Collection[str] =
     text = next(entry.value for entry in parsed(content, where=FILE).metadata_props if entry.key == KEY)
     description = FileDescription.from_text(text, where=FILE)
     return redescribed(written, description.model_copy(update={"precision": "int8", "layers": {}}))
-
-
-def _is_in(node_name: str, layer: str) -> bool:
-    return ".se." in node_name if layer == SQUEEZE_EXCITES else belongs(node_name, layer)
 
 
 class _Reader:

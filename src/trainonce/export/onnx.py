@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, Written
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run
 from trainonce.export.tools import extra, layer_names, quiet
 
 OPSET = 18
@@ -20,13 +20,8 @@ FILE = "model.onnx"
 EXTRA = "onnx"
 
 
-def write_onnx(network: nn.Module, description: FileDescription) -> Written:
-    """The ONNX file of a network in evaluation mode. Raises `UserError` without the extra `onnx`."""
-    return Written(files={FILE: to_onnx(network, description)})
-
-
 def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
-    """The bytes of the ONNX file. Raises `UserError` without the extra `onnx`."""
+    """The ONNX file of a network in evaluation mode. Raises `UserError` without the extra `onnx`."""
     with extra(EXTRA):
         import onnx
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly

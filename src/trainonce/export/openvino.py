@@ -6,27 +6,26 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written
 from trainonce.export.onnx import FILE as ONNX_FILE
-from trainonce.export.onnx import open_onnx, to_onnx
+from trainonce.export.onnx import open_onnx
 from trainonce.export.tools import extra, quiet
 
 XML, BIN = "model.xml", "model.bin"
 EXTRA = "openvino"
 
 
-def write_openvino(network: nn.Module, description: FileDescription) -> Written:
-    """The OpenVINO files of a network in evaluation mode. Raises `UserError` without the extras openvino and onnx."""
+def write_openvino(content: bytes) -> Written:
+    """The OpenVINO files of an ONNX file of `to_onnx`. Raises `UserError` without the extras openvino and onnx."""
     with extra(EXTRA):
         import openvino
-    content = to_onnx(network, description)
-    described = open_onnx({ONNX_FILE: content}, 1, ONNX_FILE).description  # with the names of the layers' outputs
+    description = open_onnx({ONNX_FILE: content}, 1, ONNX_FILE).description
     with quiet(), TemporaryDirectory() as folder:
         model = openvino.Core().read_model(content)
-        model.set_rt_info(described.to_text(), [KEY])
+        model.set_rt_info(description.to_text(), [KEY])
         path = Path(folder) / XML
         openvino.save_model(model, path, compress_to_fp16=False)
         return Written(files={name: (Path(folder) / name).read_bytes() for name in (XML, BIN)})

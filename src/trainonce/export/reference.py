@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainonce.data import DataSet, Split
 from trainonce.data.augment import normalise
 from trainonce.errors import RunError, UserError
 from trainonce.export.description import FileDescription, Run, describe_file
+from trainonce.export.onnx import to_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork, resize
@@ -44,6 +46,11 @@ class Reference:
     no_data: str
     """Why there are none, where there are none."""
 
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network's ONNX file, made once for all targets that start from it."""
+        return to_onnx(self.network, self.file)
+
     def inputs(self, split: Split) -> Iterator[Tensor]:
         """All images of a split, in order, as the network takes them."""
         assert self.data is not None
@@ -72,8 +79,8 @@ def read_reference(
 
     `run` is the run's directory: without it the one that the subnet names, or else the one in which it lies, and where
     that cannot be used it is left out with the reason. `data_dir` and `moved_to` say where the run's images are now;
-    `images` is how many random ones there are. Raises `UserError` for a directory that is no subnet, and for a `run` that was
-    named and cannot be used.
+    `images` is how many random ones there are. Raises `UserError` for a directory that is no subnet, and for a `run`
+    that was named and cannot be used.
     """
     network, description = read_subnet(path)
     file = describe_file(description, weights_sha256(network), where=str(path))
