@@ -40,7 +40,7 @@ class Exported:
 def home(tmp_path_factory: pytest.TempPathFactory, make_net: Callable[..., MobileNetV3]) -> RunDirectory:
     """A run of step 3 with `SUBNETS` subnets in it: subnets/0, subnets/1, …"""
     folder = tmp_path_factory.mktemp("export")
-    images = np.random.default_rng(0).integers(0, 256, (200, 1, 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
     np.savez(folder / "images.npz", train_images=images, train_labels=np.arange(200) % 3)
     data = load_dataset(str(folder / "images.npz"))
     net = make_net(resolutions=(6, 8)).eval()
