@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_net: Callable[..., Mobil
     evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=24, calibration_batch=12))
     with torch.no_grad():  # so that the smallest subnet's classes are about equally frequent
         smallest = evaluator.recalibrated(net, net.space.smallest())
-        net.classifier.bias -= smallest(torch.cat(evaluator.calibration_batches)).mean(0)
+        net.classifier.bias.sub_(smallest(torch.cat(evaluator.calibration_batches)).mean(0))
     run = RunDirectory(folder / "run")
     run.create(
         RunConfig(

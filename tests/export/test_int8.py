@@ -86,8 +86,8 @@ def test_a_layer_that_does_not_bear_it_is_found(exported: Export) -> None:
     before = {name: t.clone() for name, t in network.state_dict().items()}
     try:
         with torch.no_grad():
-            network.stem[1].weight[0] = 1e6  # type: ignore[index]
-            network.blocks[0].depthwise[0].weight[0] = 0  # type: ignore[index, union-attr]
+            network.stem[1].weight[0] = 1e6
+            network.blocks[0].depthwise[0].weight[0] = 0
             if network.blocks[0].residual:
                 network.blocks[0].residual = False
         reference = judged_by_itself(dataclasses.replace(made))

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainonce.errors import UserError
 from trainonce.settings import Settings
 
-FORMAT = "trainonce-export-1"
+FORMAT: Literal["trainonce-export-1"] = "trainonce-export-1"
 KEY = "trainonce"
 """The name under which the description stands in a file's metadata."""
 INPUT, OUTPUT = "images", "logits"

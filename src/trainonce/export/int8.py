@@ -112,7 +112,7 @@ class _Reader:
 
 def _inputs(reference: Reference, split: Split) -> Iterator[Tensor]:
     for x_BCHW in reference.inputs(split):
-        yield from x_BCHW.split(CALIBRATION_BATCH)
+        yield from torch.split(x_BCHW, CALIBRATION_BATCH)
 
 
 def _top1(reference: Reference, opened: Opened, split: Split) -> float:
