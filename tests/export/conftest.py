@@ -1,4 +1,4 @@
-"""A run with random images and weights, subnets taken out of it, and their ONNX files."""
+"""A run with random images and random weights, subnets taken out of it, and their ONNX files."""
 
 import random
 from collections.abc import Callable
@@ -40,14 +40,17 @@ class Exported:
 def home(tmp_path_factory: pytest.TempPathFactory, make_net: Callable[..., MobileNetV3]) -> RunDirectory:
     """A run of step 3 with `SUBNETS` subnets in it: subnets/0, subnets/1, …"""
     folder = tmp_path_factory.mktemp("export")
-    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
-    np.savez(folder / "images.npz", train_images=images, train_labels=np.arange(200) % 3)
+    draw = np.random.default_rng(0)
+    labels = np.arange(200) % 3
+    patterns = draw.integers(0, 180, (3, 8, 8))  # so that classes look different, to a random network too
+    images = (patterns[labels] + draw.integers(0, 76, (200, 8, 8))).astype(np.uint8)
+    np.savez(folder / "images.npz", train_images=images, train_labels=labels)
     data = load_dataset(str(folder / "images.npz"))
     net = make_net(resolutions=(6, 8)).eval()
     generator = torch.Generator().manual_seed(3)
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and "weight" in name:
-            tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+            tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=24, calibration_batch=12))
     with torch.no_grad():  # so that the smallest subnet's classes are about equally frequent
         smallest = evaluator.recalibrated(net, net.space.smallest())
