@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_lab, cli_latency, cli_ofa, cli_report, cli_search, cli_study, cli_subnet, display
+from trainonce import checkpoint, cli_export, cli_lab, cli_latency, cli_ofa, cli_report, cli_search, cli_study, cli_subnet, display
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -499,6 +499,7 @@ def list_names(as_json: Json = False) -> None:
 
 cli_report.register(app)
 cli_search.register(app)
+cli_export.register(app)
 cli_lab.register(app)
 cli_ofa.register(app)
 cli_latency.register(app)

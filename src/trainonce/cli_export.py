@@ -1,0 +1,130 @@
+"""The commands that bring a subnet to a device: `export` writes and certifies files, `predict` classifies images."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from trainonce import display
+from trainonce.errors import UserError
+from trainonce.export import TARGETS, Target
+from trainonce.export.certificate import FILE as CERTIFICATE
+from trainonce.export.certificate import Baseline, Certificate
+from trainonce.export.exporting import check_export, export_subnet
+from trainonce.export.reference import Reference, read_reference
+from trainonce.predict import best, open_classifier
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(export)
+    app.command()(predict)
+
+
+def export(
+    subnet: Annotated[
+        Path, typer.Argument(metavar="SUBNET", help="A directory that `trainonce extract` wrote.", show_default=False)
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option(metavar="|".join(TARGETS), help="What to write; may be given several times.", show_default=False),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The run to compare with. Default: the one the subnet was taken from, if it is at hand."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Random images to compare, beside the whole test split of the run.")
+    ] = 64,
+    max_loss: Annotated[float, typer.Option(min=0, help="Points of top-1 that int8 may lose.")] = 1.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write no files: hold those there against the subnet again.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write; a folder for each target goes in. Default: SUBNET/export.")
+    ] = None,
+    data_path: Annotated[str | None, typer.Option("--data", help="Where the images are now, if they moved.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a subnet to a file that runs on a device, with a certificate that it is the same network.
+
+    The same images go through the supernet, the extracted network and the file. A difference is exit code 1 and names
+    the first layer that differs.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    targets = [_target(name) for name in dict.fromkeys(to)]
+    reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
+    _say_left_out(reference)
+    baseline = Baseline.of(reference)
+    work = check_export if check else export_subnet
+    done: list[dict[str, Any]] = []
+    for target in targets:
+        place, certificate = work(baseline, target, out or subnet / "export", max_loss=max_loss)
+        done.append({"path": str(place / target.files[0]), "certificate": certificate.to_json()})
+        if not as_json:
+            _say(target, place, certificate)
+    if as_json:
+        sys.stdout.write(json.dumps({"exports": done}) + "\n")
+
+
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="SUBNET|FILE.onnx", help="A subnet's directory or its ONNX file.", show_default=False),
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG or PNG files.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Classify image files, with torch from a subnet's directory or with ONNX Runtime from its ONNX file."""
+    classifier = open_classifier(model)
+    found = [best(classifier, p, top) for p in classifier.probabilities(images)]
+    if as_json:
+        predictions = [
+            {"image": str(path), "classes": [{"class": name, "probability": p} for name, p in classes]}
+            for path, classes in zip(images, found, strict=True)
+        ]
+        sys.stdout.write(json.dumps({"model": str(model), "predictions": predictions}) + "\n")
+        return
+    for path, classes in zip(images, found, strict=True):
+        display.out.print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in classes))
+
+
+def _target(name: str) -> Target:
+    if name not in TARGETS:
+        raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def _say_left_out(reference: Reference) -> None:
+    if reference.no_supernet:
+        display.err.print(f"The supernet is not compared: {reference.no_supernet}.")
+    if reference.no_data:
+        display.err.print(f"The test split is not compared: {reference.no_data}.")
+
+
+def _say(target: Target, place: Path, certificate: Certificate) -> None:
+    size = sum(file["bytes"] for file in certificate.files.values())
+    lines = [f"{target.name}: {certificate.verdict}."]
+    scores = [f"{name} {value:.2f}%" for name, value in certificate.top1.items() if isinstance(value, float)]
+    if scores:
+        lines.append(f"Top-1 on {certificate.images['test']} test images: {', '.join(scores)}.")
+    if certificate.latency_ms:
+        exported, extracted = certificate.latency_ms["exported"], certificate.latency_ms["extracted"]
+        lines.append(f"{size / 1e6:.2f} MB; one image takes {exported:.3g} ms, {extracted:.3g} with torch here.")
+    kept = certificate.details.get("kept_in_float32")
+    if kept:
+        lines.append(f"Left in float32, because int8 there costs most: {', '.join(kept)}.")
+    lines.append(f"{place / target.files[0]}; certificate: {place / CERTIFICATE}")
+    display.out.print("\n".join(lines))

@@ -1,0 +1,78 @@
+"""Export a subnet to a file that runs on a device, and prove that it is the same network.
+
+Each target is a value of `TARGETS`: how its files are written and opened. `trainonce.export.exporting` writes them and
+their certificate.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from trainonce.export import executorch, int8, onnx, openvino, torch_export
+from trainonce.export.description import Opened, Written
+from trainonce.export.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A kind of exported file."""
+
+    name: str
+    """What `--to` calls it."""
+    about: str
+    """What it is, in a line."""
+    files: tuple[str, ...]
+    """The names of its files; the first is the one to give to a runtime."""
+    write: Callable[[Reference, float], Written]
+    """Make the files of a subnet; the number is how many points of top-1 int8 may lose."""
+    open: Callable[[Mapping[str, bytes], int, str], Opened]
+    """Make files that were read ready to compute, with so many threads; the text names them in errors."""
+    precision: Literal["float32", "int8"] = "float32"
+    """The numbers it computes in."""
+    reopens: bool = True
+    """Whether files from disk may be opened: not where opening could unpickle."""
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnx",
+            about="ONNX, opset 18, float32, any batch",
+            files=(onnx.FILE,),
+            write=lambda reference, _: Written(files={onnx.FILE: reference.onnx}),
+            open=onnx.open_onnx,
+        ),
+        Target(
+            name="onnx-int8",
+            about="ONNX, 8-bit integers (QDQ), any batch",
+            files=(onnx.FILE,),
+            write=lambda reference, max_loss: int8.write_int8(reference, max_loss=max_loss),
+            open=onnx.open_onnx,
+            precision="int8",
+        ),
+        Target(
+            name="openvino",
+            about="OpenVINO, float32, any batch",
+            files=(openvino.XML, openvino.BIN),
+            write=lambda reference, _: openvino.write_openvino(reference.onnx),
+            open=openvino.open_openvino,
+        ),
+        Target(
+            name="executorch",
+            about="ExecuTorch with XNNPACK, float32, one image a call",
+            files=(executorch.FILE, executorch.SIDECAR),
+            write=lambda reference, _: executorch.write_executorch(reference.network, reference.file),
+            open=executorch.open_executorch,
+        ),
+        Target(
+            name="torch",
+            about="torch.export, float32, any batch",
+            files=(torch_export.FILE,),
+            write=lambda reference, _: torch_export.write_torch_export(reference.network, reference.file),
+            open=torch_export.open_torch_export,
+            reopens=False,
+        ),
+    )
+}
+"""The targets by name."""

@@ -1,0 +1,240 @@
+"""The certificate: the same images through supernet, extracted network and exported file, in numbers."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.export.compare import TOLERANCE, Comparison, compare
+from trainonce.export.description import Opened, Run
+from trainonce.export.first_difference import FirstDifference, first_difference
+from trainonce.export.reference import Reference
+from trainonce.export.timing import time_ms
+from trainonce.run import provenance
+
+FORMAT = "trainonce-certificate-1"
+FILE = "certificate.json"
+LATENCY_ROUNDS = 50
+LOOKED_INSIDE = 8
+"""How many images of each kind are followed from layer to layer where something differs."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What was compared and what came out. `to_json` is what certificate.json holds."""
+
+    format: str
+    target: str
+    precision: str
+    passed: bool
+    verdict: str
+    """The outcome in a sentence."""
+    architecture: str
+    weights_sha256: str
+    files: dict[str, dict[str, Any]]
+    """Size in bytes and SHA-256 of each exported file."""
+    images: dict[str, int]
+    """How many random ones, and how many of the test split, were compared."""
+    supernet_and_extracted: Comparison | str
+    extracted_and_exported: Comparison | str
+    top1: dict[str, float | str]
+    """Percent of the whole test split classified rightly by each of the three, or why that was not measured."""
+    float32_bytes: int
+    """What the extracted network's weights and statistics take in float32."""
+    latency_ms: dict[str, Any]
+    """Median milliseconds of one image through the extracted network, by torch, and through the file, in turns."""
+    first_difference: FirstDifference | None
+    """The first layer that computes something else, where one does and can be seen."""
+    details: dict[str, Any]
+    """What else the target has to say: for int8 how it was quantised and what that cost."""
+    tolerance: float
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The certificate as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The logits of the two networks that every exported file of a subnet is held against, computed once."""
+
+    reference: Reference
+    extracted: tuple[Tensor, Tensor | None]
+    supernet: tuple[Tensor, Tensor | None] | None
+
+    @classmethod
+    def of(cls, reference: Reference) -> "Baseline":
+        """Compute them. Raises `UserError` where the subnet itself gives numbers that are not finite."""
+        extracted = reference.logits(reference.network)
+        if not all(logits.isfinite().all() for logits in extracted if logits is not None):
+            raise UserError(
+                f"{reference.path} gives logits that are not finite: there is nothing to hold a file against"
+            )
+        return cls(
+            reference=reference,
+            extracted=extracted,
+            supernet=None if reference.supernet is None else reference.logits(reference.supernet),
+        )
+
+
+def certify(
+    baseline: Baseline,
+    opened: Opened | None,
+    *,
+    target: str,
+    precision: str,
+    files: Mapping[str, bytes],
+    details: dict[str, Any],
+    max_loss: float,
+    not_opened: str = "",
+) -> Certificate:
+    """Compare an exported file with the networks that it was made from.
+
+    `max_loss` is how many points of top-1 an int8 file may lose. Without `opened` only what does not need the file's
+    computing is said, and `not_opened` says why.
+    """
+    reference = baseline.reference
+    supernet = f"not compared: {reference.no_supernet}"
+    above = supernet if baseline.supernet is None else compare(_all(baseline.extracted), _all(baseline.supernet))
+    logits = None if opened is None else reference.logits(opened.run)
+    below = f"not compared: {not_opened}" if logits is None else compare(_all(baseline.extracted), _all(logits))
+    top1 = _top1(reference, {"supernet": baseline.supernet, "extracted": baseline.extracted, "exported": logits})
+    first = None
+    if opened is not None and precision == "float32" and isinstance(below, Comparison) and not below.agrees:
+        first = _first_difference(reference, opened)
+    verdict = _verdict(above, below, first, top1, precision=precision, max_loss=max_loss)
+    return Certificate(
+        format=FORMAT,
+        target=target,
+        precision=precision,
+        passed=not verdict,
+        verdict=verdict or _in_words(above, below),
+        architecture=reference.file.architecture,
+        weights_sha256=reference.file.weights_sha256,
+        files={name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in files.items()},
+        images={
+            "random": len(reference.random_BCHW),
+            "test": 0 if reference.data is None else len(reference.data.test),
+        },
+        supernet_and_extracted=above,
+        extracted_and_exported=below,
+        top1=top1,
+        float32_bytes=sum(t.numel() * t.element_size() for t in reference.network.state_dict().values()),
+        latency_ms={} if opened is None else _latency(reference, opened.run),
+        first_difference=first,
+        details=details,
+        tolerance=TOLERANCE,
+        provenance=_provenance(),
+    )
+
+
+def _all(logits: tuple[Tensor, Tensor | None]) -> Tensor:
+    return torch.cat([part for part in logits if part is not None])
+
+
+def _top1(reference: Reference, logits: Mapping[str, tuple[Tensor, Tensor | None] | None]) -> dict[str, float | str]:
+    if reference.data is None:
+        return dict.fromkeys(logits, f"not compared: {reference.no_data}")
+    labels_N = reference.data.test.labels.cpu()
+    found: dict[str, float | str] = {}
+    for name, pair in logits.items():
+        if pair is None or pair[1] is None:
+            found[name] = "not compared"
+        else:
+            found[name] = 100 * int((pair[1].argmax(1) == labels_N).sum()) / len(labels_N)
+    return found
+
+
+def _first_difference(reference: Reference, opened: Opened) -> FirstDifference | None:
+    images = [reference.random_BCHW[:LOOKED_INSIDE]]
+    if reference.data is not None:
+        images.append(next(reference.inputs(reference.data.test.drawn(LOOKED_INSIDE, seed=0))))
+    return first_difference(reference.network, opened, torch.cat(images), tolerance=TOLERANCE)
+
+
+def _verdict(
+    above: Comparison | str,
+    below: Comparison | str,
+    first: FirstDifference | None,
+    top1: Mapping[str, float | str],
+    *,
+    precision: str,
+    max_loss: float,
+) -> str:
+    """What is wrong, in a sentence; empty where nothing is."""
+    if isinstance(above, Comparison) and not above.agrees:
+        return f"the extracted network is not the supernet's subnet: {_apart(above)}"
+    if isinstance(below, str):
+        return ""
+    if precision == "int8":
+        floating, quantised = top1["extracted"], top1["exported"]
+        if isinstance(floating, float) and isinstance(quantised, float) and floating - quantised > max_loss:
+            return f"int8 loses {floating - quantised:.2f} points of top-1, more than the {max_loss:g} allowed"
+        return "" if below.largest_difference is not None else "the exported file gives numbers that are not finite"
+    if below.agrees:
+        return ""
+    if first is None:
+        where = "no single layer stands out, or the file does not let one look inside"
+    else:
+        off = "not finite" if first.largest_difference is None else f"off by up to {first.largest_difference:.2g}"
+        where = f"the first layer that differs is {first.layer}, {off} where values reach {first.largest_value:.2g}"
+    return f"the exported file is not the extracted network: {_apart(below)}; {where}"
+
+
+def _apart(found: Comparison) -> str:
+    if found.largest_difference is None:
+        return "its logits are not finite or of another shape"
+    return (
+        f"logits differ by up to {found.largest_difference:.2g} (allowed: {found.tolerance:.2g}), "
+        f"and {found.unequal_top1} of {found.images} images get another class"
+    )
+
+
+def _in_words(above: Comparison | str, below: Comparison | str) -> str:
+    if isinstance(above, str):
+        first = f"supernet {above}"
+    elif above.identical:
+        first = "supernet and extracted network agree to the last bit"
+    else:
+        first = f"supernet and extracted network agree to {above.largest_difference:.2g}"
+    if isinstance(below, str):
+        return f"{first}; exported file {below}"
+    return (
+        f"{first}; the exported file's logits are within {below.largest_difference:.2g}, "
+        f"and {below.unequal_top1 + below.near_ties} of {below.images} images get another class"
+    )
+
+
+def _latency(reference: Reference, run: Run) -> dict[str, Any]:
+    one_1CHW = reference.random_BCHW[:1]
+
+    @torch.inference_mode()
+    def extracted() -> Tensor:
+        logits: Tensor = reference.network(one_1CHW)
+        return logits
+
+    torch_ms, exported_ms = time_ms([extracted, lambda: run(one_1CHW)], rounds=LATENCY_ROUNDS)
+    return {
+        "extracted": torch_ms,
+        "exported": exported_ms,
+        "batch": 1,
+        "rounds": LATENCY_ROUNDS,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _provenance() -> dict[str, Any]:
+    found: dict[str, Any] = provenance("cpu")
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

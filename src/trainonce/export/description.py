@@ -1,0 +1,121 @@
+"""What travels inside an exported file, so that it can be used without anything beside it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.settings import Settings
+
+FORMAT: Literal["trainonce-export-1"] = "trainonce-export-1"
+KEY = "trainonce"
+"""The name under which the description stands in a file's metadata."""
+INPUT, OUTPUT = "images", "logits"
+
+Run = Callable[[Tensor], Tensor]
+"""Float32 images [B, C, H, W], normalised and of the right size, to logits [B, classes]."""
+
+
+class Preprocessing(Settings):
+    """How an image becomes the network's input."""
+
+    resolution: int = Field(ge=1, le=8192)
+    """Side of the input in pixels."""
+    channels: Literal[1, 3]
+    """1 for grey, 3 for RGB."""
+    layout: str = "float32 [batch, channels, height, width], (pixel / 255 - mean) / std"
+    """The layout of the input, in words."""
+    mean: tuple[float, ...]
+    """Mean of the pixels in 0..1, one for each channel."""
+    std: tuple[float, ...]
+    """Standard deviation of the pixels in 0..1, one for each channel."""
+    image_size: int | None = Field(None, ge=1, le=8192)
+    """Side in pixels to which files were brought before the network resized them to `resolution`; None: the same."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need {self.channels} numbers each")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class FileDescription(Settings):
+    """What an exported file says of itself."""
+
+    format: Literal["trainonce-export-1"] = FORMAT
+    """The format of this description."""
+    architecture: str
+    """The subnet's architecture."""
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Names of the classes, in the order of the logits."""
+    preprocessing: Preprocessing
+    """How an image becomes the input."""
+    network: dict[str, Any]
+    """The sizes of the network."""
+    weights_sha256: str
+    """Hash of the subnet's weights."""
+    precision: Literal["float32", "int8"] = "float32"
+    """The numbers that the file computes in."""
+    batch: int | None = None
+    """How many images a call takes; None: any number."""
+    layers: dict[str, str] = Field(default_factory=dict)
+    """For each layer the name of the tensor inside the file that is its output, where the file names tensors."""
+
+    def to_text(self) -> str:
+        """The description as JSON."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_text(cls, text: str, *, where: str) -> Self:
+        """The description that `to_text` wrote. Raises `UserError` that names `where`."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: its description is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: its description is a JSON {type(values).__name__} where an object belongs")
+        return cls.parse(values, where=where)
+
+
+def describe_file(description: Mapping[str, Any], weights_sha256: str, *, where: str) -> FileDescription:
+    """A file's description from a subnet's. Raises `UserError` for what is missing or malformed."""
+    taken = {name: description[name] for name in ("architecture", "classes", "network") if name in description}
+    return FileDescription.parse(
+        {**taken, "preprocessing": preprocessing_of(description, where=where), "weights_sha256": weights_sha256},
+        where=where,
+    )
+
+
+def preprocessing_of(description: Mapping[str, Any], *, where: str) -> Preprocessing:
+    """The preprocessing in a subnet's description. Raises `UserError` for what is missing or malformed."""
+    found = description.get("preprocessing")
+    known = (
+        {name: found[name] for name in Preprocessing.model_fields if name in found} if isinstance(found, dict) else {}
+    )
+    return Preprocessing.parse(known, where=f"{where}: preprocessing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """An exported file, or several that belong together, by name; `details` go into the certificate."""
+
+    files: dict[str, bytes]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An exported file that is ready to compute.
+
+    `layers` gives the outputs [B, …] of the named layers for images, where the file lets one look inside.
+    """
+
+    description: FileDescription
+    run: Run
+    layers: Callable[[Tensor, Sequence[str]], dict[str, Tensor]] | None = None

@@ -1,0 +1,105 @@
+"""Write a target's files and certificate, whole or not at all; or hold files that are there against the subnet."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainonce.errors import RunError, UserError
+from trainonce.export import Target
+from trainonce.export.certificate import FILE as CERTIFICATE
+from trainonce.export.certificate import Baseline, Certificate, certify
+from trainonce.export.description import Opened
+from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_atomic, write_synced
+
+
+def export_subnet(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
+    """Export to OUT/TARGET, replacing an earlier export there, and certify what was written.
+
+    Returns the directory and the certificate. Raises `RunError` where the file is not the same network, or where int8
+    loses more than `max_loss` points of top-1: what was written is then in OUT/TARGET.failed, and an earlier
+    export stays. Raises `UserError` without the target's extra.
+    """
+    written = target.write(baseline.reference, max_loss)
+    place = out / target.name
+    if place.exists() and not (place / CERTIFICATE).is_file():
+        raise UserError(f"{place} is there already and is not an export: name another directory")
+    partial, failed = out / f".{target.name}.partial", out / f"{target.name}.failed"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, content in written.files.items():
+            write_synced(partial / name, content)
+        opened = _opened(target, partial, written.files)
+        certificate = _certified(baseline, target, opened, written.files, written.details, max_loss)
+        write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
+        for stale in (failed, place)[: 1 + certificate.passed]:
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.rename(place if certificate.passed else failed)
+        sync_directory(out)
+    except OSError as error:
+        raise RunError(f"cannot write {place}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if not certificate.passed:
+        raise RunError(f"{target.name}: {certificate.verdict}. The files are in {failed}, not to be used")
+    return place, certificate
+
+
+def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
+    """Hold the files in OUT/TARGET against the subnet again, and replace their certificate if they pass.
+
+    Files of a target that could unpickle are not opened; their hashes must be the recorded ones. Raises `RunError`
+    where the files are not the same network, `UserError` where they are not there, damaged, or of another subnet.
+    """
+    place = out / target.name
+    if not (place / CERTIFICATE).is_file():
+        raise UserError(f"{place} holds no export: make one first, without --check")
+    recorded = read_json(place / CERTIFICATE)
+    files = {name: read_bytes(place / name) for name in target.files}
+    details = recorded.get("details")
+    opened = target.open(files, torch.get_num_threads(), str(place / target.files[0])) if target.reopens else None
+    if opened is not None and opened.description.preprocessing != baseline.reference.file.preprocessing:
+        raise RunError(f"{place} takes images of another size or normalisation than {baseline.reference.path}")
+    details = details if isinstance(details, dict) else {}
+    certificate = _certified(baseline, target, opened, files, details, max_loss)
+    if not target.reopens and recorded.get("files") != certificate.files:
+        raise RunError(f"{place}: the files are not the ones that were certified: their hashes are others")
+    if not certificate.passed:
+        raise RunError(f"{target.name}: {certificate.verdict}. The files are in {place}")
+    if opened is not None:
+        try:
+            write_atomic(place / CERTIFICATE, to_json(certificate.to_json()))
+        except OSError as error:
+            raise RunError(f"cannot write {place / CERTIFICATE}: {error.strerror}") from error
+    return place, certificate
+
+
+def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened:
+    """Open what is on disk, which must be what was made: that is also why opening it cannot run foreign code."""
+    files = {name: (folder / name).read_bytes() for name in made}
+    if files != made:
+        raise RunError(f"the disk gives back other bytes than were written to {folder}")
+    return target.open(files, torch.get_num_threads(), str(folder / target.files[0]))
+
+
+def _certified(
+    baseline: Baseline,
+    target: Target,
+    opened: Opened | None,
+    files: Mapping[str, bytes],
+    details: dict[str, Any],
+    max_loss: float,
+) -> Certificate:
+    return certify(
+        baseline,
+        opened,
+        target=target.name,
+        precision=target.precision,
+        files=files,
+        details=details,
+        max_loss=max_loss,
+        not_opened="a .pt2 from disk is not opened, since that could unpickle; its hashes are the recorded ones",
+    )

@@ -1,0 +1,178 @@
+"""ONNX: torch's dynamo exporter, opset 18, dynamic batch, one file that holds everything.
+
+The exporter folds batch norms into convolutions. Nodes are renamed after the module that they come from, and the
+rest of the exporter's notes, which hold paths of this machine, are taken out.
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainonce.errors import UserError
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run
+from trainonce.export.tools import extra, layer_names, quiet
+
+OPSET = 18
+FILE = "model.onnx"
+EXTRA = "onnx"
+
+
+def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
+    """The ONNX file of a network in evaluation mode. Raises `UserError` without the extra `onnx`."""
+    with extra(EXTRA):
+        import onnx
+        import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
+    how = description.preprocessing
+    example_BCHW = torch.zeros(2, how.channels, how.resolution, how.resolution)
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (example_BCHW,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    layers = _rename(model, network)
+    _describe(model, description.model_copy(update={"layers": layers}))
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _rename(model: Any, network: nn.Module) -> dict[str, str]:
+    """Name nodes after their modules, drop the exporter's notes, and give the last output of each layer."""
+    modules = {name for name, _ in network.named_modules() if name}
+    last: dict[str, str] = {}
+    layers = layer_names(network)
+    for number, node in enumerate(model.graph.node):
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes = [s for s in ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]")) if s in modules]
+        node.name = f"{scopes[-1] if scopes else 'network'}/{node.op_type}_{number}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+        last |= {layer: node.output[0] for layer in layers if belongs(node.name, layer)}
+    graph = model.graph
+    for noted in (model, graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    return {layer: last[layer] for layer in layers if layer in last}
+
+
+def belongs(node_name: str, layer: str) -> bool:
+    """Whether the node is part of the layer of that name, by the name that `to_onnx` gave it."""
+    return node_name.startswith((f"{layer}.", f"{layer}/"))
+
+
+def _describe(model: Any, description: FileDescription) -> None:
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, description.to_text()
+
+
+def redescribed(content: bytes, description: FileDescription) -> bytes:
+    """The same ONNX file with another description."""
+    model = parsed(content, where=FILE)
+    _describe(model, description)
+    out: bytes = model.SerializeToString(deterministic=True)
+    return out
+
+
+def parsed(content: bytes, *, where: str) -> Any:
+    """The `onnx.ModelProto` in some bytes. Raises `UserError` where they are none, or without the extra."""
+    with extra(EXTRA):
+        import onnx
+        from google.protobuf.message import DecodeError
+    try:
+        return onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise UserError(f"{where} is not a whole ONNX file: {error}") from error
+
+
+def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
+    """An ONNX file that trainonce wrote, ready to compute on the CPU by ONNX Runtime.
+
+    Raises `UserError` for a file that is damaged or foreign, and without the extra `onnx`.
+    """
+    content = files[FILE]
+    session = _session(content, threads, where)
+    found = session.get_modelmeta().custom_metadata_map
+    if KEY not in found:
+        raise UserError(
+            f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
+        )
+    description = FileDescription.from_text(found[KEY], where=where)
+    _check_shapes(session, description, where)
+
+    def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        import onnx
+
+        model = parsed(content, where=where)
+        tensors = [description.layers[name] for name in names]
+        there = {output.name for output in model.graph.output}
+        model.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors) if name not in there
+        )
+        inside = _session(model.SerializeToString(), threads, where)
+        values = inside.run(tensors, {INPUT: x_BCHW.contiguous().numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return Opened(description=description, run=_runner(session, where), layers=layers)
+
+
+def _runner(session: Any, where: str) -> Run:
+    refusals = _refusals()
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run([OUTPUT], {INPUT: x_BCHW.contiguous().numpy()})[0])
+        except refusals as error:
+            raise UserError(f"{where} cannot be computed: {_first_line(error)}") from error
+
+    return run
+
+
+def _session(content: bytes, threads: int, where: str) -> Any:
+    with extra(EXTRA):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what is wrong is raised as well
+    if not content:
+        raise UserError(f"{where} is empty")
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except _refusals() as error:
+        raise UserError(f"{where} is not an ONNX file that can be computed here: {_first_line(error)}") from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        *(state.Fail, state.InvalidArgument, state.NoSuchFile, state.NoModel, state.EngineError, state.EPFail),
+        *(state.RuntimeException, state.InvalidProtobuf, state.NotImplemented, state.InvalidGraph),
+        *(ValueError, RuntimeError, TypeError),
+    )
+
+
+def _check_shapes(session: Any, description: FileDescription, where: str) -> None:
+    how = description.preprocessing
+    given = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
+    if given != [(INPUT, "tensor(float)"), (OUTPUT, "tensor(float)")]:
+        raise UserError(f"{where} has other inputs and outputs than a file of `trainonce export`")
+    sides = session.get_inputs()[0].shape[1:], session.get_outputs()[0].shape[1:]
+    if sides != ([how.channels, how.resolution, how.resolution], [len(description.classes)]):
+        raise UserError(f"{where} takes and gives other shapes than its description says")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

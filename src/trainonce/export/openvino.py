@@ -1,0 +1,81 @@
+"""OpenVINO: from the ONNX file to model.xml and model.bin, in float32 and with dynamic batch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written
+from trainonce.export.onnx import FILE as ONNX_FILE
+from trainonce.export.onnx import open_onnx
+from trainonce.export.tools import extra, quiet
+
+XML, BIN = "model.xml", "model.bin"
+EXTRA = "openvino"
+
+
+def write_openvino(content: bytes) -> Written:
+    """The OpenVINO files of an ONNX file of `to_onnx`. Raises `UserError` without the extras openvino and onnx."""
+    with extra(EXTRA):
+        import openvino
+    description = open_onnx({ONNX_FILE: content}, 1, ONNX_FILE).description
+    with quiet(), TemporaryDirectory() as folder:
+        model = openvino.Core().read_model(content)
+        model.set_rt_info(description.to_text(), [KEY])
+        path = Path(folder) / XML
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return Written(files={name: (Path(folder) / name).read_bytes() for name in (XML, BIN)})
+
+
+def open_openvino(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
+    """OpenVINO files that trainonce wrote, ready to compute on the CPU in float32.
+
+    Raises `UserError` for files that are damaged or foreign, and without the extra.
+    """
+    with extra(EXTRA):
+        import openvino
+    core = openvino.Core()
+
+    def read() -> Any:
+        try:
+            return core.read_model(files[XML], files[BIN])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{where} is not an OpenVINO model that can be read here: {_last_line(error)}") from error
+
+    def compiled(model: Any) -> Any:
+        # Without the hint a processor with bfloat16 arithmetic would use that.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        try:
+            return core.compile_model(model, "CPU", settings)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{where} cannot be computed here: {_last_line(error)}") from error
+
+    model = read()
+    if not model.has_rt_info([KEY]):
+        raise UserError(
+            f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
+        )
+    description = FileDescription.from_text(model.get_rt_info([KEY]).astype(str), where=where)
+    network = compiled(model)
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        found = network({INPUT: x_BCHW.contiguous().numpy()})[OUTPUT]
+        return torch.from_numpy(found.copy())
+
+    def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        inside = read()
+        tensors = [description.layers[name] for name in names]
+        inside.add_outputs([name for name in dict.fromkeys(tensors) if name != OUTPUT])
+        found = compiled(inside)({INPUT: x_BCHW.contiguous().numpy()})
+        return {name: torch.from_numpy(found[tensor].copy()) for name, tensor in zip(names, tensors, strict=True)}
+
+    return Opened(description=description, run=run, layers=layers)
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO puts the places in its source first, and what is wrong last."""
+    return str(error).strip().rpartition("\n")[2]

@@ -1,0 +1,162 @@
+"""What an exported file is held against: the extracted network, the supernet it came from, and images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainonce.data import DataSet, Split
+from trainonce.data.augment import normalise
+from trainonce.errors import RunError, UserError
+from trainonce.export.description import FileDescription, Run, describe_file
+from trainonce.export.onnx import to_onnx
+from trainonce.export.tools import weights_sha256
+from trainonce.models import Supernet
+from trainonce.nn.plain import PlainNetwork, resize
+from trainonce.run import RunDirectory
+from trainonce.space import Architecture
+from trainonce.subnet import read_subnet
+
+STATISTICS = ("running_mean", "running_var")
+BATCH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A subnet and what there is to compare it with."""
+
+    path: Path
+    """The subnet's directory."""
+    network: PlainNetwork
+    """The extracted network, in evaluation mode on the CPU."""
+    file: FileDescription
+    """What travels in its exported files."""
+    random_BCHW: Tensor
+    """Noise, normalised as images are."""
+    supernet: Run | None
+    """The supernet, called as the subnet and with the subnet's batch-norm statistics."""
+    no_supernet: str
+    """Why there is no supernet, where there is none."""
+    data: DataSet | None
+    """The images of the run."""
+    no_data: str
+    """Why there are none, where there are none."""
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network's ONNX file, made once for all targets that start from it."""
+        return to_onnx(self.network, self.file)
+
+    def inputs(self, split: Split) -> Iterator[Tensor]:
+        """All images of a split, in order, as the network takes them."""
+        assert self.data is not None
+        for _, images_BCHW, _ in split.in_order(BATCH):
+            x_BCHW = normalise(images_BCHW.cpu(), mean=self.data.mean, std=self.data.std)
+            yield resize(x_BCHW, self.file.preprocessing.resolution)
+
+    @torch.inference_mode()
+    def logits(self, run: Run) -> tuple[Tensor, Tensor | None]:
+        """The logits of the random images, and of the whole test split where there is one."""
+        random_NK = run(self.random_BCHW)
+        if self.data is None:
+            return random_NK, None
+        return random_NK, torch.cat([run(x_BCHW) for x_BCHW in self.inputs(self.data.test)])
+
+
+def read_reference(
+    path: Path,
+    *,
+    run: Path | None = None,
+    data_dir: Path | None = None,
+    moved_to: str | None = None,
+    images: int = 64,
+) -> Reference:
+    """Read a subnet, and the supernet and the images that it came from.
+
+    `run` is the run's directory: without it the one that the subnet names, or else the one in which it lies, and where
+    that cannot be used it is left out with the reason. `data_dir` and `moved_to` say where the run's images are now;
+    `images` is how many random ones there are. Raises `UserError` for a directory that is no subnet, and for a `run`
+    that was named and cannot be used.
+    """
+    network, description = read_subnet(path)
+    file = describe_file(description, weights_sha256(network), where=str(path))
+    if network.spec.num_classes != len(file.classes) or network.spec.resolution != file.preprocessing.resolution:
+        raise UserError(f"{path} does not hold together as a subnet: its network is not the one that it describes")
+    supernet, no_supernet, data, no_data = None, "", None, ""
+    directory = RunDirectory(run or _home(path, description))
+    try:
+        supernet = _supernet(directory, network, description)
+    except (UserError, RunError) as error:
+        if run is not None:
+            raise
+        no_supernet = str(error)
+    try:
+        data = _images(directory, file, data_dir, moved_to)
+    except (UserError, RunError) as error:
+        if run is not None:
+            raise
+        no_data = str(error)
+    return Reference(
+        path=path,
+        network=network,
+        file=file,
+        random_BCHW=_noise(file, images),
+        supernet=supernet,
+        no_supernet=no_supernet,
+        data=data,
+        no_data=no_data,
+    )
+
+
+def _home(path: Path, description: dict[str, Any]) -> Path:
+    trained = description.get("trained")
+    named = trained.get("run") if isinstance(trained, dict) else None
+    return Path(named) if isinstance(named, str) else path.resolve().parent.parent
+
+
+def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, Any]) -> Run:
+    """The run's supernet as this subnet. Raises `UserError` where it is not the one that the subnet was taken from."""
+    if description.get("finetuned"):
+        raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
+    net, step = run.load_supernet()
+    arch = net.space.parse(str(description["architecture"]))
+    if net.describe(arch) != network.spec:
+        raise UserError(f"{run.path} holds another supernet than the one that the subnet was taken from")
+    trained = description.get("trained")
+    then = trained.get("step") if isinstance(trained, dict) else None
+    if then != step:
+        raise UserError(f"{run.path} has been trained on: the subnet is of step {then}, its weights of step {step}")
+    give_statistics(net, arch, network)
+    return net.bind(arch)
+
+
+@torch.no_grad()
+def give_statistics(net: Supernet, arch: Architecture, network: PlainNetwork) -> None:
+    """Write a plain network's batch-norm statistics into the supernet, where `arch` reads them.
+
+    This changes `net`, for which other subnets' statistics are then wrong: give it a supernet of your own.
+    """
+    cut = net.slices(arch)  # of these, statistics are views
+    given = {name: t for name, t in network.state_dict().items() if name.endswith(STATISTICS)}
+    for name, tensor in given.items():
+        cut[name].copy_(tensor)
+    assert all(torch.equal(net.slices(arch)[name], tensor) for name, tensor in given.items())
+
+
+def _images(run: RunDirectory, file: FileDescription, data_dir: Path | None, moved_to: str | None) -> DataSet:
+    data = run.load_data(data_dir, moved_to=moved_to)
+    how = file.preprocessing
+    if (data.class_names, data.channels, data.mean, data.std) != (file.classes, how.channels, how.mean, how.std):
+        raise UserError(f"the images of {run.path} have other classes or another normalisation than the subnet")
+    return data
+
+
+def _noise(file: FileDescription, count: int) -> Tensor:
+    how = file.preprocessing
+    shape = (count, how.channels, how.resolution, how.resolution)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return normalise(pixels, mean=how.mean, std=how.std)

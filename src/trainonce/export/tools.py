@@ -1,0 +1,51 @@
+"""What the exporters share: naming the extra that is missing, and keeping the libraries' chatter off the terminal."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from trainonce.errors import UserError
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Inside, a failing import is a `UserError` that says which extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"this needs an extra: pip install 'trainonce[{name}]' ({error})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, warnings and log lines below an error are not shown: the libraries warn about their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def layer_names(network: nn.Module) -> list[str]:
+    """The parts of a plain network that have weights, in the order of execution: stem, blocks.0, …, classifier."""
+    names = []
+    for name, child in network.named_children():
+        inside = [f"{name}.{i}" for i in range(len(child))] if isinstance(child, nn.ModuleList) else [name]
+        names += [part for part in inside if any(True for _ in network.get_submodule(part).parameters())]
+    return names
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 of the names and values of a network's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

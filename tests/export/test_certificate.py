@@ -1,0 +1,227 @@
+"""The certificate: its figures are those of independent reckoning, and nothing that is wrong gets one that passes."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from trainonce import checkpoint
+from trainonce.errors import RunError, UserError
+from trainonce.evaluate import score
+from trainonce.export import TARGETS, Target
+from trainonce.export.certificate import Baseline, certify
+from trainonce.export.compare import Comparison
+from trainonce.export.description import Opened, Written
+from trainonce.export.exporting import check_export, export_subnet
+from trainonce.export.onnx import FILE
+from trainonce.export.reference import read_reference
+from trainonce.run import RunDirectory
+from trainonce.subnet import read_subnet, write_subnet
+
+Export = Callable[[int], Any]
+
+
+def written(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
+    return found
+
+
+def shifted(by: float, layer: str | None = None) -> Target:
+    """A target whose file is the extracted network with every logit moved."""
+
+    def open_it(files: Any, _threads: int, _where: str) -> Opened:
+        return Opened(description=held[0].file, run=lambda x: held[0].network(x) + by)
+
+    def write(reference: Any, _max_loss: float) -> Written:
+        held.append(reference)
+        return Written(files={"file": b"content"})
+
+    held: list[Any] = []
+    return Target(name="shifted", about="", files=("file",), write=write, open=open_it)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_supernet_network_and_file_agree(exported: Export, home: RunDirectory, number: int) -> None:
+    made = exported(number)
+    certificate = made.certificate
+    assert certificate.passed
+    above, below = certificate.supernet_and_extracted, certificate.extracted_and_exported
+    assert above.identical, "the supernet with the subnet's statistics is the subnet to the last bit"
+    assert below.agrees
+    assert below.images == 16 + len(home.load_data().test)
+    assert 0 < below.largest_difference < 1e-4 * max(1, below.largest_logit)
+
+
+def test_its_figures_are_those_of_the_files(exported: Export, home: RunDirectory) -> None:
+    made = exported(1)
+    said = written(made.place)
+    assert said == json.loads(json.dumps(made.certificate.to_json()))
+    content = (made.place / FILE).read_bytes()
+    assert said["files"] == {FILE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    data, (network, _) = home.load_data(), read_subnet(made.subnet)
+    top1 = score(network, data.test, data).top1
+    assert said["top1"] == {"supernet": top1, "extracted": top1, "exported": top1}
+    assert said["float32_bytes"] == sum(t.nbytes for t in network.state_dict().values())
+    assert said["latency_ms"]["extracted"] > 0
+    assert said["latency_ms"]["exported"] > 0
+    assert {"torch", "onnx", "onnxruntime", "machine"} <= set(said["provenance"])
+
+
+def test_the_supernet_needs_the_statistics(home: RunDirectory) -> None:
+    """Without them it computes something else: so the comparison that passes is no empty one."""
+    network, description = read_subnet(home.subnets / "1")
+    net, _ = home.load_supernet()
+    x_BCHW = torch.randn(2, 1, 8, 8)
+    with torch.inference_mode():
+        assert not torch.allclose(net(x_BCHW, net.space.parse(description["architecture"])), network(x_BCHW), atol=1e-3)
+
+
+class TestWithoutTheRun:
+    def test_it_says_not_compared(self, home: RunDirectory, tmp_path: Path) -> None:
+        shutil.copytree(home.subnets / "0", tmp_path / "alone", ignore=shutil.ignore_patterns("export*"))
+        baseline = Baseline.of(read_reference(tmp_path / "alone", images=4))
+        place, certificate = export_subnet(baseline, shifted(0.0), tmp_path / "alone" / "export")
+        said = written(place)
+        assert certificate.passed
+        assert said["images"] == {"random": 4, "test": 0}
+        assert said["supernet_and_extracted"].startswith("not compared: ")
+        assert all(value.startswith("not compared") for value in said["top1"].values())
+        assert "not compared" in said["verdict"]
+
+    def test_a_run_that_was_named_must_be_there(self, home: RunDirectory, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="holds no run"):
+            read_reference(home.subnets / "0", run=tmp_path)
+
+    def test_images_that_are_gone_leave_the_supernet(self, home: RunDirectory, tmp_path: Path) -> None:
+        shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
+        config = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+        config["data"]["name_or_path"] = str(tmp_path / "gone.npz")
+        (tmp_path / "run" / "run.json").write_text(json.dumps(config), encoding="utf-8")
+        reference = read_reference(tmp_path / "run" / "subnets" / "0")
+        assert reference.supernet is not None
+        assert reference.data is None
+        assert "are not there now" in reference.no_data
+
+    def test_a_run_trained_on_is_not_the_one(self, home: RunDirectory, tmp_path: Path) -> None:
+        shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
+        net, _ = home.load_supernet()
+        checkpoint.save(tmp_path / "run" / "checkpoints", 4, {"weights": net.state_dict()}, {"step": 4})
+        reference = read_reference(tmp_path / "run" / "subnets" / "0")
+        assert reference.supernet is None
+        assert "the subnet is of step 3, its weights of step 4" in reference.no_supernet
+        assert reference.data is not None
+
+
+class TestFailures:
+    def test_a_network_that_is_not_the_supernets(self, home: RunDirectory, tmp_path: Path) -> None:
+        network, description = read_subnet(home.subnets / "0")
+        with torch.no_grad():
+            network.classifier.weight[0] += 0.1
+        write_subnet(tmp_path / "other", network, description)
+        baseline = Baseline.of(read_reference(tmp_path / "other", run=home.path, images=4))
+        with pytest.raises(RunError, match="the extracted network is not the supernet's subnet: logits differ by"):
+            export_subnet(baseline, shifted(0.0), tmp_path / "out")
+
+    def test_a_file_that_differs_replaces_nothing(self, exported: Export, tmp_path: Path) -> None:
+        baseline = exported(0).baseline
+        place, _ = export_subnet(baseline, shifted(0.0), tmp_path)
+        before = written(place)
+        with pytest.raises(
+            RunError, match=r"shifted: the exported file is not the extracted network: .* not to be used"
+        ):
+            export_subnet(baseline, shifted(0.01 * baseline.extracted[0].abs().max().item() + 0.01), tmp_path)
+        assert written(place) == before
+        assert written(tmp_path / "shifted.failed")["passed"] is False
+        export_subnet(baseline, shifted(0.0), tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["shifted"], "what failed before is gone"
+
+    def test_something_else_is_not_overwritten(self, exported: Export, tmp_path: Path) -> None:
+        (tmp_path / "shifted").mkdir()
+        (tmp_path / "shifted" / "thesis.txt").write_text("years of work", encoding="utf-8")
+        with pytest.raises(UserError, match="is there already and is not an export"):
+            export_subnet(exported(0).baseline, shifted(0.0), tmp_path)
+        assert (tmp_path / "shifted" / "thesis.txt").exists()
+
+    def test_numbers_that_are_not_finite(self, exported: Export, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="not finite"):
+            export_subnet(exported(0).baseline, shifted(float("nan")), tmp_path)
+        assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["largest_difference"] is None
+
+    def test_a_broken_subnet_has_nothing_to_certify(self, home: RunDirectory, tmp_path: Path) -> None:
+        network, description = read_subnet(home.subnets / "0")
+        with torch.no_grad():
+            network.classifier.bias[0] = float("nan")
+        write_subnet(tmp_path / "broken", network, description)
+        with pytest.raises(UserError, match="not finite"):
+            Baseline.of(read_reference(tmp_path / "broken", images=2))
+
+
+class TestCheck:
+    @pytest.fixture
+    def copy(self, exported: Export, tmp_path: Path) -> Path:
+        shutil.copytree(exported(1).place, tmp_path / "onnx")
+        return tmp_path
+
+    def test_what_is_right_passes_again(self, exported: Export, copy: Path) -> None:
+        _, certificate = check_export(exported(1).baseline, TARGETS["onnx"], copy)
+        assert certificate.passed
+        assert certificate.files == exported(1).certificate.files
+
+    @pytest.mark.parametrize("layer", ["stem", "blocks.3", "blocks.5", "final", "feature"])
+    def test_one_weight_corrupted_names_its_layer(self, exported: Export, copy: Path, layer: str) -> None:
+        path = copy / "onnx" / FILE
+        model = onnx.load_model_from_string(path.read_bytes())
+        node = next(
+            n for n in model.graph.node if n.op_type == "Conv" and n.name.startswith((layer + ".", layer + "/"))
+        )
+        weight = next(i for i in model.graph.initializer if i.name == node.input[1])
+        values = numpy_helper.to_array(weight).copy()
+        values.flat[np.abs(values).argmax()] += 3
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(RunError, match=rf"the first layer that differs is {layer},"):
+            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+
+    def test_nothing_there(self, exported: Export, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="holds no export"):
+            check_export(exported(1).baseline, TARGETS["onnx"], tmp_path)
+
+    def test_the_file_of_another_subnet(self, exported: Export, copy: Path) -> None:
+        """The smallest subnet takes images of 6 pixels, as the last does; the copied file takes 8."""
+        with pytest.raises(RunError, match="another size or normalisation"):
+            check_export(exported(0).baseline, TARGETS["onnx"], copy)
+        with pytest.raises(RunError, match="not the extracted network"):
+            check_export(exported(0).baseline, TARGETS["onnx"], exported(2).place.parent)
+
+
+def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:
+    """A file that gives every image class 2 loses what the network was right about elsewhere."""
+    reference = exported(0).baseline.reference
+    data = home.load_data()
+    relabelled = dataclasses.replace(
+        data.test, labels=torch.cat([reference.network(x).argmax(1) for x in reference.inputs(data.test)])
+    )
+    right = dataclasses.replace(reference, data=dataclasses.replace(data, test=relabelled))
+    opened = Opened(description=reference.file, run=lambda x: torch.tensor([[0.0, 0.0, 1.0]]).repeat(len(x), 1))
+    share = 100 * float((relabelled.labels != 2).double().mean())
+    assert share > 0
+
+    def certified(max_loss: float) -> Any:
+        return certify(
+            Baseline.of(right), opened, target="t", precision="int8", files={}, details={}, max_loss=max_loss
+        )
+
+    failed = certified(share - 1)
+    assert not failed.passed
+    assert f"int8 loses {share:.2f} points" in failed.verdict
+    assert isinstance(failed.extracted_and_exported, Comparison)
+    assert certified(share + 1).passed

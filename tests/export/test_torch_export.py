@@ -1,0 +1,64 @@
+"""torch.export: the same network with any batch; files from disk are never loaded."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainonce.errors import RunError
+from trainonce.export import TARGETS, torch_export
+from trainonce.export.exporting import check_export, export_subnet
+from trainonce.export.first_difference import first_difference
+from trainonce.subnet import read_subnet
+
+Export = Callable[[int], Any]
+
+
+@pytest.fixture(scope="module")
+def place(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place, certificate = export_subnet(exported(2).baseline, TARGETS["torch"], tmp_path_factory.mktemp("torch"))
+    assert certificate.passed
+    return place
+
+
+def test_torch_alone_computes_the_extracted_network(exported: Export, place: Path) -> None:
+    program = torch.export.load(io.BytesIO((place / "model.pt2").read_bytes())).module()
+    network, _ = read_subnet(exported(2).subnet)
+    for batch in (1, 3):
+        x_BCHW = torch.randn(batch, 1, 6, 6)
+        with torch.inference_mode():
+            torch.testing.assert_close(program(x_BCHW), network(x_BCHW), atol=1e-5, rtol=1e-4)
+
+
+def test_the_layer_that_differs_is_found(exported: Export, place: Path) -> None:
+    opened = torch_export.open_torch_export({"model.pt2": (place / "model.pt2").read_bytes()}, 1, "")
+    network, _ = read_subnet(exported(2).subnet)
+    x_BCHW = torch.randn(2, 1, 6, 6)
+    assert first_difference(network, opened, x_BCHW, tolerance=1e-4) is None
+    with torch.no_grad():
+        network.blocks[4].project[0].weight[0, 0] += 10
+    found = first_difference(network, opened, x_BCHW, tolerance=1e-4)
+    assert found is not None
+    assert found.layer == "blocks.4"
+
+
+def test_a_file_from_disk_is_not_loaded(exported: Export, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checking compares hashes: a .pt2 from elsewhere could unpickle what its author likes."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch.export, "load", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    _, certificate = check_export(exported(2).baseline, TARGETS["torch"], place.parent)
+    assert certificate.verdict.endswith("its hashes are the recorded ones")
+    content = (place / "model.pt2").read_bytes()
+    try:
+        (place / "model.pt2").write_bytes(content[:-1] + b"?")
+        with pytest.raises(RunError, match="not the ones that were certified"):
+            check_export(exported(2).baseline, TARGETS["torch"], place.parent)
+    finally:
+        (place / "model.pt2").write_bytes(content)
