@@ -17,7 +17,18 @@ import torch
 import typer
 from rich.text import Text
 
-from trainonce import checkpoint, cli_export, cli_lab, cli_latency, cli_ofa, cli_report, cli_search, cli_study, cli_subnet, display
+from trainonce import (
+    checkpoint,
+    cli_export,
+    cli_lab,
+    cli_latency,
+    cli_ofa,
+    cli_report,
+    cli_search,
+    cli_study,
+    cli_subnet,
+    display,
+)
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -497,14 +508,17 @@ def list_names(as_json: Json = False) -> None:
     display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
 
 
-cli_report.register(app)
-cli_search.register(app)
-cli_export.register(app)
-cli_lab.register(app)
-cli_ofa.register(app)
-cli_latency.register(app)
-cli_study.register(app)
-cli_subnet.register(app)
+for commands in (
+    cli_search,
+    cli_latency,
+    cli_export,
+    cli_subnet,
+    cli_report,
+    cli_lab,
+    cli_study,
+    cli_ofa,
+):
+    commands.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,7 +14,7 @@ from trainonce.export.compare import TOLERANCE, Comparison, compare
 from trainonce.export.description import Opened, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
-from trainonce.export.timing import time_ms
+from trainonce.latency import time_ms
 from trainonce.run import provenance
 
 FORMAT = "trainonce-certificate-1"
