@@ -2,21 +2,23 @@
 
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from trainonce.data import load_dataset
 from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork, resize
 from trainonce.space import derived_rng
+from trainonce.subnet import describe_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 SAME_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Dropout)
@@ -154,9 +156,9 @@ def test_peaks_by_hand(fields: dict[str, Any], values: int) -> None:
     assert peak_memory(one_block(**fields), bytes_per_value=1) == values
 
 
-def test_the_size_is_the_files(make_net: MakeNet) -> None:
+def test_the_size_is_the_files(make_net: MakeNet, tmp_path: Path) -> None:
     net = make_net()
-    rng = derived_rng("size")
+    rng, digits = derived_rng("size"), load_dataset("digits")
     for arch in (net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(4))):
-        state = {name: tensor.contiguous() for name, tensor in net.extract(arch).state_dict().items()}
-        assert model_size(net.describe(arch)) == len(save(state))
+        write_subnet(tmp_path / arch.id, net.extract(arch), describe_subnet(net, arch, digits))
+        assert model_size(net.describe(arch)) == (tmp_path / arch.id / "model.safetensors").stat().st_size

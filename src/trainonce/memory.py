@@ -17,6 +17,8 @@ import torch
 
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
 
+WEIGHTS_METADATA = {"format": "pt"}
+"""What the file of a subnet's weights says of itself: that its tensors are torch's."""
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -50,11 +52,11 @@ def _block_peak(spec: BlockSpec, size: int) -> int:
 
 
 def model_size(spec: NetworkSpec) -> int:
-    """Bytes of the network's weights as a safetensors file without metadata: the tensors and the file's header."""
+    """Bytes of `model.safetensors` of an extracted subnet: its tensors in float32 and the file's header."""
     with torch.device("meta"):
         state = PlainNetwork(spec).state_dict()
     ordered = sorted(state.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as safetensors writes them
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": WEIGHTS_METADATA}
     total = 0
     for name, tensor in ordered:
         end = total + tensor.numel() * tensor.itemsize

@@ -1,20 +1,21 @@
 """Measures: what a person writes as a limit, and costs against what they are of."""
 
-import sys
+import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from safetensors.torch import save
 
 from trainonce.errors import UserError
+from trainonce.latency import LatencyTable, PredictionError
+from trainonce.latency.parts import part_names
+from trainonce.latency.table import PartTime
+from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
 from trainonce.run import RunDirectory
 from trainonce.search import Limit, measure_named, quantity
 from trainonce.search.measures import NAMES, table_at
-from trainonce.space import derived_rng
+from trainonce.space import Architecture, derived_rng
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def test_counts_are_those_of_the_extracted_network(net: MobileNetV3) -> None:
         plain = net.extract(arch)
         assert measure_named("params", net).of(arch) == sum(p.numel() for p in plain.parameters())
         assert measure_named("macs", net).of(arch) == net.cost_of(arch).macs
-        state = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
-        assert measure_named("size", net).of(arch) == len(save(state)), "to the byte"
+        assert measure_named("memory", net).of(arch) == peak_memory(plain.spec)
+        assert measure_named("size", net).of(arch) == model_size(plain.spec)
 
 
 def test_a_violation_is_a_part_of_the_limit(net: MobileNetV3) -> None:
@@ -70,34 +71,37 @@ def test_a_violation_is_a_part_of_the_limit(net: MobileNetV3) -> None:
     assert Limit(measure=macs, most=0).violation(arch) > 0
 
 
-def of_blocks(_path: Path) -> Any:
-    """A table by which every block takes half a millisecond."""
-    return SimpleNamespace(predict_ms=lambda spec: 0.5 * len(spec.blocks))
+def table_of(net: MobileNetV3, *archs: Architecture) -> LatencyTable:
+    """A table of the parts of these subnets, which take 1, 2, 3, … ms."""
+    parts = dict.fromkeys(part for arch in archs for part in part_names(net.describe(arch)))
+    return LatencyTable(
+        runtime="torch",
+        threads=1,
+        batch=1,
+        resolutions=(8,),
+        machine={},
+        versions={},
+        made="2026-01-01T00:00:00+00:00",
+        settings={},
+        drift=(1.0, 1.0),
+        error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
+        parts=tuple(PartTime(part=json.loads(part), ms=1.0 + i, alone_ms=1.0) for i, part in enumerate(parts)),
+    )
 
 
-def of_others(_path: Path) -> Any:
-    def refuse(_spec: Any) -> float:
-        raise UserError("no block like that")
-
-    return SimpleNamespace(predict_ms=refuse)
-
-
-def test_latency_and_memory_come_from_their_modules(net: MobileNetV3, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = SimpleNamespace(LatencyTable=SimpleNamespace(read=of_blocks))
-    monkeypatch.setitem(sys.modules, "trainonce.latency", table)  # type: ignore[arg-type]
-    memory = SimpleNamespace(peak_memory=lambda spec: 4 * len(spec.blocks))
-    monkeypatch.setitem(sys.modules, "trainonce.memory", memory)  # type: ignore[arg-type]
-    arch = net.space.smallest()
-    blocks = len(net.describe(arch).blocks)
-    assert measure_named("latency", net, latency_table=Path("x")).of(arch) == 0.5 * blocks
-    assert measure_named("memory", net).of(arch) == 4 * blocks
+def test_latency_is_what_the_table_predicts(net: MobileNetV3, tmp_path: Path) -> None:
+    arch = net.space.largest()
+    table = table_of(net, arch, net.space.smallest())
+    table.write(tmp_path / "table.json")
+    assert measure_named("latency", net, latency_table=tmp_path / "table.json").of(arch) == table.predict_ms(
+        net.describe(arch)
+    )
 
 
-def test_a_table_of_another_geometry_is_refused(net: MobileNetV3, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = SimpleNamespace(LatencyTable=SimpleNamespace(read=of_others))
-    monkeypatch.setitem(sys.modules, "trainonce.latency", other)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"the latency table x\.json is not of this supernet: no block like that"):
-        measure_named("latency", net, latency_table=Path("x.json"))
+def test_a_table_of_another_geometry_is_refused(net: MobileNetV3, tmp_path: Path) -> None:
+    table_of(net, net.space.smallest()).write(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"the latency table .*x\.json is not of this supernet: "):
+        measure_named("latency", net, latency_table=tmp_path / "x.json")
 
 
 def test_what_is_no_measure_and_latency_without_a_table(net: MobileNetV3) -> None:

@@ -1,17 +1,15 @@
 """What a subnet costs, as measures with units and limits: MACs, parameters, latency, peak memory, file size."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from trainonce.errors import UserError
+from trainonce.latency import LatencyTable
+from trainonce.memory import model_size, peak_memory
 from trainonce.models import Supernet
-from trainonce.nn.plain import PlainNetwork
 from trainonce.run import RunDirectory
 from trainonce.space import Architecture
 
@@ -35,8 +33,6 @@ SHOWN: dict[str, tuple[str, float]] = {
 """The unit in which a measure is shown, and what it is worth."""
 NAMES = tuple(UNITS)
 EXAMPLES = {"macs": "10M", "params": "3M", "latency": "5ms", "memory": "2MB", "size": "10MB"}
-
-SAFETENSORS_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +93,13 @@ def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
         "params": lambda arch: net.cost(arch).params,
-        "memory": _memory(net),
-        "size": lambda arch: weights_bytes(net, arch),
+        "memory": lambda arch: peak_memory(net.describe(arch)),
+        "size": lambda arch: model_size(net.describe(arch)),
     }
     return Measure(name=name, of=cache(of[name]))
 
 
 def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
-    from trainonce.latency import LatencyTable
-
     table = LatencyTable.read(path)
     for arch in (net.space.smallest(), net.space.largest()):
         try:
@@ -113,31 +107,6 @@ def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
         except UserError as error:
             raise UserError(f"the latency table {path} is not of this supernet: {error}") from error
     return cache(lambda arch: table.predict_ms(net.describe(arch)))
-
-
-def _memory(net: Supernet) -> Callable[[Architecture], float]:
-    def of(arch: Architecture) -> float:
-        from trainonce.memory import peak_memory
-
-        return peak_memory(net.describe(arch))
-
-    return of
-
-
-def weights_bytes(net: Supernet, arch: Architecture) -> int:
-    """The size in bytes of the file of a subnet's weights in float32: the tensors and the header of safetensors."""
-    with torch.device("meta"):
-        state = PlainNetwork(net.describe(arch)).state_dict()
-    total, header = 0, {}
-    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
-    for name in order:
-        size = state[name].numel() * state[name].element_size()
-        shape = list(state[name].shape)
-        dtype = SAFETENSORS_DTYPES[state[name].dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [total, total + size]}
-        total += size
-    written = len(json.dumps(header, separators=(",", ":")))
-    return 8 + -(-written // 8) * 8 + total
 
 
 def table_at(run: RunDirectory, named: str | None) -> Path | None:

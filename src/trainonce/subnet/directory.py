@@ -22,6 +22,7 @@ from torch import Tensor
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_synced
+from trainonce.memory import WEIGHTS_METADATA
 from trainonce.models import Supernet
 from trainonce.nn import plain as plain_module
 from trainonce.nn.plain import FORMAT, NetworkSpec, PlainNetwork
@@ -90,7 +91,7 @@ def write_subnet(path: Path, network: PlainNetwork, description: dict[str, Any])
     check_place(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {
-        WEIGHTS: tensors_to_bytes(state, metadata={"format": "pt"}),
+        WEIGHTS: tensors_to_bytes(state, metadata=WEIGHTS_METADATA),
         MODEL: Path(plain_module.__file__).read_bytes(),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
