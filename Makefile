@@ -3,6 +3,7 @@
 # make test-long      the tests that take long: kills at many moments, whole studies
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
+# make test-export    exports that need OpenVINO and ExecuTorch (installs them: 300 MB)
 # make bench   speed against the plain way (about ten minutes, on a machine that does nothing else)
 
 PYTHON ?= python3
