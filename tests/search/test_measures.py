@@ -84,9 +84,9 @@ def of_others(_path: Path) -> Any:
 
 def test_latency_and_memory_come_from_their_modules(net: MobileNetV3, monkeypatch: pytest.MonkeyPatch) -> None:
     table = SimpleNamespace(LatencyTable=SimpleNamespace(read=of_blocks))
-    monkeypatch.setitem(sys.modules, "trainonce.latency", table)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "trainonce.latency", table)
     memory = SimpleNamespace(peak_memory=lambda spec: 4 * len(spec.blocks))
-    monkeypatch.setitem(sys.modules, "trainonce.memory", memory)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "trainonce.memory", memory)
     arch = net.space.smallest()
     blocks = len(net.describe(arch).blocks)
     assert measure_named("latency", net, latency_table=Path("x")).of(arch) == 0.5 * blocks
@@ -95,7 +95,7 @@ def test_latency_and_memory_come_from_their_modules(net: MobileNetV3, monkeypatc
 
 def test_a_table_of_another_geometry_is_refused(net: MobileNetV3, monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(LatencyTable=SimpleNamespace(read=of_others))
-    monkeypatch.setitem(sys.modules, "trainonce.latency", other)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "trainonce.latency", other)
     with pytest.raises(UserError, match=r"the latency table x\.json is not of this supernet: no block like that"):
         measure_named("latency", net, latency_table=Path("x.json"))
 
