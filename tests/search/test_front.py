@@ -2,12 +2,12 @@
 
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainonce.search.front import by_fronts, hypervolume, nondominated
 
-SIZE = 5
+SIZE = 4
 
 
 def points(dimensions: int) -> st.SearchStrategy[list[tuple[int, ...]]]:
@@ -21,6 +21,7 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 MANY = st.integers(1, 4).flatmap(points)
 
 
+@settings(deadline=None)
 @given(found=MANY)
 def test_the_front_is_what_nothing_dominates(found: list[tuple[int, ...]]) -> None:
     front = [found[i] for i in nondominated(found)]
@@ -29,6 +30,7 @@ def test_the_front_is_what_nothing_dominates(found: list[tuple[int, ...]]) -> No
     assert all(found.index(found[i]) == i for i in nondominated(found)), "of equals the first"
 
 
+@settings(deadline=None)
 @given(found=MANY, enough=st.none() | st.integers(1, 8))
 def test_fronts_are_peeled_off_one_by_one(found: list[tuple[int, ...]], enough: int | None) -> None:
     left = list(range(len(found)))
@@ -40,6 +42,7 @@ def test_fronts_are_peeled_off_one_by_one(found: list[tuple[int, ...]], enough: 
     assert (not left) if enough is None else len(found) - len(left) >= min(enough, len(found))
 
 
+@settings(deadline=None)
 @given(found=MANY)
 def test_hypervolume_counts_the_cells_that_are_dominated(found: list[tuple[int, ...]]) -> None:
     """On whole numbers the volume is the number of unit cells whose lower corner some point is at or below."""

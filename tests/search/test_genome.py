@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainonce.models import MobileNetV3
@@ -18,6 +18,7 @@ def net(make_net: Callable[..., MobileNetV3]) -> MobileNetV3:
     return make_net()
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_genes_mean_what_they_were_made_of(net: MobileNetV3, seed: int) -> None:
     arch = net.space.sample(random.Random(seed))
@@ -26,6 +27,7 @@ def test_genes_mean_what_they_were_made_of(net: MobileNetV3, seed: int) -> None:
     assert decode(net.space, genes) == arch
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_genes_mean_some_architecture_of_the_space(net: MobileNetV3, data: st.DataObject) -> None:
     coupled = (

@@ -2,11 +2,13 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainonce.models import MobileNetV3
+from trainonce.run import RunDirectory
 from trainonce.search.predictor import GOOD_TAU, LEAST_SUBNETS, accuracy_of, learn
 from trainonce.space import Architecture
 
@@ -71,6 +73,19 @@ def test_the_order_of_scores_changes_nothing(net: MobileNetV3) -> None:
     assert one is not None
     assert other is not None
     assert one(archs) == other(archs)
+
+
+def test_of_the_committed_results_it_learns() -> None:
+    """150 subnets of the CIFAR-10 run of docs/results.md, with the figures that docs/search.md says."""
+    run = RunDirectory(Path(__file__).parents[2] / "docs" / "results" / "cifar10-rss")
+    net = run.build_supernet()
+    _, report = learn(net.cost, {net.space.parse(line["arch"]): line["top1"] for line in run.population()}, seed=0)
+    assert report.used
+    assert report.held_out is not None
+    assert report.held_out.tau == pytest.approx(0.69, abs=0.05)
+    assert report.held_out.mean_error == pytest.approx(0.69, abs=0.05)
+    assert report.mean_alone == pytest.approx(1.43, abs=0.05)
+    assert report.macs_alone_tau == pytest.approx(0.08, abs=0.01)
 
 
 def test_accuracy_by_hand() -> None:

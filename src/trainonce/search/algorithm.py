@@ -133,10 +133,15 @@ class _Search:
         self.known |= found
 
     def begin(self) -> None:
-        """Random subnets, to start from and to learn from: a quarter of the scores, more where little is recorded."""
+        """The smallest subnet, where a front ends, and random ones, to start from and to learn from.
+
+        A quarter of the scores, more where little is recorded.
+        """
         budget, recorded = self.settings.scores, len(self.known)
         wanted = max(budget // 4, LEAST_SUBNETS - recorded if self.settings.predictor else 0)
-        self.ask(self.draws.draw(max(1, min(wanted, budget // 2)), self.known))
+        wanted = max(1, min(wanted, budget // 2))
+        first = [self.draws.feasible] if self.draws.feasible not in self.known else []
+        self.ask(first + self.draws.draw(wanted - len(first), {*self.known, *first}))
 
     def round(self, number: int) -> Round:
         """One round; the last uses up what is left."""
@@ -162,10 +167,16 @@ class _Search:
         return accuracy_of([self.predictions[arch] for arch in archs], [self.own[arch] for arch in archs])
 
     def _best(self, scores: Scores, count: int) -> list[Architecture]:
-        """The feasible subnets that no others beat, then those that no others but these beat, and so on."""
+        """The feasible subnets that no others beat, then those that no others but these beat, and so on.
+
+        Of the last front that counts, evenly over its range.
+        """
         archs = [arch for arch in sorted(scores, key=str) if self.problem.feasible(arch)]
         points = [self.problem.objectives(arch, scores[arch]) for arch in archs]
-        return [archs[i] for front in by_fronts(points, count) for i in front][:count]
+        best: list[Architecture] = []
+        for front in by_fronts(points, count):
+            best += [archs[i] for i in _evenly(front, count - len(best))]
+        return best
 
     def _by_predictor(self, predictor: Predictor, quota: int, seed: int) -> None:
         size = self.settings.population
@@ -194,10 +205,7 @@ class _Search:
         archs = sorted(rest, key=str)
         points = [self.problem.objectives(arch, rest[arch]) for arch in archs]
         for front in by_fronts(points, missing):
-            step = max(1.0, len(front) / max(1, missing))
-            places = dict.fromkeys(int(i * step) for i in range(min(missing, len(front))))
-            chosen += [archs[front[place]] for place in places]
-            missing = count - len(chosen)
+            chosen += [archs[i] for i in _evenly(front, count - len(chosen))]
         return chosen
 
     def _by_true_scores(self, quota: int, seed: int) -> None:
@@ -222,6 +230,15 @@ class _Search:
             seed=seed,
             should_end=lambda: len(self.own) >= end or stale >= STALE,
         )
+
+
+def _evenly(places: Sequence[int], count: int) -> list[int]:
+    """At most `count` of some places, the first and the last among them, evenly spread."""
+    if count >= len(places):
+        return list(places)
+    if count < 2:
+        return list(places[:count])
+    return [places[round(i * (len(places) - 1) / (count - 1))] for i in range(count)]
 
 
 def _at_least(archs: list[Architecture], count: int) -> list[Architecture]:
