@@ -77,9 +77,9 @@ def test_the_error_is_that_of_the_networks_held_out(make_net: MakeNet, known_mac
 
     machine = Uneven()
     table = build(net, machine)
-    groups = make_plan(net, FEW).groups
-    held_out = [spec for role, specs in groups if role == "held out" for spec in specs]
-    fitted = [spec for role, specs in groups if role == "fit" for spec in specs]
+    plan = make_plan(net, FEW)
+    held_out = [spec for spec, held in zip(plan.networks, plan.held_out, strict=True) if held]
+    fitted = [spec for spec, held in zip(plan.networks, plan.held_out, strict=True) if not held]
     assert len(held_out) == 12
     assert len(fitted) == 40
     assert not set(held_out) & set(fitted)
@@ -120,12 +120,14 @@ def test_too_few_subnets_are_refused(make_net: MakeNet, known_machine: Any) -> N
 
 def test_at_most_half_of_a_small_space_is_measured(make_net: MakeNet, known_machine: Any) -> None:
     net = make_net(depths=(1,), kernel_sizes=(3,))  # 243 subnets
-    groups = make_plan(net, BuildSettings(networks=200, held_out=50)).groups
-    counts = {role: sum(len(specs) for other, specs in groups if other == role) for role, _ in groups}
-    assert counts == {"fit": 94, "held out": 24}  # 121 less three anchors, four to one
+    plan = make_plan(net, BuildSettings(networks=200, held_out=50))
+    assert len(set(plan.networks) | set(plan.anchors)) == 121
+    assert sum(plan.held_out) == 118 // 5
     machine = known_machine()
-    error = check_table(build(net, machine), net, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
-    assert error.networks == 243
+    few = make_net(depths=(1,), kernel_sizes=(3,), expand_ratios=(3, 4))  # 32 of them, with parts of the space below
+    table = build(make_net(**SMALL), machine)
+    error = check_table(table, few, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
+    assert error.networks == 32
 
 
 def test_an_interrupted_measurement_goes_on(make_net: MakeNet, known_machine: Any, tmp_path: Path) -> None:

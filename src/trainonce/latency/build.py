@@ -1,20 +1,20 @@
 """Measuring a machine: the parts of a space alone, then whole random subnets; the table that follows.
 
-Most networks are measured to find what parts take within a network; the rest, which the table is not made from, say how
-well it predicts. Networks are held in memory a few at a time. A few of them, the anchors, are in every group: what a
-group's anchors are slower than usual, the machine was slower, and that is taken out.
+Most networks are measured to find what parts take within a network; the rest, evenly among them, say how well the table
+predicts what it is not made from. Networks are held in memory a few at a time. A few of them, the anchors, are in every
+group: what they are slower in a group than usual, the machine was slower, and that is taken out.
 """
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -33,7 +33,6 @@ from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng
 
 T = TypeVar("T")
-Role = Literal["fit", "held out"]
 Timer = Callable[..., list[float]]
 """`time_ms`, or what stands in for it."""
 OnProgress = Callable[[int, int, str], None]
@@ -77,16 +76,18 @@ class Plan:
 
     parts: dict[str, NetworkSpec]
     anchors: tuple[NetworkSpec, ...]
-    groups: tuple[tuple[Role, tuple[NetworkSpec, ...]], ...]
+    networks: tuple[NetworkSpec, ...]
+    held_out: tuple[bool, ...]
+    """Which of the networks are only predicted."""
 
     @property
     def identity(self) -> str:
-        """A hash of all that is measured."""
-        return hashlib.sha256(repr((list(self.parts), self.anchors, self.groups)).encode()).hexdigest()
+        """A hash of all that is measured, in its order."""
+        return hashlib.sha256(repr((list(self.parts), self.anchors, self.networks)).encode()).hexdigest()
 
 
 def make_plan(net: Supernet, settings: BuildSettings) -> Plan:
-    """The parts of the space, the anchors, and the networks in groups: those to fit first, then those held out.
+    """The parts of the space, the anchors, and the networks, those held out evenly among those to fit.
 
     At most half of the space is measured. Raises `UserError` where it has too few subnets.
     """
@@ -96,11 +97,9 @@ def make_plan(net: Supernet, settings: BuildSettings) -> Plan:
         raise UserError(f"the space has {net.space.count()} subnets, too few for a table: measure those themselves")
     archs = _random_subnets(net, ANCHORS + count, "latency", settings.seed)
     specs = [net.describe(arch) for arch in archs]
-    last = ANCHORS + count * settings.networks // wanted
-    fitted, held_out = specs[ANCHORS:last], specs[last:]
-    groups: list[tuple[Role, tuple[NetworkSpec, ...]]] = [("fit", group) for group in _in_groups(fitted, GROUP)]
-    groups += [("held out", group) for group in _in_groups(held_out, GROUP)]
-    return Plan(representatives(net), tuple(specs[:ANCHORS]), tuple(groups))
+    due = [i * settings.held_out // wanted for i in range(count + 1)]
+    held_out = tuple(after > before for before, after in pairwise(due))
+    return Plan(representatives(net), tuple(specs[:ANCHORS]), tuple(specs[ANCHORS:]), held_out)
 
 
 def _random_subnets(net: Supernet, count: int, *key: int | str) -> list[Architecture]:
@@ -149,7 +148,8 @@ class Bench:
 def measure(plan: Plan, bench: Bench, log: "Log", on_progress: OnProgress) -> None:
     """Measure what the log does not have yet of a plan, writing it there piece by piece."""
     chunks = list(_in_groups(list(plan.parts.items()), PARTS_AT_ONCE))
-    total = len(chunks) + len(plan.groups)
+    groups = _in_groups(plan.networks, GROUP)
+    total = len(chunks) + len(groups)
     anchors: list[Call] = []
     for number in range(len(log.lines), total):
         on_progress(number, total, "the parts alone" if number < len(chunks) else "whole networks")
@@ -157,8 +157,7 @@ def measure(plan: Plan, bench: Bench, log: "Log", on_progress: OnProgress) -> No
             log.add({"parts": bench.parts(chunks[number])})
             continue
         anchors = anchors or [bench.network(spec) for spec in plan.anchors]
-        _, specs = plan.groups[number - len(chunks)]
-        log.add(bench.networks(specs, anchors))
+        log.add(bench.networks(groups[number - len(chunks)], anchors))
     on_progress(total, total, "done")
 
 
@@ -217,22 +216,22 @@ def build_table(
 def _table(
     plan: Plan, lines: Sequence[dict[str, Any]], settings: BuildSettings, where: dict[str, dict[str, Any]]
 ) -> LatencyTable:
-    alone: dict[str, float] = {}
-    for line in lines[: -len(plan.groups)]:
-        alone |= line["parts"]
-    groups = lines[-len(plan.groups) :]
-    usual = [statistics.median(times) for times in zip(*(line["anchors"] for line in groups), strict=True)]
-    specs: dict[Role, list[NetworkSpec]] = {"fit": [], "held out": []}
-    measured: dict[Role, list[float]] = {"fit": [], "held out": []}
-    paces = []
-    for (role, members), line in zip(plan.groups, groups, strict=True):
-        paces.append(statistics.median(now / then for now, then in zip(line["anchors"], usual, strict=True)))
-        specs[role] += members
-        measured[role] += [ms / paces[-1] for ms in line["ms"]]
+    parts = [line["parts"] for line in lines if "parts" in line]
+    alone: dict[str, float] = {name: ms for found in parts for name, ms in found.items()}
+    groups = lines[len(parts) :]
     order = list(plan.parts)
-    counts = {role: counted([part_names(spec) for spec in found], order) for role, found in specs.items()}
-    ends = np.array([is_ends(name) for name in order])
-    times = part_times(counts["fit"], np.array(measured["fit"]), np.array([alone[name] for name in order]), ends)
+    counts = counted([part_names(spec) for spec in plan.networks], order)
+    measured = np.array([ms for line in groups for ms in line["ms"]])
+    anchors = np.array([line["anchors"] for line in groups])
+    paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
+    measured /= np.repeat(paces, [len(line["ms"]) for line in groups])
+    held_out = np.array(plan.held_out)
+    times = part_times(
+        counts[~held_out],
+        measured[~held_out],
+        np.array([alone[name] for name in order]),
+        np.array([is_ends(name) for name in order]),
+    )
     return LatencyTable(
         runtime=settings.runtime,
         threads=settings.threads,
@@ -240,8 +239,8 @@ def _table(
         resolutions=tuple(sorted({spec.resolution for spec in plan.parts.values()})),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.model_dump(),
-        drift=(max(paces), min(paces)),
-        error=PredictionError.of((counts["held out"] @ times).tolist(), measured["held out"]),
+        drift=(float(paces.max()), float(paces.min())),
+        error=PredictionError.of((counts[held_out] @ times).tolist(), measured[held_out].tolist()),
         parts=tuple(
             PartTime(part=json.loads(name), ms=float(ms), alone_ms=alone[name])
             for name, ms in zip(order, times, strict=True)
@@ -289,6 +288,6 @@ def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:
         call = bench.network(plan.anchors[0])
         to_prepare = time.perf_counter() - began
         (ms,) = time_ms([call], rounds=3)
-    networks = settings.networks + settings.held_out
-    calls = (networks + ANCHORS * len(plan.groups)) * (settings.rounds + 2) * 4
-    return networks * to_prepare + len(plan.parts) * to_prepare / 4 + calls * ms / 1e3
+    networks = len(plan.networks)
+    calls = networks * (1 + ANCHORS / GROUP) * (settings.rounds + 2) * 4
+    return (networks + len(plan.parts) / 4) * to_prepare + calls * ms / 1e3
