@@ -173,7 +173,7 @@ def front_table(outcome: Outcome) -> Table:
         found[entry.arch] = (entry, "both" if entry.arch in found else "random")
     others = [name for name in outcome.search.best.measures if name not in ("macs", "params")]
     table = _table("front", "top-1", "M MACs", "M params", *(SHOWN[name][0] for name in others), "architecture")
-    table.columns[-1].justify = "left"
+    table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
     rows = sorted(found.values(), key=lambda row: (-row[0].top1, row[0].macs))
     for entry, by in rows[:FRONT_ROWS]:
         table.add_row(
@@ -198,9 +198,10 @@ def search_sentences(outcome: Outcome) -> list[str]:
     ]
     if control is not None:
         gain = found.best.top1 - control.best.top1
+        ahead = f"{abs(gain):.2f} points {'ahead' if gain > 0 else 'behind'}" if gain else "level with it"
         sentences.append(
             f"Random search, with {control.evaluations}: {control.best.top1:.2f}% and {control.hypervolume:.3f}; "
-            f"search is {abs(gain):.2f} points {'ahead' if gain > 0 else 'behind' if gain < 0 else 'apart'}."
+            f"search is {ahead}."
         )
     tried = [one.predictor for one in outcome.evaluated.rounds if one.predictor is not None]
     if tried:
