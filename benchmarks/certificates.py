@@ -82,8 +82,7 @@ def certified(
         subnet = Path(folder) / "subnet"
         description = describe_subnet(net, arch, evaluator.data) | {"scores": {}, "trained": {"step": step}}
         write_subnet(subnet, evaluator.recalibrated(net, arch), description)
-        reference = dataclasses.replace(read_reference(subnet, run=run.path), data=scored)
-        baseline = Baseline.of(reference)
+        baseline = Baseline.of(read_reference(subnet, run=run.path, loaded=scored))
         for name in targets:
             began = time.monotonic()
             try:

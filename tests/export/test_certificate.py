@@ -225,3 +225,4 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
     assert f"int8 loses {share:.2f} points" in failed.verdict
     assert isinstance(failed.extracted_and_exported, Comparison)
     assert certified(share + 1).passed
+    assert certified(share + 1).verdict.endswith(f"; int8 changes top-1 by -{share:.2f} points")

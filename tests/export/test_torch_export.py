@@ -39,7 +39,7 @@ def test_the_layer_that_differs_is_found(exported: Export, place: Path) -> None:
     x_BCHW = torch.randn(2, 1, 6, 6)
     assert first_difference(network, opened, x_BCHW, tolerance=1e-4) is None
     with torch.no_grad():
-        network.get_parameter("blocks.4.project.0.weight")[0, 0] += 10
+        network.blocks[4].project[0].weight[0, 0] += 10  # type: ignore[index, union-attr]
     found = first_difference(network, opened, x_BCHW, tolerance=1e-4)
     assert found is not None
     assert found.layer == "blocks.4"

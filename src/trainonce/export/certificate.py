@@ -115,7 +115,7 @@ def certify(
         target=target,
         precision=precision,
         passed=not verdict,
-        verdict=verdict or _in_words(above, below),
+        verdict=verdict or _in_words(above, below) + (_loss_in_words(top1) if precision == "int8" else ""),
         architecture=reference.file.architecture,
         weights_sha256=reference.file.weights_sha256,
         files={name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in files.items()},
@@ -210,6 +210,13 @@ def _in_words(above: Comparison | str, below: Comparison | str) -> str:
         f"{first}; the exported file's logits are within {below.largest_difference:.2g}, "
         f"and {below.unequal_top1 + below.near_ties} of {below.images} images get another class"
     )
+
+
+def _loss_in_words(top1: Mapping[str, float | str]) -> str:
+    floating, quantised = top1["extracted"], top1["exported"]
+    if not isinstance(floating, float) or not isinstance(quantised, float):
+        return ""
+    return f"; int8 changes top-1 by {quantised - floating:+.2f} points"
 
 
 def _latency(reference: Reference, run: Run) -> dict[str, Any]:

@@ -73,14 +73,15 @@ def read_reference(
     run: Path | None = None,
     data_dir: Path | None = None,
     moved_to: str | None = None,
+    loaded: DataSet | None = None,
     images: int = 64,
 ) -> Reference:
     """Read a subnet, and the supernet and the images that it came from.
 
     `run` is the run's directory: without it the one that the subnet names, or else the one in which it lies, and where
     that cannot be used it is left out with the reason. `data_dir` and `moved_to` say where the run's images are now;
-    `images` is how many random ones there are. Raises `UserError` for a directory that is no subnet, and for a `run`
-    that was named and cannot be used.
+    `loaded` are those images where the caller has them already. `images` is how many random ones there are. Raises
+    `UserError` for a directory that is no subnet, and for a `run` that was named and cannot be used.
     """
     network, description = read_subnet(path)
     file = describe_file(description, weights_sha256(network), where=str(path))
@@ -95,11 +96,12 @@ def read_reference(
             raise
         no_supernet = str(error)
     try:
-        data = _images(directory, file, data_dir, moved_to)
+        data = loaded or directory.load_data(data_dir, moved_to=moved_to)
+        _refuse_other_images(data, file)
     except (UserError, RunError) as error:
         if run is not None:
             raise
-        no_data = str(error)
+        data, no_data = None, str(error)
     return Reference(
         path=path,
         network=network,
@@ -147,12 +149,10 @@ def give_statistics(net: Supernet, arch: Architecture, network: PlainNetwork) ->
     assert all(torch.equal(net.slices(arch)[name], tensor) for name, tensor in given.items())
 
 
-def _images(run: RunDirectory, file: FileDescription, data_dir: Path | None, moved_to: str | None) -> DataSet:
-    data = run.load_data(data_dir, moved_to=moved_to)
+def _refuse_other_images(data: DataSet, file: FileDescription) -> None:
     how = file.preprocessing
     if (data.class_names, data.channels, data.mean, data.std) != (file.classes, how.channels, how.mean, how.std):
-        raise UserError(f"the images of {run.path} have other classes or another normalisation than the subnet")
-    return data
+        raise UserError(f"the images of {data.name} have other classes or another normalisation than the subnet")
 
 
 def _noise(file: FileDescription, count: int) -> Tensor:
