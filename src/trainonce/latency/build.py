@@ -59,15 +59,15 @@ class BuildSettings(Settings):
     """Random subnets that the parts' times are found from."""
     held_out: int = Field(60, ge=5)
     """Random subnets that are only predicted."""
-    rounds: int = Field(15, ge=1)
+    rounds: int = Field(20, ge=1)
     """Turns of each network and each part; the median counts."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the random subnets."""
 
     @classmethod
     def quick(cls, **fields: Any) -> Self:
-        """A fifth of the networks and a third of the turns, for a first look."""
-        return cls(**{"networks": 48, "held_out": 24, "rounds": 5, **fields})
+        """A fifth of the networks to fit and half of the turns, for a first look."""
+        return cls(**{"networks": 48, "held_out": 24, "rounds": 10, **fields})
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def check_table(
     net: Supernet,
     *,
     networks: int = 40,
-    rounds: int = 15,
+    rounds: int = 20,
     seed: int = 1,
     on_progress: OnProgress = lambda done, total, text: None,
     prepare: Prepare | None = None,
