@@ -46,7 +46,7 @@ def build(
         Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A fifth of the subnets, a third of the turns: for a first look.")
+        bool, typer.Option("--quick", help="A fifth of the subnets, half of the turns: for a first look.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
     dry_run: Annotated[
@@ -108,7 +108,7 @@ def check(
     table_path: TableArgument,
     run_path: RunArgument,
     networks: Annotated[int, typer.Option(min=2, help="Random subnets to measure.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; the median counts.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; the median counts.")] = 20,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 1,
     as_json: Json = False,
 ) -> None:

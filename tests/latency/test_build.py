@@ -180,6 +180,38 @@ def test_a_damaged_log_is_a_sentence(make_net: MakeNet, known_machine: Any, tmp_
         build(make_net(**SMALL), known_machine(), partial_file=tmp_path / "measured.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (1, {"parts": []}),
+        (1, {"parts": 3}),
+        (1, {}),
+        (2, {"anchors": [1.0, 1.0, 1.0], "ms": [1.0]}),
+        (2, {"anchors": [1.0, 1.0, 1.0], "ms": [0.0] * 12}),
+        (2, {"anchors": [1.0, 1.0, "1"], "ms": [1.0] * 12}),
+        (2, {"parts": [1.0]}),
+    ],
+)
+def test_a_log_of_something_else_is_a_sentence(
+    make_net: MakeNet, known_machine: Any, tmp_path: Path, number: int, line: dict[str, Any]
+) -> None:
+    net, path = make_net(**SMALL), tmp_path / "measured.jsonl"
+    settings = BuildSettings(networks=12, held_out=5, rounds=1)
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(net, known_machine(), settings, partial_file=path, on_progress=stop)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    lines[number] = json.dumps(line)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=f"measured.jsonl, line {number + 1} is damaged: delete the file"):
+        build(net, known_machine(), settings, partial_file=path)
+
+
 class TestFit:
     def test_two_parts_by_hand(self) -> None:
         """Networks a + b = 3, a + 2b = 5: a 1, b 2, whatever they took alone, once networks outweigh."""

@@ -9,6 +9,8 @@ from scipy import stats
 
 from trainonce.settings import Settings
 
+SHORTEST_MS = 1e-9
+
 
 class PredictionError(Settings):
     """How predictions of a table compare with measurements of whole networks that it was not made from."""
@@ -36,7 +38,7 @@ class PredictionError(Settings):
     def of(cls, predicted: Sequence[float], measured: Sequence[float]) -> Self:
         """Compare predictions with measurements, in the same order, both in milliseconds and above 0."""
         errors = _relative(predicted, measured)
-        factor = statistics.median(m / p for p, m in zip(predicted, measured, strict=True))
+        factor = statistics.median(m / max(p, SHORTEST_MS) for p, m in zip(predicted, measured, strict=True))
         distinct = min(len(set(predicted)), len(set(measured))) > 1
         return cls(
             networks=len(errors),

@@ -20,9 +20,9 @@ import numpy as np
 from pydantic import Field
 
 from trainonce.errors import UserError
-from trainonce.files import append_line, read_lines
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.fit import counted, part_times
+from trainonce.latency.log import Log
 from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
 from trainonce.latency.table import LatencyTable, PartTime
@@ -59,15 +59,15 @@ class BuildSettings(Settings):
     """Random subnets that the parts' times are found from."""
     held_out: int = Field(60, ge=5)
     """Random subnets that are only predicted."""
-    rounds: int = Field(15, ge=1)
+    rounds: int = Field(20, ge=1)
     """Turns of each network and each part; the median counts."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the random subnets."""
 
     @classmethod
     def quick(cls, **fields: Any) -> Self:
-        """A fifth of the networks and a third of the turns, for a first look."""
-        return cls(**{"networks": 48, "held_out": 24, "rounds": 5, **fields})
+        """A fifth of the networks to fit and half of the turns, for a first look."""
+        return cls(**{"networks": 48, "held_out": 24, "rounds": 10, **fields})
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Bench:
         shape = (self.settings.batch, spec.in_channels, spec.resolution, spec.resolution)
         return self.prepare(sized_network(spec), shape)
 
-    def parts(self, chosen: Sequence[tuple[str, NetworkSpec]]) -> dict[str, float]:
+    def parts(self, chosen: Sequence[tuple[str, NetworkSpec]]) -> list[float]:
         """Milliseconds of parts alone."""
         owners, calls = [], []
         for name, spec in chosen:
@@ -137,7 +137,7 @@ class Bench:
         found = dict.fromkeys(owners, 0.0)
         for name, ms in zip(owners, self.timer(calls), strict=True):
             found[name] += ms
-        return found
+        return list(found.values())
 
     def networks(self, specs: Sequence[NetworkSpec], anchors: Sequence[Call]) -> dict[str, list[float]]:
         """Milliseconds of networks and of the anchors beside them."""
@@ -145,11 +145,15 @@ class Bench:
         return {"anchors": times[: len(anchors)], "ms": times[len(anchors) :]}
 
 
-def measure(plan: Plan, bench: Bench, log: "Log", on_progress: OnProgress) -> None:
-    """Measure what the log does not have yet of a plan, writing it there piece by piece."""
-    chunks = list(_in_groups(list(plan.parts.items()), PARTS_AT_ONCE))
+def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None:
+    """Measure what the log does not have yet of a plan, writing it there piece by piece.
+
+    Raises `UserError` where what it has is damaged.
+    """
+    chunks = _in_groups(list(plan.parts.items()), PARTS_AT_ONCE)
     groups = _in_groups(plan.networks, GROUP)
     total = len(chunks) + len(groups)
+    log.check([{"parts": len(c)} for c in chunks] + [{"anchors": ANCHORS, "ms": len(g)} for g in groups])
     anchors: list[Call] = []
     for number in range(len(log.lines), total):
         on_progress(number, total, "the parts alone" if number < len(chunks) else "whole networks")
@@ -159,32 +163,6 @@ def measure(plan: Plan, bench: Bench, log: "Log", on_progress: OnProgress) -> No
         anchors = anchors or [bench.network(spec) for spec in plan.anchors]
         log.add(bench.networks(groups[number - len(chunks)], anchors))
     on_progress(total, total, "done")
-
-
-class Log:
-    """What has been measured so far, in a file of lines, so that measuring goes on where it was stopped."""
-
-    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
-        self.path, self.lines = path, list[dict[str, Any]]()
-        if path is not None:
-            found = read_lines(path)
-            if found[:1] == [identity]:
-                self.lines = found[1:]
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            append_line(path, identity)
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Record one piece."""
-        self.lines.append(line)
-        if self.path is not None:
-            append_line(self.path, line)
-
-    def remove(self) -> None:
-        """Delete the file: a table was made of it."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def build_table(
@@ -216,9 +194,8 @@ def build_table(
 def _table(
     plan: Plan, lines: Sequence[dict[str, Any]], settings: BuildSettings, where: dict[str, dict[str, Any]]
 ) -> LatencyTable:
-    parts = [line["parts"] for line in lines if "parts" in line]
-    alone: dict[str, float] = {name: ms for found in parts for name, ms in found.items()}
-    groups = lines[len(parts) :]
+    alone = np.array([ms for line in lines for ms in line.get("parts", [])])
+    groups = [line for line in lines if "parts" not in line]
     order = list(plan.parts)
     counts = counted([part_names(spec) for spec in plan.networks], order)
     measured = np.array([ms for line in groups for ms in line["ms"]])
@@ -226,12 +203,8 @@ def _table(
     paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
     measured /= np.repeat(paces, [len(line["ms"]) for line in groups])
     held_out = np.array(plan.held_out)
-    times = part_times(
-        counts[~held_out],
-        measured[~held_out],
-        np.array([alone[name] for name in order]),
-        np.array([is_ends(name) for name in order]),
-    )
+    ends = np.array([is_ends(name) for name in order])
+    times = part_times(counts[~held_out], measured[~held_out], alone, ends)
     return LatencyTable(
         runtime=settings.runtime,
         threads=settings.threads,
@@ -242,8 +215,8 @@ def _table(
         drift=(float(paces.max()), float(paces.min())),
         error=PredictionError.of((counts[held_out] @ times).tolist(), measured[held_out].tolist()),
         parts=tuple(
-            PartTime(part=json.loads(name), ms=float(ms), alone_ms=alone[name])
-            for name, ms in zip(order, times, strict=True)
+            PartTime(part=json.loads(name), ms=float(ms), alone_ms=float(alone_ms))
+            for name, ms, alone_ms in zip(order, times, alone, strict=True)
         ),
         **where,
     )
@@ -254,7 +227,7 @@ def check_table(
     net: Supernet,
     *,
     networks: int = 40,
-    rounds: int = 15,
+    rounds: int = 20,
     seed: int = 1,
     on_progress: OnProgress = lambda done, total, text: None,
     prepare: Prepare | None = None,

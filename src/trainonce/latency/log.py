@@ -1,0 +1,56 @@
+"""What has been measured so far, in a file of lines, so that measuring goes on where it was stopped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainonce.errors import UserError
+from trainonce.files import append_line, read_lines
+
+LONGEST_MS = 1e9
+
+
+class Log:
+    """Lines of measurements, each with named times; in memory, and in a file where there is a `path`.
+
+    The file's first line is an `identity`: of what is measured, how and where. Measurements of another identity are
+    forgotten. Raises `UserError` that names a line which is damaged.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path, self.lines = path, list[dict[str, Any]]()
+        if path is not None:
+            found = read_lines(path)
+            if found[:1] == [identity]:
+                self.lines = found[1:]
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            append_line(path, identity)
+
+    def check(self, expected: Sequence[dict[str, int]]) -> None:
+        """Raise `UserError` unless line i has the lists of times that `expected[i]` names, each of that length."""
+        for number, line in enumerate(self.lines):
+            counts = expected[number] if number < len(expected) else {}
+            if not counts or line.keys() != counts.keys() or not all(_times(line[k], n) for k, n in counts.items()):
+                raise UserError(f"{self.path}, line {number + 2} is damaged: delete the file to measure anew")
+
+    def add(self, line: dict[str, list[float]]) -> None:
+        """Record one piece."""
+        self.lines.append(line)
+        if self.path is not None:
+            append_line(self.path, line)
+
+    def remove(self) -> None:
+        """Delete the file: a table was made of it."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _times(values: Any, count: int) -> bool:
+    """Whether these are as many times in milliseconds."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, float) and 0 < value < LONGEST_MS for value in values)
+    )
