@@ -32,16 +32,7 @@ class KnownMachine:
 
     def block_ms(self, block: nn.Module, size: int) -> float:
         assert isinstance(block, MBConv)
-<<<<<<< HEAD
-        conv = block.depthwise[0]
-        assert isinstance(conv, nn.Conv2d)
-        out = block.project[0].out_channels
-        inputs = conv.in_channels if block.expand is None else block.expand[0].in_channels
-        sizes = (size, inputs, conv.in_channels, out, conv.kernel_size[0], conv.stride[0], block.se is not None)
-        return 0.1 + 0.2 * random.Random(derived_seed(str(sizes), str(type(block.act)))).random()
-=======
         return 0.1 + 0.2 * random.Random(derived_seed(size, repr(block))).random()
->>>>>>> w/latency
 
     def network_ms(self, network: PlainNetwork) -> float:
         size, total = out_size(network.spec.resolution, network.spec.stem_stride), 1.0
