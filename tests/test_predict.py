@@ -72,7 +72,6 @@ def subnet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor += 0.2 * torch.rand(tensor.shape, generator=generator)
     arch = net.space.smallest()
     description = describe_subnet(net, arch, data)
-    description["preprocessing"]["image_size"] = SIZE
     path = tmp_path_factory.mktemp("subnet") / "subnet"
     write_subnet(path, net.extract(arch), description)
     return path

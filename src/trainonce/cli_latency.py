@@ -64,7 +64,7 @@ def build(
     net = run.build_supernet()
     make = BuildSettings.quick if quick else BuildSettings
     settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
-    path = out or run.path / "latency" / f"{runtime}-{threads}-{batch}.json"
+    path = out or run.latency / f"{runtime}-{threads}-{batch}.json"
     seconds = estimated_seconds(net, settings)
     display.err.print(
         f"{settings.networks} subnets to measure and {settings.held_out} to check by, {runtime}, {threads} "

@@ -86,6 +86,22 @@ def test_the_supernet_needs_the_statistics(home: RunDirectory) -> None:
 
 
 class TestWithoutTheRun:
+    def test_a_fine_tuned_subnet_is_not_the_supernets_any_more(self, home: RunDirectory, tmp_path: Path) -> None:
+        network, description = read_subnet(home.subnets / "0")
+        validate = {"validate": {"top1": 50.0}}
+        finetuned = {
+            "before": validate,
+            "after": validate,
+            "epoch": 1,
+            "settings": {"epochs": 1, "distill": False},
+        }
+        description["trained"] |= {"run": str(home.path), "finetuned": finetuned}
+        write_subnet(tmp_path / "tuned", network, description)
+        reference = read_reference(tmp_path / "tuned", images=4)
+        assert reference.supernet is None
+        assert "fine-tuned" in reference.no_supernet
+        assert reference.data is not None
+
     def test_it_says_not_compared(self, home: RunDirectory, tmp_path: Path) -> None:
         shutil.copytree(home.subnets / "0", tmp_path / "alone", ignore=shutil.ignore_patterns("export*"))
         baseline = Baseline.of(read_reference(tmp_path / "alone", images=4))

@@ -122,14 +122,15 @@ def _home(path: Path, description: dict[str, Any]) -> Path:
 
 def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, Any]) -> Run:
     """The run's supernet as this subnet. Raises `UserError` where it is not the one that the subnet was taken from."""
-    if description.get("finetuned"):
+    trained = description.get("trained")
+    trained = trained if isinstance(trained, dict) else {}
+    if trained.get("finetuned"):
         raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
     net, step = run.load_supernet()
     arch = net.space.parse(str(description["architecture"]))
     if net.describe(arch) != network.spec:
         raise UserError(f"{run.path} holds another supernet than the one that the subnet was taken from")
-    trained = description.get("trained")
-    then = trained.get("step") if isinstance(trained, dict) else None
+    then = trained.get("step")
     if then != step:
         raise UserError(f"{run.path} has been trained on: the subnet is of step {then}, its weights of step {step}")
     give_statistics(net, arch, network)

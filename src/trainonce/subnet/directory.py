@@ -60,6 +60,7 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[st
             "layout": "float32 [batch, channels, height, width], (pixel / 255 - mean) / std",
             "mean": list(data.mean),
             "std": list(data.std),
+            "image_size": data.image_size,
         },
     }
 
