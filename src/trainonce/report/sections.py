@@ -43,7 +43,7 @@ def sections_of(group: Group) -> list[Section]:
         *studies,
         population_section(group, infos),
         pareto_section(group, infos),
-        search_section(group),
+        *([] if group.path else [search_section(group)]),  # a study's runs are not searched
         _comparisons(scored, effects),
         times_section(group),
         curves_section(group),
