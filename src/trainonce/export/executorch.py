@@ -51,6 +51,8 @@ def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Ope
         raise UserError(f"{where} has no method 'forward'")
 
     def run(x_BCHW: Tensor) -> Tensor:
-        return torch.cat([method.execute([x_1CHW.contiguous()])[0].clone() for x_1CHW in torch.split(x_BCHW, 1)])
+        forward = program.load_method("forward")  # loaded once; asked for here since the program's memory must live on
+        assert forward is not None
+        return torch.cat([forward.execute([x_1CHW.contiguous()])[0].clone() for x_1CHW in torch.split(x_BCHW, 1)])
 
     return Opened(description=description, run=run)
