@@ -245,7 +245,7 @@ def read_study(path: Path, split: SplitName | None = None) -> Group:
         raise UserError(f"{path} has no results yet: run `trainonce study` on it first")
     read = {run.name for run in runs}
     return Group(
-        title=str(study.get("name", path.name)),
+        title=_study_title(study, path),
         about=str(study.get("about", "")),
         question=str(study.get("question", "")),
         path=path,
@@ -289,6 +289,14 @@ def _objects(value: Mapping[str, Any], name: str, kinds: Kinds, path: Path) -> l
     for number, one in enumerate(found, start=1):
         _check(one, kinds, f"{path}, {name} {number}")
     return found
+
+
+def _study_title(study: dict[str, Any], path: Path) -> str:
+    """Such as `solo on mnist`: studies of one name on other images must be told apart."""
+    data = study.get("data")
+    images = data.get("name_or_path") if isinstance(data, dict) else None
+    name = str(study.get("name", path.name))
+    return f"{name} on {Path(images).name}" if isinstance(images, str) else name
 
 
 def _numbers(values: Any, name: str, path: Path) -> list[float]:
