@@ -1,15 +1,10 @@
 """The command line: one sentence and an exit code for every refusal, and the story from images to a subnet."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.command_line import trainonce
 
-from trainonce import cli, cli_tools
+from trainonce import cli_tools
 from trainonce.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
@@ -27,37 +23,6 @@ from trainonce.train import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 COMMANDS = ("train", "evaluate", "search", "extract", "draw", "report", "import-ofa", "list")
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def refused(self, pattern: str, code: int = 2) -> None:
-        """One sentence on stderr and nothing else that looks like a crash."""
-        assert self.code == code, self.err
-        assert "Traceback" not in self.err
-        lines = [line for line in self.err.splitlines() if line.startswith("trainonce:")]
-        assert len(lines) == 1, self.err
-        assert re.search(pattern, lines[0]), lines[0]
-
-
-def trainonce(*arguments: str | Path) -> Result:
-    """Run the command line in this process, as `trainonce ARGUMENTS` does."""
-    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
-    sys.argv = ["trainonce", *map(str, arguments)]
-    code: object = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv, warnings.showwarning = argv, shown
-    assert isinstance(code, int)
-    return Result(code, out.getvalue(), err.getvalue())
 
 
 def same_files(folder: Path) -> dict[Path, bytes]:

@@ -1,56 +1,21 @@
 """The commands on a subnet: `finetune` from a real run, `push`, and a sentence for every refusal."""
 
-import contextlib
-import io
 import json
-import re
 import shutil
 import signal
 import sys
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_line import trainonce
 
-from trainonce import cli, cli_subnet, display
+from trainonce import cli_subnet, display
 from trainonce.finetune import FinetuneProgress
 from trainonce.subnet import read_subnet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 DEVICE = ("--device", "cpu")
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def refused(self, pattern: str, code: int = 2) -> None:
-        """One sentence on stderr and nothing else that looks like a crash."""
-        assert self.code == code, self.err
-        assert "Traceback" not in self.err
-        lines = [line for line in self.err.splitlines() if line.startswith("trainonce:")]
-        assert len(lines) == 1, self.err
-        assert re.search(pattern, lines[0]), lines[0]
-
-
-def trainonce(*arguments: str | Path) -> Result:
-    """Run the command line in this process, as `trainonce ARGUMENTS` does."""
-    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
-    sys.argv = ["trainonce", *map(str, arguments)]
-    code: object = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv, warnings.showwarning = argv, shown
-    assert isinstance(code, int)
-    return Result(code, out.getvalue(), err.getvalue())
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("lab", "export", "hub", "finetune"),
     ("predict",),
-    ("cli_tools", "display", "report"),
+    ("cli_options", "cli_tools", "display", "report"),
     ("cli_export", "cli_lab", "cli_latency", "cli_ofa", "cli_report", "cli_search", "cli_study", "cli_subnet"),
     ("cli",),
     ("__main__",),

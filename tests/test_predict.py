@@ -1,20 +1,15 @@
 """Predicting: images are treated as in training, and torch and the ONNX file give the same answer."""
 
-import contextlib
-import io
 import json
 import re
-import sys
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.command_line import trainonce
 
-from trainonce import cli
 from trainonce.data import load_dataset
 from trainonce.data.augment import normalise
 from trainonce.models import MobileNetV3, MobileNetV3Settings
@@ -23,21 +18,6 @@ from trainonce.predict import open_classifier
 from trainonce.subnet import describe_subnet, write_subnet
 
 SIZE, RESOLUTION = 12, 8
-
-
-def trainonce(*arguments: str | Path) -> tuple[int, str, str]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
-    sys.argv = ["trainonce", *map(str, arguments)]
-    code: Any = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv, warnings.showwarning = argv, shown
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 the work could not go on; 2 what was asked for cannot be; 
 Ctrl-C or SIGTERM with everything saved.
 """
 
-import json
 import signal
 import sys
 import time
@@ -29,6 +28,19 @@ from trainonce import (
     cli_subnet,
     display,
 )
+from trainonce.cli_options import (
+    Cluster,
+    DataDir,
+    DecodeWorkers,
+    Device,
+    DryRun,
+    Json,
+    MovedData,
+    RunArgument,
+    Seed,
+    Threads,
+    Workers,
+)
 from trainonce.cli_tools import (
     bucket_centres,
     cluster_chosen,
@@ -42,6 +54,7 @@ from trainonce.cli_tools import (
     scaled,
     stop_on_signal,
     tensorboard_writer,
+    use_threads,
 )
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.distributed import is_first_process, process_group
@@ -73,16 +86,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
-MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 BESIDE_RESUME = {
     "resume",
     "data",
@@ -99,26 +102,6 @@ BESIDE_RESUME = {
     "stream",
     "decode_workers",
 }
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
-DecodeWorkers = Annotated[
-    int | None,
-    typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Processes that share the work and --threads. Default: one a thread where there is more than half a "
-        "minute of work on the CPU, else 1; on Ray, as many as there is room for.",
-    ),
-]
-Cluster = Annotated[
-    str,
-    typer.Option(
-        metavar="local|ray|ADDRESS",
-        help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address.",
-    ),
-]
 
 
 @app.command()
@@ -213,7 +196,7 @@ def train(
     Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped. Several processes or hosts:
     `torchrun --nproc-per-node 2 -m trainonce train …` trains one supernet together.
     """
-    _use(threads)
+    use_threads(threads)
     ranks = context.with_resource(process_group(device_named(device)))
     context.with_resource(display.silent(not ranks.first))
     with ranks.together():
@@ -268,7 +251,7 @@ def train(
         seconds = estimated_seconds(
             net, images, chosen, settings.device, processes=ranks.size, precision=settings.precision
         )
-        _say_duration(seconds, as_json and ranks.first)
+        display.say_duration(seconds, as_json and ranks.first)
         return
     began = time.monotonic()
     board_wanted = tensorboard and ranks.first
@@ -300,7 +283,7 @@ def train(
     metrics = run.metrics()[-1]
     result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
     if as_json:
-        _print_json(result)
+        display.print_json(result)
         return
     display.out.print(
         f"Trained in {display.duration(result['seconds'])}: training loss {metrics['loss']:.3f}, "
@@ -346,7 +329,7 @@ def evaluate(
     """
     if not context.with_resource(ranks_at_work()):
         return
-    _use(threads)
+    use_threads(threads)
     cluster, workers = cluster_chosen(cluster, workers)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
@@ -368,7 +351,7 @@ def evaluate(
             lambda: evaluator(net, middle), len(population) - before, workers, cluster=cluster, device=settled.type
         )
         if dry_run:
-            _say_duration(seconds, as_json, workers)
+            display.say_duration(seconds, as_json, workers)
             return
     began = time.monotonic()
     with run.lock(), stop_on_signal() as stop, display.progress() as show:
@@ -393,7 +376,7 @@ def evaluate(
         raise typer.Exit(128 + stop.number)
     summaries = summarise(lines, chosen)
     if as_json:
-        _print_json({"run": str(run.path), "split": split, "buckets": [asdict(s) for s in summaries]})
+        display.print_json({"run": str(run.path), "split": split, "buckets": [asdict(s) for s in summaries]})
         return
     display.out.print(f"Top-1 in percent on {lines[0]['images']} {split} images of {data.name}")
     display.out.print(display.population_table(summaries))
@@ -438,7 +421,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
-    _use(threads)
+    use_threads(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(device_named(device))
@@ -487,7 +470,7 @@ def extract(
     write_subnet(path, network, description)
     verify_subnet(path, network)
     if as_json:
-        _print_json({"path": str(path), **description})
+        display.print_json({"path": str(path), **description})
         return
     measured = ", ".join(f"{values['top1']:.2f}% on {name}" for name, values in scores.items())
     cost = net.cost_of(chosen)
@@ -501,7 +484,7 @@ def list_names(as_json: Json = False) -> None:
     """List the recipes, data sets and geometries."""
     if as_json:
         recipes = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        _print_json({"recipes": recipes, "data": DATASET_NAMES, "geometries": GEOMETRIES})
+        display.print_json({"recipes": recipes, "data": DATASET_NAMES, "geometries": GEOMETRIES})
         return
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
@@ -544,23 +527,7 @@ def main() -> None:
         _say("stopped", 130)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-
-
-def _say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
-    if as_json:
-        _print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers > 1 else {}))
-    shared = f" by {workers} workers" if workers > 1 else ""
-    display.err.print(f"Would take about {display.duration(seconds)}{shared} on this machine.")
-
-
 def _say(error: Exception | str, code: int) -> None:
     if is_first_process() or not (isinstance(error, UserError | RunError) and error.everywhere):
         display.err.print(Text.assemble(("trainonce:", "bold red"), f" {error}"))
     sys.exit(code)
-
-
-def _use(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)

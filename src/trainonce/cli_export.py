@@ -1,14 +1,13 @@
 """The commands that bring a subnet to a device: `export` writes and certifies files, `predict` classifies images."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from trainonce import display
+from trainonce.cli_options import DataDir, Json, MovedData, Threads
+from trainonce.cli_tools import use_threads
 from trainonce.errors import UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import FILE as CERTIFICATE
@@ -16,8 +15,6 @@ from trainonce.export.certificate import Baseline, Certificate
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.reference import Reference, read_reference
 from trainonce.predict import best, open_classifier
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,12 +45,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Directory to write; a folder for each target goes in. Default: SUBNET/export.")
     ] = None,
-    data_path: Annotated[str | None, typer.Option("--data", help="Where the images are now, if they moved.")] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    data_path: MovedData = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Export a subnet to a file that runs on a device, with a certificate that it is the same network.
@@ -61,8 +55,7 @@ def export(
     The same images go through the supernet, the extracted network and the file. A difference is exit code 1 and names
     the first layer that differs.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     targets = [_target(name) for name in dict.fromkeys(to)]
     reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
     _say_left_out(reference)
@@ -75,7 +68,7 @@ def export(
         if not as_json:
             _say(target, place, certificate)
     if as_json:
-        sys.stdout.write(json.dumps({"exports": done}) + "\n")
+        display.print_json({"exports": done})
 
 
 def predict(
@@ -95,7 +88,7 @@ def predict(
             {"image": str(path), "classes": [{"class": name, "probability": p} for name, p in classes]}
             for path, classes in zip(images, found, strict=True)
         ]
-        sys.stdout.write(json.dumps({"model": str(model), "predictions": predictions}) + "\n")
+        display.print_json({"model": str(model), "predictions": predictions})
         return
     for path, classes in zip(images, found, strict=True):
         display.out.print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in classes))

@@ -1,16 +1,13 @@
 """The laboratory's commands."""
 
-import json
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.table import Table
 
 from trainonce import display
-from trainonce.cli_tools import device_named
+from trainonce.cli_options import DataDir, Device, Json, MovedData, RunArgument, Threads
+from trainonce.cli_tools import device_named, use_threads
 from trainonce.files import to_json, write_atomic
 from trainonce.lab.forgetting import default_probes
 from trainonce.lab.measure import MeasureSettings, measure, verdict
@@ -23,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def measure_run(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)],
+    run_path: RunArgument,
     probes: Annotated[
         int, typer.Option(min=2, help="Subnets to compare: smallest, largest, and others in between.")
     ] = 6,
@@ -35,21 +32,15 @@ def measure_run(
     calibration_images: Annotated[
         int, typer.Option(min=2, help="Augmented images for recalibrating batch norms.")
     ] = 2000,
-    data_path: Annotated[
-        str | None, typer.Option("--data", help="Where the images are now, if they have moved.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
+    data_path: MovedData = None,
+    data_dir: DataDir = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the probes and images.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> None:
     """Measure what the subnets of a trained run do to each other; writes RUN/interference.json."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     recipe = run.config().recipe
@@ -70,7 +61,7 @@ def measure_run(
     found = measure(net.to(settled), data, chosen, step=step, settings=settings)
     write_atomic(run.interference_file, to_json(found))
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        display.print_json(found)
         return
     display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
     display.out.print(_matrix(found, found["transfer"]["r"]))

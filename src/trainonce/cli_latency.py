@@ -1,7 +1,5 @@
 """`trainonce latency`: a table of what subnets take on this machine, made, shown and checked."""
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +8,7 @@ import typer
 from rich.table import Table
 
 from trainonce import display
+from trainonce.cli_options import DryRun, Json, RunArgument
 from trainonce.errors import UserError
 from trainonce.latency import (
     RUNTIMES,
@@ -23,8 +22,6 @@ from trainonce.latency.parts import ENDS
 from trainonce.latency.runtimes import this_machine, versions_of
 from trainonce.run import RunDirectory
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
 
 
@@ -49,9 +46,7 @@ def build(
         bool, typer.Option("--quick", help="A fifth of the subnets, half of the turns: for a first look.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Measure this machine into a table; the run need not be trained. Stopped, it goes on when called again.
@@ -72,7 +67,7 @@ def build(
     )
     if dry_run:
         if as_json:
-            _print_json({"seconds": round(seconds, 1), "table": str(path)})
+            display.print_json({"seconds": round(seconds, 1), "table": str(path)})
         return
     began = time.monotonic()
     partial = path.with_name(f".{path.name}.measured.jsonl")
@@ -80,7 +75,7 @@ def build(
         table = build_table(net, settings, partial_file=partial, on_progress=shown)
     table.write(path)
     if as_json:
-        _print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
+        display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
         return
     display.out.print(f"Measured {len(table.parts)} parts. On subnets it was not made from: {table.error}.")
     _say_drift(table)
@@ -91,7 +86,7 @@ def show(table_path: TableArgument, as_json: Json = False) -> None:
     """Show where a table was made, its error, and what parts take."""
     table = LatencyTable.read(table_path)
     if as_json:
-        _print_json(table.model_dump(mode="json"))
+        display.print_json(table.model_dump(mode="json"))
         return
     display.out.print(
         f"{table.runtime}, {table.threads} thread{'s' if table.threads > 1 else ''}, batch {table.batch}, "
@@ -125,7 +120,7 @@ def check(
     with display.progress() as shown:
         error = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
     if as_json:
-        _print_json(error.model_dump())
+        display.print_json(error.model_dump())
         return
     display.out.print(
         f"Here and now: {error}.\nThis is {error.factor:.2f} times what the table says; "
@@ -164,7 +159,3 @@ def _described(part: dict[str, Any]) -> str:
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
     return {"parts": len(table.parts), "drift": table.drift, "error": table.error.model_dump()}
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")

@@ -1,13 +1,12 @@
 """The command for weights from elsewhere: `import-ofa`."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainonce import display
+from trainonce.cli_options import DataDir, DecodeWorkers, Json
 from trainonce.cli_tools import numbers
 from trainonce.data import load_dataset
 from trainonce.importing import import_ofa
@@ -45,15 +44,9 @@ def import_ofa_run(
             show_default=False,
         ),
     ] = None,
-    decode_workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    decode_workers: DecodeWorkers = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
     """Make a run of a published once-for-all network (OFA): then evaluate, search and extract it like one trained here.
 
@@ -68,7 +61,7 @@ def import_ofa_run(
     low, high = (net.cost_of(arch) for arch in (net.space.smallest(), net.space.largest()))
     if as_json:
         result = {"run": str(run.path), "name": name, "family": net.family, "classes": images.num_classes}
-        sys.stdout.write(json.dumps(result | {"macs": [low.macs, high.macs]}) + "\n")
+        display.print_json(result | {"macs": [low.macs, high.macs]})
         return
     display.out.print(
         f"{name}: {net.space.count():.3g} subnets of {low.macs / 1e6:.4g} to {high.macs / 1e6:.4g} M MACs, "

@@ -1,14 +1,13 @@
 """The commands that show results: `draw` one picture, `report` one page."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from trainonce import display
+from trainonce.cli_options import Json
 from trainonce.cli_tools import bucket_centres
 from trainonce.errors import UserError
 from trainonce.report.charts import save_chart
@@ -17,7 +16,6 @@ from trainonce.report.page import write_report
 from trainonce.report.population import draw_population, population_info
 from trainonce.run import RunDirectory
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Buckets = Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")]
 BucketHalfWidth = Annotated[
     float | None,
@@ -49,7 +47,7 @@ def draw(
     info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
     save_chart(draw_population(info), out)
     if as_json:
-        _print_json({"picture": str(out), **asdict(info)})
+        display.print_json({"picture": str(out), **asdict(info)})
         return
     display.out.print(f"Drew {out}")
 
@@ -82,10 +80,8 @@ def report(
     groups = read_groups(paths, split, centres_m=bucket_centres(buckets), half_m=bucket_half_width)
     write_report(groups, page)
     if as_json:
-        _print_json({"page": str(page), "bytes": page.stat().st_size, "groups": [group.title for group in groups]})
+        display.print_json(
+            {"page": str(page), "bytes": page.stat().st_size, "groups": [group.title for group in groups]}
+        )
         return
     display.out.print(f"Wrote {page}: open it in a browser; it needs no connection.")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")

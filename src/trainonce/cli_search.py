@@ -1,17 +1,26 @@
 """The command that searches, and the options for budgets that it shares with `extract`."""
 
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_tools import cluster_chosen, device_named, planned_workers, stop_on_signal
+from trainonce.cli_options import (
+    Cluster,
+    DataDir,
+    DecodeWorkers,
+    Device,
+    DryRun,
+    Json,
+    MovedData,
+    RunArgument,
+    Threads,
+    Workers,
+)
+from trainonce.cli_tools import cluster_chosen, device_named, planned_workers, stop_on_signal, use_threads
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, ranks_at_work
@@ -72,7 +81,7 @@ def limits_of(net: Supernet, run: RunDirectory, texts: Mapping[str, str | None],
 
 def search_run(
     context: typer.Context,
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)],
+    run_path: RunArgument,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
     max_latency: MaxLatency = None,
@@ -93,23 +102,16 @@ def search_run(
         int | None,
         typer.Option(min=2, help="Augmented images for recalibrating. Default: as the population was scored."),
     ] = None,
-    data_path: Annotated[
-        str | None, typer.Option("--data", help="Where the images are now, if they have moved.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
+    data_path: MovedData = None,
+    data_dir: DataDir = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random in the search.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the scoring, as `evaluate`.")] = None,
-    decode_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode streamed images.")] = None,
-    cluster: Annotated[str, typer.Option(metavar="local|ray|ADDRESS", help="Where workers are.")] = LOCAL,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Workers = None,
+    decode_workers: DecodeWorkers = None,
+    cluster: Cluster = LOCAL,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Search for the best subnets under a budget, beside random search with as many scores; writes RUN/front.json.
 
@@ -118,8 +120,7 @@ def search_run(
     require_optuna()
     if not context.with_resource(ranks_at_work()):
         return
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     cluster, workers = cluster_chosen(cluster, workers)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
@@ -148,7 +149,7 @@ def search_run(
             lambda: evaluator(net, feasible), batch, workers, cluster=cluster, device=settled.type
         )
         if dry_run:
-            _say_duration(seconds * total / batch, as_json)
+            display.say_duration(seconds * total / batch, as_json)
             return
     began = time.monotonic()
     with run.lock(), stop_on_signal() as stop, display.progress() as show:
@@ -185,7 +186,7 @@ def search_run(
         found = _found(run, evaluator, step, plan, start, outcome, tested, str(settled))
         run.write_front(found)
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        display.print_json(found)
         return
     _show(run, outcome, memo, tested)
 
@@ -261,9 +262,3 @@ def _show(run: RunDirectory, outcome: Outcome, memo: Memo, tested: dict[str, Any
         display.out.print(f"The best has {tested['top1']:.2f}% on {tested['images']} test images.")
     display.err.print(f"{memo.made} scores were made now, {memo.asked - memo.made} were recorded before.")
     display.err.print(f"Next: trainonce extract {run.path} {best.arch}")
-
-
-def _say_duration(seconds: float, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps({"seconds": round(seconds, 1)}) + "\n")
-    display.err.print(f"Would take about {display.duration(seconds)} on this machine.")

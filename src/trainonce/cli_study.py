@@ -1,8 +1,6 @@
 """`trainonce study`: many runs planned, run and reported together."""
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,7 +11,8 @@ import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal
+from trainonce.cli_options import DataDir, Device, DryRun, Json, Threads
+from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.distributed import ranks_in
 from trainonce.errors import UserError
@@ -88,12 +87,9 @@ def study(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=4, help="Bring images to this side in pixels.")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    threads: Threads = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -110,10 +106,8 @@ def study(
             "which must see the study's directory under the same path.",
         ),
     ] = LOCAL,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Run a study: many runs planned, trained, scored and reported together.
 
@@ -121,8 +115,7 @@ def study(
     """
     if ranks_in(os.environ, "cpu").size > 1:
         raise UserError("a study's runs are divided by --workers or --cluster, not by torchrun")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     file = load_study(Path(name)) if name.endswith(".toml") else None
     source = data or (file.data if file else None)
     if file is None and name not in STUDIES:
@@ -186,7 +179,7 @@ def study(
     if dry_run:
         if as_json:
             plan = {"runs": len(planned.runs), "missing": len(missing), "seconds": round(seconds, 1)}
-            sys.stdout.write(json.dumps(plan | {"workers": at_once}) + "\n")
+            display.print_json(plan | {"workers": at_once})
         return
     with directory.lock(), stop_on_signal() as stop, display.progress() as show:
         directory.claim(planned, images, paces=paces, provenance=provenance(settled))
@@ -326,7 +319,7 @@ def _report(study: Study, directory: StudyDirectory, *, as_json: bool) -> None:
     conclusion = write_conclusion(directory)
     if as_json:
         result: dict[str, Any] = {"study": str(directory.path), "arms": [asdict(s) for s in summaries]}
-        sys.stdout.write(json.dumps(result | {"conclusion": conclusion}) + "\n")
+        display.print_json(result | {"conclusion": conclusion})
         return
     display.out.print(f"Top-1 in percent on the {study.evaluate.split} split")
     display.out.print(display.study_table(summaries))

@@ -1,8 +1,6 @@
 """The commands on a subnet's directory: `finetune` it, `push` it to the Hub."""
 
-import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +8,8 @@ import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_tools import device_named, stop_on_signal
+from trainonce.cli_options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, Threads
+from trainonce.cli_tools import device_named, stop_on_signal, use_threads
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, score
@@ -30,7 +29,6 @@ from trainonce.subnet import check_place, read_subnet, verify_subnet, write_subn
 SubnetArgument = Annotated[
     Path, typer.Argument(metavar="SUBNET", help="A subnet's directory, as `extract` writes it.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,31 +49,21 @@ def finetune_subnet(
         bool, typer.Option("--distill/--no-distill", help="Also learn from the supernet's largest network.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Directory to write. Default: SUBNET-finetuned.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")] = 0,
+    seed: Seed = 0,
     test: Annotated[bool, typer.Option("--test", help="Also score before and after on the test split.")] = False,
-    data_path: Annotated[
-        str | None, typer.Option("--data", help="Where the images are now, if they have moved.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")] = None,
-    decode_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode streamed images. Default: one a core but one.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
+    data_path: MovedData = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    decode_workers: DecodeWorkers = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train a subnet further on its own, on its run's training images, into a new directory.
 
     The epoch that is best on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     settings = FinetuneSettings.parse(
         {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed},
         where="the command line",
@@ -97,7 +85,7 @@ def finetune_subnet(
     if dry_run:
         seconds = estimated_seconds(network, evaluator, settings, teacher=teacher)
         if as_json:
-            _print_json({"seconds": round(seconds, 1)})
+            display.print_json({"seconds": round(seconds, 1)})
         display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
         return
     with stop_on_signal() as stop, display.progress() as show:
@@ -132,7 +120,7 @@ def _say_result(
     path: Path, result: Finetuned, described: dict[str, Any], settings: FinetuneSettings, *, as_json: bool
 ) -> None:
     if as_json:
-        _print_json({"path": str(path), **described})
+        display.print_json({"path": str(path), **described})
         return
     how = described["trained"]["finetuned"]
     for split, after in how["after"].items():
@@ -203,7 +191,7 @@ def push(
     if dry_run:
         sizes = {str(name): (subnet / name).stat().st_size for name in names}
         if as_json:
-            _print_json({"repository": repository, "files": sizes})
+            display.print_json({"repository": repository, "files": sizes})
             return
         for name, size in sizes.items():
             display.out.print(f"{size:>12,}  {name}")
@@ -211,10 +199,6 @@ def push(
         return
     address = push_to_hub(subnet, repository, private=private, token=token or None, commit_message=message)
     if as_json:
-        _print_json({"repository": repository, "commit": address, "files": [str(name) for name in names]})
+        display.print_json({"repository": repository, "commit": address, "files": [str(name) for name in names]})
         return
     display.out.print(f"Uploaded {len(names)} files: {address}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")

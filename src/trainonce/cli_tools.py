@@ -34,6 +34,12 @@ START_UP_S = 4.0
 """About how long workers take to start: they import torch, all at once, and calibrate."""
 
 
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads; None: as it would."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 class Stop:
     """The signal that asked to stop, if one did."""
 

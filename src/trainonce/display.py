@@ -1,8 +1,11 @@
 """What the command line shows: progress while it works, tables when it is done. Nothing here computes."""
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -269,3 +272,16 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
         f"into {run.path}"
     )
     err.print(recipe_plan(recipe))
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a value as one line of JSON on stdout."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
+    """Say what a dry run found: how long it would take here; as JSON on stdout too where that is asked for."""
+    if as_json:
+        print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers > 1 else {}))
+    shared = f" by {workers} workers" if workers > 1 else ""
+    err.print(f"Would take about {duration(seconds)}{shared} on this machine.")

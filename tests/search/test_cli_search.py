@@ -1,20 +1,16 @@
 """`trainonce search` and what `extract` makes of it: the story, and a sentence for every refusal."""
 
-import contextlib
-import io
 import json
-import re
 import shutil
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.command_line import trainonce
 
-from trainonce import cli
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
@@ -23,30 +19,6 @@ from trainonce.subnet import read_subnet
 from trainonce.train import train_supernet
 
 OPTIONS = ("--calibration-images", "20", "--device", "cpu", "--workers", "1")
-
-
-def trainonce(*arguments: str | Path) -> tuple[int, str, str]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-    out, err, argv, shown = io.StringIO(), io.StringIO(), sys.argv, warnings.showwarning
-    sys.argv = ["trainonce", *map(str, arguments)]
-    code: object = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv, warnings.showwarning = argv, shown
-    assert isinstance(code, int)
-    return code, out.getvalue(), err.getvalue()
-
-
-def refused(said: tuple[int, str, str], pattern: str, code: int = 2) -> None:
-    assert said[0] == code, said[2]
-    assert "Traceback" not in said[2]
-    lines = [line for line in said[2].splitlines() if line.startswith("trainonce:")]
-    assert len(lines) == 1
-    assert re.search(pattern, lines[0]), lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +94,7 @@ class TestStory:
         chosen = next(line for line in lines if line["arch"] == description["architecture"])
         assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= thousands * 1e3)
         assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
-        refused(trainonce("extract", trained, "--max-size", "1kB"), "no evaluated subnet fits the budget")
+        trainonce("extract", trained, "--max-size", "1kB").refused("no evaluated subnet fits the budget")
         assert network.spec.num_classes == 10
 
     def test_a_dry_run_writes_nothing(self, trained: Path, tmp_path: Path) -> None:
@@ -163,24 +135,24 @@ class TestRefusals:
         ],
     )
     def test_what_cannot_be(self, trained: Path, options: tuple[str, ...], says: str) -> None:
-        refused(trainonce("search", trained, *options, "--scores", "2", *OPTIONS), says)
+        trainonce("search", trained, *options, "--scores", "2", *OPTIONS).refused(says)
 
     def test_without_the_extra(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "optuna", None)
-        refused(trainonce("search", trained), r"pip install 'trainonce\[search\]'")
+        trainonce("search", trained).refused(r"pip install 'trainonce\[search\]'")
 
     @pytest.mark.parametrize("name", ["population.jsonl", "search.jsonl"])
     def test_damaged_files(self, trained: Path, tmp_path: Path, name: str) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
         (run / name).write_text('{"arch": 5}\n')
-        refused(trainonce("search", run, "--scores", "2", *OPTIONS), rf"{name}, line 1")
-        refused(trainonce("extract", run, "--max-macs", "9"), rf"{name}, line 1")
+        trainonce("search", run, "--scores", "2", *OPTIONS).refused(rf"{name}, line 1")
+        trainonce("extract", run, "--max-macs", "9").refused(rf"{name}, line 1")
 
     def test_no_validate_images(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data = load_dataset("digits")
         without = replace(data, validate=data.validate.take(np.zeros(0, np.int64)))
         monkeypatch.setattr(RunDirectory, "load_data", lambda *_, **__: without)
-        refused(trainonce("search", trained, *OPTIONS), "digits has no validate images")
+        trainonce("search", trained, *OPTIONS).refused("digits has no validate images")
 
     def test_nothing_trained(self, tmp_path: Path) -> None:
-        refused(trainonce("search", tmp_path), r"holds no run")
+        trainonce("search", tmp_path).refused(r"holds no run")

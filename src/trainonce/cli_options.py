@@ -1,0 +1,37 @@
+"""The options and arguments that several commands have, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where published data sets are, or go to. Default: $TRAINONCE_DATA, else ./data."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
+MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+DecodeWorkers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that share the work and --threads. Default: one a thread where there is more than half a "
+        "minute of work on the CPU, else 1; on Ray, as many as there is room for.",
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray|ADDRESS",
+        help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address.",
+    ),
+]
