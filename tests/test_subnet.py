@@ -126,12 +126,13 @@ class TestDirectory:
         assert found["choices"] == dict(arch)
         assert found["params"] == sum(p.numel() for p in plain.parameters())
         assert found["classes"] == ["a", "b", "c"]
-        assert found["preprocessing"] | {"layout": ""} == {
+        assert found["preprocessing"] == {
+            "image_size": 8,
             "resolution": 6,
             "channels": 1,
             "mean": [0.4],
             "std": [0.3],
-            "layout": "",
+            "layout": "float32 [batch, channels, height, width], (pixel / 255 - mean) / std",
         }
         assert found["scores"] == {"top1": 12.5}
         for name, checksum in found["sha256"].items():
