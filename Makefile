@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # fourteen training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q -m "not long and not browser and not ray and not export"
+	python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not ray and not export"
 
 test-long: $(INSTALLED)
 	python -m pytest -q -m long

@@ -126,9 +126,14 @@ def main() -> None:
     print(f"{'seed':>4} {'search':>8} {'uniform':>8} {'strat.':>8}   hypervolume: search/uniform, search/stratified")
     rows = []
     for seed in range(options.seeds):
-        row = bench.one_seed(
-            problem, SearchSettings(scores=options.scores, control=False, seed=seed), test=options.test
+        settings = SearchSettings(
+            scores=options.scores,
+            population=options.population,
+            generations=options.generations,
+            control=False,
+            seed=seed,
         )
+        row = bench.one_seed(problem, settings, test=options.test)
         rows.append(row)
         volumes = ", ".join("{:.1f}/{:.1f}".format(*row["hypervolume"][spread]) for spread in CONTROLS)
         tops = [row["best"]["uniform"][0], *(row["best"][spread][1] for spread in CONTROLS)]
