@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import MakeNet
 
 from trainonce.errors import UserError
-from trainonce.search import Limit, Measure, Problem, SearchSettings, feasible_subnet, outcome_of, search
+from trainonce.search import (
+    Limit,
+    Measure,
+    Problem,
+    SearchSettings,
+    feasible_subnet,
+    outcome_of,
+    search,
+)
 from trainonce.search.algorithm import _evenly
 from trainonce.search.draws import FeasibleDraws
 from trainonce.space import Architecture, derived_rng
@@ -69,7 +78,7 @@ def test_the_control_gets_as_many_scores_and_limits_are_kept(small: Any, predict
     assert all(small.COST(arch).macs <= problem.limits[0].most for arch in score.asked)
     assert sum(one.scored for one in evaluated.rounds) + 14 // (2 if predictor else 4) == 14
     if predictor:
-        assert all("too few to learn from" in one.predictor.why for one in evaluated.rounds if one.predictor)
+        assert all("too few to judge by" in one.predictor.why for one in evaluated.rounds if one.predictor)
 
 
 def test_the_same_seed_goes_the_same_way(small: Any) -> None:
@@ -149,6 +158,20 @@ def test_draws_are_distinct_within_the_limits_and_end(small: Any, spread: Any) -
     assert len(set(found)) == len(found)
     assert set(found) == inside
     assert draws.draw(1, inside) == []
+
+
+def test_draws_stay_uniform_where_most_are_beyond_a_limit(make_net: MakeNet) -> None:
+    """One in twenty keeps the limit: draws reach the feasible subnets of most MACs as often as plain rejection does."""
+    net = make_net()
+    worth = {choice.name: 1.618**number for number, choice in enumerate(net.space.choices)}
+    other = Measure(name="latency", of=lambda arch: sum(worth[n] for n, v in arch.pairs if "kernel" in n and v == 5))
+    rng = derived_rng(0, "rejection")
+    plain = sorted((net.space.sample(rng) for _ in range(4000)), key=other.of)[:200]
+    upper_fifth = sorted(net.cost(arch).macs for arch in plain)[160]
+    problem = Problem(cost=net.cost, limits=(Limit(measure=other, most=other.of(plain[-1])),), minimised=(other,))
+    draws = FeasibleDraws(problem, feasible_subnet(problem), derived_rng(1), spread="uniform")
+    drawn = [draws.draw(1, ())[0] for _ in range(200)]
+    assert 24 <= sum(net.cost(arch).macs >= upper_fifth for arch in drawn) <= 60  # 40, give or take
 
 
 def test_without_the_extra_it_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

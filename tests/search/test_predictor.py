@@ -55,11 +55,25 @@ def test_it_stays_shut_for_noise(net: MobileNetV3) -> None:
     assert "so it is not used: true scores are" in report.why
 
 
+def test_it_is_judged_by_subnets_within_the_limits(net: MobileNetV3) -> None:
+    """Scores that follow from MACs above a limit and are noise below: a predictor of all is none for those below."""
+    rng = random.Random(5)
+    archs = drawn(net, 300, 1)
+    limit = sorted(net.cost(arch).macs for arch in archs)[100]
+    scores = {a: net.cost(a).macs / limit * 10 if net.cost(a).macs > limit else rng.gauss(5, 1) for a in archs}
+    _, of_all = learn(net.cost, scores, seed=3)
+    assert of_all.used
+    predictor, report = learn(net.cost, scores, seed=3, feasible=lambda arch: net.cost(arch).macs <= limit)
+    assert (predictor, report.used, report.subnets) == (None, False, len(archs))
+    assert report.held_out is not None
+    assert report.held_out.subnets == 101
+
+
 def test_with_few_scores_or_equal_ones_there_is_nothing_to_learn(net: MobileNetV3) -> None:
     few = dict.fromkeys(drawn(net, LEAST_SUBNETS - 1, 1), 1.0)
     predictor, report = learn(net.cost, few, seed=0)
     assert (predictor, report.held_out, report.used) == (None, None, False)
-    assert f"{len(few)} scores are too few to learn from (at least {LEAST_SUBNETS})" in report.why
+    assert f"{len(few)} scores within the limits are too few to judge by (at least {LEAST_SUBNETS})" in report.why
     predictor, report = learn(net.cost, dict.fromkeys(drawn(net, 40, 1), 1.0), seed=0)
     assert predictor is None
     assert "all scores are the same" in report.why

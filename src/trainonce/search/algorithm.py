@@ -135,9 +135,9 @@ class _Search:
     def begin(self) -> None:
         """The smallest subnet, where a front ends, and random ones, to start from and to learn from.
 
-        A quarter of the scores, more where little is recorded.
+        A quarter of the scores, more where little is recorded within the limits.
         """
-        budget, recorded = self.settings.scores, len(self.known)
+        budget, recorded = self.settings.scores, sum(map(self.problem.feasible, self.known))
         wanted = max(budget // 4, LEAST_SUBNETS - recorded if self.settings.predictor else 0)
         wanted = max(1, min(wanted, budget // 2))
         first = [self.draws.feasible] if self.draws.feasible not in self.known else []
@@ -151,7 +151,7 @@ class _Search:
         if quota > 0:
             seed = derived_seed(self.settings.seed, "search", "round", number)
             if self.settings.predictor:
-                predictor, report = learn(self.problem.cost, self.known, seed=seed)
+                predictor, report = learn(self.problem.cost, self.known, seed=seed, feasible=self.problem.feasible)
             if predictor is not None:
                 self._by_predictor(predictor, quota, seed)
             else:

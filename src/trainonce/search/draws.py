@@ -14,8 +14,10 @@ Spread = Literal["uniform", "stratified", "both"]
 `stratified`: uniform within a limit on MACs that is itself drawn uniformly, so that MACs spread over the whole range
 below. `both`: by turns, so that neither the best subnet nor the rest of a front is found by search alone."""
 
-TRIES = 60
-"""Draws beyond a limit until fewer MACs are tried."""
+TRIED = 300
+"""Draws that say how many of those below some MACs keep the other limits."""
+KEPT = 0.03
+"""The part that must keep them, lest nearly all is drawn in vain."""
 NARROWEST = 0.02
 """The part of the range of MACs that a drawn limit leaves at least."""
 REPEATS = 200
@@ -25,8 +27,8 @@ REPEATS = 200
 class FeasibleDraws:
     """Draws distinct random subnets within the limits of a problem.
 
-    A limit on MACs is drawn from exactly (`MacsSampler`), others by rejection; where nearly all is rejected, the MACs
-    drawn are lowered towards those of `feasible`, a subnet that keeps all limits.
+    A limit on MACs is drawn from exactly (`MacsSampler`), others by rejection. Where less than `KEPT` would be kept,
+    the MACs drawn are lowered beforehand, towards those of `feasible`, a subnet that keeps all limits.
     """
 
     def __init__(
@@ -37,10 +39,8 @@ class FeasibleDraws:
         self.spread = spread
         self.sampler = MacsSampler(problem.cost)
         self.feasible = feasible
-        self._least = float(problem.cost(feasible).macs)
-        limits = [limit.most for limit in problem.limits if limit.measure.name == "macs"]
-        self._most = max(self._least, min([self.sampler.max_macs, *limits]))
         self._turn = 0
+        self._most = self._worth_drawing()
 
     def draw(self, count: int, taken: Container[Architecture]) -> list[Architecture]:
         """At most `count` distinct subnets that are not in `taken`; fewer where no more were found."""
@@ -55,21 +55,33 @@ class FeasibleDraws:
                 misses = 0
         return list(found)
 
+    def _worth_drawing(self) -> float:
+        """The most MACs to draw: those that the limits allow, halved towards the feasible subnet's as need be."""
+        limits = [limit.most for limit in self.problem.limits if limit.measure.name == "macs"]
+        least = float(self.problem.cost(self.feasible).macs)
+        most = max(least, min([self.sampler.max_macs, *limits]))
+        if len(limits) == len(self.problem.limits):
+            return most
+        while most - least > NARROWEST * least:
+            kept = sum(self.problem.feasible(self._drawn(most)) for _ in range(TRIED))
+            if kept >= KEPT * TRIED:
+                break
+            most = (most + least) / 2
+        return most
+
     def _one(self) -> Architecture:
         stratified = self.spread == "stratified" or (self.spread == "both" and self._turn % 2 == 1)
         self._turn += 1
-        for _ in range(TRIES):
-            arch = self._drawn(stratified)
+        low, high = float(self.sampler.min_macs), self._most
+        for _ in range(TRIED):
+            most = self.rng.uniform(low + NARROWEST * (high - low), high) if stratified else high
+            arch = self._drawn(most)
             if self.problem.feasible(arch):
                 return arch
-        self._most = (self._most + self._least) / 2
         return self.feasible
 
-    def _drawn(self, stratified: bool) -> Architecture:
-        low, high = float(self.sampler.min_macs), self._most
-        if stratified:
-            high = self.rng.uniform(low + NARROWEST * (high - low), high)
+    def _drawn(self, most: float) -> Architecture:
         try:
-            return self.sampler.sample(self.rng, low, high)
+            return self.sampler.sample(self.rng, float(self.sampler.min_macs), most)
         except UserError:  # a window so narrow that hardly a draw falls into it
             return self.feasible

@@ -69,7 +69,7 @@ class PredictorReport:
     model: str | None
     """The model of least mean error on held-out subnets; None where there were too few."""
     held_out: Accuracy | None
-    """On every subnet, predicted by a model that had not seen it (five-fold cross-validation)."""
+    """On every subnet within the limits, predicted by a model that had not seen it (five-fold cross-validation)."""
     mean_alone: float | None
     """The mean absolute error of predicting each fold by the mean of the others, in points."""
     macs_alone_tau: float | None
@@ -107,24 +107,29 @@ def accuracy_of(predicted: Sequence[float] | Floats, true: Sequence[float] | Flo
     )
 
 
-def learn(cost: CostModel, scores: Scores, *, seed: int) -> tuple[Predictor | None, PredictorReport]:
+def learn(
+    cost: CostModel, scores: Scores, *, seed: int, feasible: Callable[[Architecture], bool] = lambda _: True
+) -> tuple[Predictor | None, PredictorReport]:
     """The predictor that these scores allow, None where it is not good enough, and the report on it.
 
+    It learns from all scores; how good it is, is judged by those that are `feasible`, among which it is to choose.
     Follows from the scores and the seed alone, whatever the scores' order.
     """
-    if len(scores) < LEAST_SUBNETS:
-        why = f"{len(scores)} scores are too few to learn from (at least {LEAST_SUBNETS}): true scores are used"
-        return None, _report(len(scores), why=why)
     archs = sorted(scores, key=str)
+    asked = np.array([feasible(arch) for arch in archs], dtype=bool)
+    if asked.sum() < LEAST_SUBNETS:
+        why = f"{asked.sum()} scores within the limits are too few to judge by (at least {LEAST_SUBNETS}): true "
+        return None, _report(len(scores), why=why + "scores are used")
     seen, top1 = features(cost, archs), np.array([scores[arch] for arch in archs])
-    if np.ptp(top1) == 0:
+    if np.ptp(top1[asked]) == 0:
         return None, _report(
             len(scores), why="all scores are the same, so there is nothing to learn: true scores are used"
         )
     made = models(seed)
-    held_out = {name: _held_out(make, seen, top1, seed) for name, make in made.items()}
-    name = min(held_out, key=lambda name: float(np.abs(held_out[name] - top1).mean()))
-    found = accuracy_of(held_out[name], top1)
+    held_out = {name: _held_out(make, seen, top1, seed)[asked] for name, make in made.items()}
+    true = top1[asked]
+    name = min(held_out, key=lambda name: float(np.abs(held_out[name] - true).mean()))
+    found = accuracy_of(held_out[name], true)
     used = found.tau is not None and found.tau >= GOOD_TAU
     tau = "undefined" if found.tau is None else f"{found.tau:.2f}"
     outcome = "so it is used" if used else "so it is not used: true scores are"
@@ -132,8 +137,8 @@ def learn(cost: CostModel, scores: Scores, *, seed: int) -> tuple[Predictor | No
         len(scores),
         model=name,
         held_out=found,
-        mean_alone=float(np.abs(_mean_alone(top1, seed) - top1).mean()),
-        macs_alone_tau=accuracy_of(seen[:, -1], top1).tau,
+        mean_alone=float(np.abs(_mean_alone(top1, seed)[asked] - true).mean()),
+        macs_alone_tau=accuracy_of(seen[asked, -1], true).tau,
         used=used,
         why=f"its rank correlation (Kendall) on held-out subnets is {tau}, where {GOOD_TAU} is asked for, {outcome}",
     )
