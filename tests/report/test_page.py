@@ -89,6 +89,18 @@ def test_the_answer_comes_first_and_everything_recorded_is_there(page: str) -> N
     assert page.count("Not recorded, so not shown") == 2, "solo and dose have no population"
 
 
+def test_several_studies_begin_with_what_each_found(studies: Path, page: str) -> None:
+    head, _, rest = page.partition("</header>")
+    assert "From 1 to all subnets on the same weights the probes" in head, "what its numbers say, without a conclusion"
+    for name in ("baseline", "solo"):
+        found = json.loads((studies / name / "conclusion.json").read_text(encoding="utf-8"))
+        assert html.escape(found["sentence"]) in head
+    assert "it is called <em>interference</em>" in head
+    assert "it is called <em>interference</em>" not in rest
+    alone = build_page(read_groups([studies / "dose"]))
+    assert "it is called <em>interference</em>" in alone.partition("</header>")[2]
+
+
 def test_the_numbers_behind_a_figure_are_those_of_the_file(studies: Path, page: str) -> None:
     line = json.loads((studies / "baseline" / "results.jsonl").read_text(encoding="utf-8").splitlines()[0])
     command = f"trainonce extract {studies}/baseline/runs/{line['run']} {line['arch']}"

@@ -75,6 +75,7 @@ def build_page(groups: Sequence[Group]) -> str:
 <body>
 <header>
 <h1>{html.escape(titles)}</h1>
+{_explanation() if len(parts) > 1 else ""}
 {_contents(parts)}
 </header>
 <main>
@@ -91,7 +92,12 @@ that it shows and needs no connection.</p></footer>
 """
 
 
+def _explanation() -> str:
+    return "".join(f"<p>{sentence}</p>" for sentence in EXPLANATION)
+
+
 def _contents(parts: Sequence[tuple[Group, Sequence[Section]]]) -> str:
+    """Links to all sections; where there are several groups, with each one's question and answer in short."""
     lists = []
     for number, (group, sections) in enumerate(parts):
         links = [
@@ -99,8 +105,14 @@ def _contents(parts: Sequence[tuple[Group, Sequence[Section]]]) -> str:
             for section in sections
             if _recorded(section)
         ]
-        title = f"<p><strong>{html.escape(group.title)}</strong></p>" if len(parts) > 1 else ""
-        lists.append(f"{title}<ul>{''.join(links)}</ul>")
+        short = ""
+        if len(parts) > 1:
+            answer = next((section.text[0] for section in sections if section.text), "")
+            short = (
+                f'<p><strong><a href="#g{number}">{html.escape(group.title)}</a></strong> '
+                f'<span class="about">{html.escape(group.question)}</span></p><p>{html.escape(answer)}</p>'
+            )
+        lists.append(f"{short}<ul>{''.join(links)}</ul>")
     return f'<nav aria-label="Contents">{"".join(lists)}</nav>'
 
 
@@ -111,7 +123,7 @@ def _recorded(section: Section) -> bool:
 def _group(number: int, group: Group, sections: Sequence[Section], *, alone: bool) -> str:
     about = " ".join(html.escape(text) for text in (group.question, group.about) if text)
     written = [
-        _section(f"g{number}-{section.key}", section, explained=number == 0 and section.key == "answer")
+        _section(f"g{number}-{section.key}", section, explained=alone and section.key == "answer")
         for section in sections
         if _recorded(section)
     ]
@@ -131,10 +143,9 @@ def _group(number: int, group: Group, sections: Sequence[Section], *, alone: boo
 
 def _section(key: str, section: Section, *, explained: bool) -> str:
     text = "".join(f"<p{' class=main' if i == 0 else ''}>{html.escape(t)}</p>" for i, t in enumerate(section.text))
-    explanation = "".join(f"<p>{sentence}</p>" for sentence in EXPLANATION) if explained else ""
     return f"""<section id="{key}">
 <h3>{html.escape(section.heading)}</h3>
-{f'<div class="answer">{text}</div>' if text else ""}{explanation}
+{f'<div class="answer">{text}</div>' if text else ""}{_explanation() if explained else ""}
 {"".join(_figure(f"{key}-{figure.key}", figure) for figure in section.figures)}
 {"".join(_details(table) for table in section.tables)}
 </section>"""
