@@ -65,6 +65,11 @@ class LatencyTable(Settings):
     parts: tuple[PartTime, ...] = Field(min_length=1)
     """All parts that a subnet of the space can have."""
 
+    @property
+    def sha256(self) -> str:
+        """A hash of all its values, the one that its file holds."""
+        return _hash(self.model_dump(mode="json"))
+
     @cached_property
     def _times(self) -> dict[str, float]:
         return {entry.name: entry.ms for entry in self.parts}
