@@ -204,9 +204,10 @@ def test_a_log_of_something_else_is_a_sentence(
 
     with pytest.raises(KeyboardInterrupt):
         build(net, known_machine(), settings, partial_file=path, on_progress=stop)
+        (2, {"number": 2, "anchors": [1.0, 1.0, 1.0], "ms": [1.0] * 12}),
     lines = path.read_text().splitlines()
     assert len(lines) == 3
-    lines[number] = json.dumps(line)
+    lines[number] = json.dumps({"number": number - 1, **line})
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=f"measured.jsonl, line {number + 1} is damaged: delete the file"):
         build(net, known_machine(), settings, partial_file=path)

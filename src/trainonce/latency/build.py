@@ -178,16 +178,18 @@ def build_table(
 
     With `partial_file` what is measured is kept there until the table is made, and an interrupted measurement with the
     same settings on the same machine goes on. `prepare` and `timer` replace the runtime and the clock.
-    Raises `UserError` for an unknown runtime, a missing extra, and a space of too few subnets.
+    Raises `UserError` for an unknown runtime, a missing extra, a space of too few subnets, and where another process
+    measures into that file.
     """
     plan = make_plan(net, settings)
     where = {"machine": this_machine(), "versions": versions_of(settings.runtime)}
-    log = Log(partial_file, {"plan": plan.identity, "settings": settings.model_dump(), **where})
-    with pinned(settings.threads):
-        chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
-        measure(plan, Bench(chosen, settings, timer), log, on_progress)
-    table = _table(plan, log.lines, settings, where)
-    log.remove()
+    identity = {"plan": plan.identity, "settings": settings.model_dump(), **where}
+    with Log.held(partial_file, identity) as log:
+        with pinned(settings.threads):
+            chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
+            measure(plan, Bench(chosen, settings, timer), log, on_progress)
+        table = _table(plan, log.lines, settings, where)
+        log.remove()
     return table
 
 
