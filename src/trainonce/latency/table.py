@@ -19,6 +19,8 @@ from trainonce.settings import Settings
 FAMILY = "trainonce-latency-"
 FORMAT = "trainonce-latency-1"
 HASH = "sha256"
+MOST_THREADS = 1024
+MOST_BATCH = 4096
 
 
 class PartTime(Settings):
@@ -44,9 +46,9 @@ class LatencyTable(Settings):
     """The format's name and version."""
     runtime: str
     """What ran the networks: onnxruntime, torch or openvino."""
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=MOST_THREADS)
     """How many threads it had."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=MOST_BATCH)
     """How many images a call took."""
     resolutions: tuple[int, ...]
     """Sides of the images in pixels."""
