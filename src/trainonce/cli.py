@@ -73,7 +73,7 @@ from trainonce.population import (
 )
 from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
-from trainonce.search.measures import NAMES
+from trainonce.search.measures import NAMES, table_at
 from trainonce.subnet import describe_subnet, verify_subnet, write_subnet
 from trainonce.train import Progress, TrainSettings, train_supernet
 from trainonce.version import __version__
@@ -433,7 +433,7 @@ def extract(
         refuse_beside(context, "an architecture", refuse_budget)
     else:
         texts = dict(zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
-        limits = cli_search.limits_of(net, run, texts, latency)
+        limits = cli_search.limits_of(net, texts, table_at(run, latency))
         recorded_lines = [*run.population(), *run.searched()]
         lines = newest_lines((line for line in recorded_lines if line["step"] == step), "validate")
         best = best_within(
@@ -442,7 +442,7 @@ def extract(
         )
         arch = str(best["arch"])
         if not given(context, "seed"):
-            settings = EvaluateSettings.parse(best["calibration"], where=str(run.population_file))
+            settings = cli_search.calibration_of(run, best)
     chosen = net.space.parse(arch)
     evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)

@@ -18,8 +18,10 @@ from trainonce.latency import (
     check_table,
     estimated_seconds,
 )
+from trainonce.latency.build import make_plan
 from trainonce.latency.parts import ENDS
 from trainonce.latency.runtimes import this_machine, versions_of
+from trainonce.latency.table import MOST_BATCH, MOST_THREADS
 from trainonce.run import RunDirectory
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
@@ -37,8 +39,8 @@ def register(app: typer.Typer) -> None:
 def build(
     run_path: RunArgument,
     runtime: Annotated[str, typer.Option(help=f"What runs the subnets: {', '.join(RUNTIMES)}.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Images in a call.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
     ] = None,
@@ -61,8 +63,9 @@ def build(
     settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
     path = out or run.latency / f"{runtime}-{threads}-{batch}.json"
     seconds = estimated_seconds(net, settings)
+    held_out = make_plan(net, settings).held_out
     display.err.print(
-        f"{settings.networks} subnets to measure and {settings.held_out} to check by, {runtime}, {threads} "
+        f"{held_out.count(False)} subnets to measure and {held_out.count(True)} to check by, {runtime}, {threads} "
         f"thread{'s' if threads > 1 else ''}, batch {batch}: about {display.duration(seconds)}; into {path}"
     )
     if dry_run:
@@ -107,7 +110,7 @@ def check(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Measure random subnets on this machine, and compare them with what a table predicts."""
+    """Measure random subnets that a table was not made from on this machine, and compare them with what it predicts."""
     table = LatencyTable.read(table_path)
     net = RunDirectory(run_path).build_supernet()
     here, versions = this_machine(), versions_of(table.runtime)
@@ -119,6 +122,8 @@ def check(
             display.err.print(f"The table was made with another {name}: {then}; here it is {now}")
     with display.progress() as shown:
         error = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
+    if error.networks < networks:
+        display.err.print(f"The space has only {error.networks} subnets that the table was not made from")
     if as_json:
         display.print_json(error.model_dump())
         return

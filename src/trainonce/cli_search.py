@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,8 +25,9 @@ from trainonce.cli_tools import cluster_chosen, device_named, planned_workers, s
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, ranks_at_work
+from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
-from trainonce.population import newest_lines
+from trainonce.population import Line, newest_lines
 from trainonce.run import RunDirectory, provenance
 from trainonce.search import (
     Limit,
@@ -44,6 +46,7 @@ from trainonce.search import (
 )
 from trainonce.search.evolution import require_optuna
 from trainonce.search.measures import NAMES, table_at
+from trainonce.search.memo import first_line, name_of
 from trainonce.search.outcome import FORMAT
 
 MaxMacs = Annotated[str | None, typer.Option(help="Most MACs: 10 or 10M is ten million.", show_default=False)]
@@ -72,11 +75,17 @@ def register(app: typer.Typer) -> None:
     app.command(name="search")(search_run)
 
 
-def limits_of(net: Supernet, run: RunDirectory, texts: Mapping[str, str | None], latency: str | None) -> list[Limit]:
+def limits_of(net: Supernet, texts: Mapping[str, str | None], table: Path | None) -> list[Limit]:
     """The limits that options name, by measure. Raises `UserError` for what is no quantity, and for a table missing."""
     most = {name: quantity(name, text) for name, text in texts.items() if text is not None}
-    table = table_at(run, latency) if "latency" in most else None
     return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in most.items()]
+
+
+def calibration_of(run: RunDirectory, line: Line) -> EvaluateSettings:
+    """As a recorded score was calibrated; as usual where its line does not say. Raises `UserError` for damage."""
+    file = run.search_file if "search" in line else run.population_file
+    said = line.get("calibration")
+    return EvaluateSettings.parse(said, where=str(file)) if isinstance(said, dict) else EvaluateSettings()
 
 
 def search_run(
@@ -125,7 +134,8 @@ def search_run(
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
     texts = dict(zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
-    problem = _problem(net, run, texts, latency, minimise)
+    table = table_at(run, latency)
+    problem = _problem(net, texts, table, minimise)
     feasible = feasible_subnet(problem)
     settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
     data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers)
@@ -135,8 +145,8 @@ def search_run(
     settled = torch.device(device_named(device))
     display.say_slow(settled.type)
     net, data = net.to(settled), data.to(settled)
-    evaluator = Evaluator(data, "validate", _calibration(run, step, calibration_images))
-    plan = _plan(problem, settings, run, latency)
+    plan = _plan(problem, settings, table, calibration_images)
+    evaluator = Evaluator(data, "validate", _calibration(run, step, plan))
     start = start_of(run, evaluator, step, net.space, plan)
     display.err.print(
         f"{net.space.count():.3g} subnets, {display.limits_text(problem)}; {len(start.scores)} scores recorded; "
@@ -183,7 +193,7 @@ def search_run(
         except Stopped:
             display.err.print(f"Stopped; {memo.asked} of {total} scores are recorded. The same command goes on.")
             raise typer.Exit(128 + (stop.number or 0)) from None
-        found = _found(run, evaluator, step, plan, start, outcome, tested, str(settled))
+        found = _found(run, evaluator, step, plan, table, start, outcome, tested, str(settled))
         run.write_front(found)
     if as_json:
         display.print_json(found)
@@ -191,39 +201,43 @@ def search_run(
     _show(run, outcome, memo, tested)
 
 
-def _problem(
-    net: Supernet, run: RunDirectory, texts: Mapping[str, str | None], latency: str | None, minimise: str
-) -> Problem:
-    limits = limits_of(net, run, texts, latency)
+def _problem(net: Supernet, texts: Mapping[str, str | None], table: Path | None, minimise: str) -> Problem:
+    limits = limits_of(net, texts, table)
     limited = {limit.measure.name: limit.measure for limit in limits}
     names = [name.strip() for name in minimise.split(",")] if minimise else list(limited) or ["macs"]
     if len(set(names)) < len(names):
         raise UserError(f"--minimise names a measure twice: {minimise}")
-    table = table_at(run, latency) if "latency" in names else None
     measures = [limited.get(name) or measure_named(name, net, latency_table=table) for name in names]
     return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(measures))
 
 
-def _calibration(run: RunDirectory, step: int, images: int | None) -> EvaluateSettings:
-    """As the scores recorded with these weights were made, so that they count; `images` where it is said."""
-    recorded = [line for line in (*run.searched(), *run.population()) if line["step"] == step]
+def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> EvaluateSettings:
+    """As this search began; else as the scores recorded with these weights were made, so that they count.
+
+    Then with as many images as were asked for, where they were.
+    """
+    searched = run.searched()
+    first = first_line(searched, name_of(step, plan))
+    if first is not None:
+        return calibration_of(run, first)
+    recorded = [line for line in (*searched, *run.population()) if line["step"] == step]
     lines = newest_lines(recorded, "validate")
-    settings = EvaluateSettings()
-    if lines and isinstance(lines[-1].get("calibration"), dict):
-        settings = EvaluateSettings.parse(lines[-1]["calibration"], where=str(run.population_file))
+    settings = calibration_of(run, lines[-1]) if lines else EvaluateSettings()
+    images = plan["calibration_images"]
     return settings if images is None else settings.model_copy(update={"calibration_images": images})
 
 
-def _plan(problem: Problem, settings: SearchSettings, run: RunDirectory, latency: str | None) -> dict[str, Any]:
-    """Everything that the search follows from, beside what is recorded."""
-    measures = [measure.name for measure in problem.minimised]
-    limits = {limit.measure.name: limit.most for limit in problem.limits}
-    table = table_at(run, latency) if "latency" in {*measures, *limits} else None
+def _plan(
+    problem: Problem, settings: SearchSettings, table: Path | None, calibration_images: int | None
+) -> dict[str, Any]:
+    """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
+    told = problem.to_json()
+    used = table if "latency" in {*told["minimised"], *told["limits"]} else None
     return {
         "settings": settings.model_dump(),
-        "limits": limits,
-        "minimised": measures,
-        "latency_table": None if table is None else str(table),
+        **told,
+        "latency_sha256": None if used is None else LatencyTable.read(used).sha256,
+        "calibration_images": calibration_images,
     }
 
 
@@ -232,6 +246,7 @@ def _found(
     evaluator: Evaluator,
     step: int,
     plan: dict[str, Any],
+    table: Path | None,
     start: Start,
     outcome: Outcome,
     tested: dict[str, Any] | None,
@@ -247,6 +262,7 @@ def _found(
         "images": len(evaluator.split),
         "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
         **plan,
+        "latency_table": str(table) if plan["latency_sha256"] else None,
         **outcome.to_json(),
         "test": tested,
         "provenance": provenance(device),

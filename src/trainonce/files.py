@@ -1,5 +1,6 @@
 """Files: atomic replacement and append-only JSON lines, so that what was there stays whole; reading with a sentence."""
 
+import fcntl
 import io
 import json
 import lzma
@@ -8,7 +9,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,20 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of JSON lines, atomically."""
     lines = (json.dumps(dict(value), ensure_ascii=False, allow_nan=False) + "\n" for value in values)
     write_atomic(path, "".join(lines).encode())
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes from locking a file meanwhile; it is made where it is not there.
+
+    Raises `UserError(refusal)` if one holds it. The lock ends with the process, however that ends.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        yield
 
 
 def read_bytes(path: Path) -> bytes:

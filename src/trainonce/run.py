@@ -13,7 +13,6 @@ latency/           tables of a device's latencies
 subnets/<id>/      a subnet taken out, see `trainonce.subnet`
 """
 
-import fcntl
 import os
 import platform
 import shlex
@@ -33,7 +32,7 @@ from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
-from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.files import append_line, locked, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
 from trainonce.nn import native
 from trainonce.precision import Precision
@@ -146,11 +145,7 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Keep other processes from training or evaluating here meanwhile. Raises `UserError` if one does."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is working in {self.path}") from None
+        with locked(self.path / ".lock", f"another process is working in {self.path}"):
             yield
 
     def load_data(

@@ -118,16 +118,30 @@ def test_too_few_subnets_are_refused(make_net: MakeNet, known_machine: Any) -> N
         build(net, known_machine())
 
 
-def test_at_most_half_of_a_small_space_is_measured(make_net: MakeNet, known_machine: Any) -> None:
+def test_at_most_half_of_a_small_space_is_measured(make_net: MakeNet) -> None:
     net = make_net(depths=(1,), kernel_sizes=(3,))  # 243 subnets
     plan = make_plan(net, BuildSettings(networks=200, held_out=50))
     assert len(set(plan.networks) | set(plan.anchors)) == 121
     assert sum(plan.held_out) == 118 // 5
-    machine = known_machine()
-    few = make_net(depths=(1,), kernel_sizes=(3,), expand_ratios=(3, 4))  # 32 of them, with parts of the space below
-    table = build(make_net(**SMALL), machine)
-    error = check_table(table, few, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
-    assert error.networks == 32
+
+
+def test_a_check_measures_all_that_a_small_space_has_beside_the_table(make_net: MakeNet, known_machine: Any) -> None:
+    """64 subnets, of which the table is made from half."""
+    net = make_net(depths=(1,), kernel_sizes=(3,), expand_ratios=(3, 4), resolutions=(8, 12))
+    settings = BuildSettings(rounds=1, seed=3)
+    table = build(net, known_machine(), settings)
+    seen = set[Any]()
+
+    class Noting(known_machine):  # type: ignore[misc]
+        def network_ms(self, network: Any) -> float:
+            seen.add(network.spec)
+            return float(super().network_ms(network))
+
+    machine = Noting()
+    error = check_table(table, net, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
+    plan = make_plan(net, settings)
+    assert len(seen) == error.networks == 32
+    assert seen.isdisjoint({*plan.anchors, *plan.networks})
 
 
 def test_an_interrupted_measurement_goes_on(make_net: MakeNet, known_machine: Any, tmp_path: Path) -> None:
@@ -190,6 +204,7 @@ def test_a_damaged_log_is_a_sentence(make_net: MakeNet, known_machine: Any, tmp_
         (2, {"anchors": [1.0, 1.0, 1.0], "ms": [0.0] * 12}),
         (2, {"anchors": [1.0, 1.0, "1"], "ms": [1.0] * 12}),
         (2, {"parts": [1.0]}),
+        (2, {"number": 2, "anchors": [1.0, 1.0, 1.0], "ms": [1.0] * 12}),
     ],
 )
 def test_a_log_of_something_else_is_a_sentence(
@@ -206,7 +221,7 @@ def test_a_log_of_something_else_is_a_sentence(
         build(net, known_machine(), settings, partial_file=path, on_progress=stop)
     lines = path.read_text().splitlines()
     assert len(lines) == 3
-    lines[number] = json.dumps(line)
+    lines[number] = json.dumps({"number": number - 1, **line})
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=f"measured.jsonl, line {number + 1} is damaged: delete the file"):
         build(net, known_machine(), settings, partial_file=path)

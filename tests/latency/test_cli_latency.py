@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 from trainonce import cli
 from trainonce.data import DataSource
 from trainonce.errors import UserError
-from trainonce.latency import BuildSettings, LatencyTable
+from trainonce.latency import BuildSettings, LatencyTable, build
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.run import RunConfig, RunDirectory
@@ -97,6 +98,37 @@ def test_what_cannot_be_is_a_sentence(run: Path, tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("{}")
     assert "is not a latency table" in refused(trainonce("show", tmp_path / "no.json"))
     assert "is not a latency table" in refused(trainonce("check", tmp_path / "no.json", run))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threads", "2000"), ("--batch", "5000")])
+def test_a_number_out_of_range_is_a_sentence(run: Path, option: str, value: str) -> None:
+    result = trainonce("build", run, "--runtime", "torch", option, value)
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}'" in result.stderr
+
+
+def test_the_plan_of_a_small_space_is_what_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """243 subnets, of which at most half are measured, three of them anchors."""
+    monkeypatch.setattr(BuildSettings, "quick", classmethod(lambda cls, **fields: cls(**fields)))
+    planned = trainonce("build", run, "--runtime", "torch", "--quick", "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert "95 subnets to measure and 23 to check by" in planned.stderr
+
+
+def test_a_second_build_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called while the first measures, which then ends as ever."""
+    real, second = build.measure, list[str]()
+
+    def measure(*arguments: Any) -> None:
+        monkeypatch.setattr(build, "measure", real)
+        second.append(refused(trainonce("build", run, "--runtime", "torch", "--quick")))
+        real(*arguments)
+
+    monkeypatch.setattr(build, "measure", measure)
+    first = trainonce("build", run, "--runtime", "torch", "--quick")
+    assert first.exit_code == 0, first.output
+    assert "another process is measuring into" in second[0]
+    assert [file.name for file in (run / "latency").iterdir()] == ["torch-1-1.json"]
 
 
 @pytest.mark.parametrize(

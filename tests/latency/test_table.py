@@ -66,6 +66,7 @@ def test_round_trip(table: LatencyTable, content: bytes, spec: NetworkSpec, tmp_
     path.write_bytes(content)
     read = LatencyTable.read(path)
     assert read == table
+    assert read.sha256 == table.sha256 == json.loads(content)["sha256"]
     assert read.predict_ms(spec) == table.predict_ms(spec)
     path.write_text(json.dumps(json.loads(content), separators=(",", ":")), encoding="utf-8")  # another layout
     assert LatencyTable.read(path) == table
@@ -100,6 +101,8 @@ def test_a_table_with_a_right_checksum_of_wrong_values_is_a_sentence(
     path = tmp_path / "table.json"
     for change, message in [
         ({"threads": 0}, "threads: .*greater than or equal to 1"),
+        ({"threads": 2000}, "threads: .*less than or equal to 1024"),
+        ({"batch": 5000}, "batch: .*less than or equal to 4096"),
         ({"parts": []}, "parts: "),
         ({"parts": [{"part": {}, "ms": -1, "alone_ms": 0}]}, "ms: .*greater than or equal to 0"),
         ({"colour": "blue"}, "unknown key 'colour'"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import pytest
 from tests.command_line import trainonce
 
 from trainonce.data import load_dataset
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.latency import LatencyTable, PredictionError
+from trainonce.latency.parts import representatives
+from trainonce.latency.table import PartTime
+from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
 from trainonce.train import train_supernet
 
-OPTIONS = ("--calibration-images", "20", "--device", "cpu", "--workers", "1")
+HERE = ("--device", "cpu", "--workers", "1")
+OPTIONS = ("--calibration-images", "20", *HERE)
+BRIEFLY = ("--scores", "4", "--no-control", "--no-predictor", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,28 @@ def searched(trained: Path, thousands: int) -> dict[str, Any]:
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+def timeless(printed: str) -> dict[str, Any]:
+    """What a search printed, but for its command and time."""
+    return {name: value for name, value in json.loads(printed).items() if name != "provenance"}
+
+
+def table_of_all(net: Supernet, *, ms: float) -> LatencyTable:
+    """A table in which every part of the supernet takes as long."""
+    return LatencyTable(
+        runtime="torch",
+        threads=1,
+        batch=1,
+        resolutions=(8,),
+        machine={},
+        versions={},
+        made="2026-01-01T00:00:00+00:00",
+        settings={},
+        drift=(1.0, 1.0),
+        error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
+        parts=tuple(PartTime(part=json.loads(name), ms=ms, alone_ms=ms) for name in representatives(net)),
+    )
 
 
 class TestStory:
@@ -96,6 +124,64 @@ class TestStory:
         assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
         trainonce("extract", trained, "--max-size", "1kB").refused("no evaluated subnet fits the budget")
         assert network.spec.num_classes == 10
+
+    def test_it_goes_on_as_it_began_whatever_is_evaluated_meanwhile(self, trained: Path, tmp_path: Path) -> None:
+        """What `evaluate` records in between, with another calibration, neither renames the search nor counts."""
+        run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+        run.search_file.unlink(missing_ok=True)
+        assert trainonce("evaluate", run.path, "--per-bucket", "1", *OPTIONS).code == 0
+        expected = trainonce("search", run.path, *BRIEFLY, *HERE)
+        assert expected.code == 0, expected.err
+        lines = run.search_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        run.search_file.write_text("".join(lines[:2]), encoding="utf-8")
+        other = ("--calibration-images", "30", *HERE)
+        assert trainonce("evaluate", run.path, "--per-bucket", "1", *other).code == 0
+        found = trainonce("search", run.path, *BRIEFLY, *HERE)
+        assert found.code == 0, found.err
+        assert timeless(found.out) == timeless(expected.out)
+        assert json.loads(found.out)["calibration"]["calibration_images"] == 20
+        assert run.search_file.read_text(encoding="utf-8") == "".join(lines)
+
+    def test_a_latency_table_counts_by_what_it_holds(self, trained: Path, tmp_path: Path) -> None:
+        """Not by how its place is spelled; and not where latency is not asked for."""
+        run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+        options = (*BRIEFLY, *OPTIONS)
+        without = json.loads(trainonce("search", run.path, *options).out)
+        path = run.latency / "phone.json"
+        table_of_all(run.build_supernet(), ms=1.0).write(path)
+        assert json.loads(trainonce("search", run.path, *options).out)["name"] == without["name"]
+
+        options = (*options, "--minimise", "latency")
+        found = json.loads(trainonce("search", run.path, *options, "--latency", "phone").out)
+        assert found["latency_table"] == str(path)
+        moved = path.rename(tmp_path / "elsewhere.json")
+        again = json.loads(trainonce("search", run.path, *options, "--latency", moved).out)
+        assert again["name"] == found["name"]
+        assert again["latency_table"] == str(moved)
+        table_of_all(run.build_supernet(), ms=2.0).write(moved)
+        other = json.loads(trainonce("search", run.path, *options, "--latency", moved).out)
+        assert other["name"] != found["name"]
+
+    def test_the_documented_example(
+        self, trained: Path, tmp_path: Path, made_up: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What docs/search.md shows, on another run, with few and made-up scores."""
+        run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+        run.search_file.unlink(missing_ok=True)
+        text = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+        example = text.split("```python\n")[1].split("```")[0]
+        for shown, here in {
+            '"runs/pets"': repr(str(run.path)),
+            "scores=100": "scores=4, predictor=False, control=False",
+            'Evaluator(run.load_data(), "validate")': "evaluator",
+        }.items():
+            assert example.count(shown) == 1
+            example = example.replace(shown, here)
+        evaluator = made_up()
+        for most in ("8e6", "7e6", "7e6"):
+            exec(example.replace("8e6", most), {"evaluator": evaluator})
+        assert len(capsys.readouterr().out.splitlines()) == 3
+        assert len({line["search"] for line in run.searched()}) == 2, "another limit is another search"
 
     def test_a_dry_run_writes_nothing(self, trained: Path, tmp_path: Path) -> None:
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from trainonce.models import MobileNetV3
 from trainonce.search.genome import decode, encode, features
-from trainonce.space import SearchSpace
+from trainonce.space import Choice, SearchSpace
 
 
 @pytest.fixture(scope="module")
 def net(make_net: Callable[..., MobileNetV3]) -> MobileNetV3:
-    return make_net()
+    """Two depths and two expand ratios, which can be coupled."""
+    return make_net(expand_ratios=(3, 4))
 
 
 @settings(deadline=None)
@@ -30,27 +31,26 @@ def test_genes_mean_what_they_were_made_of(net: MobileNetV3, seed: int) -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_genes_mean_some_architecture_of_the_space(net: MobileNetV3, data: st.DataObject) -> None:
-    coupled = (
-        net.space.couple("expand_ratio", "depth") if data.draw(st.booleans()) and _couples(net.space) else net.space
-    )
+    coupled = net.space.couple("expand_ratio", "depth") if data.draw(st.booleans()) else net.space
     genes = {c.name: data.draw(st.integers(0, len(c.values) - 1)) for c in coupled.choices}
     arch = decode(coupled, genes)
     assert arch in coupled
     for choice in coupled.choices:
-        if choice.name in arch and choice.values[genes[choice.name]] in choice.open_values(
-            arch.get(choice.parent or "")
-        ):
-            assert arch[choice.name] == choice.values[genes[choice.name]], "a gene that is open counts"
+        if choice.name in arch:
+            wanted, open_values = choice.values[genes[choice.name]], choice.open_values(arch.get(choice.parent or ""))
+            assert abs(arch[choice.name] - wanted) == min(abs(value - wanted) for value in open_values)
 
 
-def _couples(space: SearchSpace) -> bool:
-    return len(space.matching("expand_ratio")[0].values) == len(space.matching("depth")[0].values)
-
-
-def test_a_value_that_is_not_open_becomes_the_nearest(small) -> None:  # type: ignore[no-untyped-def]
-    restricted = small.SPACE.restrict({"kernel": [5]})
-    genes = {choice.name: 0 for choice in restricted.choices}
-    assert decode(restricted, genes)["s.b1.kernel"] == 5
+@pytest.mark.parametrize(
+    ("allowed", "wanted", "nearest"),
+    [((5, 7), 3, 5), ((5, 7), 7, 7), ((3, 5), 7, 5), ((3, 7), 5, 3), ((3, 5, 7), 5, 5)],
+)
+def test_a_value_that_is_not_open_becomes_the_nearest(allowed: tuple[int, ...], wanted: int, nearest: int) -> None:
+    """Of two as near, the smaller."""
+    kernel = Choice(name="s.kernel", values=(3, 5, 7), parent="s.depth", allowed={1: allowed})
+    space = SearchSpace((Choice(name="s.depth", values=(1,)), kernel))
+    genes = {"s.depth": 0, "s.kernel": kernel.values.index(wanted)}
+    assert decode(space, genes)["s.kernel"] == nearest
 
 
 def test_features_are_one_hot_with_absent_and_log_macs(small) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from trainonce.latency.table import PartTime
 from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
 from trainonce.run import RunDirectory
-from trainonce.search import Limit, measure_named, quantity
+from trainonce.search import Limit, Measure, Problem, feasible_subnet, measure_named, quantity
 from trainonce.search.measures import NAMES, table_at
 from trainonce.space import Architecture, derived_rng
 
@@ -102,6 +102,22 @@ def test_a_table_of_another_geometry_is_refused(net: MobileNetV3, tmp_path: Path
     table_of(net, net.space.smallest()).write(tmp_path / "x.json")
     with pytest.raises(UserError, match=r"the latency table .*x\.json is not of this supernet: "):
         measure_named("latency", net, latency_table=tmp_path / "x.json")
+
+
+def test_a_table_of_several_images_is_refused(net: MobileNetV3, tmp_path: Path) -> None:
+    """A limit is on one image; half of what two take together is another time."""
+    table = table_of(net, net.space.smallest(), net.space.largest())
+    table.model_copy(update={"batch": 2}).write(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"table .*x\.json is of 2 images in a call.*make one with --batch 1"):
+        measure_named("latency", net, latency_table=tmp_path / "x.json")
+
+
+def test_a_measure_of_ones_own_says_its_name(net: MobileNetV3) -> None:
+    """Also where no subnet keeps its limit, which is when a sentence needs it."""
+    depth = Measure(name="depth", of=lambda arch: float(sum(arch[name] for name in arch if name.endswith("depth"))))
+    problem = Problem(cost=net.cost, limits=(Limit(measure=depth, most=1.5),), minimised=(depth,))
+    with pytest.raises(UserError, match=r"has at most 1\.5 depth; the smallest has 5 depth"):
+        feasible_subnet(problem)
 
 
 def test_what_is_no_measure_and_latency_without_a_table(net: MobileNetV3) -> None:

@@ -103,6 +103,20 @@ def test_killed_and_run_again_it_ends_the_same(
     assert len(lines) == len(set(lines)), "nothing is made twice"
 
 
+def test_what_was_scored_anew_meanwhile_does_not_count(
+    net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Between the kill and the same search again a population gets other scores of subnets that the search has seen."""
+    whole = RunDirectory(shutil.copytree(populated.path, tmp_path / "whole"))
+    expected, _ = look(net, whole, made_up())
+    with pytest.raises(Stopped):
+        look(net, populated, made_up(), stop_after=5)
+    for line in (*populated.population(), *populated.searched()):
+        populated.append_population({**line, "top1": 100.0})
+    found, _ = look(net, populated, made_up())
+    assert found.to_json() == expected.to_json()
+
+
 def test_another_search_knows_what_the_first_scored(
     net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any]
 ) -> None:

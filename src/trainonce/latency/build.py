@@ -8,7 +8,7 @@ group: what they are slower in a group than usual, the machine was slower, and t
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from trainonce.latency.fit import counted, part_times
 from trainonce.latency.log import Log
 from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
-from trainonce.latency.table import LatencyTable, PartTime
+from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
 from trainonce.models import Supernet
 from trainonce.nn.plain import NetworkSpec
@@ -51,9 +51,9 @@ class BuildSettings(Settings):
 
     runtime: str = "onnxruntime"
     """What runs the networks: onnxruntime, torch or openvino."""
-    threads: int = Field(1, ge=1, le=1024)
+    threads: int = Field(1, ge=1, le=MOST_THREADS)
     """Threads of the runtime."""
-    batch: int = Field(1, ge=1, le=4096)
+    batch: int = Field(1, ge=1, le=MOST_BATCH)
     """Images in a call."""
     networks: int = Field(240, ge=10)
     """Random subnets that the parts' times are found from."""
@@ -91,23 +91,33 @@ def make_plan(net: Supernet, settings: BuildSettings) -> Plan:
 
     At most half of the space is measured. Raises `UserError` where it has too few subnets.
     """
-    wanted = settings.networks + settings.held_out
-    count = min(wanted, net.space.count() // 2 - ANCHORS)
+    archs = _planned(net, settings)
+    count = len(archs) - ANCHORS
     if count < FEWEST:
         raise UserError(f"the space has {net.space.count()} subnets, too few for a table: measure those themselves")
-    archs = _random_subnets(net, ANCHORS + count, "latency", settings.seed)
     specs = [net.describe(arch) for arch in archs]
-    due = [i * settings.held_out // wanted for i in range(count + 1)]
+    due = [i * settings.held_out // (settings.networks + settings.held_out) for i in range(count + 1)]
     held_out = tuple(after > before for before, after in pairwise(due))
     return Plan(representatives(net), tuple(specs[:ANCHORS]), tuple(specs[ANCHORS:]), held_out)
 
 
-def _random_subnets(net: Supernet, count: int, *key: int | str) -> list[Architecture]:
-    """Distinct subnets, uniform over the values of choices; no more than the space has."""
-    count = min(count, net.space.count())
+def _planned(net: Supernet, settings: BuildSettings) -> list[Architecture]:
+    """The subnets that a table is made from, the anchors first; at most half of the space."""
+    count = min(ANCHORS + settings.networks + settings.held_out, net.space.count() // 2)
+    return _random_subnets(net, count, "latency", settings.seed)
+
+
+def _random_subnets(
+    net: Supernet, count: int, *key: int | str, beside: Collection[Architecture] = ()
+) -> list[Architecture]:
+    """Distinct subnets, uniform over the values of choices, none of those `beside`; no more than the space has."""
+    others = frozenset(beside)
+    count = min(count, net.space.count() - len(others))
     rng, drawn = derived_rng(*key), dict[Architecture, None]()
     while len(drawn) < count:
-        drawn[net.space.sample(rng)] = None
+        arch = net.space.sample(rng)
+        if arch not in others:
+            drawn[arch] = None
     return list(drawn)
 
 
@@ -178,16 +188,18 @@ def build_table(
 
     With `partial_file` what is measured is kept there until the table is made, and an interrupted measurement with the
     same settings on the same machine goes on. `prepare` and `timer` replace the runtime and the clock.
-    Raises `UserError` for an unknown runtime, a missing extra, and a space of too few subnets.
+    Raises `UserError` for an unknown runtime, a missing extra, a space of too few subnets, and where another process
+    measures into that file.
     """
     plan = make_plan(net, settings)
     where = {"machine": this_machine(), "versions": versions_of(settings.runtime)}
-    log = Log(partial_file, {"plan": plan.identity, "settings": settings.model_dump(), **where})
-    with pinned(settings.threads):
-        chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
-        measure(plan, Bench(chosen, settings, timer), log, on_progress)
-    table = _table(plan, log.lines, settings, where)
-    log.remove()
+    identity = {"plan": plan.identity, "settings": settings.model_dump(), **where}
+    with Log.held(partial_file, identity) as log:
+        with pinned(settings.threads):
+            chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
+            measure(plan, Bench(chosen, settings, timer), log, on_progress)
+        table = _table(plan, log.lines, settings, where)
+        log.remove()
     return table
 
 
@@ -235,10 +247,12 @@ def check_table(
 ) -> PredictionError:
     """Measure random subnets here and now, as the table's were, and compare them with its predictions.
 
+    They are others than the table was made from, which is at most half of the space; where there are fewer, all others.
     Nothing is taken out: on another machine, or where this one is slower now, `factor` says so.
     Raises `UserError` where the table is of another space.
     """
-    specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed)]
+    made_from = _planned(net, BuildSettings.parse(table.settings, where="the table's settings"))
+    specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed, beside=made_from)]
     predicted = [table.predict_ms(spec) for spec in specs]
     settings = BuildSettings(runtime=table.runtime, threads=table.threads, batch=table.batch, rounds=rounds)
     measured: list[float] = []

@@ -19,6 +19,8 @@ from trainonce.settings import Settings
 FAMILY = "trainonce-latency-"
 FORMAT = "trainonce-latency-1"
 HASH = "sha256"
+MOST_THREADS = 1024
+MOST_BATCH = 4096
 
 
 class PartTime(Settings):
@@ -44,9 +46,9 @@ class LatencyTable(Settings):
     """The format's name and version."""
     runtime: str
     """What ran the networks: onnxruntime, torch or openvino."""
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=MOST_THREADS)
     """How many threads it had."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=MOST_BATCH)
     """How many images a call took."""
     resolutions: tuple[int, ...]
     """Sides of the images in pixels."""
@@ -64,6 +66,11 @@ class LatencyTable(Settings):
     """How well it predicts random subnets that it was not made from."""
     parts: tuple[PartTime, ...] = Field(min_length=1)
     """All parts that a subnet of the space can have."""
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all its values, the one that its file holds."""
+        return _hash(self.model_dump(mode="json"))
 
     @cached_property
     def _times(self) -> dict[str, float]:

@@ -46,8 +46,8 @@ class Measure:
     of: Callable[[Architecture], float]
 
     def text(self, value: float) -> str:
-        """A value with its unit, such as 4.05 M MACs."""
-        unit, worth = SHOWN[self.name]
+        """A value with its unit, such as 4.05 M MACs; a measure of one's own is its unit."""
+        unit, worth = SHOWN.get(self.name, (self.name, 1.0))
         return f"{value / worth:.4g} {unit}"
 
 
@@ -82,7 +82,8 @@ def quantity(name: str, text: str) -> float:
 def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None) -> Measure:
     """The measure of that name for the subnets of a supernet, each counted once.
 
-    Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet.
+    Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet or
+    is of several images in a call.
     """
     if name not in NAMES:
         raise UserError(f"no measure {name!r}; the measures are {', '.join(NAMES)}")
@@ -101,6 +102,11 @@ def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None
 
 def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
     table = LatencyTable.read(path)
+    if table.batch != 1:
+        raise UserError(
+            f"the latency table {path} is of {table.batch} images in a call, and latency here is that of one image: "
+            "make one with --batch 1"
+        )
     for arch in (net.space.smallest(), net.space.largest()):
         try:
             table.predict_ms(net.describe(arch))

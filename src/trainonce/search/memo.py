@@ -37,21 +37,29 @@ class Start:
     """True scores among them that count for the weights, split and calibration at hand."""
 
 
+def name_of(step: int, plan: Mapping[str, Any]) -> str:
+    """The name of the search of a plan over a step's weights."""
+    return hashlib.blake2b(json.dumps([step, plan], sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def first_line(searched: Sequence[Line], name: str) -> Line | None:
+    """The first line of search.jsonl that the search of that name recorded; None where it has not begun."""
+    return next((line for line in searched if line.get("search") == name), None)
+
+
 def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]) -> Start:
     """What the search of this plan starts from: what it started from before where it began already, else all there is.
 
-    Raises `UserError` for a damaged line.
+    The plan is everything that the search follows from beside what is recorded. Raises `UserError` for a damaged line.
     """
-    key = score_key(evaluator, step)
-    name = hashlib.blake2b(json.dumps([key, plan], sort_keys=True).encode(), digest_size=6).hexdigest()
+    name = name_of(step, plan)
     population, searched = run.population(), run.searched()
     knew = (len(population), len(searched))
-    for number, line in enumerate(searched, start=1):
-        if line.get("search") == name:
-            knew = _knew(line, f"{run.search_file}, line {number}")
-            break
-    lines = [*population[: knew[0]], *searched[: knew[1]]]
-    scores = {arch: line["top1"] for arch, line in _by_arch(of_key(lines, key), space, run).items()}
+    first = first_line(searched, name)
+    if first is not None:
+        knew = _knew(first, f"{run.search_file}, line {searched.index(first) + 1}")
+    lines = of_key([*population[: knew[0]], *searched[: knew[1]]], score_key(evaluator, step))
+    scores = {arch: line["top1"] for arch, line in _by_arch(lines, space, run).items()}
     return Start(name=name, knew=knew, scores=scores)
 
 
@@ -101,8 +109,10 @@ class Memo:
         """Scores given so far."""
         self.made = 0
         """Those of them that were recorded nowhere."""
-        lines = of_key([*run.population(), *run.searched()], score_key(evaluator, step))
-        self.lines = _by_arch(lines, net.space, run)
+        population, known = run.population(), start.knew[0]
+        # What the search has scored goes before what was scored anew since it began.
+        lines = [*population[:known], *run.searched(), *population[known:]]
+        self.lines = _by_arch(of_key(lines, score_key(evaluator, step)), net.space, run)
 
     def __call__(self, archs: Sequence[Architecture]) -> Scores:
         """Top-1 in percent of distinct subnets. Raises `Stopped` where `should_stop` says so."""

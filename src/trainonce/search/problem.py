@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trainonce.cost import CostModel
 from trainonce.errors import UserError
@@ -31,6 +32,13 @@ class Problem:
         """What a subnet has of every measure here, by its name."""
         measures = (*self.minimised, *(limit.measure for limit in self.limits))
         return {measure.name: measure.of(arch) for measure in measures}
+
+    def to_json(self) -> dict[str, Any]:
+        """The limits by measure, and what is minimised, as JSON values."""
+        return {
+            "limits": {limit.measure.name: limit.most for limit in self.limits},
+            "minimised": [measure.name for measure in self.minimised],
+        }
 
 
 def feasible_subnet(problem: Problem) -> Architecture:
