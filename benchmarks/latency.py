@@ -3,7 +3,8 @@
     python benchmarks/latency.py RUN [--runtimes onnxruntime,torch,openvino] [--threads 1] [--quick]
 
 Takes some minutes for each runtime, on a machine that should do nothing else. Held out are random subnets that the
-table was not made from; the check measures others, after all tables were made, and takes no drift out.
+table was not made from, each measured twice; "repeat" is how well the first measurement predicts the second. The check
+measures others, after all tables were made, and takes no drift out.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def made(net: Supernet, runtime: str, threads: int, quick: bool) -> LatencyTable
     table = build_table(net, make(runtime=runtime, threads=threads))
     slow, fast = table.drift
     line(runtime, "held out", table.error, f"{time.perf_counter() - began:.0f} s; pace {fast:.3f} to {slow:.3f}")
+    line(runtime, "repeat", table.repeat)
     return table
 
 

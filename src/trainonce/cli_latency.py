@@ -80,8 +80,8 @@ def build(
     if as_json:
         display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
         return
-    display.out.print(f"Measured {len(table.parts)} parts. On subnets it was not made from: {table.error}.")
-    _say_drift(table)
+    display.out.print(f"Measured {len(table.parts)} parts.")
+    _say_error(table)
     display.out.print(f"Wrote {path}")
 
 
@@ -97,8 +97,7 @@ def show(table_path: TableArgument, as_json: Json = False) -> None:
         f"on {table.machine.get('cpu')}, {table.machine.get('cores')} cores, {table.machine.get('system')}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(table.versions.items()))
     )
-    display.out.print(f"On subnets it was not made from: {table.error}.")
-    _say_drift(table)
+    _say_error(table)
     display.out.print(_parts(table))
 
 
@@ -133,7 +132,9 @@ def check(
     )
 
 
-def _say_drift(table: LatencyTable) -> None:
+def _say_error(table: LatencyTable) -> None:
+    display.out.print(f"On subnets it was not made from: {table.error}.")
+    display.out.print(f"The same measured twice: {table.repeat}. No table can do much better here.")
     slow, fast = table.drift
     if slow / fast > 1.1:
         display.out.print(
@@ -163,4 +164,9 @@ def _described(part: dict[str, Any]) -> str:
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:
-    return {"parts": len(table.parts), "drift": table.drift, "error": table.error.model_dump()}
+    return {
+        "parts": len(table.parts),
+        "drift": table.drift,
+        "error": table.error.model_dump(),
+        "repeat": table.repeat.model_dump(),
+    }

@@ -38,6 +38,7 @@ def table(spec: NetworkSpec) -> LatencyTable:
         settings={"rounds": 3},
         drift=(1.0, 1.0),
         error=PredictionError.of([1.0, 2.0, 3.0], [1.1, 2.0, 3.0]),
+        repeat=PredictionError.of([1.0, 2.0, 3.0], [1.1, 2.0, 3.0]),
         parts=tuple(PartTime(part=json.loads(name), ms=2.0**i, alone_ms=1.0) for i, name in enumerate(names)),
     )
 

@@ -73,6 +73,7 @@ def table_of_all(net: Supernet, *, ms: float) -> LatencyTable:
         settings={},
         drift=(1.0, 1.0),
         error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
+        repeat=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
         parts=tuple(PartTime(part=json.loads(name), ms=ms, alone_ms=ms) for name in representatives(net)),
     )
 

@@ -85,6 +85,7 @@ def table_of(net: MobileNetV3, *archs: Architecture) -> LatencyTable:
         settings={},
         drift=(1.0, 1.0),
         error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
+        repeat=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
         parts=tuple(PartTime(part=json.loads(part), ms=1.0 + i, alone_ms=1.0) for i, part in enumerate(parts)),
     )
 

@@ -13,7 +13,7 @@ SHORTEST_MS = 1e-9
 
 
 class PredictionError(Settings):
-    """How predictions of a table compare with measurements of whole networks that it was not made from."""
+    """How predictions compare with measurements of whole networks that they were not made from."""
 
     networks: int = Field(ge=1)
     """How many networks were measured."""

@@ -1,7 +1,7 @@
 """Measuring a machine: the parts of a space alone, then whole random subnets; the table that follows.
 
 Most networks are measured to find what parts take within a network; the rest, evenly among them, say how well the table
-predicts what it is not made from. Networks are held in memory a few at a time. A few of them, the anchors, are in every
+predicts what it is not made from. Those are measured a second time at the end, which says how well measuring repeats. Networks are held in memory a few at a time. A few of them, the anchors, are in every
 group: what they are slower in a group than usual, the machine was slower, and that is taken out.
 """
 
@@ -79,6 +79,11 @@ class Plan:
     networks: tuple[NetworkSpec, ...]
     held_out: tuple[bool, ...]
     """Which of the networks are only predicted."""
+
+    @property
+    def again(self) -> tuple[NetworkSpec, ...]:
+        """Those that are only predicted, once more: measured twice, they say how well measuring repeats."""
+        return tuple(spec for spec, held in zip(self.networks, self.held_out, strict=True) if held)
 
     @property
     def identity(self) -> str:
@@ -161,7 +166,7 @@ def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None
     Raises `UserError` where what it has is damaged.
     """
     chunks = _in_groups(list(plan.parts.items()), PARTS_AT_ONCE)
-    groups = _in_groups(plan.networks, GROUP)
+    groups = _in_groups([*plan.networks, *plan.again], GROUP)
     total = len(chunks) + len(groups)
     log.check([{"parts": len(c)} for c in chunks] + [{"anchors": ANCHORS, "ms": len(g)} for g in groups])
     anchors: list[Call] = []
@@ -214,9 +219,10 @@ def _table(
     anchors = np.array([line["anchors"] for line in groups])
     paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
     measured /= np.repeat(paces, [len(line["ms"]) for line in groups])
+    once, again = np.split(measured, [len(plan.networks)])
     held_out = np.array(plan.held_out)
     ends = np.array([is_ends(name) for name in order])
-    times = part_times(counts[~held_out], measured[~held_out], alone, ends)
+    times = part_times(counts[~held_out], once[~held_out], alone, ends)
     return LatencyTable(
         runtime=settings.runtime,
         threads=settings.threads,
@@ -225,7 +231,8 @@ def _table(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.model_dump(),
         drift=(float(paces.max()), float(paces.min())),
-        error=PredictionError.of((counts[held_out] @ times).tolist(), measured[held_out].tolist()),
+        error=PredictionError.of((counts[held_out] @ times).tolist(), ((once[held_out] + again) / 2).tolist()),
+        repeat=PredictionError.of(once[held_out].tolist(), again.tolist()),
         parts=tuple(
             PartTime(part=json.loads(name), ms=float(ms), alone_ms=float(alone_ms))
             for name, ms, alone_ms in zip(order, times, alone, strict=True)
@@ -275,6 +282,6 @@ def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:
         call = bench.network(plan.anchors[0])
         to_prepare = time.perf_counter() - began
         (ms,) = time_ms([call], rounds=3)
-    networks = len(plan.networks)
+    networks = len(plan.networks) + len(plan.again)
     calls = networks * (1 + ANCHORS / GROUP) * (settings.rounds + 2) * 4
     return (networks + len(plan.parts) / 4) * to_prepare + calls * ms / 1e3

@@ -63,7 +63,9 @@ class LatencyTable(Settings):
     drift: tuple[float, float]
     """The machine's slowest and fastest pace while it was measured, as factors; this was taken out."""
     error: PredictionError
-    """How well it predicts random subnets that it was not made from."""
+    """How well it predicts random subnets that it was not made from: the mean of two measurements of each."""
+    repeat: PredictionError
+    """How well the first of these measurements predicts the second, prepared anew. No table can do much better."""
     parts: tuple[PartTime, ...] = Field(min_length=1)
     """All parts that a subnet of the space can have."""
 
