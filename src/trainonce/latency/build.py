@@ -1,8 +1,9 @@
 """Measuring a machine: the parts of a space alone, then whole random subnets; the table that follows.
 
-Most networks are measured to find what parts take within a network; the rest, evenly among them, say how well the table
-predicts what it is not made from. Those are measured a second time at the end, which says how well measuring repeats. Networks are held in memory a few at a time. A few of them, the anchors, are in every
-group: what they are slower in a group than usual, the machine was slower, and that is taken out.
+Most networks are measured to find what parts take within a network; the rest, evenly among them, say how well the
+table predicts what it is not made from. Those are measured a second time at the end, which says how well measuring
+repeats. Networks are held in memory a few at a time. A few of them, the anchors, are in every group: what they are
+slower in a group than usual, the machine was slower, and that is taken out.
 """
 
 import hashlib
