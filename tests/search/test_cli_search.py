@@ -146,7 +146,7 @@ class TestStory:
     def test_a_latency_table_counts_by_what_it_holds(self, trained: Path, tmp_path: Path) -> None:
         """Not by how its place is spelled; and not where latency is not asked for."""
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
-        options = (*BRIEFLY, *OPTIONS)
+        options: tuple[str, ...] = (*BRIEFLY, *OPTIONS)
         without = json.loads(trainonce("search", run.path, *options).out)
         path = run.latency / "phone.json"
         table_of_all(run.build_supernet(), ms=1.0).write(path)
