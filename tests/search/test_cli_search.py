@@ -152,15 +152,15 @@ class TestStory:
         table_of_all(run.build_supernet(), ms=1.0).write(path)
         assert json.loads(trainonce("search", run.path, *options).out)["name"] == without["name"]
 
-        options = (*options, "--minimise", "latency")
-        found = json.loads(trainonce("search", run.path, *options, "--latency", "phone").out)
+        timed = (*options, "--minimise", "latency")
+        found = json.loads(trainonce("search", run.path, *timed, "--latency", "phone").out)
         assert found["latency_table"] == str(path)
         moved = path.rename(tmp_path / "elsewhere.json")
-        again = json.loads(trainonce("search", run.path, *options, "--latency", moved).out)
+        again = json.loads(trainonce("search", run.path, *timed, "--latency", moved).out)
         assert again["name"] == found["name"]
         assert again["latency_table"] == str(moved)
         table_of_all(run.build_supernet(), ms=2.0).write(moved)
-        other = json.loads(trainonce("search", run.path, *options, "--latency", moved).out)
+        other = json.loads(trainonce("search", run.path, *timed, "--latency", moved).out)
         assert other["name"] != found["name"]
 
     def test_the_documented_example(
