@@ -12,7 +12,7 @@ from trainonce.cli_options import DataDir, DecodeWorkers, Device, DryRun, Json, 
 from trainonce.cli_tools import device_named, stop_on_signal, use_threads
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.finetune import (
     Finetuned,
     FinetuneProgress,
@@ -104,7 +104,8 @@ def finetune_subnet(
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
     tests = None
     if test:
-        tests = score(network, data.test, data), score(result.network, data.test, data)
+        before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
+        tests = before, after
     described = described_finetuned(
         *(description, result, evaluator, settings),
         tests=tests,

@@ -81,12 +81,12 @@ def model_card(description: Mapping[str, Any]) -> str:
 
 
 def _title(description: Mapping[str, Any]) -> str:
-    data = description.get("trained", {}).get("data")
+    data = (description.get("trained") or {}).get("data")
     return f"A subnet of {description['macs'] / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
 
 
 def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
-    data = description.get("trained", {}).get("data")
+    data = (description.get("trained") or {}).get("data")
     front: dict[str, Any] = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
     if description.get("license"):
         front["license"] = description["license"]
@@ -94,7 +94,7 @@ def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
     if data in HUB_DATASETS:
         front["datasets"] = [HUB_DATASETS[data]]
     front["metrics"] = ["accuracy"]
-    test = description.get("scores", {}).get("test")
+    test = (description.get("scores") or {}).get("test")
     if data and test:
         front["model-index"] = [
             {
@@ -143,7 +143,6 @@ def _scores(description: Mapping[str, Any]) -> str:
     rows = [
         f"| {_text(split)} | {score['top1']:.2f}% | {score['loss']:.4f} | {score['images']:,} |"
         for split, score in scores.items()
-        if isinstance(score, Mapping)
     ]
     if not rows:
         return ""
