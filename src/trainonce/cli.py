@@ -458,6 +458,7 @@ def extract(
         "trained": {
             "run": str(run.path.resolve()),
             "data": data.name,
+            "data_fingerprint": config.data_fingerprint,
             "recipe": config.recipe.name,
             "epochs": config.recipe.epochs,
             "passes": config.recipe.passes,
