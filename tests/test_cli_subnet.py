@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.command_line import trainonce
 
-from trainonce import cli_subnet, display
+from trainonce import checkpoint, cli, cli_subnet, display
+from trainonce.data import load_dataset
 from trainonce.finetune import FinetuneProgress
+from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
@@ -60,6 +63,7 @@ class TestFinetune:
         _, source = read_subnet(subnet)
         how = description["trained"]["finetuned"]
         assert source["trained"]["run"] == how["run"] == str(run.resolve())
+        assert description["trained"]["data_fingerprint"] == RunDirectory(run).config().data_fingerprint
         assert how["from_sha256"] == source["sha256"]["model.safetensors"]
         assert how["settings"]["epochs"] == 3
         assert [epoch["epoch"] for epoch in how["epochs"]] == [1, 2, 3]
@@ -141,9 +145,10 @@ class TestFinetuneRefuses:
             ({"run": "/gone"}, r"was taken from /gone, where there is no run now: say where it is with --run"),
             ({}, "does not say which run it was taken from: name it with --run"),
             (None, "does not say which run it was taken from: name it with --run"),
+            ("x", "does not hold together as a subnet: its trained is 'x'"),
         ],
     )
-    def test_no_run(self, subnet: Path, trained: dict[str, str] | None, says: str) -> None:
+    def test_no_run(self, subnet: Path, trained: object, says: str) -> None:
         rewrite(subnet, trained=trained)
         trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused(says)
 
@@ -158,6 +163,25 @@ class TestFinetuneRefuses:
         rewrite(subnet, classes=list("abcdefghij"))
         trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("their classes differ")
 
+    def test_images_of_another_size(self, subnet: Path) -> None:
+        preprocessing = json.loads((subnet / "config.json").read_text())["preprocessing"]
+        rewrite(subnet, preprocessing={**preprocessing, "image_size": 16})
+        trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("their sizes differ")
+
+    def test_the_same_images_divided_otherwise(self, run: Path, subnet: Path, tmp_path: Path) -> None:
+        """The other run's test split has images that this subnet was trained on."""
+        other = Path(shutil.copytree(run, tmp_path / "other"))
+        config = json.loads((other / "run.json").read_text())
+        config["data"]["split_seed"] = 1
+        config["data_fingerprint"] = load_dataset("digits", split_seed=1).fingerprint()
+        (other / "run.json").write_text(json.dumps(config))
+        options = ("--epochs", "1", "--run", other, *DEVICE)
+        trainonce("finetune", subnet, *options).refused("made for other images than .*: their fingerprints differ")
+        trained = json.loads((subnet / "config.json").read_text())["trained"]
+        del trained["data_fingerprint"]  # as older subnets are, of which more cannot be told
+        rewrite(subnet, trained=trained, recalibrated={"calibration_images": 50})
+        assert trainonce("finetune", subnet, *options, "--dry-run").code == 0
+
     def test_a_calibration_that_is_none(self, subnet: Path) -> None:
         rewrite(subnet, recalibrated={"calibration_images": -3})
         trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("recalibrated: calibration_images")
@@ -166,6 +190,27 @@ class TestFinetuneRefuses:
         for path in (tmp_path / "nothing", run):
             trainonce("finetune", path, "--epochs", "1").refused("cannot read .*config.json: No such file")
             trainonce("push", path, "someone/pets").refused("cannot read .*config.json: No such file")
+
+
+class TestExtractRefuses:
+    def test_scores_that_are_not_finite(self, run: Path, tmp_path: Path) -> None:
+        moved = RunDirectory(shutil.copytree(run, tmp_path / "moved"))
+        net, step = moved.load_supernet()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1e30)  # finite, as every checkpoint is
+        checkpoint.save(moved.checkpoints, step + 1, {"weights": net.state_dict()}, {"step": step + 1})
+        result = trainonce("extract", moved.path, "smallest", "--out", tmp_path / "out", *DEVICE)
+        result.refused("the scores are not finite: the loss on validate is (nan|inf); nothing was written", code=1)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_place_is_looked_at_before_the_work(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(cli, "Evaluator")
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "holiday.jpg").write_text("irreplaceable")
+        trainonce("extract", run, "smallest", "--out", tmp_path / "photos", *DEVICE).refused("is not a subnet: name")
 
 
 class TestPush:

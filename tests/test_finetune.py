@@ -217,6 +217,16 @@ class TestRefuses:
         with pytest.raises(RunError, match=r"the loss is (nan|inf): try a lower learning rate; nothing was written"):
             finetune(taken_out(net), evaluator, FinetuneSettings(epochs=3, lr=1e30, batch_size=8))
 
+    def test_a_network_that_has_no_score(self, net: MobileNetV3, make_data: MakeData) -> None:
+        """Training by batch statistics would go well, and only what is written at the end be impossible."""
+        network = taken_out(net)
+        for name, statistic in network.named_buffers():
+            if name.endswith("running_mean"):
+                statistic.fill_(float("inf"))
+        evaluator = Evaluator(make_data(), settings=CALIBRATION)
+        with pytest.raises(RunError, match="the scores are not finite: the loss on validate is nan"):
+            finetune(network, evaluator, FinetuneSettings(epochs=1, batch_size=8))
+
     def test_no_teacher(self, net: MobileNetV3, make_data: MakeData) -> None:
         evaluator = Evaluator(make_data(), settings=CALIBRATION)
         with pytest.raises(UserError, match="distillation needs a teacher"):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_json
-from trainonce.hub import files_to_push, from_pretrained, push_to_hub, save_pretrained
+from trainonce.export.reference import read_reference
+from trainonce.files import read_json, to_json
+from trainonce.hub import PATH, files_to_push, from_pretrained, push_to_hub, save_pretrained
 from trainonce.models import MobileNetV3
 from trainonce.subnet import FILES, describe_subnet, read_subnet
 
@@ -37,9 +38,13 @@ def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("subnets") / "good"
     description = describe_subnet(net, net.space.smallest(), make_data())
     description["trained"] = {
-        "run": "/home/alice/runs/pets",
+        "run": "/home/alice/my runs/pets",
         "data": "pets",
-        "provenance": {"command": "trainonce train /home/alice/pets", "torch": "2.13"},
+        "provenance": {
+            "command": "trainonce import-ofa /home/alice/ofa --data /home/alice/pets",
+            "torch": "2.13",
+            "imported": {"name": "ofa", "file": "/home/alice/ofa", "sha256": "f00d"},
+        },
         "finetuned": None,
     }
     save_pretrained(net.extract(net.space.smallest()), description, path)
@@ -159,7 +164,40 @@ class TestHub:
         push_to_hub(saved, "someone/pets")
         for file in hub.repository("someone/pets").iterdir():
             assert b"alice" not in file.read_bytes(), file.name
-        assert read_json(saved / "config.json")["trained"]["run"] == "/home/alice/runs/pets"
+        assert read_json(saved / "config.json")["trained"]["run"] == "/home/alice/my runs/pets"
+        there = read_json(hub.repository("someone/pets") / "config.json")["trained"]["provenance"]
+        assert there == {"torch": "2.13", "imported": {"name": "ofa", "sha256": "f00d"}}
+
+    def test_certificates_name_no_folders(self, hub: FakeHub, saved: Path) -> None:
+        """What they say was not compared comes with a reason, in which there are paths."""
+        reference = read_reference(saved)
+        reason, no_data = f"not compared: {reference.no_supernet}", f"not compared: {reference.no_data}"
+        certificate = {
+            "passed": True,
+            "verdict": f"supernet {reason}; the exported file's logits are within 1e-06",
+            "supernet_and_extracted": reason,
+            "extracted_and_exported": {"largest_difference": 1e-6},
+            "top1": {"supernet": no_data, "exported": no_data},
+            "details": {"kept_in_float32": ["blocks.0", "stem"]},
+            "provenance": {"command": "trainonce export /home/alice/pets", "torch": "2.13"},
+        }
+        assert str(certificate).count("/home/alice/my runs/pets") == 4, "or there is nothing to clean"
+        (saved / "export" / "onnx").mkdir(parents=True)
+        (saved / "export" / "onnx" / "certificate.json").write_bytes(to_json(certificate))
+        push_to_hub(saved, "someone/pets")
+        there = read_json(hub.repository("someone/pets") / "export" / "onnx" / "certificate.json")
+        assert there == certificate | {
+            "verdict": "supernet not compared: …",
+            "supernet_and_extracted": "not compared: …",
+            "top1": {"supernet": "not compared: …", "exported": "not compared: …"},
+            "provenance": {"torch": "2.13"},
+        }
+
+    def test_a_certificate_that_is_none(self, hub: FakeHub, saved: Path) -> None:
+        (saved / "certificate.json").write_text('{"a": NaN}')
+        with pytest.raises(UserError, match=r"certificate\.json cannot be uploaded"):
+            push_to_hub(saved, "someone/pets")
+        assert hub.created == []
 
     def test_nothing_fetched_is_executed(self, hub: FakeHub, saved: Path, tmp_path: Path) -> None:
         push_to_hub(saved, "someone/pets")
@@ -192,9 +230,28 @@ class TestHub:
     def test_files_to_push(self, saved: Path) -> None:
         (saved / "exported").mkdir()
         (saved / "exported" / "model.xml").write_text("<net/>")
+        (saved / "__pycache__").mkdir()
+        (saved / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"names the folder that it was compiled in")
         (saved / ".cache").mkdir()
         (saved / ".cache" / "x").write_text("x")
         assert [str(name) for name in files_to_push(saved)] == sorted([*FILES, "exported/model.xml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/alice", "…"),
+        ("the images were at /home/alice/my pets and are gone", "the images were at …"),
+        ("see '/home/alice/x' (or /y)", "see '…"),
+        ("file:///home/alice", "file://…"),
+        ("a=/home/alice", "a=…"),
+        ("one line\n/home/alice\nanother", "one line\n…"),
+        ("float32, (pixel / 255 - mean) / std", None),
+        ("mit-han-lab/once-for-all, runs/pets, ../pets", None),
+    ],
+)
+def test_absolute_paths_in_sentences(text: str, left: str | None) -> None:
+    assert PATH.sub("…", text) == (text if left is None else left)
 
 
 def http_error(kind: type[Exception]) -> Exception:
@@ -214,6 +271,7 @@ def http_error(kind: type[Exception]) -> Exception:
         (lambda: errors.OfflineModeIsEnabled("offline"), RunError, "cannot be reached: offline"),
         (lambda: errors.HTTPError("no route"), RunError, "cannot be reached: no route"),
         (lambda: OSError(28, "No space left on device"), RunError, "No space left on device"),
+        (lambda: ValueError("Invalid metadata in README.md.\n- bad"), UserError, r"metadata in README\.md\. - bad$"),
     ],
 )
 def test_what_the_hub_raises_is_a_sentence(

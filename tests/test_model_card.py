@@ -17,7 +17,8 @@ from PIL import Image
 
 from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
-from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.predict import open_classifier
+from trainonce.subnet import describe_subnet, write_subnet
 from trainonce.subnet.card import model_card
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -102,21 +103,29 @@ class TestText:
         assert "class100" not in text
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_its_code_runs(make_net: MakeNet, make_data: MakeData, tmp_path: Path, channels: int) -> None:
-    """The card's own lines, in a process without trainonce, give what the network here gives for the same picture."""
-    net, data = make_net(in_channels=channels).eval(), make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
-    arch, path = net.space.largest(), tmp_path / "subnet"
-    write_subnet(path, net.extract(arch), describe_subnet(net, arch, data))
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+@pytest.mark.parametrize(("channels", "sized"), [(1, True), (3, False)])
+def test_its_code_does_what_predict_does(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, channels: int, sized: bool
+) -> None:
+    """The card's own lines, in a process without trainonce: a photo on its side, larger than what the network takes."""
+    net = make_net(in_channels=channels, resolutions=(6, 8)).eval()
+    data = make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
+    arch, path = net.space.smallest(), tmp_path / "subnet"
+    description = describe_subnet(net, arch, data)
+    assert (description["preprocessing"]["resolution"], description["preprocessing"]["image_size"]) == (6, 8)
+    if not sized:  # as older subnets are
+        del description["preprocessing"]["image_size"]
+    write_subnet(path, net.extract(arch), description)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif)
     code = "\n".join(re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL))
     code = code.replace("path/of/this/directory", str(path))
     code += "\nassert 'trainonce' not in sys.modules\nprint(logits.tolist())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    grey = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    x = torch.from_numpy(np.array(grey).reshape(8, 8, channels)).permute(2, 0, 1)[None].float()
+    classifier = open_classifier(path)
     with torch.no_grad():
-        expected = read_subnet(path)[0]((x / 255 - 0.4) / 0.3)
+        expected = classifier.run(classifier.prepared(tmp_path / "picture.jpg"))
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected)

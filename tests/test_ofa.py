@@ -160,6 +160,21 @@ def test_the_cost_of_a_published_subnet() -> None:
     assert round(cost.params / 1e6, 1) == 9.1
 
 
+HOSTILE: tuple[Callable[[], Tensor], ...] = (
+    lambda: torch.zeros(1).expand(10**10, 320),  # 12.8 TB by their shape, four bytes in the file
+    lambda: torch.zeros(3, 320, device="meta"),
+    lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]),
+    lambda: torch.zeros(3, 320).to(torch.float8_e4m3fn),
+    lambda: torch.zeros(3, 320).to_sparse(),
+    lambda: torch.nn.Parameter(torch.zeros(3, 320)),  # which no state dict has
+)
+"""What `torch.load(weights_only=True)` gives as a tensor and no network can hold."""
+
+
+def putting(make: Callable[[], Tensor]) -> Callable[[dict[str, Any]], object]:
+    return lambda state: state.update({"classifier.linear.weight": make()})
+
+
 def without(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda state: state.pop(name)
 
@@ -168,6 +183,7 @@ FIRST = "blocks.1.conv.depth_conv"
 
 
 class TestRefusals:
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     @pytest.mark.parametrize(
         ("change", "says"),
         [
@@ -190,6 +206,15 @@ class TestRefusals:
             (lambda s: s.update({"note": "hello"}), "what it has as 'note' is none"),
             (lambda s: s.update({"classifier.linear.weight": torch.zeros(1, 320)}), "num_classes: .*equal to 2"),
             (lambda s: s.clear(), "holds no state dict"),
+            (
+                lambda s: s.update({"first_conv.conv.weight": torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64)}),
+                r"first_conv\.conv\.weight in it is not finite",
+            ),
+            (
+                lambda s: s.update({"classifier.linear.weight": torch.zeros(10**12, 0)}),
+                r"classifier\.linear\.weight is \(1000000000000, 0\) in it, not \(1000000000000, 320\)",
+            ),
+            *((putting(make), r"'classifier\.linear\.weight' is none") for make in HOSTILE),
         ],
     )
     def test_of_tensors(
@@ -203,7 +228,8 @@ class TestRefusals:
 
     def test_of_another_network(self, weights: dict[str, Tensor], tmp_path: Path) -> None:
         torch.save(weights, tmp_path / "file")
-        with pytest.raises(UserError, match=r"is no small proxyless: it lacks .* and \d+ more$"):
+        says = r"is no small proxyless: classifier\.linear\.weight is \(3, 320\) in it, not \(3, 640\)$"
+        with pytest.raises(UserError, match=says):
             load_ofa(tmp_path / "file", "small proxyless")
         with pytest.raises(UserError, match="unknown OFA network 'ofa_resnet50'; the networks are ofa_mbv3_d234"):
             load_ofa(tmp_path / "file", "ofa_resnet50")
@@ -232,6 +258,31 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
         torch.load(tmp_path / "file", weights_only=False)  # it would have
         assert (tmp_path / "run").exists()
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_any_tensor_is_a_sentence(
+        self, weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Any tensor in place of one of a whole file: a `UserError`, or a network whose numbers are all finite."""
+        path = tmp_path_factory.mktemp("hostile") / "file"
+        sizes = st.sampled_from([(), (0,), (48,), (3, 320), (10**5, 1), (2, 320), (8, 3, 3, 3)])
+        dtypes = st.sampled_from([torch.float16, torch.float32, torch.float64, torch.int64, torch.bool, torch.cfloat])
+        values = st.sampled_from([0.0, 1e300, float("nan")])
+        plain = st.builds(
+            lambda size, value, dtype: torch.full(size, value, dtype=torch.float64).to(dtype), sizes, values, dtypes
+        )
+
+        @settings(max_examples=30, deadline=None, derandomize=True)
+        @given(name=st.sampled_from(sorted(weights)), tensor=plain | st.sampled_from(HOSTILE).map(lambda make: make()))
+        def check(name: str, tensor: Tensor) -> None:
+            torch.save({**weights, name: tensor}, path)
+            try:
+                net = load_ofa(path, "small mbv3", resolutions=(32,))
+            except UserError:
+                return
+            assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+        check()
 
     @pytest.mark.parametrize("zipped", [True, False])
     def test_damage_is_a_sentence(

@@ -22,14 +22,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.files import to_json
+from trainonce.hub import files_to_push
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.nn.plain import load
+from trainonce.nn.plain import PlainNetwork, load
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnet import describe_subnet, directory, read_subnet, write_subnet
+from trainonce.subnet.card import model_card
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 FILES = ["README.md", "config.json", "model.py", "model.safetensors"]
+SCORE = {"top1": 12.5, "loss": 2.0, "images": 30}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,9 @@ class TestDirectory:
     def test_contents(self, net: MobileNetV3, images: Tensor, make_data: MakeData, tmp_path: Path) -> None:
         arch, data = net.space.smallest(), make_data()
         plain = net.extract(arch)
-        write_subnet(tmp_path / "new" / "here", plain, describe_subnet(net, arch, data) | {"scores": {"top1": 12.5}})
+        write_subnet(
+            tmp_path / "new" / "here", plain, describe_subnet(net, arch, data) | {"scores": {"validate": SCORE}}
+        )
         path = tmp_path / "new" / "here"
         assert sorted(p.name for p in path.iterdir()) == FILES
         assert [p.name for p in path.parent.iterdir()] == ["here"]
@@ -134,7 +140,7 @@ class TestDirectory:
             "std": [0.3],
             "layout": "float32 [batch, channels, height, width], (pixel / 255 - mean) / std",
         }
-        assert found["scores"] == {"top1": 12.5}
+        assert found["scores"] == {"validate": SCORE}
         for name, checksum in found["sha256"].items():
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == checksum
         assert set(found["sha256"]) == {"model.py", "model.safetensors"}  # a person may edit the card
@@ -153,6 +159,48 @@ class TestDirectory:
             write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
         assert read_subnet(path)[1]["architecture"] == str(net.space.smallest())
         assert sorted(p.name for p in path.iterdir()) == FILES
+
+    def test_exports_go_with_the_weights_they_are_of(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path
+    ) -> None:
+        path, arch = tmp_path / "subnet", net.space.smallest()
+        write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        for name in ("export/onnx/model.onnx", "__pycache__/model.cpython-311.pyc", "weights.safetensors"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(b"of the old weights")
+        write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        assert sorted(p.name for p in path.iterdir()) == FILES
+
+    @pytest.mark.parametrize("name", [".git", "thesis.tex", "exports"])
+    def test_what_lies_in_a_subnet_is_not_removed(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, name: str
+    ) -> None:
+        path, arch = tmp_path / "subnet", net.space.smallest()
+        write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        (path / name).mkdir()
+        (path / name / "notes").write_text("irreplaceable")
+        with pytest.raises(UserError, match=rf"subnet also holds {name}, which is no part of a subnet: move it, or"):
+            write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+        assert (path / name / "notes").read_text() == "irreplaceable"
+        assert read_subnet(path)[1]["architecture"] == str(arch)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"trained": "x"},
+            {"scores": {"validate": None}},
+            {"scores": {"validate": SCORE | {"loss": float("nan")}}},
+            {"license": "\ud800"},
+            {"classes": None},
+        ],
+    )
+    def test_a_description_that_is_none_is_not_written(
+        self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, wrong: dict[str, Any]
+    ) -> None:
+        arch = net.space.smallest()
+        with pytest.raises(UserError, match="what describes the subnet does not hold together"):
+            write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()) | wrong)
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("there", ["directory", "file"])
     def test_something_else_is_never_replaced(
@@ -199,8 +247,39 @@ class TestDirectory:
 def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("subnets") / "good"
     arch = net.space.smallest()
-    write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
+    description: dict[str, Any] = describe_subnet(net, arch, make_data()) | {
+        "recalibrated": {"calibration_images": 20},
+        "scores": {"validate": SCORE, "test": SCORE},
+        "trained": {
+            "run": "/runs/pets",
+            "data": "pets",
+            "epochs": 3.0,
+            "provenance": {"torch": "2.13", "device": "cpu"},
+            "finetuned": {
+                "before": {"validate": SCORE},
+                "after": {"validate": SCORE},
+                "settings": {"epochs": 1, "distill": False},
+                "epoch": 1,
+            },
+        },
+    }
+    write_subnet(path, net.extract(arch), description)
     return path
+
+
+def places_in(value: Any) -> list[tuple[str | int, ...]]:
+    """The keys that lead to each value inside JSON values."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(), *((key, *rest) for key, one in inner for rest in places_in(one))]
+
+
+def used_as_commands_do(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
+    """Read a subnet; where that succeeds, what the commands make of it succeeds too."""
+    network, description = read_subnet(path)
+    assert model_card(description).encode()
+    assert to_json(description)
+    assert files_to_push(path)
+    return network, description
 
 
 class TestDamaged:
@@ -263,11 +342,33 @@ class TestDamaged:
             {"preprocessing": {"resolution": 6, "channels": 1, "mean": [0.4], "std": [0.0]}},
             {"architecture": None},
             {"macs": "many"},
+            {"trained": "x"},
+            {"trained": [1]},
+            {"scores": [1]},
+            {"scores": {"validate": 3}},
+            {"scores": {"validate": {"top1": 5.0, "loss": 1.0}}},
+            {"scores": {"validate": {"top1": 5.0, "loss": "low", "images": 3}}},
+            {"scores": {"validate": {"top1": 5.0, "loss": float("inf"), "images": 3}}},
+            {"recalibrated": True},
+            {"license": float("nan")},
+            {"license": "\ud800"},
         ],
     )
     def test_parts_that_do_not_fit(self, path: Path, changes: dict[str, Any]) -> None:
         self.rewrite(path, **changes)
         with pytest.raises(UserError, match=r"does not hold together as a subnet|model.py is damaged"):
+            read_subnet(path)
+
+    @pytest.mark.parametrize("key", ["trained", "scores", "recalibrated"])
+    def test_what_may_be_left_out(self, path: Path, key: str) -> None:
+        self.rewrite(path, **{key: None})
+        assert used_as_commands_do(path)[1][key] is None
+
+    @pytest.mark.parametrize("size", [0, -8, 8.0, "8", [8]])
+    def test_an_image_size_that_is_none(self, path: Path, size: object) -> None:
+        given = json.loads((path / "config.json").read_text())["preprocessing"]
+        self.rewrite(path, preprocessing={**given, "image_size": size})
+        with pytest.raises(UserError, match="does not hold together as a subnet: its image size is"):
             read_subnet(path)
 
     def test_another_models_code(self, path: Path) -> None:
@@ -331,7 +432,7 @@ class TestDamaged:
         before = file.read_bytes()
         file.write_bytes(data.draw(damaged(before)))
         try:
-            network, _ = read_subnet(good)
+            network, _ = used_as_commands_do(good)
         except UserError:
             return
         finally:
@@ -339,6 +440,26 @@ class TestDamaged:
         weights = load_file(good / "model.safetensors")
         assert network.state_dict().keys() == weights.keys()
         assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_fuzz_of_values(self, good: Path, data: st.DataObject) -> None:
+        """Another value anywhere in config.json: a `UserError`, or one that every command can use."""
+        file = good / "config.json"
+        before = file.read_bytes()
+        description = json.loads(before)
+        *way, last = data.draw(st.sampled_from(places_in(description)[1:]))
+        around = description
+        for key in way:
+            around = around[key]
+        around[last] = data.draw(st.sampled_from([None, True, "x", "\ud800", [], [1], {}, float("nan"), -1, 10**400]))
+        file.write_text(json.dumps(description))
+        try:
+            used_as_commands_do(good)
+        except UserError:
+            return
+        finally:
+            file.write_bytes(before)
 
     @settings(max_examples=100, deadline=None)
     @given(data=st.data(), hidden=st.booleans())

@@ -59,7 +59,7 @@ from trainonce.cli_tools import (
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.distributed import is_first_process, process_group
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
@@ -74,7 +74,7 @@ from trainonce.population import (
 from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
 from trainonce.search.measures import NAMES, table_at
-from trainonce.subnet import describe_subnet, verify_subnet, write_subnet
+from trainonce.subnet import check_place, describe_subnet, verify_subnet, write_subnet
 from trainonce.train import Progress, TrainSettings, train_supernet
 from trainonce.version import __version__
 
@@ -444,11 +444,13 @@ def extract(
         if not given(context, "seed"):
             settings = cli_search.calibration_of(run, best)
     chosen = net.space.parse(arch)
+    path = out or run.subnets / chosen.id
+    check_place(path)
     evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
-    scores = {"validate": asdict(evaluator.score(network))}
+    scores = {"validate": asdict(finite(evaluator.score(network), "validate"))}
     if test:
-        scores["test"] = asdict(score(network, data.test, data))
+        scores["test"] = asdict(finite(score(network, data.test, data), "test"))
     config = run.config()
     description = describe_subnet(net, chosen, data) | {
         "recalibrated": evaluator.settings.model_dump() if recalibrate else None,
@@ -456,6 +458,7 @@ def extract(
         "trained": {
             "run": str(run.path.resolve()),
             "data": data.name,
+            "data_fingerprint": config.data_fingerprint,
             "recipe": config.recipe.name,
             "epochs": config.recipe.epochs,
             "passes": config.recipe.passes,
@@ -466,7 +469,6 @@ def extract(
     }
     if license_name:
         description["license"] = license_name
-    path = out or run.subnets / chosen.id
     write_subnet(path, network, description)
     verify_subnet(path, network)
     if as_json:

@@ -12,7 +12,7 @@ from trainonce.cli_options import DataDir, DecodeWorkers, Device, DryRun, Json, 
 from trainonce.cli_tools import device_named, stop_on_signal, use_threads
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.finetune import (
     Finetuned,
     FinetuneProgress,
@@ -76,7 +76,7 @@ def finetune_subnet(
     run = _run_of(description, run_path, subnet)
     settled = device_named(device)
     data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(settled)
-    _refuse_other_images(description, data, subnet)
+    _refuse_other_images(description, run, data, subnet)
     display.say_streamed(data)
     display.say_slow(torch.device(settled).type)
     evaluator = Evaluator(data, "validate", _calibration(description, subnet))
@@ -104,7 +104,8 @@ def finetune_subnet(
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
     tests = None
     if test:
-        tests = score(network, data.test, data), score(result.network, data.test, data)
+        before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
+        tests = before, after
     described = described_finetuned(
         *(description, result, evaluator, settings),
         tests=tests,
@@ -149,25 +150,27 @@ def _run_of(description: dict[str, Any], given: Path | None, subnet: Path) -> Ru
     return run
 
 
-def _refuse_other_images(description: dict[str, Any], data: DataSet, subnet: Path) -> None:
-    """Raise `UserError` where a subnet was made for other classes, or for images normalised in another way."""
-    given = description["preprocessing"]
-    for what, theirs, ours in (
+def _refuse_other_images(description: dict[str, Any], run: RunDirectory, data: DataSet, subnet: Path) -> None:
+    """Raise `UserError` where a subnet was made for other images, or for other classes, sizes or normalisation.
+
+    Other images of the same kind could be divided into other splits, and the test split be what it was trained on.
+    """
+    given, ours = description["preprocessing"], run.config().data_fingerprint
+    for what, then, now in (
         ("classes", description["classes"], list(data.class_names)),
         ("channels", given["channels"], data.channels),
         ("mean", given["mean"], list(data.mean)),
         ("std", given["std"], list(data.std)),
+        ("sizes", given.get("image_size") or data.image_size, data.image_size),  # older subnets do not say
+        ("fingerprints", (description.get("trained") or {}).get("data_fingerprint") or ours, ours),
     ):
-        if theirs != ours:
-            raise UserError(f"{subnet} was made for other images than those of the run: their {what} differ")
+        if then != now:
+            raise UserError(f"{subnet} was made for other images than those of {run.path}: their {what} differ")
 
 
 def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
     """How the subnet's batch norms were calibrated; the default way where they were not."""
-    recorded = description.get("recalibrated")
-    if not isinstance(recorded, dict):
-        return EvaluateSettings()
-    return EvaluateSettings.parse(recorded, where=f"{subnet}, recalibrated")
+    return EvaluateSettings.parse(description.get("recalibrated") or {}, where=f"{subnet}, recalibrated")
 
 
 def push(

@@ -5,6 +5,7 @@ gets statistics of its own first: the mean over batches of the batch mean and va
 arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trainonce.data import DataSet
 from trainonce.data.augment import augment, normalise
 from trainonce.data.splits import Split
+from trainonce.errors import RunError
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
@@ -137,6 +139,13 @@ def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = 
     size = batch or _score_batch(split.device)
     device = next(plain.parameters()).device
     return _score((plain(x_BCHW.to(device)) for x_BCHW in _normalised(split, data, size)), split, size)
+
+
+def finite(found: Score, split: str) -> Score:
+    """The score of a network on a split. Raises `RunError` where it is none: the logits hold NaN or infinity."""
+    if not math.isfinite(found.loss):
+        raise RunError(f"the scores are not finite: the loss on {split} is {found.loss}; nothing was written")
+    return found
 
 
 def _score_batch(device: torch.device) -> int:

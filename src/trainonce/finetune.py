@@ -21,7 +21,7 @@ from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
 from trainonce.distributed import Share
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import Evaluator, Score, recalibrate
+from trainonce.evaluate import Evaluator, Score, finite, recalibrate
 from trainonce.losses import DISTILLATION
 from trainonce.models import Supernet
 from trainonce.nn.cropping import crop_kernels
@@ -113,19 +113,20 @@ def finetune(
     After each epoch the batch norms of a copy are recalibrated and it is scored on the evaluator's split, which must
     be validate; the epoch of the highest top-1 is kept, of equals the one of lowest loss. With `settings.distill`
     `teacher` is a frozen network on the device of `network` (see `largest_as_teacher`). Nothing is written. Raises
-    `UserError` where there is no teacher to learn from, and `RunError` where a loss is not finite.
+    `UserError` where there is no teacher to learn from, and `RunError` where a loss or score is not finite.
     """
     assert evaluator.split_name == "validate", "the test split chooses nothing"
     began = time.monotonic()
     loop = _Loop(network, evaluator, settings, teacher)
-    before = evaluator.score(_copy(network))
+    before = finite(evaluator.score(_copy(network)), "validate")
     epochs: list[Epoch] = []
     kept: dict[str, Tensor] = {}
     for number in range(1, settings.epochs + 1):
         loss = loop.epoch(number, on_progress, should_stop)
         if loss is None:
             return None
-        found = Epoch(epoch=number, loss=loss, score=evaluator.score_recalibrated(loop.network()))
+        score = finite(evaluator.score_recalibrated(loop.network()), "validate")
+        found = Epoch(epoch=number, loss=loss, score=score)
         epochs.append(found)
         if found is max(epochs, key=_goodness):
             kept = loop.network().state_dict()

@@ -19,8 +19,11 @@ from trainonce.nn.plain import PlainNetwork
 from trainonce.subnet import FILES, read_subnet, verify_subnet, write_subnet
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-PLACES = ("run", "command")
-"""What a description says of how a subnet was trained that names folders of the machine: it stays at home."""
+PLACES = ("run", "command", "file")
+"""What names places on a machine where a description says how a subnet was trained, and in a certificate."""
+PATH = re.compile(r"(?<![\w.])/[^\s/].*", re.DOTALL)
+"""An absolute path in a sentence, and all that follows: where it ends cannot be told, since names may have spaces."""
+CERTIFICATE = "certificate.json"
 
 
 def save_pretrained(network: PlainNetwork, description: dict[str, Any], path: str | Path) -> None:
@@ -59,13 +62,13 @@ def from_pretrained(
 
 
 def files_to_push(path: Path) -> list[Path]:
-    """The files of a subnet's directory that `push_to_hub` uploads, by relative name: all but hidden ones.
+    """The files of a subnet's directory that `push_to_hub` uploads, by relative name.
 
-    Raises `UserError` where it is no whole subnet.
+    All but hidden ones and what Python leaves beside model.py. Raises `UserError` where it is no whole subnet.
     """
     read_subnet(path)
     found = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
-    return [file for file in found if not any(part.startswith(".") for part in file.parts)]
+    return [file for file in found if not any(part.startswith((".", "__pycache__")) for part in file.parts)]
 
 
 def push_to_hub(
@@ -78,10 +81,11 @@ def push_to_hub(
 ) -> str:
     """Upload a subnet's directory to a repository, which is made if need be; returns the commit's address.
 
-    Exports beside the subnet go too; hidden files do not. The uploaded config.json leaves out what names folders of
-    this machine (the run's, and command lines). `private` is for a repository that is made. Raises `UserError` where
-    the directory is no whole subnet, for a name or token that the Hub refuses, or without the extra, and `RunError`
-    where the Hub cannot be reached.
+    Exports beside the subnet go too; hidden files do not. What names folders of this machine stays at home: the
+    uploaded config.json and certificates lack the run's path, command lines, the file of imported weights, and
+    absolute paths in reasons. `private` is for a repository that is made. Raises `UserError` where the directory is no
+    whole subnet, for a name, token or card that the Hub refuses, or without the extra, and `RunError` where the Hub
+    cannot be reached.
     """
     path = Path(path)
     names = files_to_push(path)
@@ -90,10 +94,12 @@ def push_to_hub(
     hub = _hub()
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / name, Path(folder) / name)
-        config = read_json(path / "config.json")
-        (Path(folder) / "config.json").write_bytes(to_json(_without_places(config)))
+            copy = Path(folder) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if name.name == CERTIFICATE or str(name) == "config.json":
+                copy.write_bytes(_cleaned(path / name))
+            else:
+                shutil.copyfile(path / name, copy)
         with _refusals(hub, f"the repository {repo_id}"):
             api = hub.HfApi(token=token)
             made = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
@@ -106,15 +112,24 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def _without_places(description: dict[str, Any]) -> dict[str, Any]:
-    """The description without what says where on a machine it was trained."""
+def _cleaned(file: Path) -> bytes:
+    """A certificate, or of a description what says how it was trained, without places on this machine."""
+    whole = file.name == CERTIFICATE
+    try:
+        values = {k: _without_places(v) if whole or k == "trained" else v for k, v in read_json(file).items()}
+        return to_json(values)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be uploaded: {error}") from error
 
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(inner) for key, inner in value.items() if key not in PLACES}
-        return value
 
-    return {key: cleaned(value) if key == "trained" else value for key, value in description.items()}
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items() if key not in PLACES}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return PATH.sub("…", value) if isinstance(value, str) else value
 
 
 def _hub() -> Any:
@@ -142,6 +157,8 @@ def _refusals(hub: Any, what: str) -> Iterator[None]:
         raise UserError(f"{what} does not exist, or is private and needs another --token") from error
     except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
         raise RunError(f"{what} cannot be reached: {_first_line(error)}") from error
+    except ValueError as error:  # the card's metadata, of which the Hub says line by line what is wrong
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -39,7 +39,7 @@ class Classifier:
         how = self.preprocessing
         size = how.image_size or how.resolution
         pixels = decode_image(path, image_size=size, grey=how.channels == 1)
-        x_1CHW = torch.from_numpy(np.ascontiguousarray(pixels))[None]
+        x_1CHW = torch.from_numpy(np.array(pixels))[None]  # a copy: what Pillow gives may not be written
         return resize(normalise(x_1CHW, mean=how.mean, std=how.std), how.resolution)
 
     @torch.inference_mode()

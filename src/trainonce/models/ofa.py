@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
+from trainonce.models.layout import Layout, MBConvSettings
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.mobilenet_v3 import MobileNetV3
 from trainonce.models.proxyless_nas import ProxylessNAS
@@ -37,6 +38,7 @@ OFA_RESOLUTIONS = (128, 160, 192, 224)
 """Sides of the images they were trained on, in pixels, beside the multiples of 4 in between (OFA's training script)."""
 
 CLASSIFIER = "classifier.linear.weight"
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 _FILE_ERRORS = (  # what torch raises on a damaged or foreign file, by format and by where the damage is
     *(RuntimeError, UnpicklingError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
@@ -53,7 +55,7 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     of an image at its resolution the logits that it makes in OFA's code, up to rounding.
 
     Raises `UserError` that names the valid names, or says what is wrong with the file: damaged, foreign, or a tensor
-    that is missing, unexpected, of another shape or not finite.
+    that is missing, unexpected, of another shape or not finite in float32.
     """
     if name not in OFA_NETWORKS:
         raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
@@ -63,7 +65,9 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
         raise UserError(f"{where}: it has no {CLASSIFIER} of two dimensions")
     family, width = OFA_NETWORKS[name]
     fields = {"num_classes": len(given[CLASSIFIER]), "width_mult": width, "resolutions": resolutions}
-    net = family(family.settings_type.parse(fields, where=f"{name} in {path}"))
+    settings = family.settings_type.parse(fields, where=f"{name} in {path}")
+    _check_classifier(family.layout, settings, given[CLASSIFIER], where)
+    net = family(settings)
     names, state = _ofa_names(net), net.state_dict()
     if not any(key.endswith("_matrix") for key in given):  # trained without them; OFA's code reads on, and so does this
         names = {ours: theirs for ours, theirs in names.items() if not theirs.endswith("_matrix")}
@@ -93,7 +97,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
+    """Whether it is an ordinary tensor, as a module's state dict has them, with its own number for every entry.
+
+    One number that stands for many would let a small file ask for any amount of memory.
+    """
+    if type(value) is not Tensor or value.is_nested or value.layout is not torch.strided:
+        return False
+    whole = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    return value.device.type == "cpu" and value.dtype in DTYPES and whole
 
 
 def _canonical(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -151,6 +162,14 @@ def _blocks(net: MBConvSupernet) -> dict[str, ElasticMBConv]:
     return {f"blocks.{name}": block for name, block in zip(net.blocks, active, strict=True)}
 
 
+def _check_classifier(layout: Layout, settings: MBConvSettings, weight_KF: Tensor, where: str) -> None:
+    """Raise `UserError` where its features are not the network's: then its size says nothing of the classes."""
+    largest = layout.describe(settings, layout.space(settings).largest())
+    wanted = (settings.num_classes, largest.feature_channels or largest.final_channels)
+    if weight_KF.shape != wanted:
+        raise UserError(f"{where}: {CLASSIFIER} is {tuple(weight_KF.shape)} in it, not {wanted}")
+
+
 def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
     """Raise `UserError` unless every tensor wanted is given, with its shape and finite, and no other."""
     _refuse(where, "it lacks", [name for name in wanted if name not in given])
@@ -158,7 +177,7 @@ def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str
     for name, tensor in wanted.items():
         if given[name].shape != tensor.shape:
             raise UserError(f"{where}: {name} is {tuple(given[name].shape)} in it, not {tuple(tensor.shape)}")
-        if not given[name].isfinite().all():
+        if not given[name].to(torch.float32).isfinite().all():
             raise UserError(f"{where}: {name} in it is not finite")
 
 

@@ -43,17 +43,24 @@ network and its description, and `trainonce predict` names what is in an image.
 
 ## Preprocessing
 
-{layout}, with mean {mean} and std {std} of pixels in 0..1. Images of another size are resized to {resolution} x
-{resolution}.
+{layout}, with mean {mean} and std {std} of pixels in 0..1. Scores are of pictures that were turned
+upright and of which the central square was resized to {image_size} x {image_size}; the network itself brings that to
+{resolution} x {resolution}.
 
 ```python
 import numpy, torch
 from PIL import Image, ImageOps
 
-picture = ImageOps.fit(Image.open("picture.png").convert("{mode}"), ({resolution}, {resolution}), Image.BILINEAR)
-pixels = torch.from_numpy(numpy.array(picture)).view({resolution}, {resolution}, {channels}).permute(2, 0, 1) / 255
+picture = Image.open("picture.jpg")
+picture.draft(None, ({twice}, {twice}))  # a JPEG that is much larger is decoded smaller
+picture = ImageOps.exif_transpose(picture).convert("{mode}")
+side = min(picture.size)
+left, top = (picture.width - side) // 2, (picture.height - side) // 2
+square = picture.crop((left, top, left + side, top + side)).resize(({image_size}, {image_size}), Image.BILINEAR)
+pixels = torch.from_numpy(numpy.array(square)).view({image_size}, {image_size}, {channels}).permute(2, 0, 1) / 255
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
-logits = network(((pixels - mean) / std)[None])  # [1, {classes}]
+with torch.inference_mode():
+    logits = network(((pixels - mean) / std)[None])  # [1, {classes}]
 ```
 """
 
@@ -74,12 +81,12 @@ def model_card(description: Mapping[str, Any]) -> str:
 
 
 def _title(description: Mapping[str, Any]) -> str:
-    data = description.get("trained", {}).get("data")
+    data = (description.get("trained") or {}).get("data")
     return f"A subnet of {description['macs'] / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
 
 
 def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
-    data = description.get("trained", {}).get("data")
+    data = (description.get("trained") or {}).get("data")
     front: dict[str, Any] = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
     if description.get("license"):
         front["license"] = description["license"]
@@ -87,7 +94,7 @@ def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
     if data in HUB_DATASETS:
         front["datasets"] = [HUB_DATASETS[data]]
     front["metrics"] = ["accuracy"]
-    test = description.get("scores", {}).get("test")
+    test = (description.get("scores") or {}).get("test")
     if data and test:
         front["model-index"] = [
             {
@@ -108,9 +115,12 @@ def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loading(description: Mapping[str, Any]) -> str:
     given = description["preprocessing"]
+    size = given.get("image_size") or given["resolution"]
     return LOADING.format(
         **{key: given[key] for key in ("resolution", "channels", "layout")},
         title=_text(_title(description)),
+        image_size=size,
+        twice=2 * size,
         mean=[float(number) for number in given["mean"]],
         std=[float(number) for number in given["std"]],
         mode="L" if given["channels"] == 1 else "RGB",
@@ -133,7 +143,6 @@ def _scores(description: Mapping[str, Any]) -> str:
     rows = [
         f"| {_text(split)} | {score['top1']:.2f}% | {score['loss']:.4f} | {score['images']:,} |"
         for split, score in scores.items()
-        if isinstance(score, Mapping)
     ]
     if not rows:
         return ""

@@ -32,6 +32,9 @@ from trainonce.subnet.card import model_card
 CONFIG, WEIGHTS, MODEL, CARD = FILES = ("config.json", "model.safetensors", "model.py", "README.md")
 """The files of a subnet's directory."""
 EARLIER_CONFIG = "subnet.json"
+REPLACED = {*FILES, EARLIER_CONFIG, "weights.safetensors", "export", "__pycache__"}
+"""What may be removed where a subnet is replaced: its files, an earlier format's, exports of the old weights, and what
+Python leaves beside model.py."""
 
 # What can be raised by building and filling a network from values that are not what they claim to be.
 _MISFITS = (
@@ -66,9 +69,15 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[st
 
 
 def check_place(path: Path) -> None:
-    """Raise `UserError` where something else than a subnet is there: that is never replaced."""
-    if path.exists() and _format_of(path) is None and not (path.is_dir() and not any(path.iterdir())):
+    """Raise `UserError` where something else than a subnet is there, or lies in one: that is never replaced."""
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if path.exists() and _format_of(path) is None and not (path.is_dir() and not names):
         raise UserError(f"{path.resolve()} is there already and is not a subnet: name another directory")
+    for name in names:
+        if name not in REPLACED:
+            raise UserError(
+                f"{path.resolve()} also holds {name}, which is no part of a subnet: move it, or name another directory"
+            )
 
 
 def _format_of(path: Path) -> str | None:
@@ -84,12 +93,17 @@ def _format_of(path: Path) -> str | None:
 
 
 def write_subnet(path: Path, network: PlainNetwork, description: dict[str, Any]) -> None:
-    """Write a subnet's directory, whole or not at all, replacing one that is there.
+    """Write a subnet's directory, whole or not at all, replacing one that is there with its exports.
 
-    Raises `UserError` where something else than a subnet is there, and `RunError` where the disk refuses.
+    Raises `UserError` where something else than a subnet is there or where the description is none, and `RunError`
+    where the disk refuses.
     """
     path = path.resolve()
     check_place(path)
+    try:
+        _check_values(description)
+    except _MISFITS as error:
+        raise UserError(f"{path} is not written: what describes the subnet does not hold together: {error}") from error
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {
         WEIGHTS: tensors_to_bytes(state, metadata=WEIGHTS_METADATA),
@@ -135,7 +149,8 @@ def read_subnet(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
         _checked(path, MODEL, description)
         with torch.device("meta"):  # a damaged size must not fill the memory
             network = PlainNetwork(NetworkSpec.from_json(description["network"])).eval()
-        _check_description(description, network)
+        _check_values(description)
+        _check_fit(description, network)
         network.load_state_dict(_fitting(tensors_from_bytes(content), network), assign=True)
     except UserError:
         raise
@@ -160,7 +175,7 @@ def _fitting(weights: dict[str, Tensor], network: PlainNetwork) -> dict[str, Ten
 
 
 @torch.no_grad()
-def _check_description(description: dict[str, Any], network: PlainNetwork) -> None:
+def _check_fit(description: dict[str, Any], network: PlainNetwork) -> None:
     """Raise `ValueError`, or what comes of the attempt, where the description is not of this network."""
     spec, classes, given = network.spec, description["classes"], description["preprocessing"]
     side, channels = given["resolution"], given["channels"]
@@ -174,9 +189,24 @@ def _check_description(description: dict[str, Any], network: PlainNetwork) -> No
             raise ValueError(f"its {key} is not one number for each channel")
     if not all(number > 0 for number in given["std"]):
         raise ValueError("its std is not positive")
+
+
+def _check_values(description: dict[str, Any]) -> None:
+    """Raise `ValueError`, or what comes of the attempt, where the description cannot be used or written again."""
     for key, kind in (("architecture", str), ("macs", int), ("params", int)):
         if not isinstance(description[key], kind):
             raise ValueError(f"its {key} is {description[key]!r:.100}")
+    for key in ("trained", "scores", "recalibrated"):
+        if not isinstance(description.get(key), dict | None):
+            raise ValueError(f"its {key} is {description[key]!r:.100}")
+    for split, found in (description.get("scores") or {}).items():
+        if not all(math.isfinite(found[key]) for key in ("top1", "loss", "images")):
+            raise ValueError(f"its score on {split!r:.100} is {found!r:.100}")
+    size = description["preprocessing"].get("image_size")
+    if size is not None and not (isinstance(size, int) and size >= 1):
+        raise ValueError(f"its image size is {size!r:.100}")
+    to_json(description)
+    model_card(description).encode()
 
 
 def verify_subnet(path: Path, network: PlainNetwork) -> None:
