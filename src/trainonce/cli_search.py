@@ -186,7 +186,7 @@ def search_run(
             outcome = outcome_of(problem, start.scores, search(problem, start.scores, memo, settings))
             tested = None
             if test:
-                best = outcome.search.best.arch
+                best = outcome.best.arch
                 examiner = make_memo(Evaluator(data, "test", evaluator.settings), lambda _asked, _line: None)
                 examiner([best])
                 tested = {name: examiner.lines[best][name] for name in ("arch", "top1", "loss", "images")}
@@ -273,8 +273,7 @@ def _show(run: RunDirectory, outcome: Outcome, memo: Memo, tested: dict[str, Any
     display.out.print(display.front_table(outcome))
     for sentence in display.search_sentences(outcome):
         display.out.print(sentence)
-    best = outcome.search.best
     if tested is not None:
-        display.out.print(f"The best has {tested['top1']:.2f}% on {tested['images']} test images.")
+        display.out.print(f"The better of both has {tested['top1']:.2f}% on {tested['images']} test images.")
     display.err.print(f"{memo.made} scores were made now, {memo.asked - memo.made} were recorded before.")
-    display.err.print(f"Next: trainonce extract {run.path} {best.arch}")
+    display.err.print(f"Next: trainonce extract {run.path} {outcome.best.arch}")

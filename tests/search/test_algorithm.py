@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -102,6 +103,16 @@ def test_what_is_recorded_is_not_asked_again_and_counts_for_both(small: Any) -> 
     assert outcome.search.best.arch == outcome.control.best.arch == best
     assert outcome.search.best.known
     assert outcome.recorded == 1
+
+
+def test_the_best_is_the_better_of_both_sides(small: Any) -> None:
+    score = Scorer(small.truth)
+    evaluated = search(small.problem(), {}, score, SearchSettings(scores=4, predictor=False, **QUICK))
+    assert evaluated.control is not None
+    others = [arch for arch in small.everything() if arch not in score.asked]
+    for side in ("scores", "control"):
+        lucky = replace(evaluated, **{side: {others[0]: 99.0}})
+        assert outcome_of(small.problem(), {}, lucky).best.arch == others[0]
 
 
 def test_a_predictor_finds_more_than_chance(make_net: Any) -> None:

@@ -66,6 +66,11 @@ class Outcome:
     control: Side | None
     evaluated: Evaluated
 
+    @property
+    def best(self) -> Entry:
+        """The subnet of highest top-1, whichever side found it: that is the one to take."""
+        return max((side.best for side in (self.search, self.control) if side), key=lambda entry: entry.top1)
+
     def to_json(self) -> dict[str, Any]:
         """The part of front.json that follows from the scores."""
         rounds = [one.to_json() for one in self.evaluated.rounds]
