@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -35,18 +35,27 @@ def written(place: Path) -> dict[str, Any]:
     return found
 
 
-def shifted(by: float, layer: str | None = None) -> Target:
+def renamed(subnet: Path, place: Path, run: Path) -> Path:
+    """A copy of a subnet that names its run, as `trainonce extract` writes it."""
+    network, description = read_subnet(subnet)
+    description["trained"] |= {"run": str(run.resolve())}
+    write_subnet(place, network, description)
+    return place
+
+
+def shifted(by: float, precision: Literal["float32", "int8"] = "float32") -> Target:
     """A target whose file is the extracted network with every logit moved."""
 
     def open_it(files: Any, _threads: int, _where: str) -> Opened:
-        return Opened(description=held[0].file, run=lambda x: held[0].network(x) + by)
+        description = held[0].file.model_copy(update={"precision": precision})
+        return Opened(description=description, run=lambda x: held[0].network(x) + by)
 
     def write(reference: Any, _max_loss: float) -> Written:
         held.append(reference)
         return Written(files={"file": b"content"})
 
     held: list[Any] = []
-    return Target(name="shifted", about="", files=("file",), write=write, open=open_it)
+    return Target(name="shifted", about="", files=("file",), write=write, open=open_it, precision=precision)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -117,6 +126,35 @@ class TestWithoutTheRun:
         with pytest.raises(UserError, match="holds no run"):
             read_reference(home.subnets / "0", run=tmp_path)
 
+    def test_a_run_that_was_named_need_not_be_the_subnets_any_more(self, home: RunDirectory, tmp_path: Path) -> None:
+        """The copy of the run has been trained on, and the subnet names where the run was before it was moved."""
+        shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
+        net, _ = home.load_supernet()
+        checkpoint.save(tmp_path / "run" / "checkpoints", 4, {"weights": net.state_dict()}, {"step": 4})
+        subnet = renamed(home.subnets / "0", tmp_path / "subnet", tmp_path / "before")
+        reference = read_reference(subnet, run=tmp_path / "run", images=2)
+        assert reference.supernet is None
+        assert "the subnet is of step 3, its weights of step 4" in reference.no_supernet
+        assert reference.data is not None
+
+    def test_the_run_that_it_names_comes_before_the_one_in_which_it_lies(
+        self, home: RunDirectory, tmp_path: Path
+    ) -> None:
+        subnet = renamed(home.subnets / "0", tmp_path / "subnets" / "0", home.path)
+        shutil.copy(home.config_file, tmp_path)
+        assert read_reference(subnet, images=2).supernet is not None
+
+    def test_a_run_that_was_moved_is_found_around_the_subnet(self, home: RunDirectory, tmp_path: Path) -> None:
+        shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
+        subnet = renamed(home.subnets / "0", tmp_path / "run" / "subnets" / "0", tmp_path / "before")
+        reference = read_reference(subnet, images=2)
+        assert reference.supernet is not None
+        assert reference.data is not None
+
+    def test_a_run_that_is_gone_is_named(self, home: RunDirectory, tmp_path: Path) -> None:
+        subnet = renamed(home.subnets / "0", tmp_path / "subnet", tmp_path / "before")
+        assert f"{tmp_path / 'before'} holds no run" in read_reference(subnet, images=2).no_supernet
+
     def test_images_that_are_gone_leave_the_supernet(self, home: RunDirectory, tmp_path: Path) -> None:
         shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
         config = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
@@ -172,13 +210,14 @@ class TestFailures:
             export_subnet(exported(0).baseline, shifted(float("nan")), tmp_path)
         assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["largest_difference"] is None
 
-    def test_a_broken_subnet_has_nothing_to_certify(self, home: RunDirectory, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["classifier.bias", "stem.1.running_var"])
+    def test_a_broken_subnet_has_nothing_to_certify(self, home: RunDirectory, tmp_path: Path, name: str) -> None:
         network, description = read_subnet(home.subnets / "0")
         with torch.no_grad():
-            network.classifier.bias[0] = float("nan")
+            network.state_dict()[name][0] = float("nan")
         write_subnet(tmp_path / "broken", network, description)
         with pytest.raises(UserError, match="not finite"):
-            Baseline.of(read_reference(tmp_path / "broken", images=2))
+            Baseline.of(read_reference(tmp_path / "broken", run=home.path, images=2))
 
 
 class TestCheck:
@@ -213,10 +252,48 @@ class TestCheck:
 
     def test_the_file_of_another_subnet(self, exported: Export, copy: Path) -> None:
         """The smallest subnet takes images of 6 pixels, as the last does; the copied file takes 8."""
-        with pytest.raises(RunError, match="another size or normalisation"):
+        differs = "is of another subnet than .*: it differs in architecture, preprocessing, network, weights_sha256"
+        with pytest.raises(UserError, match=differs):
             check_export(exported(0).baseline, TARGETS["onnx"], copy)
-        with pytest.raises(RunError, match="not the extracted network"):
+        with pytest.raises(UserError, match="it differs in architecture, network, weights_sha256"):
             check_export(exported(0).baseline, TARGETS["onnx"], exported(2).place.parent)
+
+    @pytest.mark.parametrize(
+        ("change", "pattern"),
+        [
+            (lambda said: said["classes"].reverse(), "is of another subnet than .*: it differs in classes$"),
+            (lambda said: said.update(precision="int8"), "computes in int8: that is not a file of --to onnx"),
+        ],
+    )
+    def test_a_description_that_is_not_the_subnets(
+        self, exported: Export, copy: Path, change: Callable[[dict[str, Any]], object], pattern: str
+    ) -> None:
+        self.changed(copy / "onnx" / FILE, change)
+        with pytest.raises(UserError, match=pattern):
+            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+
+    @pytest.mark.parametrize("layers", [{}, {"other": "logits"}])
+    def test_a_file_that_names_no_layers(self, exported: Export, copy: Path, layers: dict[str, str]) -> None:
+        self.changed(copy / "onnx" / FILE, lambda said: said.update(layers=layers), corrupted=True)
+        with pytest.raises(RunError, match="the file does not let one look inside"):
+            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+
+    def test_a_file_that_lacks_a_layer_that_it_names(self, exported: Export, copy: Path) -> None:
+        self.changed(copy / "onnx" / FILE, lambda said: said["layers"].update(stem="nothing"), corrupted=True)
+        with pytest.raises(UserError, match="does not have all the layers that its description names"):
+            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+
+    @staticmethod
+    def changed(path: Path, change: Callable[[dict[str, Any]], object], *, corrupted: bool = False) -> None:
+        """Change an ONNX file's description; with `corrupted` also some weights, so that layers are asked for."""
+        model = onnx.load_model_from_string(path.read_bytes())
+        said = json.loads(model.metadata_props[0].value)
+        change(said)
+        model.metadata_props[0].value = json.dumps(said)
+        if corrupted:
+            weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
+        path.write_bytes(model.SerializeToString())
 
 
 def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:
@@ -242,3 +319,15 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
     assert isinstance(failed.extracted_and_exported, Comparison)
     assert certified(share + 1).passed
     assert certified(share + 1).verdict.endswith(f"; int8 changes top-1 by -{share:.2f} points")
+
+
+def test_int8_is_not_certified_without_images(exported: Export, tmp_path: Path) -> None:
+    """There is nothing else to hold its logits against; the certificate that is there stays."""
+    target, baseline = shifted(0.5, "int8"), exported(0).baseline
+    _, made = export_subnet(baseline, target, tmp_path)
+    before = written(tmp_path / "shifted")
+    assert made.passed
+    reference = dataclasses.replace(baseline.reference, data=None, no_data="they are gone")
+    with pytest.raises(RunError, match="what int8 loses of top-1 is not compared: they are gone"):
+        check_export(Baseline.of(reference), target, tmp_path)
+    assert written(tmp_path / "shifted") == before

@@ -9,10 +9,12 @@ from trainonce.export.compare import TOLERANCE, compare
 
 
 def test_figures() -> None:
-    found = compare(torch.tensor([[3.0, -4.0], [0.0, 1.0]]), torch.tensor([[3.0, -4.0], [0.25, 1.0]]))
-    assert (found.images, found.largest_difference, found.largest_logit) == (2, 0.25, 4.0)
-    assert found.tolerance == pytest.approx(4e-4)
-    assert (found.unequal_top1, found.near_ties, found.identical, found.agrees) == (0, 0, False, False)
+    """The second image is off by more, but the first by more of what is allowed: 0.25 of 1e-4 and 0.75 of 4e-4."""
+    expected = torch.tensor([[0.0, 1.0], [3.0, -4.0], [3.0, -4.0]])
+    found = compare(expected, expected + torch.tensor([[0.25, 0.0], [0.0, 0.75], [0.0, 0.0]]))
+    assert (found.images, found.largest_difference, found.largest_logit) == (3, 0.75, 4.0)
+    assert found.largest_ratio == pytest.approx(2500)
+    assert (found.unequal_top1, found.identical, found.agrees) == (0, False, False)
 
 
 def test_the_same_is_identical() -> None:
@@ -30,19 +32,26 @@ def test_the_tolerance_grows_with_the_logits_from_one(largest: float, allowed: f
         assert compare(expected, expected - torch.tensor([[0.0, factor * allowed]])).agrees is agrees
 
 
-def test_another_class_is_a_difference_unless_the_two_were_tied() -> None:
-    """Two classes 1.5e-4 apart can change places within a tolerance of 1e-4 each; at 1 they cannot."""
+def test_an_image_with_huge_logits_does_not_loosen_the_tolerance_of_others() -> None:
+    expected = torch.tensor([[5000.0, 0.0], [1.0, 0.0]])
+    assert compare(expected, expected + torch.tensor([[0.4, 0.0], [0.0, 0.0]])).agrees
+    assert not compare(expected, expected + torch.tensor([[0.0, 0.0], [0.4, 0.0]])).agrees
+
+
+def test_classes_that_change_places_are_counted() -> None:
+    """Two classes 1.5e-4 apart can within a tolerance of 1e-4 each; at 1 they cannot."""
     tied, swapped = torch.tensor([[0.50015, 0.5]]), torch.tensor([[0.50007, 0.50008]])
     found = compare(tied, swapped)
-    assert (found.unequal_top1, found.near_ties, found.agrees) == (0, 1, True)
+    assert (found.unequal_top1, found.agrees) == (1, True)
     apart = compare(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-    assert (apart.unequal_top1, apart.near_ties, apart.agrees) == (1, 0, False)
+    assert (apart.unequal_top1, apart.agrees) == (1, False)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_never_agrees(bad: float) -> None:
     found = compare(torch.zeros(2, 3), torch.tensor([[0.0, bad, 0.0], [0.0, 0.0, 0.0]]))
     assert found.largest_difference is None
+    assert found.largest_ratio is None
     assert not found.agrees
 
 

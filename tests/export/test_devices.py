@@ -1,5 +1,6 @@
 """OpenVINO and ExecuTorch, by their own interfaces."""
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS
+from trainonce.export.executorch import open_executorch
 from trainonce.export.exporting import check_export, export_subnet
+from trainonce.export.openvino import open_openvino
 from trainonce.subnet import read_subnet
 
 Export = Callable[[int], Any]
@@ -78,6 +81,54 @@ class TestOpenVino:
             (openvino_place / "whole").replace(openvino_place / "model.xml")
             (openvino_place / "model.bin").write_bytes(content)
 
+    @pytest.mark.parametrize(
+        ("change", "pattern"),
+        [
+            (lambda said: said["preprocessing"].update(resolution=16), "other shapes than its description says"),
+            (lambda said: said.update(classes=["a", "b"]), "other shapes than its description says"),
+            (lambda said: said["layers"].update(stem="nothing"), "not have all the layers that its description names"),
+        ],
+    )
+    def test_a_description_that_does_not_fit(
+        self, openvino_place: Path, change: Callable[[dict[str, Any]], object], pattern: str
+    ) -> None:
+        def opened_and_asked() -> dict[str, torch.Tensor]:
+            opened = open_openvino(redescribed(openvino_place, change), 1, "model.xml")
+            assert opened.layers is not None
+            return opened.layers(torch.zeros(1, 1, 8, 8), ["stem"])
+
+        with pytest.raises(UserError, match=pattern):
+            opened_and_asked()
+
+    def test_a_description_that_names_no_layers(self, openvino_place: Path) -> None:
+        files = redescribed(openvino_place, lambda said: said.update(layers={}))
+        assert open_openvino(files, 1, "model.xml").layers is None
+
+    def test_a_description_that_is_no_text(self, openvino_place: Path) -> None:
+        files = redescribed(openvino_place, lambda said: None)
+        files["model.xml"] = files["model.xml"].replace(b"trainonce-export-1", b"trainonce-export-\xff")
+        with pytest.raises(UserError, match=r"^model\.xml: its description is not a text"):
+            open_openvino(files, 1, "model.xml")
+
+    def test_images_of_another_size_are_a_sentence(self, openvino_place: Path) -> None:
+        opened = open_openvino(redescribed(openvino_place, lambda said: None), 1, "model.xml")
+        assert opened.layers is not None
+        with pytest.raises(UserError, match=r"^model\.xml cannot be computed: .*incompatible"):
+            opened.run(torch.zeros(1, 1, 6, 6))
+        with pytest.raises(UserError, match=r"^model\.xml cannot be computed: .*incompatible"):
+            opened.layers(torch.zeros(1, 1, 6, 6), ["stem"])
+
+
+def redescribed(place: Path, change: Callable[[dict[str, Any]], object]) -> dict[str, bytes]:
+    """The OpenVINO files there with their description changed."""
+    xml = (place / "model.xml").read_text(encoding="utf-8")
+    head, begin, rest = xml.rpartition('<trainonce value="')  # before it stands the ONNX file's, which OpenVINO keeps
+    text, end, tail = rest.partition('" />')
+    said = json.loads(html.unescape(text))
+    change(said)
+    content = head + begin + html.escape(json.dumps(said)) + end + tail
+    return {"model.xml": content.encode(), "model.bin": (place / "model.bin").read_bytes()}
+
 
 def _find(content: bytes, values: torch.Tensor) -> int:
     """Where a run of float32 values, up to rounding, begins in some bytes."""
@@ -104,6 +155,17 @@ class TestExecuTorch:
         said = json.loads((executorch_place / "model.json").read_text(encoding="utf-8"))
         assert said["batch"] == 1
         assert said["architecture"] == exported(0).baseline.reference.file.architecture
+
+    def test_another_size_is_a_sentence(self, exported: Export, executorch_place: Path) -> None:
+        """Of images, and of the description that lies beside the program."""
+        files = {name: (executorch_place / name).read_bytes() for name in ("model.pte", "model.json")}
+        with pytest.raises(UserError, match=r"^model\.pte cannot be computed: "):
+            open_executorch(files, 1, "model.pte").run(torch.zeros(1, 1, 16, 16))
+        said = json.loads(files["model.json"])
+        said["preprocessing"]["resolution"] = 16
+        files["model.json"] = json.dumps(said).encode()
+        with pytest.raises(UserError, match=r"^model\.pte takes and gives other shapes than its description says"):
+            open_executorch(files, 1, "model.pte")
 
     def test_damage_is_a_sentence(self, exported: Export, executorch_place: Path) -> None:
         content = (executorch_place / "model.pte").read_bytes()

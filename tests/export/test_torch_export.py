@@ -1,17 +1,20 @@
 """torch.export: the same network with any batch; files from disk are never loaded."""
 
 import io
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from trainonce.errors import RunError
+from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, torch_export
+from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
-from trainonce.export.first_difference import first_difference
+from trainonce.export.first_difference import first_difference, layer_outputs
 from trainonce.subnet import read_subnet
 
 Export = Callable[[int], Any]
@@ -37,12 +40,43 @@ def test_the_layer_that_differs_is_found(exported: Export, place: Path) -> None:
     opened = torch_export.open_torch_export({"model.pt2": (place / "model.pt2").read_bytes()}, 1, "")
     network, _ = read_subnet(exported(2).subnet)
     x_BCHW = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert first_difference(network, opened, x_BCHW, tolerance=1e-4) is None
+    assert first_difference(network, opened, x_BCHW) is None
     with torch.no_grad():
         network.blocks[4].project[0].weight[0, 0] += 10  # type: ignore[index, union-attr]
-    found = first_difference(network, opened, x_BCHW, tolerance=1e-4)
+    found = first_difference(network, opened, x_BCHW)
     assert found is not None
     assert found.layer == "blocks.4"
+
+
+def test_an_image_with_huge_values_hides_no_layer(exported: Export) -> None:
+    network, _ = read_subnet(exported(2).subnet)
+
+    def layers(x_BCHW: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        found = layer_outputs(network, names, x_BCHW)
+        off_BCHW = found["blocks.1"].clone()
+        off_BCHW[1] += 0.01 * off_BCHW[1].abs().max() + 0.01
+        return found | {"blocks.1": off_BCHW}
+
+    x_BCHW = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    x_BCHW[0] *= 1e6
+    opened = Opened(description=exported(2).baseline.reference.file, run=network, layers=layers)
+    found = first_difference(network, opened, x_BCHW)
+    assert found is not None
+    assert found.layer == "blocks.1"
+
+
+def test_the_certificate_must_be_of_this_subnet_and_have_passed(exported: Export, place: Path, tmp_path: Path) -> None:
+    """The file is not opened, so its hash says what it is only through the certificate."""
+    with pytest.raises(UserError, match=r"is of another subnet than .*: its certificate names other weights"):
+        check_export(exported(1).baseline, TARGETS["torch"], place.parent)
+    shutil.copytree(place, tmp_path / "torch")
+    said = json.loads((place / "certificate.json").read_text(encoding="utf-8")) | {
+        "passed": False,
+        "verdict": "it is off",
+    }
+    (tmp_path / "torch" / "certificate.json").write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(UserError, match="did not pass when it was made: it is off"):
+        check_export(exported(2).baseline, TARGETS["torch"], tmp_path)
 
 
 def test_a_file_from_disk_is_not_loaded(exported: Export, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

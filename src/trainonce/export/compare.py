@@ -1,4 +1,4 @@
-"""How far two networks' logits are apart, and whether they say the same."""
+"""How far two networks' outputs are apart, and whether they say the same."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-4
-"""How far float32 logits may be apart, as a part of the largest logit, or absolutely where that is below 1."""
+"""How far an image's float32 outputs may be apart: as a part of the largest, or absolutely where that is below 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,47 +18,35 @@ class Comparison:
     """Whether every logit is the same to the last bit."""
     largest_difference: float | None
     """The largest absolute difference of two logits; None where one is not a finite number."""
+    largest_ratio: float | None
+    """The largest difference of two logits as a part of what `TOLERANCE` allows for their image; None likewise. It need
+    not be the image with the largest difference: what is allowed grows with an image's logits."""
     largest_logit: float
     """The largest absolute value of a logit of the network that is held to be right."""
     unequal_top1: int
-    """Images whose best class differs, near ties left out."""
-    near_ties: int
-    """Images whose best class differs where the two classes are within twice the tolerance of each other: rounding
-    alone decides there."""
-    tolerance: float
-    """How far logits may be apart: `TOLERANCE` times the largest logit, or times 1 where that is less."""
+    """Images whose best class differs. Within the tolerance those are near ties: rounding alone decides there."""
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is within the tolerance and the best classes are the same."""
-        near = self.largest_difference is not None and self.largest_difference <= self.tolerance
-        return near and self.unequal_top1 == 0
+        """Whether the logits of every image are within its tolerance."""
+        return self.largest_ratio is not None and self.largest_ratio <= 1
 
 
 def compare(expected_NK: Tensor, found_NK: Tensor) -> Comparison:
     """Compare logits [N, classes], finite in `expected_NK`, with others of the same images."""
-    largest = float(expected_NK.abs().max())
-    tolerance = TOLERANCE * max(1.0, largest)
-    if expected_NK.shape != found_NK.shape or not found_NK.isfinite().all():
-        return Comparison(
-            images=len(expected_NK),
-            identical=False,
-            largest_difference=None,
-            largest_logit=largest,
-            unequal_top1=len(expected_NK),
-            near_ties=0,
-            tolerance=tolerance,
-        )
-    best_N, other_N = expected_NK.argmax(1), found_NK.argmax(1)
-    rows_M = (best_N != other_N).nonzero().flatten()
-    margin_M = expected_NK[rows_M, best_N[rows_M]] - expected_NK[rows_M, other_N[rows_M]]
-    ties = int((margin_M <= 2 * tolerance).sum())
+    apart = expected_NK.shape != found_NK.shape or not found_NK.isfinite().all()
     return Comparison(
         images=len(expected_NK),
         identical=torch.equal(expected_NK, found_NK),
-        largest_difference=float((expected_NK - found_NK).abs().max()),
-        largest_logit=largest,
-        unequal_top1=len(rows_M) - ties,
-        near_ties=ties,
-        tolerance=tolerance,
+        largest_difference=None if apart else float((expected_NK.double() - found_NK.double()).abs().max()),
+        largest_ratio=None if apart else float(ratios(expected_NK, found_NK).max()),
+        largest_logit=float(expected_NK.abs().max()),
+        unequal_top1=len(expected_NK) if apart else int((expected_NK.argmax(1) != found_NK.argmax(1)).sum()),
     )
+
+
+def ratios(expected: Tensor, found: Tensor) -> Tensor:
+    """For each image the largest difference of outputs [N, …], as a part of what `TOLERANCE` allows there, [N]."""
+    expected_NM, found_NM = expected.flatten(1).double(), found.flatten(1).double()
+    allowed_N = TOLERANCE * expected_NM.abs().amax(1).clamp(min=1)
+    return (expected_NM - found_NM).abs().amax(1) / allowed_N

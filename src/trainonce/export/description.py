@@ -83,6 +83,16 @@ class FileDescription(Settings):
         return cls.parse(values, where=where)
 
 
+def check_shapes(
+    description: FileDescription, images_CHW: Sequence[object], logits_K: Sequence[object], where: str
+) -> None:
+    """Raise a `UserError` that names `where` if a file that takes and gives these shapes is not the one described."""
+    how = description.preprocessing
+    described = [how.channels, how.resolution, how.resolution], [len(description.classes)]
+    if (list(images_CHW), list(logits_K)) != described:
+        raise UserError(f"{where} takes and gives other shapes than its description says")
+
+
 def describe_file(description: Mapping[str, Any], weights_sha256: str, *, where: str) -> FileDescription:
     """A file's description from a subnet's. Raises `UserError` for what is missing or malformed."""
     taken = {name: description[name] for name in ("architecture", "classes", "network") if name in description}

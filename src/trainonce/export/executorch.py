@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.export.description import FileDescription, Opened, Written
-from trainonce.export.tools import extra, quiet
+from trainonce.export.description import FileDescription, Opened, Written, check_shapes
+from trainonce.export.tools import extra, quiet, sentence
 
 FILE, SIDECAR = "model.pte", "model.json"
 EXTRA = "executorch"
@@ -39,20 +39,19 @@ def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Ope
     """
     with extra(EXTRA), quiet():
         from executorch.runtime import Runtime, Verification
-    try:
+    with sentence(f"{where} is not an ExecuTorch program that can be computed here"):
         description = FileDescription.from_text(files[SIDECAR].decode(), where=where)
         program = Runtime.get().load_program(files[FILE], verification=Verification.InternalConsistency)
         method = program.load_method("forward")
-    except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where} is not an ExecuTorch program that can be computed here: {error}") from error
-    if method is None:
-        raise UserError(f"{where} has no method 'forward'")
+        if method is None:
+            raise UserError(f"{where} has no method 'forward'")
+        given, returned = method.metadata.input_tensor_meta(0).sizes(), method.metadata.output_tensor_meta(0).sizes()
+    check_shapes(description, given[1:], returned[1:], where)
 
     def run(x_BCHW: Tensor) -> Tensor:
         forward = program.load_method("forward")  # loaded once; asked for here since the program's memory must live on
         assert forward is not None
-        return torch.cat([forward.execute([x_1CHW.contiguous()])[0].clone() for x_1CHW in torch.split(x_BCHW, 1)])
+        with sentence(f"{where} cannot be computed"):
+            return torch.cat([forward.execute([x_1CHW.contiguous()])[0].clone() for x_1CHW in torch.split(x_BCHW, 1)])
 
     return Opened(description=description, run=run)

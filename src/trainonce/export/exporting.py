@@ -11,7 +11,8 @@ from trainonce.errors import RunError, UserError
 from trainonce.export import Target
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Baseline, Certificate, certify
-from trainonce.export.description import Opened
+from trainonce.export.description import FileDescription, Opened
+from trainonce.export.reference import Reference
 from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_atomic, write_synced
 
 
@@ -51,18 +52,22 @@ def export_subnet(baseline: Baseline, target: Target, out: Path, *, max_loss: fl
 def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
     """Hold the files in OUT/TARGET against the subnet again, and replace their certificate if they pass.
 
-    Files of a target that could unpickle are not opened; their hashes must be the recorded ones. Raises `RunError`
-    where the files are not the same network, `UserError` where they are not there, damaged, or of another subnet.
+    Files of a target that could unpickle are not opened: their hashes must be those in a certificate of this subnet
+    that passed. Raises `RunError` where the files are not the same network, or where that cannot be told of int8 for
+    want of images; `UserError` where they are not there, damaged, or of another subnet.
     """
     place = out / target.name
     if not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} holds no export: make one first, without --check")
     recorded = read_json(place / CERTIFICATE)
     files = {name: read_bytes(place / name) for name in target.files}
+    if target.reopens:
+        opened = target.open(files, torch.get_num_threads(), str(place / target.files[0]))
+        _refuse_another(opened.description, baseline.reference, target, place)
+    else:
+        opened = None
+        _refuse_uncertified(recorded, baseline.reference, place)
     details = recorded.get("details")
-    opened = target.open(files, torch.get_num_threads(), str(place / target.files[0])) if target.reopens else None
-    if opened is not None and opened.description.preprocessing != baseline.reference.file.preprocessing:
-        raise RunError(f"{place} takes images of another size or normalisation than {baseline.reference.path}")
     details = details if isinstance(details, dict) else {}
     certificate = _certified(baseline, target, opened, files, details, max_loss)
     if not target.reopens and recorded.get("files") != certificate.files:
@@ -75,6 +80,22 @@ def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: flo
         except OSError as error:
             raise RunError(f"cannot write {place / CERTIFICATE}: {error.strerror}") from error
     return place, certificate
+
+
+def _refuse_another(found: FileDescription, reference: Reference, target: Target, place: Path) -> None:
+    here, there = (d.model_dump(exclude={"layers", "precision", "batch"}) for d in (reference.file, found))
+    others = [name for name in here if here[name] != there[name]]
+    if others:
+        raise UserError(f"{place} is of another subnet than {reference.path}: it differs in {', '.join(others)}")
+    if found.precision != target.precision:
+        raise UserError(f"{place} computes in {found.precision}: that is not a file of --to {target.name}")
+
+
+def _refuse_uncertified(recorded: Mapping[str, Any], reference: Reference, place: Path) -> None:
+    if recorded.get("weights_sha256") != reference.file.weights_sha256:
+        raise UserError(f"{place} is of another subnet than {reference.path}: its certificate names other weights")
+    if recorded.get("passed") is not True:
+        raise UserError(f"{place} did not pass when it was made: {recorded.get('verdict')}")
 
 
 def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainonce.export.compare import ratios
 from trainonce.export.description import Opened
 from trainonce.export.tools import layer_names
 
@@ -42,25 +43,27 @@ def layer_outputs(network: nn.Module, names: Sequence[str], x_BCHW: Tensor) -> d
     return found
 
 
-def first_difference(network: nn.Module, opened: Opened, x_BCHW: Tensor, *, tolerance: float) -> FirstDifference | None:
-    """The first layer, in the order of execution, whose outputs are further off than `tolerance` allows.
+def first_difference(network: nn.Module, opened: Opened, x_BCHW: Tensor) -> FirstDifference | None:
+    """The first layer, in the order of execution, whose outputs are further off than the tolerance of logits allows.
 
-    That is `tolerance` times the layer's largest output in size, or times 1 where that is less. Everything before
-    agrees, so the layer itself is at fault, not what it is given. None where no layer is, and where the file does not
-    let one look inside.
+    It applies to each image and layer: `TOLERANCE` times the largest output in size, or times 1 where that is less.
+    Everything before agrees, so the layer itself is at fault, not what it is given. None where no layer is, and where
+    the file does not let one look inside.
     """
     if opened.layers is None:
         return None
     names = [
         name for name in layer_names(network) if not opened.description.layers or name in opened.description.layers
     ]
+    if not names:
+        return None
     expected = layer_outputs(network, names, x_BCHW)
     found = opened.layers(x_BCHW, names)
     for name in names:
         scale = float(expected[name].abs().max())
         if expected[name].shape != found[name].shape or not found[name].isfinite().all():
             return FirstDifference(layer=name, largest_difference=None, largest_value=scale)
-        off = float((expected[name] - found[name]).abs().max())
-        if off > tolerance * max(1.0, scale):
+        if (ratios(expected[name], found[name]) > 1).any():
+            off = float((expected[name] - found[name]).abs().max())
             return FirstDifference(layer=name, largest_difference=off, largest_value=scale)
     return None

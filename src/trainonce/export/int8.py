@@ -29,7 +29,7 @@ QUANTISED = ("Conv", "Gemm", "Relu", "Add")
 
 
 def write_int8(reference: Reference, *, max_loss: float) -> Written:
-    """The quantised ONNX file; `details` say what was lost on the validate split, and through which layers.
+    """The quantised ONNX file; `details` say what it loses on the validate split, and what each layer would.
 
     `max_loss` is in points of top-1. Raises `UserError` without the run's images or the extra `onnx`.
     """
@@ -45,27 +45,27 @@ def write_int8(reference: Reference, *, max_loss: float) -> Written:
         return content, _top1(reference, open_onnx({FILE: content}, torch.get_num_threads(), FILE), validate)
 
     content, top1 = quantised(lambda _node: False)
-    details: dict[str, Any] = {
-        "calibration_images": min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
-        "validate_images": len(validate),
-        "validate_top1_float32": float_top1,
-        "validate_top1_int8": top1,
-        "validate_loss": float_top1 - top1,
-        "kept_in_float32": [],
-        "loss_by_layer": {},
-    }
+    kept: list[str] = []
+    loss_by_layer: dict[str, float] = {}
     if float_top1 - top1 > max_loss:
         lost = {
             layer: float_top1 - quantised(lambda node, layer=layer: not belongs(node, layer))[1]  # type: ignore[misc]
             for layer in open_onnx({FILE: floating}, 1, FILE).description.layers
         }
         ranked = sorted(lost, key=lambda layer: -lost[layer])
-        details["loss_by_layer"] = {layer: lost[layer] for layer in ranked}
-        kept: list[str] = []
+        loss_by_layer = {layer: lost[layer] for layer in ranked}
         while ranked and float_top1 - top1 > max_loss:
             kept.append(ranked.pop(0))
             content, top1 = quantised(lambda node: any(belongs(node, layer) for layer in kept))
-        details |= {"kept_in_float32": kept, "validate_top1_int8": top1}
+    details: dict[str, Any] = {
+        "calibration_images": min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
+        "validate_images": len(validate),
+        "validate_top1_float32": float_top1,
+        "validate_top1_int8": top1,
+        "validate_loss": float_top1 - top1,
+        "kept_in_float32": kept,
+        "loss_by_layer": loss_by_layer,
+    }
     return Written(files={FILE: content}, details=details)
 
 

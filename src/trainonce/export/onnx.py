@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run
-from trainonce.export.tools import extra, layer_names, quiet
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
+from trainonce.export.tools import REFUSALS, extra, layer_names, quiet, sentence
 
 OPSET = 18
 FILE = "model.onnx"
@@ -116,25 +116,27 @@ def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
 
         model = parsed(content, where=where)
         tensors = [description.layers[name] for name in names]
+        made = {tensor for node in model.graph.node for tensor in node.output}
+        if not made.issuperset(tensors):
+            raise UserError(f"{where} does not have all the layers that its description names")
         there = {output.name for output in model.graph.output}
         model.graph.output.extend(
             onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors) if name not in there
         )
         inside = _session(model.SerializeToString(), threads, where)
-        values = inside.run(tensors, {INPUT: x_BCHW.contiguous().numpy()})
+        with sentence(f"{where} cannot be computed", _refusals()):
+            values = inside.run(tensors, {INPUT: x_BCHW.contiguous().numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
-    return Opened(description=description, run=_runner(session, where), layers=layers)
+    return Opened(description=description, run=_runner(session, where), layers=layers if description.layers else None)
 
 
 def _runner(session: Any, where: str) -> Run:
     refusals = _refusals()
 
     def run(x_BCHW: Tensor) -> Tensor:
-        try:
+        with sentence(f"{where} cannot be computed", refusals):
             return torch.from_numpy(session.run([OUTPUT], {INPUT: x_BCHW.contiguous().numpy()})[0])
-        except refusals as error:
-            raise UserError(f"{where} cannot be computed: {_first_line(error)}") from error
 
     return run
 
@@ -148,10 +150,8 @@ def _session(content: bytes, threads: int, where: str) -> Any:
     options.log_severity_level = 4  # what is wrong is raised as well
     if not content:
         raise UserError(f"{where} is empty")
-    try:
+    with sentence(f"{where} is not an ONNX file that can be computed here", _refusals()):
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except _refusals() as error:
-        raise UserError(f"{where} is not an ONNX file that can be computed here: {_first_line(error)}") from error
 
 
 def _refusals() -> tuple[type[Exception], ...]:
@@ -160,19 +160,12 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (
         *(state.Fail, state.InvalidArgument, state.NoSuchFile, state.NoModel, state.EngineError, state.EPFail),
         *(state.RuntimeException, state.InvalidProtobuf, state.NotImplemented, state.InvalidGraph),
-        *(ValueError, RuntimeError, TypeError),
+        *REFUSALS,
     )
 
 
 def _check_shapes(session: Any, description: FileDescription, where: str) -> None:
-    how = description.preprocessing
     given = [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
     if given != [(INPUT, "tensor(float)"), (OUTPUT, "tensor(float)")]:
         raise UserError(f"{where} has other inputs and outputs than a file of `trainonce export`")
-    sides = session.get_inputs()[0].shape[1:], session.get_outputs()[0].shape[1:]
-    if sides != ([how.channels, how.resolution, how.resolution], [len(description.classes)]):
-        raise UserError(f"{where} takes and gives other shapes than its description says")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    check_shapes(description, session.get_inputs()[0].shape[1:], session.get_outputs()[0].shape[1:], where)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written, check_shapes
 from trainonce.export.onnx import FILE as ONNX_FILE
 from trainonce.export.onnx import open_onnx
-from trainonce.export.tools import extra, quiet
+from trainonce.export.tools import extra, quiet, sentence
 
 XML, BIN = "model.xml", "model.bin"
 EXTRA = "openvino"
+REASON = -1
+"""The line of an error that says what is wrong: OpenVINO puts the places in its source first."""
 
 
 def write_openvino(content: bytes) -> Written:
@@ -41,41 +43,52 @@ def open_openvino(files: Mapping[str, bytes], threads: int, where: str) -> Opene
     core = openvino.Core()
 
     def read() -> Any:
-        try:
+        with sentence(f"{where} is not an OpenVINO model that can be read here", line=REASON):
             return core.read_model(files[XML], files[BIN])
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{where} is not an OpenVINO model that can be read here: {_last_line(error)}") from error
 
     def compiled(model: Any) -> Any:
         # Without the hint a processor with bfloat16 arithmetic would use that.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        try:
+        with sentence(f"{where} cannot be computed here", line=REASON):
             return core.compile_model(model, "CPU", settings)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{where} cannot be computed here: {_last_line(error)}") from error
 
     model = read()
     if not model.has_rt_info([KEY]):
         raise UserError(
             f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
         )
-    description = FileDescription.from_text(model.get_rt_info([KEY]).astype(str), where=where)
+    with sentence(f"{where}: its description is not a text", line=REASON):
+        text = model.get_rt_info([KEY]).astype(str)
+    description = FileDescription.from_text(text, where=where)
+    _check_shapes(model, description, where)
     network = compiled(model)
 
     def run(x_BCHW: Tensor) -> Tensor:
-        found = network({INPUT: x_BCHW.contiguous().numpy()})[OUTPUT]
+        with sentence(f"{where} cannot be computed", line=REASON):
+            found = network({INPUT: x_BCHW.contiguous().numpy()})[OUTPUT]
         return torch.from_numpy(found.copy())
 
     def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         inside = read()
         tensors = [description.layers[name] for name in names]
-        inside.add_outputs([name for name in dict.fromkeys(tensors) if name != OUTPUT])
-        found = compiled(inside)({INPUT: x_BCHW.contiguous().numpy()})
+        with sentence(f"{where} does not have all the layers that its description names", line=REASON):
+            inside.add_outputs([name for name in dict.fromkeys(tensors) if name != OUTPUT])
+        network = compiled(inside)
+        with sentence(f"{where} cannot be computed", line=REASON):
+            found = network({INPUT: x_BCHW.contiguous().numpy()})
         return {name: torch.from_numpy(found[tensor].copy()) for name, tensor in zip(names, tensors, strict=True)}
 
-    return Opened(description=description, run=run, layers=layers)
+    return Opened(description=description, run=run, layers=layers if description.layers else None)
 
 
-def _last_line(error: Exception) -> str:
-    """OpenVINO puts the places in its source first, and what is wrong last."""
-    return str(error).strip().rpartition("\n")[2]
+def _check_shapes(model: Any, description: FileDescription, where: str) -> None:
+    ends = [*model.inputs, *model.outputs]
+    named = [name in end.get_names() for end, name in zip(ends, (INPUT, OUTPUT), strict=False)]
+    if len(ends) != 2 or not all(named):
+        raise UserError(f"{where} has other inputs and outputs than a file of `trainonce export`")
+    given, returned = ([_side(d) for d in end.get_partial_shape()][1:] for end in ends)
+    check_shapes(description, given, returned, where)
+
+
+def _side(dimension: Any) -> int | None:
+    return int(dimension.get_length()) if dimension.is_static else None

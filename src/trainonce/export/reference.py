@@ -78,22 +78,21 @@ def read_reference(
 ) -> Reference:
     """Read a subnet, and the supernet and the images that it came from.
 
-    `run` is the run's directory: without it the one that the subnet names, or else the one in which it lies, and where
-    that cannot be used it is left out with the reason. `data_dir` and `moved_to` say where the run's images are now;
-    `loaded` are those images where the caller has them already. `images` is how many random ones there are. Raises
-    `UserError` for a directory that is no subnet, and for a `run` that was named and cannot be used.
+    `run` is the run's directory: without it the one that the subnet names, or else the one in which it lies. A supernet
+    that is not the subnet's any more is left out with the reason; so are a run and images that are not there, unless
+    `run` was given. `data_dir` and `moved_to` say where the run's images are now; `loaded` are those images where the
+    caller has them already. `images` is how many random ones there are. Raises `UserError` for a directory that is no
+    subnet, and for a `run` that was given and is none or whose images cannot be used.
     """
     network, description = read_subnet(path)
     file = describe_file(description, weights_sha256(network), where=str(path))
-    if network.spec.num_classes != len(file.classes) or network.spec.resolution != file.preprocessing.resolution:
-        raise UserError(f"{path} does not hold together as a subnet: its network is not the one that it describes")
     supernet, no_supernet, data, no_data = None, "", None, ""
     directory = RunDirectory(run or _home(path, description))
+    if run is not None:
+        directory.config()
     try:
         supernet = _supernet(directory, network, description)
     except (UserError, RunError) as error:
-        if run is not None:
-            raise
         no_supernet = str(error)
     try:
         data = loaded or directory.load_data(data_dir, moved_to=moved_to)
@@ -115,9 +114,11 @@ def read_reference(
 
 
 def _home(path: Path, description: dict[str, Any]) -> Path:
+    """The run that the subnet names; the one in which it lies where it names none, or one that is gone."""
     trained = description.get("trained")
     named = trained.get("run") if isinstance(trained, dict) else None
-    return Path(named) if isinstance(named, str) else path.resolve().parent.parent
+    places = [*([Path(named)] if isinstance(named, str) else []), path.resolve().parent.parent]
+    return next((place for place in places if RunDirectory(place).config_file.exists()), places[0])
 
 
 def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, Any]) -> Run:
@@ -147,7 +148,8 @@ def give_statistics(net: Supernet, arch: Architecture, network: PlainNetwork) ->
     given = {name: t for name, t in network.state_dict().items() if name.endswith(STATISTICS)}
     for name, tensor in given.items():
         cut[name].copy_(tensor)
-    assert all(torch.equal(net.slices(arch)[name], tensor) for name, tensor in given.items())
+    now = net.slices(arch)
+    assert all(torch.allclose(now[name], tensor, rtol=0, atol=0, equal_nan=True) for name, tensor in given.items())
 
 
 def _refuse_other_images(data: DataSet, file: FileDescription) -> None:

@@ -20,6 +20,22 @@ def extra(name: str) -> Iterator[None]:
         raise UserError(f"this needs an extra: pip install 'trainonce[{name}]' ({error})") from error
 
 
+REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
+"""What a runtime raises on a file or on images that it cannot take."""
+
+
+@contextmanager
+def sentence(what: str, refusals: tuple[type[Exception], ...] = REFUSALS, *, line: int = 0) -> Iterator[None]:
+    """Inside, what a runtime raises is a `UserError` that begins with `what`; the message's `line` says why."""
+    try:
+        yield
+    except UserError:
+        raise
+    except refusals as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{what}: {why[line]}") from error
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, warnings and log lines below an error are not shown: the libraries warn about their own insides."""
