@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def test_torch_alone_computes_the_extracted_network(exported: Export, place: Pat
         x_BCHW = torch.randn(batch, 1, 6, 6)
         with torch.inference_mode():
             torch.testing.assert_close(program(x_BCHW), network(x_BCHW), atol=1e-5, rtol=1e-4)
+
+
+def test_no_folder_of_this_machine_travels(place: Path) -> None:
+    with zipfile.ZipFile(place / "model.pt2") as archive:
+        assert all(b"trainonce/nn" not in archive.read(name) for name in archive.namelist())
 
 
 def test_the_layer_that_differs_is_found(exported: Export, place: Path) -> None:

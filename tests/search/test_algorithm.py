@@ -110,8 +110,8 @@ def test_the_best_is_the_better_of_both_sides(small: Any) -> None:
     evaluated = search(small.problem(), {}, score, SearchSettings(scores=4, predictor=False, **QUICK))
     assert evaluated.control is not None
     others = [arch for arch in small.everything() if arch not in score.asked]
-    for side in ("scores", "control"):
-        lucky = replace(evaluated, **{side: {others[0]: 99.0}})
+    luck = {others[0]: 99.0}
+    for lucky in (replace(evaluated, scores=luck), replace(evaluated, control=luck)):
         assert outcome_of(small.problem(), {}, lucky).best.arch == others[0]
 
 

@@ -28,6 +28,8 @@ def write_torch_export(network: nn.Module, description: FileDescription) -> Writ
     buffer = io.BytesIO()
     with quiet(), torch.no_grad():
         exported = torch.export.export(network, (example_BCHW,), dynamic_shapes=shapes)
+        for node in exported.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
         torch.export.save(exported, buffer, extra_files={NOTE: description.to_text()})
     return Written(files={FILE: buffer.getvalue()})
 
