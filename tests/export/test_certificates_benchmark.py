@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trainonce import checkpoint
+from trainonce.evaluate import EvaluateSettings
 from trainonce.export import TARGETS, Target
 from trainonce.export.description import Opened, Written
 from trainonce.export.reference import Reference
@@ -37,11 +38,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[dict[str, str]]]:
     """Run it on a run's directory with two subnets, which must pass, and give the lines of its file.
 
-    What is exported is the network itself, which takes no time.
+    What is exported is the network itself, and little is calibrated and timed, so that it takes no time.
     """
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setitem(TARGETS, "itself", ITSELF)
+    monkeypatch.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
     module, out = import_module("certificates"), tmp_path / "lines.jsonl"
+    monkeypatch.setattr(module, "EvaluateSettings", lambda: EvaluateSettings(calibration_images=24))
 
     def run(path: Path) -> list[dict[str, str]]:
         monkeypatch.setattr("sys.argv", ["", str(path), "--out", str(out), "--test-images", "8", "--count", "itself=2"])
