@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.command_line import trainonce
+from tests.latency_tables import table_with
 
 from trainonce.data import load_dataset
-from trainonce.latency import LatencyTable, PredictionError
+from trainonce.latency import LatencyTable
 from trainonce.latency.parts import representatives
-from trainonce.latency.table import PartTime
 from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
@@ -62,20 +62,7 @@ def timeless(printed: str) -> dict[str, Any]:
 
 def table_of_all(net: Supernet, *, ms: float) -> LatencyTable:
     """A table in which every part of the supernet takes as long."""
-    return LatencyTable(
-        runtime="torch",
-        threads=1,
-        batch=1,
-        resolutions=(8,),
-        machine={},
-        versions={},
-        made="2026-01-01T00:00:00+00:00",
-        settings={},
-        drift=(1.0, 1.0),
-        error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
-        repeat=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
-        parts=tuple(PartTime(part=json.loads(name), ms=ms, alone_ms=ms) for name in representatives(net)),
-    )
+    return table_with(dict.fromkeys(representatives(net), ms))
 
 
 class TestStory:

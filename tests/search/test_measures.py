@@ -1,15 +1,14 @@
 """Measures: what a person writes as a limit, and costs against what they are of."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.latency_tables import table_with
 
 from trainonce.errors import UserError
-from trainonce.latency import LatencyTable, PredictionError
+from trainonce.latency import LatencyTable
 from trainonce.latency.parts import part_names
-from trainonce.latency.table import PartTime
 from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
 from trainonce.run import RunDirectory
@@ -74,20 +73,7 @@ def test_a_violation_is_a_part_of_the_limit(net: MobileNetV3) -> None:
 def table_of(net: MobileNetV3, *archs: Architecture) -> LatencyTable:
     """A table of the parts of these subnets, which take 1, 2, 3, … ms."""
     parts = dict.fromkeys(part for arch in archs for part in part_names(net.describe(arch)))
-    return LatencyTable(
-        runtime="torch",
-        threads=1,
-        batch=1,
-        resolutions=(8,),
-        machine={},
-        versions={},
-        made="2026-01-01T00:00:00+00:00",
-        settings={},
-        drift=(1.0, 1.0),
-        error=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
-        repeat=PredictionError.of([1.0, 2.0], [1.0, 2.0]),
-        parts=tuple(PartTime(part=json.loads(part), ms=1.0 + i, alone_ms=1.0) for i, part in enumerate(parts)),
-    )
+    return table_with({part: 1.0 + i for i, part in enumerate(parts)})
 
 
 def test_latency_is_what_the_table_predicts(net: MobileNetV3, tmp_path: Path) -> None:
