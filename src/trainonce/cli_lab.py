@@ -1,5 +1,6 @@
 """The laboratory's commands."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,15 +9,19 @@ from rich.table import Table
 from trainonce import display
 from trainonce.cli_options import DataDir, Device, Json, MovedData, RunArgument, Threads
 from trainonce.cli_tools import device_named, use_threads
+from trainonce.errors import UserError
 from trainonce.files import to_json, write_atomic
 from trainonce.lab.forgetting import default_probes
 from trainonce.lab.measure import MeasureSettings, measure, verdict
+from trainonce.lab.run_study import StudyDirectory
+from trainonce.lab.summary import conclusion_of, write_conclusion
 from trainonce.run import RunDirectory
 
 
 def register(app: typer.Typer) -> None:
     """Add the laboratory's commands."""
     app.command(name="measure")(measure_run)
+    app.command(name="conclude")(conclude_studies)
 
 
 def measure_run(
@@ -82,4 +87,54 @@ def _matrix(found: dict[str, Any], rows: list[list[float | None]]) -> Table:
         table.add_column(label, justify="right")
     for label, row in zip(found["labels"], rows, strict=True):
         table.add_row(label, *("–" if value is None else f"{value:.2f}" for value in row))
+    return table
+
+
+def conclude_studies(
+    paths: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies' directories.", show_default=False)],
+    spread: Annotated[
+        bool,
+        typer.Option(
+            "--spread",
+            help="Only say how far differences spread between seeds, and how many seeds it takes to show that there "
+            "is none; write nothing. For planning more seeds without looking at what was found.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Conclude studies anew from their recorded results; writes STUDY/conclusion.json."""
+    directories = [StudyDirectory(path) for path in paths]
+    for directory in directories:
+        if not directory.recorded():
+            raise UserError(f"{directory.path} holds no study (there is no {directory.study_file.name} in it)")
+    if spread:
+        spreads = {str(directory.path): _spreads(conclusion_of(directory)) for directory in directories}
+        if as_json:
+            display.print_json(spreads)
+            return
+        for path, rows in spreads.items():
+            display.out.print(path)
+            display.out.print(_spread_table(rows))
+        return
+    found = {str(directory.path): write_conclusion(directory) for directory in directories}
+    if as_json:
+        display.print_json(found)
+        return
+    for path, conclusion in found.items():
+        display.out.print(f"{path}: {conclusion['sentence']}")
+
+
+def _spreads(conclusion: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each comparison what says nothing of its difference."""
+    keys = ("names", "seeds", "sd", "margin", "seeds_needed")
+    return [{key: comparison[key] for key in keys} for comparison in conclusion["comparisons"]]
+
+
+def _spread_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("difference", "seeds", "spread between seeds, points", "seeds to show equivalence"):
+        table.add_column(name, justify="left" if name == "difference" else "right")
+    for row in rows:
+        shown = ("–", "–") if row["sd"] is None else (f"{row['sd']:.2f}", f"{row['seeds_needed']:,}")
+        table.add_row(" − ".join(row["names"]), str(row["seeds"]), *shown)
     return table

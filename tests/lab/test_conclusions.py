@@ -75,10 +75,10 @@ def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
     assert compared(found, "rss@ps-seconds", "ps").difference == pytest.approx(4)
     assert compared(found, "ps-released", "ps").difference == pytest.approx(-3)
     assert found.sentence == (
-        "At equal passes rss is 3.0 points better than ps (95% interval 3.0 to 3.0, 3 seeds); "
+        "At equal passes rss is 3.0 points better than ps (95% interval 3.0 to 3.0, 3 seeds, p < 0.001); "
         "at seconds planned to be equal rss@ps-seconds is 4.0 points better than ps (95% interval 4.0 to 4.0, 3 "
-        "seeds); "
-        "ps-released is 3.0 points worse than ps (95% interval -3.0 to -3.0, 3 seeds)."
+        "seeds, corrected p < 0.001); "
+        "ps-released is 3.0 points worse than ps (95% interval -3.0 to -3.0, 3 seeds, corrected p < 0.001)."
     )
     assert "rss and rss-short did not train for equal passes." in found.notes
 
@@ -195,9 +195,10 @@ def test_doses(slope: float, all_gap: float, verdict: str, names: bool) -> None:
 
 def test_the_dose_sentence() -> None:
     assert conclude(a_study("dose"), doses(-0.5, -4), []).sentence == (
-        "Sharing weights with more subnets costs accuracy (interference): along the fitted line a probe's top-1 falls "
-        "by 3.0 points from 1 subnet to 64 subnets (95% interval -3.0 to -3.0, 3 seeds); a probe's top-1 falls by 4.0 "
-        "points from 1 subnet to all subnets (95% interval -4.0 to -4.0, 3 seeds)."
+        "Sharing weights with more subnets costs accuracy (net interference): along the fitted line a probe's top-1 "
+        "falls by 3.0 points from 1 subnet to 64 subnets (95% interval -3.1 to -2.9, 3 seeds, corrected p < 0.001); "
+        "a probe's top-1 falls by 4.0 points from 1 subnet to all subnets (95% interval -4.1 to -3.9, 3 seeds, "
+        "corrected p < 0.001)."
     )
 
 
@@ -234,7 +235,8 @@ def solo(gap: float, noise: float = 0.05, buckets: bool = False, roles: bool = T
 
 
 @pytest.mark.parametrize(
-    ("gap", "noise", "verdict"), [(2, 0.05, "harm"), (-2, 0.05, "help"), (0.1, 0.05, "equivalent"), (1, 3, CANNOT_TELL)]
+    ("gap", "noise", "verdict"),
+    [(2, 0.05, "worse off inside"), (-2, 0.05, "better off inside"), (0.1, 0.05, "equivalent"), (1, 3, CANNOT_TELL)],
 )
 @pytest.mark.parametrize("roles", [True, False])
 def test_solo_gaps(gap: float, noise: float, verdict: str, roles: bool) -> None:
@@ -258,7 +260,9 @@ def test_solo_says_both_matches_and_ranks() -> None:
     assert row["low"] < row["tau"] < row["high"]
     assert found.sentence.startswith("At equal exposure a subnet trained alone is 2.0 points better than inside the")
     assert found.sentence.endswith("where two stand-alone seeds agree with 1.00.")
+    assert row["pairs"] == 28
     assert "across sizes" in found.notes[-1]
+    assert any("harmed there or trained less" in note for note in found.notes), "at no length is it called harm"
     gaps = [row["gap"] for row in found.tables["probes"] if row["match"] == "exposure"]
     assert gaps == pytest.approx([3, 1] * 4)
 
@@ -268,6 +272,13 @@ def test_ranks_are_inside_buckets_where_probes_share_them() -> None:
     row = conclude(a_study("solo"), solo(2, buckets=True), []).tables["ranks"][0]
     assert row["in_buckets"]
     assert row["tau"] == pytest.approx((4 - 2) / 6)
+
+
+def test_an_order_of_few_pairs_is_not_spoken_of() -> None:
+    """Two buckets of four probes have twelve pairs."""
+    found = conclude(a_study("solo"), solo(2, buckets=True), [])
+    assert found.tables["ranks"][0]["pairs"] == 12
+    assert found.sentence.endswith("; of ranks it says nothing: tau-b would rest on 12 pairs of subnets.")
 
 
 # factorial
@@ -331,17 +342,43 @@ def test_effects_are_the_coefficients_of_least_squares() -> None:
         ({"sampler": 0.5, "distillation": -3.0}, 0.02, "mitigation", "matters 2.5 points less than "),
         ({"sampler": 0.1, "order": 0.1}, 0.02, "equivalent", "matters as much as selection bias, within 0.5 points"),
         ({"sampler": 1.0, "order": 0.1}, 3, CANNOT_TELL, "cannot tell whether mitigation matters less"),
-        ({"sampler": 1.0, "order": 3.0, "distillation": -3.0}, 0.02, "mitigation", "mitigation matters more"),
+        ({"sampler": 1.0, "order": 3.0, "distillation": -2.9}, 0.02, "mitigation", "mitigation matters more"),
     ],
 )
 def test_factorial_verdicts(effect: dict[str, float], noise: float, verdict: str, says: str) -> None:
-    """The last: order and distillation cancel as a package, yet each matters more than the sampler."""
+    """The last: order and distillation nearly cancel as a package, yet each matters more than the sampler."""
     found = conclude(a_study("factorial"), cells(effect, noise), [])
     assert found.verdict == verdict
     assert says in found.sentence
     largest = max(effect, key=lambda name: abs(effect[name]))
     assert found.sentence.startswith(("The largest effect is", "The largest estimate is"))
     assert f" {largest}: " in found.sentence or verdict == "equivalent"
+
+
+def test_six_effects_are_corrected_together() -> None:
+    """An order whose p is 0.02 by itself: six times that is no effect; and the sampler's is tested beside it."""
+    alone = conclude(a_study("factorial"), cells({"order": 3.0}, noise=0.2457), [])
+    found = compared(alone, "order shrinking", "order none")
+    assert found.p_difference == pytest.approx(0.0195, abs=0.0005)
+    assert found.p_holm == pytest.approx(6 * 0.0195, abs=0.003)
+    assert found.low is not None
+    assert found.low > 0
+    assert found.verdict == CANNOT_TELL
+    assert "whether shrinking order instead of none matters cannot be told (+3.0 points" in found.sentence
+    assert "corrected p = 0.12" in found.sentence
+
+
+def test_the_comparison_that_baseline_is_made_for_is_tested_by_itself() -> None:
+    found = conclude(BASELINE, a_baseline(), [])
+    assert compared(found, "rss", "ps").p_holm is None
+    assert all(one.p_holm is not None for one in found.comparisons if one.names != ("rss", "ps"))
+
+
+def test_notes_say_how_many_seeds_equivalence_takes() -> None:
+    """Seeds that differ by ±0.3 (their standard deviation): five, as docs/statistics.md has it."""
+    found = conclude(BASELINE, a_baseline(noise=15), [])
+    assert compared(found, "rss", "ps").sd == pytest.approx(0.3)
+    assert any("0.30 points between seeds" in note and "takes 5 seeds" in note for note in found.notes)
 
 
 def test_a_missing_cell_cannot_tell() -> None:

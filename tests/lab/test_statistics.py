@@ -15,9 +15,14 @@ from trainonce.lab.statistics import (
     Interval,
     against_zero,
     compare,
+    corrected,
     hierarchical_bootstrap,
+    holm,
+    over_seeds,
     paired_t,
     points,
+    probability,
+    student,
     tau,
     tau_ceiling,
     tau_in_buckets,
@@ -98,7 +103,67 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert hierarchical_bootstrap(values, seed=3) == hierarchical_bootstrap(values, seed=3)
 
 
+def test_students_interval_is_scipys() -> None:
+    values = [3.1, 4.7, 2.2, 5.0]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    found = student(values, level=0.9)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert student([3.1]) is None
+
+
+def test_students_interval_of_three_seeds_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(9)
+    held = sum(found.low <= 0 <= found.high for m in rng.normal(size=(2000, 3)) if (found := student(m)) is not None)
+    assert held / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_over_seeds_takes_the_statistic_of_each_seed_and_of_one_seed_its_subnets() -> None:
+    values = [[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]]
+    assert over_seeds(values, statistic=np.median) == student([2.0, 4.0])
+    assert over_seeds(values[:1]) == hierarchical_bootstrap(values[:1])
+    alone = over_seeds([[7.0]])
+    assert alone.estimate == 7
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+
+
 # tests over seeds
+
+
+def test_holm_by_hand() -> None:
+    """The second is 4 · 0.02 = 0.08; the third, 3 · 0.025 = 0.075, may not be below it; the last ones reach 1."""
+    assert holm([0.9, 0.02, 0.001, 0.025, 0.6]) == pytest.approx([1, 0.08, 0.005, 0.08, 1])
+    assert holm([0.03]) == [0.03]
+
+
+def test_holm_keeps_the_error_rate_of_a_family() -> None:
+    """Six comparisons of nothing, dependent or not: any is called different in 5% of families, not in 26%."""
+    rng = np.random.default_rng(10)
+    uniform = rng.uniform(size=(4000, 6))
+    assert np.mean([min(holm(p)) < 0.05 for p in uniform]) == pytest.approx(0.05, abs=0.012)
+    assert np.mean(uniform.min(axis=1) < 0.05) > 0.2
+
+
+def test_a_family_rests_on_its_corrected_p() -> None:
+    """p = 0.03 alone is a difference, and beside two of nothing it is not; a family of one stays as it is."""
+    zeros = {s: [0.0] for s in range(3)}
+    real = compare({s: [value] for s, value in enumerate((1.0, 1.5, 2.0))}, zeros)
+    nothing = compare({s: [value] for s, value in enumerate((-3.0, 3.0, 0.5))}, zeros)
+    alone = compare({0: [3.0]}, {0: [0.0]})
+    assert real.verdict == "better"
+    found = corrected([nothing, real, nothing, alone])
+    assert [one.verdict for one in found] == ["cannot tell"] * 4
+    assert real.p_difference is not None
+    assert found[1].p_holm == pytest.approx(3 * real.p_difference)
+    assert "corrected p = " in found[1].sentence
+    assert found[3] == alone
+    assert corrected([real, alone]) == [real, alone]
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "p < 0.001"), (0.0251, "p = 0.025"), (0.691, "p = 0.69")])
+def test_p_in_words(p: float, text: str) -> None:
+    assert probability(p) == text
 
 
 def test_the_paired_t_test_by_hand() -> None:
@@ -157,8 +222,8 @@ def test_few_seeds_keep_their_error_rate() -> None:
 @pytest.mark.parametrize(
     ("mean", "spread", "verdict", "sentence"),
     [
-        (3.2, 0.5, "better", "rss is 3.2 points better than ps (95% interval 2.7 to 3.7, 3 seeds)"),
-        (-3.2, 0.5, "worse", "rss is 3.2 points worse than ps (95% interval -3.7 to -2.7, 3 seeds)"),
+        (3.2, 0.5, "better", "rss is 3.2 points better than ps (95% interval 2.0 to 4.4, 3 seeds, p = 0.008)"),
+        (-3.2, 0.5, "worse", "rss is 3.2 points worse than ps (95% interval -4.4 to -2.0, 3 seeds, p = 0.008)"),
         (0.2, 0.05, "equivalent", "rss and ps are equivalent within 0.5 points: the difference is +0.20 points"),
         (0.2, 1.0, "cannot tell", "cannot tell whether rss and ps differ: the difference is +0.20 points"),
     ],
@@ -182,7 +247,8 @@ def test_a_real_difference_below_the_margin_is_equivalence() -> None:
 def test_one_seed_never_tells() -> None:
     found = compare({0: [90.0, 91.0]}, {0: [10.0, 11.0]})
     assert (found.verdict, found.p_difference, found.p_equivalence) == ("cannot tell", None, None)
-    assert "1 seed)" in found.sentence
+    assert (found.low, found.high, found.sd, found.seeds_needed) == (None, None, None, None)
+    assert found.sentence.endswith("(95% interval over subnets 80.0 to 80.0, 1 seed)")
 
 
 def test_pairing_subnets_takes_their_own_differences_out() -> None:
@@ -190,9 +256,9 @@ def test_pairing_subnets_takes_their_own_differences_out() -> None:
     b = {s: list(np.random.default_rng(s).uniform(0, 100, 30)) for s in range(3)}
     a = {s: [x + 1 for x in values] for s, values in b.items()}
     found = compare(a, b)
-    assert (found.low, found.high) == pytest.approx((1, 1))
+    assert (found.bootstrap_low, found.bootstrap_high) == pytest.approx((1, 1))
     apart = compare(a, {s: values[:-1] for s, values in b.items()})
-    assert apart.high - apart.low > 5
+    assert apart.bootstrap_high - apart.bootstrap_low > 5
 
 
 def test_medians_can_be_compared() -> None:
@@ -216,21 +282,26 @@ def test_exchanging_the_two_exchanges_the_verdict(pairs: list[tuple[list[float],
     a, b = dict(enumerate(x for x, _ in pairs)), dict(enumerate(y for _, y in pairs))
     one, other = compare(a, b, draws=100), compare(b, a, draws=100)
     assert other.difference == -one.difference
-    assert (other.low, other.high) == (-one.high, -one.low)
+    assert (other.bootstrap_low, other.bootstrap_high) == (-one.bootstrap_high, -one.bootstrap_low)
+    if one.low is not None and one.high is not None:
+        assert (other.low, other.high) == pytest.approx((-one.high, -one.low))
     assert OPPOSITE[one.verdict] == other.verdict
     agrees(one)
 
 
 def agrees(found: Comparison) -> None:
     """The verdict contradicts neither its interval nor its tests."""
-    assert found.low <= found.high
     if found.verdict == "cannot tell":
         return
+    assert found.low is not None
+    assert found.high is not None
+    assert found.sd is not None
     assert found.p_difference is not None
     assert found.p_equivalence is not None
     if found.verdict == "equivalent":
+        half = stats.t.ppf(0.95, found.seeds - 1) * found.sd / math.sqrt(found.seeds)
         assert found.p_equivalence < 0.05
-        assert -found.margin < found.low <= found.high < found.margin
+        assert -found.margin < found.difference - half <= found.difference + half < found.margin
     else:
         assert found.p_difference < 0.05
         assert (found.low > 0) == (found.difference > 0) == (found.verdict == "better")

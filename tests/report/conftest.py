@@ -267,7 +267,7 @@ def planned(name: str, arm: str, seed: int, factors: Mapping[str, Any], lines: S
 
 def comparison(a: str, b: str, difference: float, low: float, high: float) -> dict[str, Any]:
     verdict = "better" if low > 0 else "equivalent" if max(-low, high) < 0.5 else "cannot tell"
-    found = {"names": [a, b], "seeds": 3, "difference": difference, "low": low, "high": high, "margin": 0.5}
+    found = {"names": [a, b], "seeds": 3, "difference": difference, "low": low, "high": high, "sd": 0.3, "margin": 0.5}
     return found | {"p_difference": 0.01, "p_equivalence": 0.9, "verdict": verdict, "sentence": f"{a} against {b}."}
 
 

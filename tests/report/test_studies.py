@@ -66,9 +66,11 @@ def test_gaps_are_alone_minus_inside_of_the_same_seed() -> None:
 
 def test_effects_are_the_conclusions_comparisons() -> None:
     one = {"names": ["rss", "ps"], "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "better", "margin": 0.5}
-    [effect] = effects_info({"comparisons": [one, one | {"difference": None}]})
+    one_seed = one | {"names": ["a", "b"], "low": None, "high": None, "verdict": "cannot tell"}
+    effect, alone = effects_info({"comparisons": [one, one | {"difference": None}, one_seed]})
     assert (effect.label, effect.difference, effect.verdict) == ("rss − ps", 2.0, "better")
-    draw_effects([effect]).to_dict()
+    assert (alone.label, alone.low) == ("a − b", None), "a difference of one seed is shown without an interval"
+    assert len(draw_effects([effect, alone]).to_dict()["layer"]) == len(draw_effects([alone]).to_dict()["layer"]) + 1
     assert effects_info({}) == []
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from trainonce.lab.conclusion import (
     CANNOT_TELL,
-    MANY_NOTE,
+    HOLM_NOTE,
     MARGIN,
     Conclusion,
     Line,
     Study,
     by_seed,
     flat,
+    needed_notes,
     population_lines,
     probe_lines,
     says,
@@ -22,7 +23,7 @@ from trainonce.lab.conclusion import (
     sentence_of,
     undecided,
 )
-from trainonce.lab.statistics import Comparison, against_zero
+from trainonce.lab.statistics import Comparison, against_zero, corrected
 
 FACTORS = {"order": ("none", "shrinking"), "distillation": ("none", "teacher"), "sampler": ("uniform", "stratified")}
 """The factorial study's factors, each with its low and its high level."""
@@ -42,15 +43,19 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
     """Which of order, distillation and sampler matters most, and does mitigation matter less than selection bias?
 
     The effects are the contrasts of a 2x2x2 design: the mean of the four cells where the product of the factors' signs
-    is plus, less the mean of the other four. To say that mitigation matters less, the sampler's effect must be larger
-    than the order's, than distillation's and than both together (so no correction is due), and an improvement: a
-    sampler that costs accuracy removes no bias that mattered. To say that mitigation matters more, one of the three
-    must be larger than the sampler's at a third of alpha (Bonferroni).
+    is plus, less the mean of the other four; the six are corrected together. To say that mitigation matters less, the
+    sampler's effect must be larger than the order's, than distillation's and than both together (so no correction is
+    due), and an improvement: a sampler that costs accuracy removes no bias that mattered. To say that mitigation
+    matters more, one of the three must be larger than the sampler's at a third of alpha (Bonferroni).
     """
     effects = factorial_effects(population_lines(study, results) or probe_lines(study, results))
     if not effects:
         return undecided(study, "no seed has results in all eight cells")
-    comparisons = {name: _effect_compared(name, values) for name, values in effects.items()}
+    family = corrected([_effect_compared(name, values) for name, values in effects.items()])
+    comparisons = {
+        name: replace(found, sentence=_effect_says(found, WORDS.get(name, f"the interaction {name}")))
+        for name, found in zip(effects, family, strict=True)
+    }
     largest = max(FACTORS, key=lambda name: abs(comparisons[name].difference))
     both = {s: (np.array(v) + effects["distillation"][s]).tolist() for s, v in effects["order"].items()}
     rivals = {"order": effects["order"], "distillation": effects["distillation"], "both mitigations": both}
@@ -71,7 +76,8 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
         },
         notes=(
             seeds_note(len(both)),
-            MANY_NOTE,
+            *needed_notes(comparisons[largest]),
+            HOLM_NOTE,
             "Sizes of effects are compared with the signs of their means; the three-factor interaction is left out.",
         ),
     )
@@ -109,11 +115,9 @@ def _signs(line: Line) -> tuple[int, ...]:
 def _effect_compared(name: str, values: Mapping[int, Sequence[float]]) -> Comparison:
     found = against_zero(values, name=name, margin=MARGIN)
     if name not in FACTORS:
-        what = f"the interaction {name}"
-        return replace(found, sentence=_effect_says(found, what))
+        return found
     low, high = FACTORS[name]
-    found = replace(found, names=(f"{name} {high}", f"{name} {low}"))
-    return replace(found, sentence=_effect_says(found, WORDS[name]))
+    return replace(found, names=(f"{name} {high}", f"{name} {low}"))
 
 
 def _the(name: str) -> str:

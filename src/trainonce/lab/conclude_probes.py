@@ -9,6 +9,7 @@ import numpy as np
 
 from trainonce.lab.conclusion import (
     CANNOT_TELL,
+    HOLM_NOTE,
     MARGIN,
     Conclusion,
     Line,
@@ -17,6 +18,7 @@ from trainonce.lab.conclusion import (
     by_seed,
     compare_lines,
     interval_columns,
+    needed_notes,
     probe_lines,
     says,
     seeds_note,
@@ -28,11 +30,16 @@ from trainonce.lab.statistics import (
     Comparison,
     against_zero,
     compare,
-    hierarchical_bootstrap,
+    corrected,
+    over_seeds,
     tau_ceiling,
     tau_in_buckets,
     tau_interval,
 )
+
+WORSE_INSIDE, BETTER_INSIDE = "worse off inside", "better off inside"
+MIN_PAIRS = 20
+"""Pairs of subnets in common buckets below which an order is not spoken of."""
 
 
 def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
@@ -61,7 +68,12 @@ def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) 
                 for (seed, probe), slope in sorted(slopes.items())
             ],
         },
-        notes=(seeds_note(comparisons[0].seeds), "The verdict rests on two comparisons, each tested at 5%."),
+        notes=(
+            seeds_note(comparisons[0].seeds),
+            *needed_notes(comparisons[0]),
+            HOLM_NOTE,
+            "Steps of others may both train a probe's weights and spoil them: where its top-1 stays, they may cancel.",
+        ),
     )
 
 
@@ -70,26 +82,27 @@ def _dose_comparisons(
 ) -> tuple[Comparison, ...]:
     """What the fitted line changes from the smallest to the largest K, and all subnets against the smallest K."""
     numbers = sorted({k for found in doses.values() for k in _numbers(found)})
-    comparisons = []
+    found = []
     least = numbers[0] if numbers else 1
     few = f"{least} subnet{'s' * (least > 1)}"
     if slopes:
         span = math.log2(numbers[-1] / least)
         changes = _grouped({key: slope * span for key, slope in slopes.items()})
-        trend = replace(against_zero(changes, name="change", margin=MARGIN), names=(f"{numbers[-1]} subnets", few))
-        comparisons.append(replace(trend, sentence=_dose_says(trend, "along the fitted line ")))
-    both = {key: (found["all"], found[least]) for key, found in doses.items() if "all" in found and least in found}
+        found.append(
+            replace(against_zero(changes, name="change", margin=MARGIN), names=(f"{numbers[-1]} subnets", few))
+        )
+    both = {key: (at["all"], at[least]) for key, at in doses.items() if "all" in at and least in at}
     if both:
         left, right = (_grouped({key: pair[i] for key, pair in both.items()}) for i in (0, 1))
-        found = compare(left, right, margin=MARGIN, names=("all subnets", few))
-        comparisons.append(replace(found, sentence=_dose_says(found, "")))
-    return tuple(comparisons)
+        found.append(compare(left, right, margin=MARGIN, names=("all subnets", few)))
+    leads = ("along the fitted line ", "") if slopes else ("",)
+    return tuple(replace(c, sentence=_dose_says(c, lead)) for c, lead in zip(corrected(found), leads, strict=False))
 
 
 _DOSE_LEADS = {
-    "falling": "sharing weights with more subnets costs accuracy (interference)",
-    "rising": "sharing weights with more subnets adds accuracy (transfer)",
-    "flat": "sharing weights with more subnets makes no difference",
+    "falling": "sharing weights with more subnets costs accuracy (net interference)",
+    "rising": "sharing weights with more subnets adds accuracy (net transfer)",
+    "flat": "sharing weights with more subnets makes no difference, or harm and transfer cancel",
     CANNOT_TELL: "cannot tell whether sharing weights with more subnets matters",
 }
 
@@ -150,39 +163,46 @@ def _dose_rows(doses: Mapping[tuple[int, str], Mapping[int | str, float]]) -> li
             values = {k: v[dose] for k, v in doses.items() if dose in v and probe in ("all probes", k[1])}
             if values:
                 groups = _grouped(values)
-                interval = hierarchical_bootstrap(list(groups.values()))
+                interval = over_seeds(list(groups.values()))
                 row = {"probe": probe, "subnets": dose, "top1": interval.estimate, **interval_columns(interval)}
                 rows.append(row | {"seeds": len(groups)})
     return rows
 
 
 def conclude_solo(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
-    """Is a subnet better off trained alone than inside the supernet? And does the supernet rank subnets rightly?"""
+    """Is a subnet better off trained alone than inside the supernet? And does the supernet rank subnets rightly?
+
+    A subnet that is worse off inside may have been harmed there or trained less: this study alone cannot tell.
+    """
     lines = probe_lines(study, results)
     supernet = [line for line in lines if _role(line) == "supernet"]
     alone = [line for line in lines if _role(line) == "alone"]
     matches = sorted({str(line["factors"].get("match", "own")) for line in alone}, key=lambda m: (m != "exposure", m))
-    comparisons, gaps, ranks, clauses = [], [], [], []
+    compared, gaps, ranks = [], [], []
     for match in matches:
         own = [line for line in alone if str(line["factors"].get("match", "own")) == match]
         inside = where(supernet, match=match) or supernet
         found = compare_lines(own, inside, (f"alone at equal {match}", "inside the supernet"))
         if found is None:
             continue
-        comparisons.append(replace(found, sentence=_solo_says(found, match)))
-        clauses.append(comparisons[-1].sentence)
+        compared.append(found)
         gaps += _gaps(match, own, inside)
         ranks += _ranks(match, own, inside)
-    if not comparisons:
+    if not compared:
         return undecided(study, "no seed has a subnet both alone and inside the supernet")
+    comparisons = [replace(found, sentence=_solo_says(found)) for found in corrected(compared)]
     return Conclusion(
         study=study["name"],
-        sentence=sentence_of(*clauses, _rank_says(ranks)),
-        verdict={"better": "harm", "worse": "help"}.get(comparisons[0].verdict, comparisons[0].verdict),
+        sentence=sentence_of(*(found.sentence for found in comparisons), _rank_says(ranks)),
+        verdict={"better": WORSE_INSIDE, "worse": BETTER_INSIDE}.get(comparisons[0].verdict, comparisons[0].verdict),
         comparisons=tuple(comparisons),
         tables={"gaps": gaps, "probes": _gap_by_probe(gaps), "ranks": ranks},
         notes=(
             seeds_note(comparisons[0].seeds),
+            *needed_notes(comparisons[0]),
+            HOLM_NOTE,
+            "A subnet that is worse off inside may have been harmed there or trained less; only where subnets alone "
+            "have nothing left to learn does it speak of harm.",
             *(row["note"] for row in ranks[:1] if row["note"]),
         ),
     )
@@ -194,13 +214,14 @@ def _role(line: Line) -> str:
     return str(factors.get("role", "supernet" if factors.get("match") == "supernet" else "alone"))
 
 
-def _solo_says(found: Comparison, match: str) -> str:
+def _solo_says(found: Comparison) -> str:
+    match = found.names[0].removeprefix("alone ")
     return says(
         found,
-        better=f"at equal {match} a subnet trained alone is {{}} better than inside the supernet: net harm",
-        worse=f"at equal {match} a subnet trained alone is {{}} worse than inside the supernet: net help",
-        equivalent=f"at equal {match} a subnet is as good alone as inside the supernet, within {found.margin:g} points",
-        cannot_tell=f"cannot tell whether at equal {match} the supernet harms or helps a subnet",
+        better=f"{match} a subnet trained alone is {{}} better than inside the supernet",
+        worse=f"{match} a subnet trained alone is {{}} worse than inside the supernet",
+        equivalent=f"{match} a subnet is as good alone as inside the supernet, within {found.margin:g} points",
+        cannot_tell=f"cannot tell whether {match} a subnet is worse or better off inside the supernet",
     )
 
 
@@ -225,7 +246,7 @@ def _gap_by_probe(gaps: Sequence[Row]) -> list[Row]:
     rows = []
     for match, probe, macs in dict.fromkeys((row["match"], row["probe"], row["macs"]) for row in gaps):
         own = [[row["gap"]] for row in gaps if (row["match"], row["probe"]) == (match, probe)]
-        interval = hierarchical_bootstrap(own)
+        interval = over_seeds(own)
         row = {"match": match, "probe": probe, "macs": macs, "gap": interval.estimate, **interval_columns(interval)}
         rows.append(row | {"seeds": len(own)})
     return rows
@@ -255,13 +276,16 @@ def _ranks(match: str, alone: Sequence[Line], inside: Sequence[Line]) -> list[Ro
         limit = tau_interval(list(combinations(orders, 2)), buckets=buckets)
         row |= {"ceiling": ceiling, "ceiling_low": limit.low, "ceiling_high": limit.high}
     note = "" if shared else "No two probes share a bucket: tau is across sizes, where size alone makes it high."
-    return [row | {"in_buckets": shared, "note": note}]
+    sizes = [buckets.count(bucket) for bucket in set(buckets) - {None}]
+    return [row | {"in_buckets": shared, "pairs": sum(n * (n - 1) // 2 for n in sizes), "note": note}]
 
 
 def _rank_says(ranks: Sequence[Row]) -> str:
     if not ranks:
         return ""
     row = ranks[0]
+    if row["pairs"] < MIN_PAIRS:
+        return f"of ranks it says nothing: tau-b would rest on {row['pairs']} pairs of subnets"
     interval = f"{row['low']:.2f} to {row['high']:.2f}"
     found = f"the supernet ranks {row['probes']} subnets with tau-b {row['tau']:.2f} ({interval})"
     if row["ceiling"] is None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from trainonce.lab.conclusion import (
     CANNOT_TELL,
-    MANY_NOTE,
+    HOLM_NOTE,
     MARGIN,
     BySeed,
     Conclusion,
@@ -18,6 +18,7 @@ from trainonce.lab.conclusion import (
     compare_lines,
     flat,
     interval_columns,
+    needed_notes,
     population_lines,
     probe_lines,
     says,
@@ -26,10 +27,12 @@ from trainonce.lab.conclusion import (
     undecided,
     where,
 )
-from trainonce.lab.statistics import Comparison, compare, hierarchical_bootstrap
+from trainonce.lab.statistics import Comparison, compare, corrected, over_seeds
 
 EQUAL_SECONDS = (0.95, 1.05)
 """Mean ratios of training seconds that count as equal."""
+PRIMARY = ("rss", "ps")
+"""The comparison that `baseline` is made for."""
 
 
 def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
@@ -37,7 +40,7 @@ def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) 
     lines = population_lines(study, results) or probe_lines(study, results)
     arms = _arms(study, lines)
     pairs = [(arm, arms[0]) for arm in arms[1:]]
-    comparisons = _compare_arms(lines, pairs)
+    comparisons = corrected(_compare_arms(lines, pairs))
     if not comparisons:
         return undecided(study, "no two arms have results for the same seed")
     verdicts = {found.verdict for found in comparisons}
@@ -51,19 +54,24 @@ def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) 
             "buckets": _by_bucket(lines, pairs),
             "seconds": _seconds(arms, times),
         },
-        notes=(seeds_note(comparisons[0].seeds), MANY_NOTE),
+        notes=(seeds_note(comparisons[0].seeds), *needed_notes(comparisons[0]), HOLM_NOTE),
     )
 
 
 def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
-    """Is RSS better than Progressive Shrinking, at equal passes and at equal seconds, and is PS as released PS?"""
+    """Is RSS better than Progressive Shrinking, at equal passes and at equal seconds, and is PS as released PS?
+
+    The first is what the study is made for and is tested by itself; all other comparisons are corrected together.
+    """
     lines = population_lines(study, results)
     arms = _arms(study, lines)
     match = {line["arm"]: str(line["factors"].get("match", "own")) for line in lines}
     pairs = baseline_pairs({arm: match[arm] for arm in arms})
-    comparisons = _compare_arms(lines, pairs)
+    compared = _compare_arms(lines, pairs)
+    first = [comparison for comparison in compared if comparison.names == PRIMARY]
+    comparisons = first + corrected([comparison for comparison in compared if comparison.names != PRIMARY])
     found = {comparison.names: comparison for comparison in comparisons}
-    main = found.get(("rss", "ps"))
+    main = found.get(PRIMARY)
     released = found.get(("ps-released", "ps"))
     seconds = [c for c in comparisons if "seconds" in (match[c.names[0]], match[c.names[1]])]
     if main is None and not comparisons:
@@ -85,7 +93,8 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
         },
         notes=(
             seeds_note((main or comparisons[0]).seeds),
-            MANY_NOTE,
+            *needed_notes(main or comparisons[0]),
+            HOLM_NOTE,
             *(f"{a} and {b} did not train for equal passes." for a, b in found if "own" in (match[a], match[b])),
             *_time_notes(times),
         ),
@@ -153,17 +162,23 @@ def _medians(lines: Sequence[Line], arms: Sequence[str]) -> list[Row]:
             values = by_seed(line for line in _of(lines, arm) if line["bucket"] == bucket)
             if values:
                 groups = [list(found.values()) for _, found in sorted(values.items())]
-                interval = hierarchical_bootstrap(groups, statistic=np.median)
+                interval = over_seeds(groups, statistic=np.median)
                 row = {"arm": arm, "bucket": bucket, "median": interval.estimate, **interval_columns(interval)}
                 rows.append(row | {"seeds": len(groups), "subnets": sum(len(group) for group in groups)})
     return rows
 
 
 def _by_bucket(lines: Sequence[Line], pairs: Sequence[tuple[str, str]]) -> list[Row]:
-    return [
-        flat(found, a=found.names[0], b=found.names[1], bucket=bucket)
+    """Every pair in every bucket, all corrected together."""
+    found = [
+        (bucket, comparison)
         for bucket in _buckets(lines)
-        for found in _compare_arms([line for line in lines if line["bucket"] == bucket], pairs)
+        for comparison in _compare_arms([line for line in lines if line["bucket"] == bucket], pairs)
+    ]
+    family = corrected([comparison for _, comparison in found])
+    return [
+        flat(comparison, a=comparison.names[0], b=comparison.names[1], bucket=bucket)
+        for (bucket, _), comparison in zip(found, family, strict=True)
     ]
 
 
@@ -209,18 +224,20 @@ def conclude_geometry(study: Study, results: Sequence[Line], times: Sequence[Lin
     lines = population_lines(study, results)
     names = list(dict.fromkeys(str(line["factors"].get("geometry")) for line in lines))
     names.sort(key=lambda name: (name != "paper", name))
-    found: dict[str, Comparison] = {}
+    compared: dict[str, Comparison] = {}
     changes: dict[str, dict[int, list[float]]] = {}
     for name in names:
         rss, ps = ([x for x in where(lines, geometry=name) if _strategy(x, names) == s] for s in ("rss", "ps"))
         comparison = compare_lines(rss, ps, (f"rss in the {name} geometry", f"ps in the {name} geometry"))
         if comparison:
-            sentence = comparison.sentence.replace(f" in the {name} geometry", "")
-            found[name] = replace(comparison, sentence=f"in the {name} geometry {sentence}")
+            compared[name] = comparison
             changes[name] = _mean_differences(by_seed(rss), by_seed(ps))
-    if not found:
+    if not compared:
         return undecided(study, "no seed has results of both rss and ps in one geometry")
-    change = _change(changes)
+    difference = _change(changes)
+    family = corrected([*compared.values(), *([difference] if difference else [])])
+    found = {name: _geometry_said(one, name) for name, one in zip(compared, family, strict=False)}
+    change = _change_said(family[-1]) if difference else None
     verdict = _geometry_verdict([comparison.verdict for comparison in found.values()], change)
     return Conclusion(
         study=study["name"],
@@ -234,7 +251,7 @@ def conclude_geometry(study: Study, results: Sequence[Line], times: Sequence[Lin
             "medians": _medians(lines, _arms(study, lines)),
             "seconds": _seconds(_arms(study, lines), times),
         },
-        notes=(seeds_note(min(comparison.seeds for comparison in found.values())),),
+        notes=(seeds_note(min(comparison.seeds for comparison in found.values())), HOLM_NOTE),
     )
 
 
@@ -263,11 +280,20 @@ def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison 
     if not seeds:
         return None
     names = (f"rss - ps in the {second} geometry", f"rss - ps in the {first} geometry")
-    found = compare(*({s: changes[g][s] for s in seeds} for g in (second, first)), margin=MARGIN, names=names)
+    return compare(*({s: changes[g][s] for s in seeds} for g in (second, first)), margin=MARGIN, names=names)
+
+
+def _geometry_said(found: Comparison, name: str) -> Comparison:
+    sentence = found.sentence.replace(f" in the {name} geometry", "")
+    return replace(found, sentence=f"in the {name} geometry {sentence}")
+
+
+def _change_said(found: Comparison) -> Comparison:
+    which = found.names[0].removeprefix("rss - ps in ")
     text = says(
         found,
-        better=f"the {second} geometry favours rss by {{}} more",
-        worse=f"the {second} geometry favours rss by {{}} less",
+        better=f"{which} favours rss by {{}} more",
+        worse=f"{which} favours rss by {{}} less",
         equivalent=f"the two differences are equal within {found.margin:g} points",
         cannot_tell="whether geometry changes the difference cannot be told",
     )

@@ -114,8 +114,8 @@ def says(found: Comparison, *, better: str, worse: str, equivalent: str, cannot_
     """
     text = {"better": better, "worse": worse, "equivalent": equivalent, CANNOT_TELL: cannot_tell}[found.verdict]
     if found.verdict in ("better", "worse"):
-        return f"{text.format(points(abs(found.difference)))} ({spread(found, found.seeds)})"
-    return f"{text} ({points(found.difference, sign=True)}, {spread(found, found.seeds)})"
+        return f"{text.format(points(abs(found.difference)))} ({spread(found)})"
+    return f"{text} ({points(found.difference, sign=True)}, {spread(found)})"
 
 
 def sentence_of(*clauses: str) -> str:
@@ -138,12 +138,20 @@ def seeds_note(seeds: int) -> str:
     """What so many seeds can show."""
     if seeds < 2:
         return "One seed says nothing about how seeds differ: nothing can be told from it."
+    return f"Tests and intervals are Student's over {seeds} paired seeds, at 95% where nothing else is said."
+
+
+def needed_notes(found: Comparison) -> tuple[str, ...]:
+    """How many seeds it takes to show that there is no difference that matters; nothing of one seed."""
+    if found.sd is None:
+        return ()
     return (
-        f"Tests are over {seeds} paired seeds. Intervals are 95% percentile intervals of a hierarchical bootstrap"
-        + (", which so few seeds make too short." if seeds < 10 else ".")
+        f"{found.names[0]} less {found.names[1]} has a standard deviation of {points(found.sd)} between seeds: to show "
+        f"that there is no difference beyond ±{found.margin:g} takes {found.seeds_needed:,} seeds (80% power).",
     )
 
 
-MANY_NOTE = (
-    "Intervals and p values are not corrected for how many comparisons there are; the sentence rests on its own."
+HOLM_NOTE = (
+    "Where a p is called corrected it is so for all comparisons beside it (Holm), and the verdict rests on that; tests "
+    "of equivalence are not corrected."
 )

@@ -3,21 +3,25 @@
 Values are top-1 in percent, so differences are in points. Everything is a pure function; randomness comes from `seed`.
 With three seeds, as most studies here have, keep in mind:
 
-- The t tests over seeds have two degrees of freedom. A difference is seen only where it is 2.5 times (4.30 / sqrt 3)
-  the seeds' standard deviation or more; equivalence within 0.5 points needs seeds that agree to about 0.3.
-- Three seeds can be resampled in ten ways, so the percentile interval hardly leaves the range of the seeds and is too
-  short: nominal 95% holds the truth in some 75% of studies where seeds make the noise. That is why no verdict rests on
-  the interval alone.
+- Tests and intervals over seeds are Student's, with two degrees of freedom. A difference is seen only where it is 2.5
+  times (4.30 / sqrt 3) the seeds' standard deviation or more; equivalence within 0.5 points needs seeds that agree to
+  about 0.3. `trainonce.lab.power` says how many seeds it takes.
+- Three seeds can be resampled in ten ways, so the bootstrap's percentile interval hardly leaves the range of the seeds
+  and is too short: nominal 95% holds the truth in some 75% of studies where seeds make the noise. It is right over the
+  subnets of a seed, and where there are many seeds.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from trainonce.lab.power import seeds_needed
 
 Array: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[..., Any]
@@ -49,14 +53,23 @@ class Comparison:
     seeds: int
     difference: float
     """The mean over seeds."""
-    low: float
-    high: float
-    """The hierarchical bootstrap's 95% interval."""
+    low: float | None
+    high: float | None
+    """The 95% interval of Student's t over seeds; None for fewer than two seeds."""
+    sd: float | None
+    """The standard deviation of the seeds' differences, over S - 1; None for fewer than two seeds."""
+    bootstrap_low: float
+    bootstrap_high: float
+    """The hierarchical bootstrap's 95% interval: over subnets where there is one seed; too short for a few seeds."""
     p_difference: float | None
     """Paired t test over seeds, two-sided; None for fewer than two seeds."""
+    p_holm: float | None
+    """The same corrected for all comparisons of its family (Holm), where it has one: then the verdict's."""
     p_equivalence: float | None
     """Two one-sided t tests over seeds: the larger of their p; None for fewer than two seeds."""
     margin: float
+    seeds_needed: int | None
+    """Seeds with which, at this `sd`, equivalence within the margin would show in 80% of studies of no difference."""
     verdict: Verdict
     sentence: str
 
@@ -82,6 +95,36 @@ def hierarchical_bootstrap(
     return _percentiles(float(np.mean([statistic(values, axis=-1) for values in seeds])), means, level)
 
 
+def over_seeds(values_by_seed: Sequence[Sequence[float]], *, statistic: Statistic = np.mean) -> Interval:
+    """The mean over seeds of a statistic over each seed's subnets, with Student's 95% interval over seeds.
+
+    For one seed the bootstrap's over its subnets, and NaN where it has one subnet alone. Raises ValueError for no
+    values or values not finite.
+    """
+    seeds = [checked(values, "a seed's values") for values in values_by_seed]
+    if not seeds:
+        raise ValueError("an interval needs the values of at least one seed")
+    found = student(np.array([float(statistic(values, axis=-1)) for values in seeds]))
+    if found is not None:
+        return found
+    if len(seeds[0]) > 1:
+        return hierarchical_bootstrap(values_by_seed, statistic=statistic)
+    return Interval(estimate=float(seeds[0][0]), low=math.nan, high=math.nan, level=0.95)
+
+
+def student(values: Sequence[float] | Array, *, level: float = 0.95) -> Interval | None:
+    """The mean of one value a seed and Student's interval of it, mean ± t · sd / √S; None for fewer than two."""
+    found = checked(values, "values")
+    if len(found) < 2:
+        return None
+    mean, half = float(found.mean()), _half_width(float(found.std(ddof=1)), len(found), level)
+    return Interval(estimate=mean, low=mean - half, high=mean + half, level=level)
+
+
+def _half_width(sd: float, seeds: int, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, seeds - 1)) * sd / math.sqrt(seeds)
+
+
 def compare(
     a: Mapping[int, Sequence[float]],
     b: Mapping[int, Sequence[float]],
@@ -97,13 +140,14 @@ def compare(
 
     A seed's subnets are paired by position where a and b have equally many, else resampled apart. The verdict:
 
-    - "equivalent": both one-sided tests reject at `alpha`, and the interval lies within the margin. The difference may
-      be real, but is smaller than anyone cares about;
-    - "better" or "worse": not equivalent, the paired t test rejects at `alpha`, and the interval excludes zero;
+    - "equivalent": both one-sided tests reject at `alpha`, which is that the 90% interval lies within the margin. The
+      difference may be real, but is smaller than anyone cares about;
+    - "better" or "worse": not equivalent, and the paired t test rejects at `alpha`, which is that the 95% interval
+      excludes zero;
     - "cannot tell": anything else, and always with fewer than two seeds.
 
-    So just one holds, and exchanging a and b exchanges better and worse. Raises ValueError for unequal seeds, no values
-    and values that are not finite.
+    Where several comparisons are made, `corrected` goes over them. Just one verdict holds, and exchanging a and b
+    exchanges better and worse. Raises ValueError for unequal seeds, no values and values that are not finite.
     """
     if set(a) != set(b):
         raise ValueError(
@@ -118,19 +162,54 @@ def compare(
     drawn = _resample([_two_samples(x, y, statistic) for x, y in pairs], draws, seed)
     interval = _percentiles(float(differences.mean()), drawn, 0.95)
     p_difference, p_equivalence = paired_t(differences), tost(differences, margin)
-    verdict = _verdict(interval, p_difference, p_equivalence, margin, alpha)
-    return Comparison(
+    over = student(differences)
+    sd = float(differences.std(ddof=1)) if over else None
+    found = Comparison(
         names=names,
         seeds=len(pairs),
         difference=interval.estimate,
-        low=interval.low,
-        high=interval.high,
+        low=over.low if over else None,
+        high=over.high if over else None,
+        sd=sd,
+        bootstrap_low=interval.low,
+        bootstrap_high=interval.high,
         p_difference=p_difference,
+        p_holm=None,
         p_equivalence=p_equivalence,
         margin=margin,
-        verdict=verdict,
-        sentence=_sentence(names, interval, len(pairs), margin, verdict),
+        seeds_needed=None if sd is None else seeds_needed(sd, margin),
+        verdict="cannot tell",
+        sentence="",
     )
+    return _judged(found, alpha)
+
+
+def corrected(family: Sequence[Comparison], *, alpha: float = 0.05) -> list[Comparison]:
+    """The comparisons of one family with their p corrected for how many they are, and verdicts by the corrected p.
+
+    By Holm's method, which holds however they depend on each other. A family of one stays as it is, and so do
+    comparisons without a p. Tests of equivalence are not corrected. Sentences are the usual ones.
+    """
+    tested = [found.p_difference for found in family if found.p_difference is not None]
+    if len(tested) < 2:
+        return list(family)
+    adjusted = iter(holm(tested))
+    return [
+        found if found.p_difference is None else _judged(replace(found, p_holm=next(adjusted)), alpha)
+        for found in family
+    ]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p values corrected so that any is below alpha by chance in alpha of all families, in their order.
+
+    The k-th smallest of m is multiplied by m - k + 1, is at least the one before it and at most 1 (Holm 1979).
+    """
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1))
+    found = np.empty(len(p))
+    found[order] = np.minimum(steps, 1.0)
+    return [float(value) for value in found]
 
 
 def against_zero(
@@ -312,27 +391,30 @@ def _t_test(values: Array, mean: float, alternative: str) -> float | None:
     return float((distance > 0) != (alternative == "greater"))
 
 
-def _verdict(
-    interval: Interval, p_difference: float | None, p_equivalence: float | None, margin: float, alpha: float
-) -> Verdict:
-    if p_difference is None or p_equivalence is None:
+def _judged(found: Comparison, alpha: float) -> Comparison:
+    """The comparison with its verdict and the sentence for it."""
+    found = replace(found, verdict=_verdict(found, alpha))
+    return replace(found, sentence=_sentence(found))
+
+
+def _verdict(found: Comparison, alpha: float) -> Verdict:
+    p = found.p_difference if found.p_holm is None else found.p_holm
+    if p is None or found.p_equivalence is None:
         return "cannot tell"
-    if p_equivalence < alpha and -margin < interval.low and interval.high < margin:
+    if found.p_equivalence < alpha:
         return "equivalent"
-    if p_difference < alpha and interval.low > 0 and interval.estimate > 0:
-        return "better"
-    if p_difference < alpha and interval.high < 0 and interval.estimate < 0:
-        return "worse"
+    if p < alpha:
+        return "better" if found.difference > 0 else "worse"
     return "cannot tell"
 
 
-def _sentence(names: tuple[str, str], interval: Interval, seeds: int, margin: float, verdict: Verdict) -> str:
-    a, b = names
-    if verdict in ("better", "worse"):
-        return f"{a} is {points(abs(interval.estimate))} {verdict} than {b} ({spread(interval, seeds)})"
-    lead = f"the difference is {points(interval.estimate, sign=True)} ({spread(interval, seeds)})"
-    if verdict == "equivalent":
-        return f"{a} and {b} are equivalent within {margin:g} points: {lead}"
+def _sentence(found: Comparison) -> str:
+    a, b = found.names
+    if found.verdict in ("better", "worse"):
+        return f"{a} is {points(abs(found.difference))} {found.verdict} than {b} ({spread(found)})"
+    lead = f"the difference is {points(found.difference, sign=True)} ({spread(found)})"
+    if found.verdict == "equivalent":
+        return f"{a} and {b} are equivalent within {found.margin:g} points: {lead}"
     return f"cannot tell whether {a} and {b} differ: {lead}"
 
 
@@ -343,8 +425,22 @@ def points(value: float, *, sign: bool = False, unit: bool = True) -> str:
     return f"{rounded:{'+' if sign else ''}.{digits}f}{' points' if unit else ''}"
 
 
-def spread(found: Interval | Comparison, seeds: int) -> str:
-    """What stands in brackets behind a difference: its interval and the number of seeds."""
-    level = f"{100 * found.level:g}%" if isinstance(found, Interval) else "95%"
-    low, high = points(found.low, unit=False), points(found.high, unit=False)
-    return f"{level} interval {low} to {high}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+def spread(found: Comparison) -> str:
+    """What stands in brackets behind a difference: its interval, the number of seeds and the p of its verdict.
+
+    The interval is Student's over seeds: 95%, and 90% behind an equivalence, which is what that test looks at.
+    """
+    if found.sd is None or found.p_difference is None or found.p_equivalence is None:
+        low, high = points(found.bootstrap_low, unit=False), points(found.bootstrap_high, unit=False)
+        return f"95% interval over subnets {low} to {high}, 1 seed"
+    alike = found.verdict == "equivalent"
+    half = _half_width(found.sd, found.seeds, 0.9 if alike else 0.95)
+    low, high = (points(found.difference + way * half, unit=False) for way in (-1, 1))
+    p, kind = found.p_difference if found.p_holm is None else found.p_holm, "" if found.p_holm is None else "corrected "
+    shown = f"equivalence {probability(found.p_equivalence)}" if alike else f"{kind}{probability(p)}"
+    return f"{90 if alike else 95}% interval {low} to {high}, {found.seeds} seeds, {shown}"
+
+
+def probability(p: float) -> str:
+    """A p value in words: two digits."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

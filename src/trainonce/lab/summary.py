@@ -60,7 +60,11 @@ def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[
 
 def write_conclusion(directory: StudyDirectory) -> dict[str, Any]:
     """Write what follows from a study's results, and give it."""
-    found = conclude(directory.recorded(), directory.results(), directory.finished())
-    value: dict[str, Any] = found.to_json()
+    value = conclusion_of(directory)
     write_atomic(directory.conclusion_file, to_json(value))
     return value
+
+
+def conclusion_of(directory: StudyDirectory) -> dict[str, Any]:
+    """What follows from a study's results so far, as conclusion.json has it; nothing is written."""
+    return conclude(directory.recorded(), directory.results(), directory.finished()).to_json()

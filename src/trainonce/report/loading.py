@@ -306,6 +306,7 @@ def _numbers(values: Any, name: str, path: Path) -> list[float]:
 
 
 def _read_conclusion(path: Path) -> dict[str, Any]:
+    """What conclusion.json says; nothing where it is absent, not whole, or from before intervals were Student's."""
     if not path.exists():
         return {}
     conclusion = read_json(path)
@@ -313,6 +314,8 @@ def _read_conclusion(path: Path) -> dict[str, Any]:
         return {}
     _check(conclusion, CONCLUSION, str(path))
     _objects(conclusion, "comparisons", COMPARISON, path)
+    if not all("sd" in comparison for comparison in conclusion.get("comparisons") or []):
+        return {}  # from when intervals were the bootstrap's
     tables = conclusion.get("tables") or {}
     if not isinstance(tables, dict):
         raise UserError(f"{path}: its 'tables' are no object")

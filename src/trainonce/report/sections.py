@@ -113,7 +113,7 @@ def _how_sure(group: Group, effects: Sequence[Effect]) -> list[str]:
         verdicts = [effect.verdict for effect in effects]
         spoken = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
         sure += (
-            f"; of {plural(len(effects), 'comparison')} with 95% intervals, {spoken} "
+            f"; of {plural(len(effects), 'comparison')} over seeds, {spoken} "
             f"(equivalent: surely within {margins[0]:g} points)"
         )
     if fewest == 1:
@@ -138,12 +138,12 @@ def _gap_section(gaps: Sequence[Gap]) -> Section:
     for match in dict.fromkeys(gap.match for gap in gaps):
         found = [gap for gap in gaps if gap.match == match]
         mean = sum(gap.gap.mean for gap in found) / len(found)
-        clear_harm = sum(gap.gap.low is not None and gap.gap.low > 0 for gap in found)
-        clear_help = sum(gap.gap.high is not None and gap.gap.high < 0 for gap in found)
+        clear_alone = sum(gap.gap.low is not None and gap.gap.low > 0 for gap in found)
+        clear_inside = sum(gap.gap.high is not None and gap.gap.high < 0 for gap in found)
         better = "better alone" if mean > 0 else "better inside"
         sentences.append(
             f"at equal {match} the {plural(len(found), 'probe')} are {abs(mean):.2f} points {better} in the mean "
-            f"({clear_harm} clearly harmed inside, {clear_help} clearly helped)"
+            f"({clear_alone} clearly worse off inside, {clear_inside} clearly better off)"
         )
     title = _sentence("; ".join(sentences))
     table = Table(
@@ -155,10 +155,11 @@ def _gap_section(gaps: Sequence[Gap]) -> Section:
         ],
     )
     caption = (
-        "Each probe subnet was trained alone and also inside a supernet. Right of zero: alone it is better, so sharing "
-        "cost it accuracy (net interference). Left of zero: sharing helped it. Bars are 95% intervals over seeds "
-        "(Student's t); where a bar crosses zero, the sign is not known. Equal exposure: alone it gets the same "
-        "learning-rate-weighted updates as its weights got inside."
+        "Each probe subnet was trained alone and also inside a supernet. Right of zero: alone it is better. That is "
+        "harm by sharing only where the probe alone has nothing left to learn; in a short training, one inside has "
+        "also been trained less. Bars are 95% intervals over seeds (Student's t), each probe by itself; where a bar "
+        "crosses zero, the sign is not known. Equal exposure: alone it gets the same learning-rate-weighted updates as "
+        "its weights got inside."
     )
     figure = Figure(
         key="gaps", title=title, caption=caption, summary=title, pictures=[picture(draw_gaps(gaps))], tables=[table]
@@ -184,9 +185,9 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     )
     caption = (
         "The same probes share their weights with ever more other subnets, while their own training stays the same. "
-        "Flat: no interference. Falling: interference. Rising: the others help. Dots are seeds (means over probes), "
-        "the line their mean, bars 95% intervals over seeds (Student's t). A probe counts with a seed where it has "
-        "results at every dose drawn, so that doses are compared on the same probes."
+        "Falling: net interference. Rising: net transfer. Flat: neither, or both cancel. Dots are seeds (means over "
+        "probes), the line their mean, bars 95% intervals over seeds (Student's t). A probe counts with a seed where "
+        "it has results at every dose drawn, so that doses are compared on the same probes."
     )
     figure = Figure(
         key="dose", title=title, caption=caption, summary=title, pictures=[picture(draw_dose(doses))], tables=[table]
@@ -208,18 +209,23 @@ def _comparisons(scored: dict[str, list[Line]], effects: Sequence[Effect]) -> Se
 def _effects_figure(effects: Sequence[Effect]) -> Figure:
     widest = max(effects, key=lambda effect: abs(effect.difference))
     title = (
-        f"The largest difference is {widest.label}: {widest.difference:+.2f} points ({widest.low:+.2f} to "
-        f"{widest.high:+.2f}), which counts as “{widest.verdict}”."
+        f"The largest difference is {widest.label}: {widest.difference:+.2f} points ({_reach(widest)}), which counts "
+        f"as “{widest.verdict}”."
     )
     rows: list[list[Cell]] = [
-        [e.label, e.difference, e.low, e.high, e.verdict, e.seeds, e.p_difference, e.p_equivalence, e.sentence]
+        [
+            *(e.label, e.difference, e.low, e.high, e.verdict, e.seeds),
+            *(e.p_difference, e.p_holm, e.p_equivalence, e.seeds_needed, e.sentence),
+        ]
         for e in effects
     ]
-    columns = ["a − b", "difference", "low", "high", "verdict", "seeds", "p difference", "p equivalence", "in words"]
+    columns = ["a − b", "difference", "low", "high", "verdict", "seeds", "p difference", "p corrected", "p equivalence"]
+    columns += ["seeds to show equivalence", "in words"]
     caption = (
-        "Each row is one arm minus another, in points of top-1, over paired seeds; bars are 95% bootstrap intervals "
-        f"over seeds and subnets. The grey band is ±{max(e.margin for e in effects):g} points: an effect that "
-        "is surely inside counts as equivalent; “cannot tell” is a verdict too."
+        "Each row is one arm minus another, in points of top-1, over paired seeds; bars are Student's 95% intervals "
+        f"over seeds. The grey band is ±{max(e.margin for e in effects):g} points: an effect that is surely inside "
+        "counts as equivalent; “cannot tell” is a verdict too. Where several effects are tested their verdicts rest on "
+        "the corrected p (Holm), so that a bar may leave out zero and still not count."
     )
     return Figure(
         key="effects",
@@ -229,6 +235,12 @@ def _effects_figure(effects: Sequence[Effect]) -> Figure:
         pictures=[picture(draw_effects(effects))],
         tables=[Table(caption="every comparison", columns=columns, rows=rows)],
     )
+
+
+def _reach(effect: Effect) -> str:
+    if effect.low is None or effect.high is None:
+        return "one seed, no interval"
+    return f"{effect.low:+.2f} to {effect.high:+.2f}"
 
 
 def _seeds_figure(scored: dict[str, list[Line]]) -> Figure:

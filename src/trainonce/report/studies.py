@@ -175,12 +175,16 @@ class Effect:
 
     label: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """Student's 95% interval over seeds; None where one seed allows none."""
     margin: float
     verdict: str
     seeds: int | None
+    seeds_needed: int | None
+    """For showing that there is no difference beyond the margin."""
     p_difference: float | None
+    p_holm: float | None
     p_equivalence: float | None
     sentence: str
 
@@ -196,12 +200,14 @@ def effects_info(conclusion: Mapping[str, Any]) -> list[Effect]:
             margin=comparison.get("margin") or 0.5,
             verdict=comparison["verdict"],
             seeds=comparison.get("seeds"),
+            seeds_needed=comparison.get("seeds_needed"),
             p_difference=comparison.get("p_difference"),
+            p_holm=comparison.get("p_holm"),
             p_equivalence=comparison.get("p_equivalence"),
             sentence=str(comparison.get("sentence", "")),
         )
         for comparison in conclusion.get("comparisons") or []
-        if None not in (comparison["difference"], comparison["low"], comparison["high"])
+        if comparison["difference"] is not None
     ]
 
 
@@ -222,11 +228,13 @@ def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
         color=alt.Color("verdict:N", scale=alt.Scale(domain=verdicts)),
         tooltip=["label:N", "verdict:N", *(alt.Tooltip(f"{n}:Q", format=".2f") for n in ("gap", "low", "high"))],
     )
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="difference, points of top-1"), x2="high:Q")
+    x = alt.X("gap:Q", title="difference, points of top-1")
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(
-        x="gap:Q", shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=shapes))
+        x=x, shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=shapes))
     )
-    return layered(band.encode(x="left:Q", x2="right:Q"), _zero(), bars, dots, height=30 * len(effects))
+    known = [bars] if any(effect.low is not None for effect in effects) else []
+    return layered(band.encode(x="left:Q", x2="right:Q"), _zero(), *known, dots, height=30 * len(effects))
 
 
 @dataclass(frozen=True, kw_only=True)
