@@ -116,10 +116,23 @@ class TestRefusals:
         good = folder / "cat" / "9.jpg"
         (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:300])
         (tmp_path / "text.png").write_text("not an image", encoding="utf-8")
-        refused(trainonce("predict", subnet, good, tmp_path / "cut.jpg"), r"cut\.jpg is not a whole JPEG or PNG")
-        refused(trainonce("predict", subnet, tmp_path / "text.png"), r"text\.png is not a whole JPEG or PNG")
-        refused(trainonce("predict", subnet, tmp_path / "none.png"), r"none\.png does not exist")
-        refused(trainonce("predict", subnet, tmp_path), "is not a whole JPEG or PNG")
+        missing = tmp_path / "none.png"
+        code, out, err = trainonce(
+            "predict", subnet, tmp_path / "cut.jpg", good, missing, tmp_path / "text.png", tmp_path
+        )
+        assert code == 1
+        assert re.fullmatch(rf"{re.escape(str(good))}: (cat|dog) \d+\.\d%\n", out), "the good one has its answer"
+        cut, gone, text, folder_said, sentence = err.splitlines()
+        assert "cut.jpg is not a whole JPEG or PNG" in cut
+        assert "none.png does not exist" in gone
+        assert "text.png is not a whole JPEG or PNG" in text
+        assert f"{tmp_path} is not a whole JPEG or PNG" in folder_said
+        assert sentence == "trainonce: 4 of 5 images could not be classified"
+        code, out, _ = trainonce("predict", subnet, good, missing, "--json")
+        first, second = json.loads(out)["predictions"]
+        assert code == 1
+        assert first["classes"][0]["class"] in ("cat", "dog")
+        assert second == {"image": str(missing), "error": f"{missing} does not exist"}
 
     def test_bad_models(self, onnx_file: Path, folder: Path, tmp_path: Path) -> None:
         image = folder / "cat" / "0.png"
@@ -142,6 +155,6 @@ class TestRefusals:
         content = onnx_file.read_bytes()
         try:
             onnx_file.write_bytes(content[:2000])
-            refused(trainonce("export", subnet, "--to", "onnx", "--check"), "is not an ONNX file")
+            refused(trainonce("export", subnet, "--to", "onnx", "--check"), "model.onnx is damaged", code=1)
         finally:
             onnx_file.write_bytes(content)

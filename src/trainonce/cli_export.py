@@ -8,13 +8,13 @@ import typer
 from trainonce import display
 from trainonce.cli_options import DataDir, Json, MovedData, Threads
 from trainonce.cli_tools import use_threads
-from trainonce.errors import UserError
+from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Baseline, Certificate
-from trainonce.export.exporting import check_export, export_subnet
+from trainonce.export.exporting import check_export, export_subnet, renew
 from trainonce.export.reference import Reference, read_reference
-from trainonce.predict import best, open_classifier
+from trainonce.predict import open_classifier
 
 
 def register(app: typer.Typer) -> None:
@@ -60,15 +60,40 @@ def export(
     reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
     _say_left_out(reference)
     baseline = Baseline.of(reference)
-    work = check_export if check else export_subnet
     done: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     for target in targets:
-        place, certificate = work(baseline, target, out or subnet / "export", max_loss=max_loss)
-        done.append({"path": str(place / target.files[0]), "certificate": certificate.to_json()})
-        if not as_json:
-            _say(target, place, certificate)
+        try:
+            done.append(_exported(baseline, target, out or subnet / "export", max_loss, check=check, as_json=as_json))
+        except (UserError, RunError) as error:
+            if len(targets) == 1:
+                raise
+            failed[target.name] = str(error)
+            display.err.print(f"{target.name} failed: {error}.")
     if as_json:
-        display.print_json({"exports": done})
+        display.print_json({"exports": done, "failed": failed})
+    if failed:
+        raise RunError(f"{len(failed)} of {len(targets)} targets failed")
+
+
+def _exported(
+    baseline: Baseline, target: Target, out: Path, max_loss: float, *, check: bool, as_json: bool
+) -> dict[str, Any]:
+    """Write or check one target, say how that went, and give what --json says of it."""
+    work = check_export if check else export_subnet
+    place, certificate = work(baseline, target, out, max_loss=max_loss)
+    if not as_json:
+        _say(target, place, certificate)
+    if check:
+        _renew(place, certificate)
+    return {"path": str(place / target.files[0]), "certificate": certificate.to_json()}
+
+
+def _renew(place: Path, certificate: Certificate) -> None:
+    try:
+        renew(place, certificate)
+    except RunError as error:
+        display.err.print(f"The certificate was not renewed: {error}.")
 
 
 def predict(
@@ -82,16 +107,24 @@ def predict(
 ) -> None:
     """Classify image files, with torch from a subnet's directory or with ONNX Runtime from its ONNX file."""
     classifier = open_classifier(model)
-    found = [best(classifier, p, top) for p in classifier.probabilities(images)]
+    if classifier.unchecked:
+        display.err.print(f"Note: {classifier.unchecked}.")
+    answers: list[dict[str, Any]] = []
+    for answer in classifier.predict(images, top):
+        if isinstance(answer.found, UserError):
+            answers.append({"image": str(answer.path), "error": str(answer.found)})
+            display.err.print(f"{answer.found}.")
+            continue
+        classes = [{"class": name, "probability": p} for name, p in answer.found]
+        answers.append({"image": str(answer.path), "classes": classes})
+        if not as_json:
+            said = ", ".join(f"{name} {100 * p:.1f}%" for name, p in answer.found)
+            display.out.print(f"{answer.path}: {said}")
     if as_json:
-        predictions = [
-            {"image": str(path), "classes": [{"class": name, "probability": p} for name, p in classes]}
-            for path, classes in zip(images, found, strict=True)
-        ]
-        display.print_json({"model": str(model), "predictions": predictions})
-        return
-    for path, classes in zip(images, found, strict=True):
-        display.out.print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in classes))
+        display.print_json({"model": str(model), "predictions": answers})
+    bad = sum("error" in answer for answer in answers)
+    if bad:
+        raise RunError(f"{bad} of {len(images)} images could not be classified")
 
 
 def _target(name: str) -> Target:

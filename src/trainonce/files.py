@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trainonce.errors import UserError
 
 # What the standard library and numpy raise on bytes that are not what they claim to be.
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, RuntimeError),
 )
@@ -150,7 +150,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             # Reading a member whole checks its CRC before numpy looks at it.
             members = {name: archive.read(name) for name in archive.namelist()}
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{path} is not a whole npz (zip) archive: {error}") from error
     for member, content in members.items():
         key = member.removesuffix(".npy")

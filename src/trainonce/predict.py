@@ -12,6 +12,7 @@ from trainonce.data.augment import normalise
 from trainonce.data.decode import decode_image
 from trainonce.errors import UserError
 from trainonce.export.description import Preprocessing, Run, describe_file
+from trainonce.export.integrity import judged
 from trainonce.export.onnx import FILE, open_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.files import read_bytes
@@ -28,6 +29,8 @@ class Classifier:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     run: Run
+    unchecked: str = ""
+    """Where nothing says whether the network is whole: that, in a sentence."""
 
     def prepared(self, path: Path) -> Tensor:
         """An image file as the network's input, float32 [1, C, resolution, resolution].
@@ -43,11 +46,37 @@ class Classifier:
         return resize(normalise(x_1CHW, mean=how.mean, std=how.std), how.resolution)
 
     @torch.inference_mode()
-    def probabilities(self, paths: Sequence[Path]) -> Iterator[Tensor]:
-        """For each file the probability of each class, [classes], by softmax. Raises `UserError` for a bad file."""
+    def predict(self, paths: Sequence[Path], top: int = 1) -> Iterator["Prediction"]:
+        """Classify image files, in their order. A file that cannot be classified keeps no other from it."""
         for start in range(0, len(paths), BATCH):
-            logits_BK = self.run(torch.cat([self.prepared(path) for path in paths[start : start + BATCH]]))
-            yield from logits_BK.softmax(1)
+            batch = paths[start : start + BATCH]
+            inputs = [self._prepared_or_why(path) for path in batch]
+            images = [x_1CHW for x_1CHW in inputs if isinstance(x_1CHW, Tensor)]
+            logits = iter(self.run(torch.cat(images)) if images else ())
+            for path, found in zip(batch, inputs, strict=True):
+                yield self._likeliest(path, next(logits), top) if isinstance(found, Tensor) else Prediction(path, found)
+
+    def _prepared_or_why(self, path: Path) -> Tensor | UserError:
+        try:
+            return self.prepared(path)
+        except UserError as error:
+            return error
+
+    def _likeliest(self, path: Path, logits_K: Tensor, count: int) -> "Prediction":
+        if not logits_K.isfinite().all():
+            return Prediction(path, UserError(f"{path} gets logits that are not finite numbers: the network is broken"))
+        values, indices = logits_K.softmax(0).topk(min(count, len(self.classes)))
+        names = (self.classes[i] for i in indices.tolist())
+        return Prediction(path, tuple(zip(names, values.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of an image file."""
+
+    path: Path
+    found: tuple[tuple[str, float], ...] | UserError
+    """The likeliest classes with their probabilities, the likeliest first; or why there are none."""
 
 
 def open_classifier(path: Path) -> Classifier:
@@ -62,13 +91,14 @@ def open_classifier(path: Path) -> Classifier:
     if path.suffix != ".onnx":
         state = "is neither a subnet's directory nor an .onnx file" if path.exists() else "does not exist"
         raise UserError(f"{path} {state}: name what `trainonce extract` or `trainonce export --to onnx` wrote")
-    opened = open_onnx({FILE: read_bytes(path)}, torch.get_num_threads(), str(path))
+    content = read_bytes(path)
+    verdict = judged(path, {path.name: content})
+    if verdict.state == "damaged":
+        raise UserError(verdict.why)
+    opened = open_onnx({FILE: content}, torch.get_num_threads(), str(path))
     return Classifier(
-        classes=opened.description.classes, preprocessing=opened.description.preprocessing, run=opened.run
+        classes=opened.description.classes,
+        preprocessing=opened.description.preprocessing,
+        run=opened.run,
+        unchecked=verdict.why if verdict.state == "unchecked" else "",
     )
-
-
-def best(classifier: Classifier, probabilities_K: Tensor, count: int) -> list[tuple[str, float]]:
-    """The `count` likeliest classes and their probabilities, the likeliest first."""
-    values, indices = probabilities_K.topk(min(count, len(classifier.classes)))
-    return [(classifier.classes[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True)]

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.export.changed_files import replaced
 
 from trainonce import checkpoint
 from trainonce.errors import RunError, UserError
@@ -233,8 +234,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("layer", ["stem", "blocks.3", "blocks.5", "final", "feature"])
     def test_one_weight_corrupted_names_its_layer(self, exported: Export, copy: Path, layer: str) -> None:
-        path = copy / "onnx" / FILE
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx.load_model_from_string((copy / "onnx" / FILE).read_bytes())
         node = next(
             n for n in model.graph.node if n.op_type == "Conv" and n.name.startswith((layer + ".", layer + "/"))
         )
@@ -242,7 +242,7 @@ class TestCheck:
         values = numpy_helper.to_array(weight).copy()
         values.flat[np.abs(values).argmax()] += 3
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-        path.write_bytes(model.SerializeToString())
+        replaced(copy / "onnx", model)
         with pytest.raises(RunError, match=rf"the first layer that differs is {layer},"):
             check_export(exported(1).baseline, TARGETS["onnx"], copy)
 
@@ -268,32 +268,32 @@ class TestCheck:
     def test_a_description_that_is_not_the_subnets(
         self, exported: Export, copy: Path, change: Callable[[dict[str, Any]], object], pattern: str
     ) -> None:
-        self.changed(copy / "onnx" / FILE, change)
+        self.changed(copy / "onnx", change)
         with pytest.raises(UserError, match=pattern):
             check_export(exported(1).baseline, TARGETS["onnx"], copy)
 
     @pytest.mark.parametrize("layers", [{}, {"other": "logits"}])
     def test_a_file_that_names_no_layers(self, exported: Export, copy: Path, layers: dict[str, str]) -> None:
-        self.changed(copy / "onnx" / FILE, lambda said: said.update(layers=layers), corrupted=True)
+        self.changed(copy / "onnx", lambda said: said.update(layers=layers), corrupted=True)
         with pytest.raises(RunError, match="the file does not let one look inside"):
             check_export(exported(1).baseline, TARGETS["onnx"], copy)
 
     def test_a_file_that_lacks_a_layer_that_it_names(self, exported: Export, copy: Path) -> None:
-        self.changed(copy / "onnx" / FILE, lambda said: said["layers"].update(stem="nothing"), corrupted=True)
+        self.changed(copy / "onnx", lambda said: said["layers"].update(stem="nothing"), corrupted=True)
         with pytest.raises(UserError, match="does not have all the layers that its description names"):
             check_export(exported(1).baseline, TARGETS["onnx"], copy)
 
     @staticmethod
-    def changed(path: Path, change: Callable[[dict[str, Any]], object], *, corrupted: bool = False) -> None:
+    def changed(place: Path, change: Callable[[dict[str, Any]], object], *, corrupted: bool = False) -> None:
         """Change an ONNX file's description; with `corrupted` also some weights, so that layers are asked for."""
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx.load_model_from_string((place / FILE).read_bytes())
         said = json.loads(model.metadata_props[0].value)
         change(said)
         model.metadata_props[0].value = json.dumps(said)
         if corrupted:
             weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
             weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
-        path.write_bytes(model.SerializeToString())
+        replaced(place, model)
 
 
 def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:

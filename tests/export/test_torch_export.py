@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from tests.damage import flips
 
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, torch_export
+from trainonce.export.certificate import Baseline
 from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.first_difference import first_difference, layer_outputs
-from trainonce.subnet import read_subnet
+from trainonce.export.integrity import check_file
+from trainonce.export.reference import read_reference
+from trainonce.run import RunDirectory
+from trainonce.subnet import read_subnet, write_subnet
 
 Export = Callable[[int], Any]
 
@@ -85,6 +90,54 @@ def test_the_certificate_must_be_of_this_subnet_and_have_passed(exported: Export
         check_export(exported(2).baseline, TARGETS["torch"], tmp_path)
 
 
+def test_other_classes_in_the_description_are_noticed(home: RunDirectory, tmp_path: Path) -> None:
+    """The .pt2 is not opened, and yet its description is held against the subnet's, as is its certificate's."""
+    subnet = tmp_path / "subnet"
+    shutil.copytree(home.subnets / "2", subnet, ignore=shutil.ignore_patterns("export*"))
+    export_subnet(Baseline.of(read_reference(subnet, images=2)), TARGETS["torch"], subnet / "export")
+    network, description = read_subnet(subnet)
+    shutil.move(subnet / "export", tmp_path)
+    write_subnet(subnet, network, description | {"classes": description["classes"][::-1]})
+    reversed_ = Baseline.of(read_reference(subnet, images=2))
+    with pytest.raises(UserError, match="its certificate describes another"):
+        check_export(reversed_, TARGETS["torch"], tmp_path / "export")
+    path = tmp_path / "export" / "torch" / "certificate.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    assert said.pop("description")["classes"] == description["classes"]
+    path.write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(UserError, match=r"is of another subnet than .*: it differs in classes$"):
+        check_export(reversed_, TARGETS["torch"], tmp_path / "export")
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_no_flip_goes_unnoticed(place: Path, tmp_path: Path, certified: bool) -> None:
+    content = (place / "model.pt2").read_bytes()
+    if certified:
+        shutil.copy(place / "certificate.json", tmp_path)
+    (tmp_path / "model.pt2").write_bytes(content)
+    assert check_file(tmp_path / "model.pt2").state == "whole"
+    end = len(content)
+    for damaged in (*flips(content, 300), *flips(content, 50, within=(end - 110, end))):
+        (tmp_path / "model.pt2").write_bytes(damaged)
+        assert check_file(tmp_path / "model.pt2").state == "damaged"
+    for length in (end - 1, end - 81, end - 103, end // 2):
+        (tmp_path / "model.pt2").write_bytes(content[:length])
+        assert check_file(tmp_path / "model.pt2").state == "damaged"
+
+
+def test_of_an_earlier_file_the_archives_sums_are_looked_at(place: Path, tmp_path: Path) -> None:
+    unsealed = (place / "model.pt2").read_bytes()[: -len(torch_export.SEAL.head) - 64 - 2] + b"\0\0"
+    earlier = unsealed.replace(b"trainonce-export-2", b"trainonce-export-1")
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(unsealed)) as before, zipfile.ZipFile(rewritten, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name).replace(b"trainonce-export-2", b"trainonce-export-1"))
+    path = tmp_path / "model.pt2"
+    for content, state in ((unsealed, "damaged"), (earlier, "damaged"), (rewritten.getvalue(), "unchecked")):
+        path.write_bytes(content)
+        assert check_file(path).state == state
+
+
 def test_a_file_from_disk_is_not_loaded(exported: Export, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checking compares hashes: a .pt2 from elsewhere could unpickle what its author likes."""
 
@@ -98,7 +151,7 @@ def test_a_file_from_disk_is_not_loaded(exported: Export, place: Path, monkeypat
     content = (place / "model.pt2").read_bytes()
     try:
         (place / "model.pt2").write_bytes(content[:-1] + b"?")
-        with pytest.raises(RunError, match="not the ones that were certified"):
+        with pytest.raises(RunError, match="is damaged or was edited"):
             check_export(exported(2).baseline, TARGETS["torch"], place.parent)
     finally:
         (place / "model.pt2").write_bytes(content)

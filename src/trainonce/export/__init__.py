@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainonce.export import executorch, int8, onnx, openvino, torch_export
-from trainonce.export.description import Opened, Written
+from trainonce.export.description import FileDescription, Opened, Written
 from trainonce.export.reference import Reference
 
 
@@ -29,8 +29,8 @@ class Target:
     """Make files that were read ready to compute, with so many threads; the text names them in errors."""
     precision: Literal["float32", "int8"] = "float32"
     """The numbers it computes in."""
-    reopens: bool = True
-    """Whether files from disk may be opened: not where opening could unpickle."""
+    describe: Callable[[Mapping[str, bytes], str], FileDescription] | None = None
+    """For files from disk that may not be opened, since that could unpickle: their description, read without."""
 
 
 TARGETS: dict[str, Target] = {
@@ -71,7 +71,7 @@ TARGETS: dict[str, Target] = {
             files=(torch_export.FILE,),
             write=lambda reference, _: torch_export.write_torch_export(reference.network, reference.file),
             open=torch_export.open_torch_export,
-            reopens=False,
+            describe=torch_export.description_in,
         ),
     )
 }

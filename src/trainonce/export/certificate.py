@@ -37,6 +37,8 @@ class Certificate:
     """The outcome in a sentence."""
     architecture: str
     weights_sha256: str
+    description: dict[str, Any]
+    """Whose file this is: classes, preprocessing, sizes, as `FileDescription.of_subnet` gives them."""
     files: dict[str, dict[str, Any]]
     """Size in bytes and SHA-256 of each exported file."""
     images: dict[str, int]
@@ -119,6 +121,7 @@ def certify(
         verdict=verdict or _in_words(above, below) + (_loss_in_words(top1) if precision == "int8" else ""),
         architecture=reference.file.architecture,
         weights_sha256=reference.file.weights_sha256,
+        description=reference.file.of_subnet(),
         files={name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in files.items()},
         images={
             "random": len(reference.random_BCHW),

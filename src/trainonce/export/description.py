@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from trainonce.errors import UserError
+from trainonce.export.seal import SEALED
 from trainonce.settings import Settings
 
-FORMAT: Literal["trainonce-export-1"] = "trainonce-export-1"
+FORMAT: Literal["trainonce-export-2"] = SEALED
 KEY = "trainonce"
 """The name under which the description stands in a file's metadata."""
 INPUT, OUTPUT = "images", "logits"
@@ -48,8 +49,8 @@ class Preprocessing(Settings):
 class FileDescription(Settings):
     """What an exported file says of itself."""
 
-    format: Literal["trainonce-export-1"] = FORMAT
-    """The format of this description."""
+    format: Literal["trainonce-export-1", "trainonce-export-2"] = FORMAT
+    """The format of this description; files of the first carry no hash of themselves."""
     architecture: str
     """The subnet's architecture."""
     classes: tuple[str, ...] = Field(min_length=1)
@@ -66,6 +67,13 @@ class FileDescription(Settings):
     """How many images a call takes; None: any number."""
     layers: dict[str, str] = Field(default_factory=dict)
     """For each layer the name of the tensor inside the file that is its output, where the file names tensors."""
+    program_sha256: str | None = None
+    """Hash of the program, where this lies beside it."""
+
+    def of_subnet(self) -> dict[str, Any]:
+        """What it says of the subnet, and not of the file that it stands in, as JSON values."""
+        of_file = {"format", "precision", "batch", "layers", "program_sha256"}
+        return self.model_dump(mode="json", exclude=of_file)
 
     def to_text(self) -> str:
         """The description as JSON."""

@@ -4,13 +4,14 @@ A program's memory is planned when it is made, for one size of input: hence one 
 for notes, so the description lies beside it.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.export.description import FileDescription, Opened, Written, check_shapes
+from trainonce.export.description import FORMAT, FileDescription, Opened, Written, check_shapes
 from trainonce.export.tools import extra, quiet, sentence
 
 FILE, SIDECAR = "model.pte", "model.json"
@@ -28,8 +29,19 @@ def write_executorch(network: nn.Module, description: FileDescription) -> Writte
         exported = torch.export.export(network, (example_BCHW,))
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program = bytes(lowered.to_executorch().buffer)
-    described = description.model_copy(update={"batch": 1})
+    described = description.model_copy(update={"batch": 1, "program_sha256": hashlib.sha256(program).hexdigest()})
     return Written(files={FILE: program, SIDECAR: described.to_text().encode()})
+
+
+def is_of(sidecar: bytes, program: bytes) -> bool | None:
+    """Whether a description is of this program; None for one of an earlier version, which does not say."""
+    try:
+        description = FileDescription.from_text(sidecar.decode(), where=SIDECAR)
+    except ValueError:
+        return False
+    if description.program_sha256 is None:
+        return False if description.format == FORMAT else None
+    return hashlib.sha256(program).hexdigest() == description.program_sha256
 
 
 def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

@@ -11,7 +11,9 @@ from trainonce.errors import RunError, UserError
 from trainonce.export import Target
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Baseline, Certificate, certify
+from trainonce.export.compare import Comparison
 from trainonce.export.description import FileDescription, Opened
+from trainonce.export.integrity import judged
 from trainonce.export.reference import Reference
 from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_atomic, write_synced
 
@@ -50,40 +52,52 @@ def export_subnet(baseline: Baseline, target: Target, out: Path, *, max_loss: fl
 
 
 def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
-    """Hold the files in OUT/TARGET against the subnet again, and replace their certificate if they pass.
+    """Hold the files in OUT/TARGET against the subnet again; nothing is written, see `renew`.
 
     Files of a target that could unpickle are not opened: their hashes must be those in a certificate of this subnet
-    that passed. Raises `RunError` where the files are not the same network, or where that cannot be told of int8 for
-    want of images; `UserError` where they are not there, damaged, or of another subnet.
+    that passed. Raises `RunError` where the files are damaged or not the same network, or where that cannot be told of
+    int8 for want of images; `UserError` where they are not there or of another subnet.
     """
     place = out / target.name
     if not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} holds no export: make one first, without --check")
     recorded = read_json(place / CERTIFICATE)
     files = {name: read_bytes(place / name) for name in target.files}
-    if target.reopens:
-        opened = target.open(files, torch.get_num_threads(), str(place / target.files[0]))
-        _refuse_another(opened.description, baseline.reference, target, place)
+    for name in files:
+        verdict = judged(place / name, files)
+        if verdict.state == "damaged":
+            raise RunError(verdict.why)
+    where = str(place / target.files[0])
+    if target.describe is None:
+        opened = target.open(files, torch.get_num_threads(), where)
+        described = opened.description
     else:
-        opened = None
+        opened, described = None, target.describe(files, where)
         _refuse_uncertified(recorded, baseline.reference, place)
+    _refuse_another(described, baseline.reference, target, place)
     details = recorded.get("details")
     details = details if isinstance(details, dict) else {}
     certificate = _certified(baseline, target, opened, files, details, max_loss)
-    if not target.reopens and recorded.get("files") != certificate.files:
-        raise RunError(f"{place}: the files are not the ones that were certified: their hashes are others")
     if not certificate.passed:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {place}")
-    if opened is not None:
-        try:
-            write_atomic(place / CERTIFICATE, to_json(certificate.to_json()))
-        except OSError as error:
-            raise RunError(f"cannot write {place / CERTIFICATE}: {error.strerror}") from error
     return place, certificate
 
 
+def renew(place: Path, certificate: Certificate) -> None:
+    """Replace the certificate of files that passed a check. Raises `RunError` where the disk refuses.
+
+    One of files that were not opened has less to say than theirs, which stays.
+    """
+    if not isinstance(certificate.extracted_and_exported, Comparison):
+        return
+    try:
+        write_atomic(place / CERTIFICATE, to_json(certificate.to_json()))
+    except OSError as error:
+        raise RunError(f"cannot write {place / CERTIFICATE}: {error.strerror}") from error
+
+
 def _refuse_another(found: FileDescription, reference: Reference, target: Target, place: Path) -> None:
-    here, there = (d.model_dump(exclude={"layers", "precision", "batch"}) for d in (reference.file, found))
+    here, there = reference.file.of_subnet(), found.of_subnet()
     others = [name for name in here if here[name] != there[name]]
     if others:
         raise UserError(f"{place} is of another subnet than {reference.path}: it differs in {', '.join(others)}")
@@ -94,6 +108,8 @@ def _refuse_another(found: FileDescription, reference: Reference, target: Target
 def _refuse_uncertified(recorded: Mapping[str, Any], reference: Reference, place: Path) -> None:
     if recorded.get("weights_sha256") != reference.file.weights_sha256:
         raise UserError(f"{place} is of another subnet than {reference.path}: its certificate names other weights")
+    if recorded.get("description", reference.file.of_subnet()) != reference.file.of_subnet():  # early ones have none
+        raise UserError(f"{place} is of another subnet than {reference.path}: its certificate describes another")
     if recorded.get("passed") is not True:
         raise UserError(f"{place} did not pass when it was made: {recorded.get('verdict')}")
 

@@ -13,11 +13,22 @@ from torch import Tensor, nn
 
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
+from trainonce.export.seal import DIGITS, Seal
 from trainonce.export.tools import REFUSALS, extra, layer_names, quiet, sentence
 
 OPSET = 18
 FILE = "model.onnx"
 EXTRA = "onnx"
+
+
+def _entry(key: bytes, digits: int) -> bytes:
+    """How a `StringStringEntryProto` with so many ASCII digits begins, as another entry of `metadata_props`."""
+    inside = bytes([0x0A, len(key)]) + key + bytes([0x12, digits])
+    return bytes([0x72, len(inside) + digits]) + inside
+
+
+SEAL = Seal(head=_entry(f"{KEY}_sha256".encode(), DIGITS))
+"""The last entry of the metadata: fields may follow each other in any order, so it can stand at the end of the file."""
 
 
 def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
@@ -43,8 +54,7 @@ def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
     layers = _rename(model, network)
     _describe(model, description.model_copy(update={"layers": layers}))
     onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return SEAL.put(model.SerializeToString(deterministic=True))
 
 
 def _rename(model: Any, network: nn.Module) -> dict[str, str]:
@@ -78,11 +88,10 @@ def _describe(model: Any, description: FileDescription) -> None:
 
 
 def redescribed(content: bytes, description: FileDescription) -> bytes:
-    """The same ONNX file with another description."""
+    """The same ONNX file with another description, sealed."""
     model = parsed(content, where=FILE)
     _describe(model, description)
-    out: bytes = model.SerializeToString(deterministic=True)
-    return out
+    return SEAL.put(model.SerializeToString(deterministic=True))
 
 
 def parsed(content: bytes, *, where: str) -> Any:
@@ -103,7 +112,8 @@ def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
     """
     content = files[FILE]
     session = _session(content, threads, where)
-    found = session.get_modelmeta().custom_metadata_map
+    with sentence(f"{where}: its metadata are not texts"):
+        found = session.get_modelmeta().custom_metadata_map
     if KEY not in found:
         raise UserError(
             f"{where} was not written by `trainonce export`: it does not say what its images and classes are"

@@ -12,10 +12,13 @@ from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written, check_shapes
 from trainonce.export.onnx import FILE as ONNX_FILE
 from trainonce.export.onnx import open_onnx
+from trainonce.export.seal import Seal
 from trainonce.export.tools import extra, quiet, sentence
 
 XML, BIN = "model.xml", "model.bin"
 EXTRA = "openvino"
+SEAL = Seal(head=f"<!-- {KEY} sha256 with {BIN} ".encode(), tail=b" -->\n")
+"""A remark after the model; the hash is of the model and then of the weights in the other file."""
 REASON = -1
 """The line of an error that says what is wrong: OpenVINO puts the places in its source first."""
 
@@ -30,7 +33,8 @@ def write_openvino(content: bytes) -> Written:
         model.set_rt_info(description.to_text(), [KEY])
         path = Path(folder) / XML
         openvino.save_model(model, path, compress_to_fp16=False)
-        return Written(files={name: (Path(folder) / name).read_bytes() for name in (XML, BIN)})
+        model_xml, weights = ((Path(folder) / name).read_bytes() for name in (XML, BIN))
+    return Written(files={XML: SEAL.put(model_xml, weights), BIN: weights})
 
 
 def open_openvino(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

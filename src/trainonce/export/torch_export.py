@@ -6,6 +6,7 @@ memory, and later only compares their hash.
 """
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from trainonce.export.description import KEY, FileDescription, Opened, Written
 from trainonce.export.first_difference import layer_outputs
-from trainonce.export.tools import quiet
+from trainonce.export.seal import DIGITS, Seal
+from trainonce.export.tools import quiet, sentence
+from trainonce.files import ZIP_ERRORS
 
 FILE = "model.pt2"
 NOTE = f"{KEY}.json"
 """Where the description lies among the archive's extra files."""
+SEAL = Seal(head=f"{KEY} sha256 ".encode())
+"""The archive's comment, which is the end of a zip file; its length, before it, is covered."""
 
 
 def write_torch_export(network: nn.Module, description: FileDescription) -> Written:
@@ -31,7 +36,35 @@ def write_torch_export(network: nn.Module, description: FileDescription) -> Writ
         for node in exported.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
         torch.export.save(exported, buffer, extra_files={NOTE: description.to_text()})
-    return Written(files={FILE: buffer.getvalue()})
+    return Written(files={FILE: _sealed(buffer.getvalue())})
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A zip archive without a comment, sealed by one."""
+    assert archive.endswith(b"\0\0")
+    length = len(SEAL.head) + DIGITS
+    return SEAL.put(archive[:-2] + length.to_bytes(2, "little"))
+
+
+def is_whole(content: bytes) -> bool | None:
+    """Whether a .pt2 is as it was sealed; None for one without a seal of which the archive's own sums hold."""
+    held = SEAL.holds(content)
+    if held is not None:
+        return held
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return None if archive.testzip() is None else False
+    except ZIP_ERRORS:
+        return False
+
+
+def description_in(files: Mapping[str, bytes], where: str) -> FileDescription:
+    """The description in a .pt2, of which nothing else is read. Raises `UserError` for a damaged or foreign file."""
+    unreadable = f"{where} does not hold a description that can be read"
+    with sentence(unreadable, ZIP_ERRORS), zipfile.ZipFile(io.BytesIO(files[FILE])) as archive:
+        names = (name for name in archive.namelist() if name.endswith(f"/extra/{NOTE}"))
+        text = archive.read(next(names, NOTE)).decode()
+    return FileDescription.from_text(text, where=where)
 
 
 def open_torch_export(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

@@ -1,0 +1,87 @@
+"""Whether an exported file is the one that was written: by the hash that it carries, and by the certificate beside it.
+
+Nothing here opens a file with its runtime, so that what is damaged is refused before a runtime sees it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainonce.errors import UserError
+from trainonce.export import executorch, onnx, openvino, torch_export
+from trainonce.export.certificate import FILE as CERTIFICATE
+from trainonce.files import read_bytes, read_json
+
+PARTNERS = {".xml": ".bin", ".bin": ".xml", ".pte": ".json", ".json": ".pte"}
+"""Of files that belong together and have one name: the suffix of the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What can be said of an exported file, and why, in a sentence that names it."""
+
+    state: Literal["whole", "damaged", "unchecked"]
+    why: str
+
+
+def check_file(path: Path) -> Verdict:
+    """What can be said of a file of any target, under any name; the certificate beside it is no such file.
+
+    Raises `UserError` where there is no file or where it cannot be read.
+    """
+    partner = path.with_suffix(PARTNERS.get(path.suffix, path.suffix))
+    return judged(path, {each.name: read_bytes(each) for each in {path, partner} if each == path or each.exists()})
+
+
+def judged(path: Path, files: Mapping[str, bytes]) -> Verdict:
+    """What can be said of the file at `path`, whose content and that of its partner are in `files`, by name."""
+    found, certified, no_certificate = _carried(path, files), None, "no certificate beside it names it"
+    if (path.parent / CERTIFICATE).exists():
+        try:
+            certified = _certified(path, files[path.name])
+        except UserError as error:
+            no_certificate = f"its certificate cannot be used: {error}"
+    if found is False:
+        return Verdict(
+            state="damaged", why=f"{path} is damaged or was edited: its content is not what its hash was made of"
+        )
+    if certified is False:
+        return Verdict(
+            state="damaged",
+            why=f"{path} is damaged or was replaced: it is not the file that {CERTIFICATE} beside it is of",
+        )
+    if found is None and certified is None:
+        return Verdict(state="unchecked", why=f"{path} is unchecked: it carries no hash, and {no_certificate}")
+    held = [what for what, holds in (("it carries", found), ("its certificate has", certified)) if holds]
+    return Verdict(state="whole", why=f"{path} is whole by the hash that {' and that '.join(held)}")
+
+
+def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
+    """Whether the hash in the file, or for it in its partner, holds; None where there is none."""
+    content, other = files[path.name], files.get(path.with_suffix(PARTNERS.get(path.suffix, "")).name)
+    match path.suffix:
+        case ".onnx":
+            return onnx.SEAL.holds(content)
+        case ".pt2":
+            return torch_export.is_whole(content)
+        case ".xml":
+            return openvino.SEAL.holds(content, other or b"")
+        case ".bin":
+            return None if other is None else openvino.SEAL.holds(other, content)
+        case ".pte":
+            return None if other is None else executorch.is_of(other, content)
+        case ".json":
+            return None if other is None else executorch.is_of(content, other)
+        case _:
+            return None
+
+
+def _certified(path: Path, content: bytes) -> bool | None:
+    """Whether the certificate beside a file has its hash; None where it does not name the file."""
+    named = read_json(path.parent / CERTIFICATE).get("files")
+    recorded = named.get(path.name) if isinstance(named, dict) else None
+    if not isinstance(recorded, dict):
+        return None
+    return bool(recorded.get("sha256") == hashlib.sha256(content).hexdigest())
