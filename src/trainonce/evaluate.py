@@ -5,7 +5,6 @@ gets statistics of its own first: the mean over batches of the batch mean and va
 arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from trainonce.data import DataSet
 from trainonce.data.augment import augment, normalise
 from trainonce.data.splits import Split
 from trainonce.errors import RunError
+from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
@@ -142,9 +142,9 @@ def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = 
 
 
 def finite(found: Score, split: str) -> Score:
-    """The score of a network on a split. Raises `RunError` where it is none: the logits hold NaN or infinity."""
-    if not math.isfinite(found.loss):
-        raise RunError(f"the scores are not finite: the loss on {split} is {found.loss}; nothing was written")
+    """The score of a network on a split. Raises `RunError` where its loss is no number that records can hold."""
+    if not fits_record(found.loss):
+        raise RunError(f"the scores are not finite: the loss on {split} is {found.loss:g}; nothing was written")
     return found
 
 

@@ -30,6 +30,15 @@ _NPY_ERRORS = (
 )
 
 
+LARGEST_NUMBER = 1e30
+"""Numbers in records are smaller than this, on either side of zero: what reads them refuses others as damage."""
+
+
+def fits_record(number: float) -> bool:
+    """Whether a number can stand in a record: it is finite and not beyond `LARGEST_NUMBER`."""
+    return abs(number) < LARGEST_NUMBER
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or the whole new one, on disk before this returns."""
     partial = path.with_name(f".{path.name}.partial")

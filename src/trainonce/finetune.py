@@ -5,7 +5,6 @@ images and augmentation, if wanted also a teacher's output (Hinton 2015, arXiv 1
 section 3.3). What a step draws follows from the seed and the step alone, as in `trainonce.train`.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -22,6 +21,7 @@ from trainonce.data.splits import Batch
 from trainonce.distributed import Share
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import Evaluator, Score, finite, recalibrate
+from trainonce.files import fits_record
 from trainonce.losses import DISTILLATION
 from trainonce.models import Supernet
 from trainonce.nn.cropping import crop_kernels
@@ -313,5 +313,5 @@ class _Loop:
 
 
 def _refuse_not_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise RunError(f"by step {step} the loss is {loss}: try a lower learning rate; nothing was written")
+    if not fits_record(loss):
+        raise RunError(f"by step {step} the loss is {loss:g}: try a lower learning rate; nothing was written")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from trainonce.cost import CostModel
-from trainonce.errors import UserError
+from trainonce.errors import RunError, UserError
 from trainonce.evaluate import Evaluator, Score, SplitName
 from trainonce.fanout import LOCAL, fan_out
+from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.run import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -117,18 +118,23 @@ def score_subnets(
 ) -> bool:
     """Score subnets, calling `on_line` with the line of each as it is done, in any order; gives whether all were done.
 
-    `workers`, `cluster` and `should_stop` are `fan_out`'s.
+    `workers`, `cluster` and `should_stop` are `fan_out`'s. A subnet whose loss is no number that a record can hold has
+    no line; when the others are done, `RunError` names it.
     """
     key = score_key(evaluator, step)
+    without: dict[Architecture, float] = {}
 
     def made(piece: Piece, scores: list[Score]) -> None:
         for arch, score in zip(piece, scores, strict=True):
+            if not fits_record(score.loss):
+                without[arch] = score.loss
+                continue
             cost = net.cost_of(arch)
             line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
             on_line(line | {"top1": score.top1, "loss": score.loss, "images": score.images} | key)
 
     device = next(net.parameters()).device
-    return fan_out(
+    done = fan_out(
         Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
         pieces_of(archs, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
         on_result=made,
@@ -137,6 +143,14 @@ def score_subnets(
         gpus=int(device.type == "cuda"),
         should_stop=should_stop,
     )
+    if done and without:
+        split = evaluator.split_name
+        arch = min(without, key=str)
+        raise RunError(
+            f"{len(without)} of {len(archs)} subnets have no score on {split}, since their loss there is "
+            f"not finite or too large; it is {without[arch]:g} for {arch}. The others are recorded"
+        )
+    return done
 
 
 def evaluate_population(

@@ -32,7 +32,7 @@ from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
-from trainonce.files import append_line, locked, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.files import append_line, fits_record, locked, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
 from trainonce.nn import native
 from trainonce.precision import Precision
@@ -41,7 +41,6 @@ from trainonce.settings import Settings
 from trainonce.version import __version__
 
 NUMBER = (int, float)
-LARGEST_NUMBER = 1e30
 POPULATION_LINE: dict[str, type | tuple[type, ...]] = {
     "arch": str,
     "macs": NUMBER,
@@ -272,7 +271,7 @@ def _checked(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> list[d
     for number, line in enumerate(lines, start=1):
         for name, kind in kinds.items():
             value = line.get(name)
-            if not isinstance(value, kind) or (isinstance(value, NUMBER) and not abs(value) < LARGEST_NUMBER):
+            if not isinstance(value, kind) or (isinstance(value, NUMBER) and not fits_record(value)):
                 raise UserError(f"{path}, line {number}: its {name!r} is missing or of another kind")
     return lines
 

@@ -1,6 +1,5 @@
 """What training steps came to, kept on the device: a step does not wait until the host knows."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainonce.files import LARGEST_NUMBER, fits_record
 from trainonce.space import Architecture
 
 
@@ -70,14 +70,14 @@ class StepRecord:
 
 
 def not_finite(records: Sequence[StepRecord]) -> str | None:
-    """What is to be said of the first loss that is not finite; None where all are.
+    """What is to be said of the first loss that is not finite or that records cannot hold; None where all are well.
 
     Waits for the device, once where all is well.
     """
-    if not records or bool(torch.cat([record.losses_S for record in records]).isfinite().all()):
+    if not records or bool((torch.cat([record.losses_S for record in records]).abs() < LARGEST_NUMBER).all()):
         return None
     losses = ((record, which, loss) for record in records for which, loss in enumerate(record.losses_S.tolist()))
-    record, which, loss = next(found for found in losses if not math.isfinite(found[2]))
+    record, which, loss = next(found for found in losses if not fits_record(found[2]))
     return (
         f"the loss is {loss} at step {record.step} (phase {record.phase!r}, learning rate {record.lr:.3g}) for subnet "
         f"{record.archs[which]} on training images {record.rows_B[:4].tolist()}…"

@@ -5,6 +5,7 @@ A probe's forgetting is its best accuracy so far less its accuracy now. Natural 
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from trainonce.data import DataSet
 from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.recipes import Recipe, timetable
 from trainonce.run import RunDirectory
@@ -127,6 +129,10 @@ class Prober:
         self.net.eval()
         for probe in self.probes:
             score = self.evaluator(self.net, probe)
+            if not fits_record(score.loss):
+                said = f"the loss of the probe {probe} after step {at.step} is {score.loss:g}: that look is left out"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
+                continue
             self.run.append_forgetting(
                 {
                     "step": at.step,

@@ -18,13 +18,15 @@ from torch.nn import functional as F
 
 from trainonce.data import DataSet, Split
 from trainonce.data.augment import augment, normalise
-from trainonce.errors import UserError
+from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.files import fits_record
 from trainonce.lab.batch_norm import batch_norm_shift, mean_shift, statistics_of
 from trainonce.lab.gradients import gradient_agreement
 from trainonce.lab.transfer import loss_transfer
 from trainonce.models import Supernet
 from trainonce.nn.dropout import batch_dropouts
+from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_seed
 
@@ -53,7 +55,8 @@ def measure(
     """Gradient agreement, loss transfer, batch-norm shift and scores of probes, as `interference.json` has them.
 
     Losses are cross-entropies with the batch's own statistics, as in training, without dropout. `net` must be trained
-    and on the device of `data`; it stays as it is. Raises `UserError` for fewer than two probes or too few images.
+    and on the device of `data`; it stays as it is. Raises `UserError` for fewer than two probes or too few images, and
+    `RunError` for a probe whose loss is not finite.
     """
     chosen = settings or MeasureSettings()
     if len(probes) < 2:
@@ -64,6 +67,7 @@ def measure(
     if len(data.validate) < 2:
         raise UserError(f"{len(data.validate)} validation images are too few: steps are judged on at least two")
     macs = [net.cost_of(probe).macs for probe in probes]
+    by_statistics = _by_statistics(net, data, probes, chosen)  # first: it refuses a probe without a score
     return {
         "step": step,
         "probes": [str(probe) for probe in probes],
@@ -73,7 +77,7 @@ def measure(
         "batches": chosen.batches,
         "batch_size": chosen.batch_size,
         **_by_gradients(net, data, probes, chosen),
-        **_by_statistics(net, data, probes, chosen),
+        **by_statistics,
     }
 
 
@@ -119,9 +123,17 @@ def _by_statistics(
         "bn_shift": {"layers": {name: to_json(s) for name, s in shift.items()}, "mean": to_json(mean_shift(shift))},
         "statistics": {
             "top1_supernet": [evaluator.score(lab.extract(probe)).top1 for probe in probes],
-            "top1_recalibrated": [evaluator.score(plain).top1 for plain in own],
+            "top1_recalibrated": [_top1(evaluator, plain, probe) for plain, probe in zip(own, probes, strict=True)],
         },
     }
+
+
+def _top1(evaluator: Evaluator, plain: PlainNetwork, probe: Architecture) -> float:
+    """Top-1 of a recalibrated probe. Raises `RunError` that names it where its loss is no number."""
+    score = evaluator.score(plain)
+    if not fits_record(score.loss):
+        raise RunError(f"there is nothing to measure: the loss of the probe {probe} is {score.loss:g}")
+    return score.top1
 
 
 def _loss(net: Supernet, arch: Architecture) -> Callable[[Images], Tensor]:
@@ -170,8 +182,8 @@ def _generator(device: torch.device | str, settings: MeasureSettings, what: str)
 
 
 def to_json(array: NDArray[np.float64]) -> list[Any]:
-    """Nested lists, with None where there is no number."""
-    return [to_json(row) if row.ndim else None if math.isnan(row) else float(row) for row in array]
+    """Nested lists, with None where there is no number that a record can hold."""
+    return [to_json(row) if row.ndim else float(row) if fits_record(row) else None for row in array]
 
 
 def verdict(found: dict[str, Any]) -> str:

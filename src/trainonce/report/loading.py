@@ -15,10 +15,10 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.exposure import ExposureTable
-from trainonce.files import read_json, read_lines
+from trainonce.files import fits_record, read_json, read_lines
 from trainonce.lab.conclusions import conclude
 from trainonce.population import Line, newest_lines
-from trainonce.run import LARGEST_NUMBER, NUMBER, RunConfig, RunDirectory
+from trainonce.run import NUMBER, RunConfig, RunDirectory
 from trainonce.search.measures import NAMES as MEASURES
 from trainonce.search.outcome import FORMAT as FRONT_FORMAT
 
@@ -271,7 +271,7 @@ def checked_lines(path: Path, kinds: Kinds) -> list[Line]:
 def _check(value: Mapping[str, Any], kinds: Kinds, where: str) -> None:
     for name, kind in kinds.items():
         found = value.get(name, MISSING)
-        if not isinstance(found, kind) or (isinstance(found, NUMBER) and not abs(found) < LARGEST_NUMBER):
+        if not isinstance(found, kind) or (isinstance(found, NUMBER) and not fits_record(found)):
             raise UserError(f"{where}: its {name!r} is missing or of another kind")
 
 
@@ -300,7 +300,7 @@ def _study_title(study: dict[str, Any], path: Path) -> str:
 
 
 def _numbers(values: Any, name: str, path: Path) -> list[float]:
-    if not isinstance(values, list) or not all(isinstance(v, NUMBER) and abs(v) < LARGEST_NUMBER for v in values):
+    if not isinstance(values, list) or not all(isinstance(v, NUMBER) and fits_record(v) for v in values):
         raise UserError(f"{path}: its {name!r} is no list of numbers")
     return [float(value) for value in values]
 
@@ -390,6 +390,6 @@ def _check_matrix(value: Any, size: int, where: str) -> None:
     if len(rows) != size or not all(isinstance(row, list) and len(row) == size for row in rows):
         raise UserError(f"{where} is no {size} x {size} matrix")
     if not all(
-        cell is None or (isinstance(cell, NUMBER) and abs(cell) < LARGEST_NUMBER) for row in rows for cell in row
+        cell is None or (isinstance(cell, NUMBER) and fits_record(cell)) for row in rows for cell in row
     ):
         raise UserError(f"{where} holds something that is no number")
