@@ -6,6 +6,7 @@ answered by a line with the ranks' exit codes; what else there is to know the ra
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -209,10 +210,38 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {"codes": [codes.get(rank) for rank in range(len(children))], "hung": hung}
 
 
+def run_under_launcher(job: dict[str, Any]) -> dict[str, Any]:
+    """As `run`, but the ranks belong to a process of their own, which is killed; `hung`: those outliving it."""
+    reader, writer = os.pipe()  # the ranks hold the writing end: it is closed when the last has ended
+    launcher = os.fork()
+    if launcher == 0:
+        os.setsid()
+        port = free_port()
+        for rank in range(job["ranks"]):
+            fork(job, rank, port)
+        time.sleep(2 * LIMIT_S)
+        os._exit(1)
+    os.close(writer)
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and not all(
+        (Path(job["folder"]) / f"alive-{rank}").exists() for rank in range(job["ranks"])
+    ):
+        time.sleep(0.005)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    ended = bool(select.select([reader], [], [], job["launcher_killed"])[0])
+    os.close(reader)
+    if not ended:
+        os.killpg(launcher, signal.SIGKILL)
+    return {"codes": [], "hung": [] if ended else list(range(job["ranks"]))}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
+        job = json.loads(line)
+        found = run_under_launcher(job) if "launcher_killed" in job else run(job)
+        sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
 
 

@@ -336,6 +336,18 @@ class TestTogether:
         assert run is not None
         assert bytes_of(train.all_well(ranks=2, after=run, **job).run) == bytes_of(straight.run)
 
+    def test_ranks_stop_and_save_when_their_launcher_is_killed(self, train: Helper) -> None:
+        outcome = train(ranks=2, launcher_killed=10, recipe="rss", epochs=4000, pause_s=0.005)
+        assert outcome.hung == []
+        assert [told.get("finished") for told in outcome.told] == [False, False]
+        saved = checkpoint.load_latest(outcome.run.checkpoints)
+        assert saved is not None
+        assert 0 < saved.step < 16000
+
+    def test_ranks_that_cannot_stop_end_soon_after_their_launcher(self, train: Helper) -> None:
+        outcome = train(ranks=2, launcher_killed=10, recipe="rss", epochs=4000, pause_s=100)
+        assert (outcome.hung, outcome.told) == ([], [])
+
     @pytest.mark.parametrize(
         ("fields", "says"),
         [
@@ -400,6 +412,23 @@ class TestCommand:
         assert second.returncode == 0, said
         assert json.loads(out)["step"] == 60, "one line of JSON, from rank 0"
         assert said.count("Resuming run at step-") == 1
+
+    @pytest.mark.long
+    def test_torchrun_killed(self, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (460, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / "tiny.npz", train_images=images, train_labels=np.arange(460) % 3)
+        longer = [option.replace("1.5", "1000") for option in self.OPTIONS]
+        agent = self.torchrun("tiny.npz", *longer, "--device", "cpu", folder=tmp_path)
+        run = RunDirectory(tmp_path / "run")
+        deadline = time.monotonic() + ANSWER_S
+        while not run.metrics_file.exists() and agent.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        agent.kill()
+        _, said = agent.communicate(timeout=10)  # the ranks have its pipes too: they have ended as well
+        assert said.count("Stopped and saved. Go on with: trainonce train --resume run") == 1, said
+        saved = checkpoint.load_latest(run.checkpoints)
+        assert saved is not None
+        assert saved.step >= 20
 
 
 class TestRanks:

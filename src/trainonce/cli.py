@@ -61,8 +61,10 @@ from trainonce.distributed import is_first_process, process_group
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
+from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
+    MOST_PER_BUCKET,
     best_within,
     draw_population,
     evaluate_population,
@@ -161,6 +163,7 @@ def train(
         int | None,
         typer.Option(
             min=0,
+            max=MOST_PROBES,
             help="Subnets, from the smallest to the largest, that are scored now and then while training, in at most "
             "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, those looked at before, "
             "if any were.",
@@ -304,7 +307,9 @@ def evaluate(
         typer.Option(help="Centres in million MACs, such as 4,6,8; or paper: 4,6,8,10,12,14. Default: six, evenly."),
     ] = "",
     bucket_half_width: cli_report.BucketHalfWidth = None,
-    per_bucket: Annotated[int, typer.Option(min=1, help="Distinct random subnets in each bucket.")] = 100,
+    per_bucket: Annotated[
+        int, typer.Option(min=1, max=MOST_PER_BUCKET, help="Distinct random subnets in each bucket.")
+    ] = 100,
     over: Annotated[
         Literal["choices", "subnets"],
         typer.Option(help="What is uniform within a bucket: the values of choices, or distinct subnets."),

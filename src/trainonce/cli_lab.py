@@ -11,7 +11,7 @@ from trainonce.cli_options import DataDir, Device, Json, MovedData, RunArgument,
 from trainonce.cli_tools import device_named, use_threads
 from trainonce.errors import UserError
 from trainonce.files import to_json, write_atomic
-from trainonce.lab.forgetting import default_probes
+from trainonce.lab.forgetting import MOST_PROBES, default_probes
 from trainonce.lab.measure import MeasureSettings, measure, verdict
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.summary import conclusion_of, write_conclusion
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def measure_run(
     run_path: RunArgument,
     probes: Annotated[
-        int, typer.Option(min=2, help="Subnets to compare: smallest, largest, and others in between.")
+        int, typer.Option(min=2, max=MOST_PROBES, help="Subnets to compare: smallest, largest, and others in between.")
     ] = 6,
     batches: Annotated[int, typer.Option(min=2, help="Batches that gradients are taken on.")] = 8,
     lr: Annotated[

@@ -44,6 +44,7 @@ from trainonce.search import (
     search,
     start_of,
 )
+from trainonce.search.algorithm import MOST_SCORES
 from trainonce.search.evolution import require_optuna
 from trainonce.search.measures import NAMES, table_at
 from trainonce.search.memo import first_line, name_of
@@ -101,7 +102,9 @@ def search_run(
         str,
         typer.Option(help=f"What to keep small beside a high top-1, of {', '.join(NAMES)}. Default: what has a limit."),
     ] = "",
-    scores: Annotated[int, typer.Option(min=1, help="True scores to ask for; random search gets as many.")] = 100,
+    scores: Annotated[
+        int, typer.Option(min=1, max=MOST_SCORES, help="True scores to ask for; random search gets as many.")
+    ] = 100,
     predictor: Annotated[
         bool, typer.Option(help="Predict top-1 from what is recorded, where that is good enough.")
     ] = True,

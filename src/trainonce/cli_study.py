@@ -20,10 +20,19 @@ from trainonce.fanout import LOCAL
 from trainonce.lab.designs import STUDIES
 from trainonce.lab.pace import Pace, scoring_seconds
 from trainonce.lab.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
-from trainonce.lab.study import Ground, Study, StudyFile, StudyRun, check_architectures, load_study
+from trainonce.lab.study import (
+    LONGEST_SCALE,
+    MOST_SEEDS,
+    Ground,
+    Study,
+    StudyFile,
+    StudyRun,
+    check_architectures,
+    load_study,
+)
 from trainonce.lab.summary import arm_summaries, write_conclusion
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
-from trainonce.population import Line
+from trainonce.population import MOST_PER_BUCKET, Line
 from trainonce.recipes import Recipe, timetable
 from trainonce.run import provenance
 
@@ -53,10 +62,13 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory. Default: studies/NAME-DATA.")] = None,
     scale: Annotated[
-        float, typer.Option(min=0, help="Multiplies every run's length; 1 is the paper's. The design stays.")
+        float,
+        typer.Option(
+            min=0, max=LONGEST_SCALE, help="Multiplies every run's length; 1 is the paper's. The design stays."
+        ),
     ] = 1.0,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="How many seeds, from 0. Default: 3, or the file's own.")
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="How many seeds, from 0. Default: 3, or the file's own.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
@@ -79,7 +91,9 @@ def study(
     per_bucket: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Random subnets in each bucket; 0 scores probes alone. Default: 20; of dose and solo 0."
+            min=0,
+            max=MOST_PER_BUCKET,
+            help="Random subnets in each bucket; 0 scores probes alone. Default: 20; of dose and solo 0.",
         ),
     ] = None,
     calibration_images: Annotated[

@@ -7,6 +7,8 @@ nothing where there is one process alone.
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,11 @@ from trainonce.errors import RunError, UserError
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another: longer than writing a checkpoint takes, shorter than a night."""
+
+LOOK_FOR_LAUNCHER_S = 1.0
+"""How often a rank looks whether what launched it is still there."""
+STOP_WITHIN_S = 7.0
+"""How long a rank whose launcher is gone may take to stop and save, as at SIGTERM, before it is ended."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ def everywhere(error: UserError | RunError) -> UserError | RunError:
 def process_group(device: str, *, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, and leave them at the end; alone where there are none.
 
+    Where torchrun dies meanwhile, this process gets SIGTERM, and ends at the latest `STOP_WITHIN_S` later.
     `device` is cpu (the ranks then talk through gloo) or cuda (nccl, each process on the GPU of its local rank).
     Raises `UserError` where the environment or the device do not fit, `RunError` where the others do not come.
     """
@@ -174,16 +182,37 @@ def process_group(device: str, *, timeout: timedelta = TIMEOUT) -> Iterator[Rank
     on_gpu = ranks.device != "cpu"
     if on_gpu:
         torch.cuda.set_device(ranks.device)
+    with _ending_with_launcher():
+        try:
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=timeout, device_id=torch.device(ranks.device) if on_gpu else None
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"process {ranks.rank} of {ranks.size} could not join the others: {_gist(error)}") from error
+        try:
+            yield ranks
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _ending_with_launcher() -> Iterator[None]:
+    """Inside, a thread ends this process soon after the one that launched it has ended, however that did."""
+    launcher, left = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            if left.wait(LOOK_FOR_LAUNCHER_S):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not left.wait(STOP_WITHIN_S):  # it waits for a rank that is gone, or takes too long
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=timeout, device_id=torch.device(ranks.device) if on_gpu else None
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RunError(f"process {ranks.rank} of {ranks.size} could not join the others: {_gist(error)}") from error
-    try:
-        yield ranks
+        yield
     finally:
-        dist.destroy_process_group()
+        left.set()
 
 
 def is_first_process() -> bool:

@@ -28,7 +28,7 @@ from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
 from trainonce.nn.plain import PlainNetwork
-from trainonce.recipes import Phase, Recipe, timetable
+from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
 from trainonce.settings import Settings
 from trainonce.space import derived_seed
 from trainonce.tally import Tally
@@ -43,7 +43,7 @@ TIMED_STEPS = 4
 class FinetuneSettings(Settings):
     """How a subnet is fine-tuned."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=int(LONGEST_EPOCHS))
     """Passes over the training images; one cosine goes over all of them."""
     lr: float = Field(0.01, gt=0)
     """Learning rate at the top of the cosine, for this batch size."""

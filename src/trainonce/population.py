@@ -31,6 +31,9 @@ PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
 
+MOST_PER_BUCKET = 100_000
+"""The most subnets that a bucket may be asked for."""
+
 MANY_WORKERS = 64
 """How many workers the work is divided for where a cluster's size is not known."""
 

@@ -33,6 +33,9 @@ worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011)
 cycle       the next of the phase's `cycle`, over and over
 """
 
+LONGEST_EPOCHS = 1e6
+"""The most passes over the images that a phase may take."""
+
 CYCLED: tuple[Slot, ...] = ("uniform", "stratified")
 """Slots that can stand in a cycle, beside architectures (of which `largest` and `smallest` are two)."""
 
@@ -42,7 +45,7 @@ class Phase(Settings):
 
     name: str
     """Shown while training and recorded."""
-    epochs: float = Field(gt=0, allow_inf_nan=False)
+    epochs: float = Field(gt=0, le=LONGEST_EPOCHS)
     """Passes over the training images by steps; each step trains every subnet in `subnets`."""
     lr: float = Field(0.01, gt=0)
     """Learning rate at the top of the phase's cosine, for the recipe's batch size."""
@@ -75,7 +78,7 @@ class Phase(Settings):
     """Label smoothing of losses against labels."""
     dropout_largest_only: bool = False
     """Whether dropout acts on the largest subnet only (BigNAS, arXiv 2003.11142)."""
-    ramp_epochs: float = Field(0.0, ge=0)
+    ramp_epochs: float = Field(0.0, ge=0, le=LONGEST_EPOCHS)
     """Over how many epochs the weight of the losses after the first rises from 0 to 1 (DepS)."""
     sort_channels: bool = False
     """Whether channels are sorted by importance before the phase, inside the widths trained so far."""
@@ -141,10 +144,14 @@ class Recipe(Settings):
     def scaled(self, factor: float) -> "Recipe":
         """The recipe with every length multiplied by `factor`; its proportions stay.
 
-        Raises `UserError` for a factor that is not over 0 and finite.
+        Raises `UserError` for a factor that leaves a phase no length, or gives more than `LONGEST_EPOCHS`.
         """
-        if not 0 < factor < math.inf:
-            raise UserError(f"a recipe's length must be over 0 and finite, not {factor:.3g} times as long")
+        lengths = [phase.epochs * factor for phase in self.phases]
+        if not all(0 < length <= LONGEST_EPOCHS for length in lengths):
+            raise UserError(
+                f"a phase's length must be over 0 and at most {LONGEST_EPOCHS:,.0f} epochs: the recipe cannot be "
+                f"{factor:.3g} times as long"
+            )
         phases = tuple(
             phase.model_copy(update={"epochs": phase.epochs * factor, "ramp_epochs": phase.ramp_epochs * factor})
             for phase in self.phases

@@ -24,6 +24,8 @@ from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.train import EpochEnd
 
+MOST_PROBES = 1000
+"""The most probes that may be asked for."""
 DRAWS = 32
 """Steps drawn of each phase to estimate the MACs that it trains."""
 TRAINING = 3

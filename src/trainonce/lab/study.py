@@ -15,13 +15,15 @@ from pydantic import Field, model_validator
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.population import PAPER_BUCKETS_M, draw_population, make_buckets
+from trainonce.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, draw_population, make_buckets
 from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 
 Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+LONGEST_SCALE, MOST_SEEDS = 1000.0, 1000
+"""The most that a study may be lengthened and repeated."""
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$"
 
 GIVEN = {
@@ -42,7 +44,7 @@ class EvaluatePlan(Settings):
     """Centres of the population's buckets in million MACs; none spreads six over each run's own range."""
     half_m: float | None = Field(None, gt=0)
     """How far a bucket reaches to either side, in million MACs; by default as `make_buckets` has it."""
-    per_bucket: int = Field(20, ge=0)
+    per_bucket: int = Field(20, ge=0, le=MOST_PER_BUCKET)
     """Distinct random subnets in each bucket, the same in every run; 0 scores the probes alone."""
     probes: tuple[str, ...] = ()
     """Architectures scored in every run that does not name its own."""
@@ -93,9 +95,9 @@ class Study(Settings):
     """What is compared and what is held constant."""
     question: str
     """What its runs are to answer."""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0, le=LONGEST_SCALE)
     """How many times as long as designed the runs are. Recorded; the recipes have it in them."""
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, max_length=MOST_SEEDS)
     """Every arm is trained once for each."""
     arms: tuple[Arm, ...] = Field(min_length=1)
     """The arms, in the order of drawing."""
@@ -234,7 +236,7 @@ class StudyFile(Settings):
     """What it is to answer."""
     data: str | None = None
     """The images, where the command line names none."""
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, max_length=MOST_SEEDS)
     """Seeds of the runs."""
     passes: float | None = Field(None, gt=0)
     """Scales every arm that names no length to this many subnet passes over the images: what it costs."""

@@ -389,7 +389,5 @@ def _check_matrix(value: Any, size: int, where: str) -> None:
     rows = value if isinstance(value, list) else []
     if len(rows) != size or not all(isinstance(row, list) and len(row) == size for row in rows):
         raise UserError(f"{where} is no {size} x {size} matrix")
-    if not all(
-        cell is None or (isinstance(cell, NUMBER) and fits_record(cell)) for row in rows for cell in row
-    ):
+    if not all(cell is None or (isinstance(cell, NUMBER) and fits_record(cell)) for row in rows for cell in row):
         raise UserError(f"{where} holds something that is no number")

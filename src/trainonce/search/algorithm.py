@@ -28,12 +28,14 @@ SEEDING = 400
 STALE = 5
 """Generations of true scores without a new subnet until random ones are taken instead."""
 LEAST_POPULATION = 8
+MOST_SCORES = 1_000_000
+"""The most true scores that a search may ask for."""
 
 
 class SearchSettings(Settings):
     """How long a search looks, and how."""
 
-    scores: int = Field(100, ge=1)
+    scores: int = Field(100, ge=1, le=MOST_SCORES)
     """True scores that the search may ask for beyond those recorded; the control gets as many."""
     rounds: int = Field(4, ge=1)
     """Rounds of evolution, between which the predictor learns anew."""
