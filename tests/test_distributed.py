@@ -424,7 +424,7 @@ class TestCommand:
         while not run.metrics_file.exists() and agent.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         agent.kill()
-        _, said = agent.communicate(timeout=10)  # the ranks have its pipes too: they have ended as well
+        _, said = agent.communicate(timeout=15)  # the ranks have its pipes too: they have ended as well
         assert said.count("Stopped and saved. Go on with: trainonce train --resume run") == 1, said
         saved = checkpoint.load_latest(run.checkpoints)
         assert saved is not None
