@@ -115,7 +115,8 @@ class TestLogits:
         state = ofa.state_dict(reference, seed=NAMES.index(name))
         old_names = ofa.state_dict(reference, seed=NAMES.index(name), old_names=True)
         torch.save({"state_dict": old_names, "epoch": 119}, tmp_path / "file", _use_new_zipfile_serialization=False)
-        net = load_ofa(tmp_path / "file", name, resolutions=(64,))
+        with pytest.warns(UserWarning, match=r"file has no sums: whether its weights are whole cannot be checked"):
+            net = load_ofa(tmp_path / "file", name, resolutions=(64,))
         assert not net.training
         x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
         smallest = net.space.smallest()
@@ -240,7 +241,7 @@ class TestRefusals:
             load_ofa(path, NAMES[0])
         for content in (b"", b"hello", b"PK\x03\x04", b"{}", bytes(1000)):
             path.write_bytes(content)
-            with pytest.raises(UserError, match=r"is damaged, or no file of weights: \S"):
+            with pytest.raises(UserError, match=r"is damaged(, or no file of weights: \S|: it is no whole zip archive)"):
                 load_ofa(path, NAMES[0])
         torch.save([1, 2], path)
         with pytest.raises(UserError, match="holds no state dict"):
@@ -284,6 +285,39 @@ class TestRefusals:
 
         check()
 
+    def test_a_flipped_bit_is_refused_or_changes_nothing(
+        self, small: Callable[[str], Any], weights: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        """Also in the middle of a tensor, which torch reads without a word."""
+        path, rng = tmp_path / "file", random.Random(0)
+        torch.save(weights, path)
+        whole, want = path.read_bytes(), load_ofa(path, "small mbv3", resolutions=(32,)).state_dict()
+        refused = 0
+        for _ in range(200):
+            content = bytearray(whole)
+            content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(content)
+            try:
+                found = load_ofa(path, "small mbv3", resolutions=(32,)).state_dict()
+            except UserError as error:
+                refused += "is damaged" in str(error)
+            else:
+                assert all(torch.equal(tensor, want[name]) for name, tensor in found.items())
+        assert refused > 150
+
+    def test_a_file_written_without_sums_is_said_to_be_unchecked(
+        self, small: Callable[[str], Any], weights: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(weights, tmp_path / "file")
+        finally:
+            torch.serialization.set_crc32_options(True)
+        with pytest.warns(UserWarning, match="has no sums"):
+            net = load_ofa(tmp_path / "file", "small mbv3", resolutions=(32,))
+        assert torch.equal(net.state_dict()["classifier.weight"], weights["classifier.linear.weight"])
+
+    @pytest.mark.filterwarnings("ignore:.* has no sums")
     @pytest.mark.parametrize("zipped", [True, False])
     def test_damage_is_a_sentence(
         self,

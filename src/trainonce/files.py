@@ -151,6 +151,26 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def check_zip(path: Path) -> bool:
+    """Compare a zip archive's members with the sums in its directory; whether there was anything to compare.
+
+    There is not in a file of another kind, nor where all the sums are 0, as torch writes them if told to leave them out.
+    Raises `UserError` that names the file, and the member that is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return False
+        with zipfile.ZipFile(path) as archive:
+            summed = any(member.CRC for member in archive.infolist())
+            member = archive.testzip() if summed else None
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{path} is damaged: it is no whole zip archive ({error})") from error
+    if member is not None:
+        raise UserError(f"{path} is damaged: its {member} does not fit the sum that was written with it")
+    return summed
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, without pickle. Raises `UserError` that names the file and the key."""
     data = read_bytes(path)

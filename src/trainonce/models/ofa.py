@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
+from trainonce.files import check_zip
 from trainonce.models.layout import Layout, MBConvSettings
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.mobilenet_v3 import MobileNetV3
@@ -55,7 +56,8 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     of an image at its resolution the logits that it makes in OFA's code, up to rounding.
 
     Raises `UserError` that names the valid names, or says what is wrong with the file: damaged, foreign, or a tensor
-    that is missing, unexpected, of another shape or not finite in float32.
+    that is missing, unexpected, of another shape or not finite in float32. Warns of a file without sums (torch's
+    earlier format), in which damage cannot be told.
     """
     if name not in OFA_NETWORKS:
         raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
@@ -77,9 +79,10 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict of a file, on the CPU."""
+    """The state dict of a file, on the CPU. Torch compares no sums, so that is done first."""
     if not path.is_file():
         raise UserError(f"{path} is not a file")
+    checked = check_zip(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of forms that it might not know: it then raises
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -93,6 +96,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not (_counts(name) or _is_weight(value)):
             raise UserError(f"{path} holds no state dict of weights: what it has as {str(name)[:100]!r} is none")
+    if not checked:
+        warnings.warn(f"{path} has no sums: whether its weights are whole cannot be checked", stacklevel=3)
     return found
 
 
