@@ -250,9 +250,9 @@ def say_streamed(data: DataSet) -> None:
 
 
 def say_slow(device: str) -> None:
-    """Say why the native kernels are not used, where the processor computes without them."""
-    if device == "cpu" and native.why_not():
-        err.print(f"Without the native kernels, at about half the speed: {native.why_not()}.")
+    """Say why the native kernels are not used or not kept, where the processor computes."""
+    if device == "cpu" and native.remark():
+        err.print(native.remark())
 
 
 def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:

@@ -154,7 +154,7 @@ def read_bytes(path: Path) -> bytes:
 def check_zip(path: Path) -> bool:
     """Compare a zip archive's members with the sums in its directory; whether there was anything to compare.
 
-    There is not in a file of another kind, nor where all the sums are 0, as torch writes them if told to leave them out.
+    There is not in a file of another kind, nor where all sums are 0, as torch writes them if told to leave them out.
     Raises `UserError` that names the file, and the member that is damaged.
     """
     try:

@@ -291,4 +291,5 @@ def provenance(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "native_kernels": device == "cpu" and not native.why_not(),
+        "native_flags": native.tuned() if device == "cpu" else "",
     }

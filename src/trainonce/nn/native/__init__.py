@@ -3,6 +3,18 @@
 from trainonce.nn.native.blocks import DEPTHWISE, calibrate, infer, mbconv
 from trainonce.nn.native.calls import Norm, usable
 from trainonce.nn.native.layers import norm_act, pointwise
-from trainonce.nn.native.library import why_not
+from trainonce.nn.native.library import remark, tuned, why_not
 
-__all__ = ["DEPTHWISE", "Norm", "calibrate", "infer", "mbconv", "norm_act", "pointwise", "usable", "why_not"]
+__all__ = [
+    "DEPTHWISE",
+    "Norm",
+    "calibrate",
+    "infer",
+    "mbconv",
+    "norm_act",
+    "pointwise",
+    "remark",
+    "tuned",
+    "usable",
+    "why_not",
+]

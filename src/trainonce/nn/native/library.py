@@ -8,12 +8,17 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from trainonce.files import sync_directory, write_synced
 
 SOURCE = Path(__file__).with_name("block.c")
 LOOPS = Path(__file__).with_name("loops.h")
@@ -75,11 +80,21 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
 """What each function of block.c returns and takes."""
 
 
+class Kernels(NamedTuple):
+    """The compiled kernels, ready to be called."""
+
+    library: ctypes.CDLL
+    tuned: tuple[str, ...]
+    """The one of `TUNED` that they were compiled with, beside `FLAGS`."""
+    elsewhere: str
+    """Why they are not kept where they should be, and where instead; empty where they are."""
+
+
 @cache
 def load_kernels() -> ctypes.CDLL | None:
     """The kernels, compiled if they were not before; None where `why_not` says why they cannot be had."""
     built = _build()
-    return built if isinstance(built, ctypes.CDLL) else None
+    return built.library if isinstance(built, Kernels) else None
 
 
 def why_not() -> str:
@@ -88,9 +103,23 @@ def why_not() -> str:
     return built if isinstance(built, str) else ""
 
 
+def tuned() -> str:
+    """What the kernels were compiled with for this processor: the slower the fewer; empty where they are not used."""
+    built = _build()
+    return " ".join(built.tuned) if isinstance(built, Kernels) else ""
+
+
+def remark() -> str:
+    """What a person should hear of the kernels, in a sentence: not used, or not kept for the next time; or nothing."""
+    built = _build()
+    if isinstance(built, str):
+        return f"Without the native kernels, at about half the speed: {built}."
+    return built.elsewhere
+
+
 @cache
-def _build() -> ctypes.CDLL | str:
-    """The loaded library, or the reason for which there is none."""
+def _build() -> Kernels | str:
+    """The loaded kernels, or the reason for which there are none."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
@@ -101,16 +130,19 @@ def _build() -> ctypes.CDLL | str:
         return "torch's library does not give its matrix products away (it has no sgemm_)"
     for tuned in TUNED:
         try:
-            kernels = ctypes.CDLL(str(_compiled(compiler, (*FLAGS, *tuned))))
-        except (OSError, subprocess.SubprocessError) as error:
+            library, elsewhere = _loaded(compiler, (*FLAGS, *tuned))
+        except subprocess.SubprocessError as error:
             reason = f"{compiler} could not compile the kernels: {getattr(error, 'stderr', '') or error}"
             continue
+        except OSError as error:
+            reason = f"the kernels could not be compiled, kept or loaded: {error}"
+            continue
         for name, (gives, takes) in SIGNATURES.items():
-            function = getattr(kernels, name)
+            function = getattr(library, name)
             function.argtypes, function.restype = takes, gives
-        kernels.use_products_of(products)
+        library.use_products_of(products)
         _keep_freed_memory()
-        return kernels
+        return Kernels(library, tuned, elsewhere)
     return reason
 
 
@@ -129,27 +161,72 @@ def _keep_freed_memory() -> None:
             mallopt(option, KEPT_BYTES)
 
 
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The shared library for this source, compiler, flags and processor; compiled unless it is there already."""
+def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
+    """The shared library for this source, compiler, flags and processor; compiled unless it is there already, whole.
+
+    Also why it is not in the cache, where it cannot be: then it is in a folder of this user's for temporary files.
+    """
     command = [compiler, *flags, str(SOURCE)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
     made_from = (SOURCE.read_bytes(), LOOPS.read_bytes(), version, repr(command).encode(), _processor().encode())
-    folder = _cache_folder()
-    target = folder / f"kernels-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:16]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that several processes may build at once
-            built = Path(scratch, "kernels.so")
-            subprocess.run(
-                [*command, "-o", str(built), "-lm"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS
-            )
-            built.replace(target)
+    name = f"kernels-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:16]}"
+    try:
+        return ctypes.CDLL(str(_kept_or_built(_cache_folder(), name, command))), ""
+    except OSError as error:
+        folder = _temporary_folder()
+        why = f"{error.filename}: {error.strerror}" if error.filename else error
+        said = f"The native kernels are kept in {folder} until that is cleared ({why})."
+        return ctypes.CDLL(str(_kept_or_built(folder, name, command))), said
+
+
+def _kept_or_built(folder: Path, name: str, command: list[str]) -> Path:
+    """The library of this name in a folder: a file with the sum of its bytes at the end of its name.
+
+    One that has other bytes is damaged: loaded, it would end the process or give wrong numbers.
+    Raises `OSError` where the folder cannot be written, and `subprocess.SubprocessError` where it does not compile.
+    """
+    for kept in sorted(folder.glob(f"{name}-*.so")):
+        if kept.name == _summed(name, kept.read_bytes()):
+            return kept
+        warnings.warn(f"{kept} is damaged: it is compiled anew", stacklevel=2)
+        kept.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that several processes may build at once
+        built = Path(scratch, "kernels.so")
+        subprocess.run(
+            [*command, "-o", str(built), "-lm"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS
+        )
+        content = built.read_bytes()
+        write_synced(built, content)
+        target = folder / _summed(name, content)
+        built.replace(target)
+    sync_directory(folder)
     return target
 
 
+def _summed(name: str, content: bytes) -> str:
+    return f"{name}-{hashlib.sha256(content).hexdigest()}.so"
+
+
 def _cache_folder() -> Path:
-    given = os.environ.get(CACHE)
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainonce"
+    """Where this user's programs keep what they can make again. Raises `OSError` where there is no home directory."""
+    given, cache = os.environ.get(CACHE), os.environ.get("XDG_CACHE_HOME")
+    if given or cache:
+        return Path(given) if given else Path(cache or "", "trainonce")
+    try:
+        return Path.home() / ".cache" / "trainonce"
+    except RuntimeError:
+        raise FileNotFoundError("there is no home directory") from None
+
+
+def _temporary_folder() -> Path:
+    """A folder for temporary files that nobody else can write in. Raises `OSError` where another user has made it."""
+    folder = Path(tempfile.gettempdir(), f"trainonce-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
 
 
 def _processor() -> str:
