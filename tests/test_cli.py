@@ -178,7 +178,7 @@ class TestTrainRefuses:
             (("digits", "--epochs", "0"), "must be over 0"),
             (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
             (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
-            (("digits", "--device", "abacus"), "the device 'abacus' is not to be had here"),
+            (("digits", "--device", "abacus"), "the device 'abacus' cannot be trained on here"),
             ((), "name a data set, a folder of images or an .npz file, or give --resume RUN"),
         ],
     )

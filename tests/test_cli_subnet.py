@@ -125,7 +125,7 @@ class TestFinetuneRefuses:
             (("--epochs", "0"), "the command line: epochs: .* greater than or equal to 1"),
             (("--epochs", "1", "--lr", "0"), "the command line: lr: .* greater than 0"),
             (("--epochs", "1", "--run", "/nowhere"), "/nowhere holds no run"),
-            (("--epochs", "1", "--device", "cuda:77"), "the device 'cuda:77' is not to be had here"),
+            (("--epochs", "1", "--device", "cuda:77"), "the device 'cuda:77' cannot be trained on here"),
         ],
     )
     def test_options(self, subnet: Path, options: tuple[str, ...], says: str) -> None:

@@ -11,7 +11,7 @@ SOURCE = Path(trainonce.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("files", "settings", "losses", "precision", "space", "distributed"),
+    ("files", "settings", "losses", "precision", "space", "distributed", "devices"),
     ("exposure",),
     ("recipes", "nn", "data", "checkpoint", "fanout"),
     ("cost", "memory", "stages"),

@@ -4,6 +4,8 @@ Exit codes: 0 done; 1 the work could not go on; 2 what was asked for cannot be; 
 Ctrl-C or SIGTERM with everything saved.
 """
 
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -62,6 +64,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.lab.forgetting import MOST_PROBES
+from trainonce.files import private_folder
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     MOST_PER_BUCKET,
@@ -521,6 +524,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Run the command line; print a refusal as a sentence."""
     warnings.showwarning = lambda message, *_: display.err.print(f"Warning: {message}")
+    _stand_in_for_home()
     try:
         app()
     except UserError as error:
@@ -532,6 +536,16 @@ def main() -> None:
         _say(f"the system refused{where}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         _say("stopped", 130)
+
+
+def _stand_in_for_home() -> None:
+    """Where this user has no home directory, let a folder for temporary files be it: libraries keep things there."""
+    try:
+        Path.home()
+    except RuntimeError:
+        with contextlib.suppress(OSError):  # then what needs one says so
+            os.environ["HOME"] = str(private_folder())
+            display.err.print(f"There is no home directory: {os.environ['HOME']} is used instead, until it is cleared.")
 
 
 def _say(error: Exception | str, code: int) -> None:

@@ -14,6 +14,7 @@ import typer
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
+from trainonce.devices import check_device
 from trainonce.distributed import ranks_in
 from trainonce.errors import UserError
 from trainonce.fanout import LOCAL, TORCHRUN
@@ -168,14 +169,11 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any,
 
 
 def device_named(name: str) -> str:
-    """The torch device of that name, `auto` being a GPU if there is one. Raises `UserError` if it is not there."""
+    """The torch device of that name, `auto` being a GPU if there is one. Raises `UserError` where it cannot train."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return name
+    check_device(name)
+    return "cpu" if torch.device(name).type == "cpu" else name
 
 
 def cluster_chosen(cluster: str, workers: int | None) -> tuple[str, int | None]:

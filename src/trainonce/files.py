@@ -1,11 +1,12 @@
 """Files: atomic replacement and append-only JSON lines, so that what was there stays whole; reading with a sentence."""
 
-import fcntl
 import io
 import json
 import lzma
 import os
+import stat
 import struct
+import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -18,6 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise UserError(
+        "this system is not supported: run directories are locked with fcntl, which Linux and macOS have; "
+        "on Windows, use the Windows Subsystem for Linux"
+    ) from None
 
 # What the standard library and numpy raise on bytes that are not what they claim to be.
 ZIP_ERRORS = (
@@ -141,6 +150,27 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
 
 
+def private_folder() -> Path:
+    """This user's own folder for temporary files, in which nobody else can write; made where it is not there.
+
+    Raises `OSError` where it cannot be made, or where somebody else can write in what has its name.
+    """
+    folder = Path(tempfile.gettempdir(), f"trainonce-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ and ~NAME replaced by home directories. Raises `UserError` where there is no such directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} names a home directory that is not there") from error
+
+
 def read_bytes(path: Path) -> bytes:
     """Give a file's bytes, or raise `UserError` that says why it cannot be read."""
     try:
@@ -164,7 +194,7 @@ def check_zip(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             summed = any(member.CRC for member in archive.infolist())
             member = archive.testzip() if summed else None
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{path} is damaged: it is no whole zip archive ({error})") from error
     if member is not None:
         raise UserError(f"{path} is damaged: its {member} does not fit the sum that was written with it")

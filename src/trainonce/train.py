@@ -23,6 +23,7 @@ from trainonce.block_graphs import BlockGraphs
 from trainonce.data import DataSet
 from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
+from trainonce.devices import check_device
 from trainonce.distributed import Ranks, everywhere, sum_gradients
 from trainonce.errors import RunError, UserError
 from trainonce.graphs import StepGraph, capture_for, holds_one_subnet
@@ -137,6 +138,7 @@ def train_supernet(
     chosen, ranks = settings or TrainSettings(), ranks or Ranks()
     if not ranks.alone and chosen.device != ranks.device:
         raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
+    check_device(chosen.device)
     config = RunConfig(
         seed=seed,
         data=data.source,

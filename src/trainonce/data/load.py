@@ -20,6 +20,7 @@ from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published, Split, carve, default_sizes
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.errors import UserError
+from trainonce.files import expanded
 from trainonce.settings import Settings
 
 FOLDER_IMAGE_SIZE = 64
@@ -169,7 +170,7 @@ def load_dataset(
         data = _load_path(
             name_or_path, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream, workers=workers
         )
-        source = source.model_copy(update={"name_or_path": str(Path(name_or_path).expanduser().resolve())})
+        source = source.model_copy(update={"name_or_path": str(expanded(name_or_path).resolve())})
     return replace(data, source=source)
 
 
@@ -235,7 +236,7 @@ def _map_images(published: Published, change: Callable[[Tensor], Tensor]) -> Pub
 def _load_path(
     given: str, *, image_size: int | None, grey: bool, split_seed: int, stream: bool | None, workers: int | None
 ) -> DataSet:
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.suffix == ".npz":
         published = formats.read_npz(path)
         height, width = published.train.images.shape[2:]

@@ -8,7 +8,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 import warnings
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from trainonce.files import sync_directory, write_synced
+from trainonce.files import private_folder, sync_directory, write_synced
 
 SOURCE = Path(__file__).with_name("block.c")
 LOOPS = Path(__file__).with_name("loops.h")
@@ -173,7 +172,7 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
     try:
         return ctypes.CDLL(str(_kept_or_built(_cache_folder(), name, command))), ""
     except OSError as error:
-        folder = _temporary_folder()
+        folder = private_folder()
         why = f"{error.filename}: {error.strerror}" if error.filename else error
         said = f"The native kernels are kept in {folder} until that is cleared ({why})."
         return ctypes.CDLL(str(_kept_or_built(folder, name, command))), said
@@ -217,16 +216,6 @@ def _cache_folder() -> Path:
         return Path.home() / ".cache" / "trainonce"
     except RuntimeError:
         raise FileNotFoundError("there is no home directory") from None
-
-
-def _temporary_folder() -> Path:
-    """A folder for temporary files that nobody else can write in. Raises `OSError` where another user has made it."""
-    folder = Path(tempfile.gettempdir(), f"trainonce-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{folder} is not this user's alone")
-    return folder
 
 
 def _processor() -> str:
