@@ -63,8 +63,8 @@ from trainonce.distributed import is_first_process, process_group
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
-from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.files import private_folder
+from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     MOST_PER_BUCKET,
