@@ -41,12 +41,14 @@ class DamagedCheckpoint(UserError):
     """A checkpoint whose files are missing, changed or unreadable."""
 
 
-def save(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step and drop the oldest ones.
+def save(
+    directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any], *, keep: int | None = KEEP
+) -> Path:
+    """Write the checkpoint of a step and drop all but the newest `keep`; with None, none.
 
     Raises `RunError` where the disk refuses; earlier checkpoints are then untouched.
     """
-    path = directory / f"step-{step:06d}"
+    path = _path_of(directory, step)
     partial = directory / f".{path.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,8 @@ def save(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, 
         raise RunError(
             f"cannot write the checkpoint {path}: {error.strerror}; checkpoints kept so far: {kept}"
         ) from error
-    keep_newest(directory, KEEP)
+    if keep is not None:
+        keep_newest(directory, keep)
     return path
 
 
@@ -117,9 +120,23 @@ def load_latest(directory: Path) -> Checkpoint | None:
     return None
 
 
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints in a directory, whole or not, in order."""
+    return [_step_of(path) for path in _in_order(directory)]
+
+
+def load_step(directory: Path, step: int) -> Checkpoint:
+    """Read the checkpoint of a step. Raises `DamagedCheckpoint`, also where there is none."""
+    return load(_path_of(directory, step))
+
+
 def newest(directory: Path) -> Path | None:
     """The newest checkpoint's directory, whole or not; None where there is none."""
     return next(reversed(_in_order(directory)), None)
+
+
+def _path_of(directory: Path, step: int) -> Path:
+    return directory / f"step-{step:06d}"
 
 
 def _step_of(path: Path) -> int:

@@ -102,6 +102,7 @@ BESIDE_RESUME = {
     "sync_bn",
     "precision",
     "cuda_graphs",
+    "keep_at",
     "tensorboard",
     "as_json",
     "stream",
@@ -193,6 +194,14 @@ def train(
         bool,
         typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps, or their blocks, as CUDA graphs."),
     ] = True,
+    keep_at: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the training after which the weights are kept for good, such as 0.1,0.5: `measure` looks "
+            "at them too. Default: none; resumed, as before.",
+            show_default=False,
+        ),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -205,6 +214,7 @@ def train(
     use_threads(threads)
     ranks = context.with_resource(process_group(device_named(device)))
     context.with_resource(display.silent(not ranks.first))
+    kept = () if keep_at is None else numbers(keep_at, "--keep-at", float)
     with ranks.together():
         if resume is not None:
             refuse_beside(context, "--resume", BESIDE_RESUME)
@@ -214,6 +224,7 @@ def train(
             net, chosen, seed = run.build_supernet(), config.recipe, config.seed
             sync_bn = config.sync_batch_norm if sync_bn is None else sync_bn
             precision = precision or config.precision
+            kept = config.keep_at if keep_at is None else kept
             newest = checkpoint.newest(run.checkpoints)
             if newest is None and run.metrics():
                 raise UserError(
@@ -250,6 +261,7 @@ def train(
             "sync_batch_norm": bool(sync_bn),
             "precision": precision or "float32",
             "cuda_graphs": cuda_graphs,
+            "keep_at": kept,
         },
         where="the command line",
     )

@@ -29,7 +29,7 @@ def measure_run(
     probes: Annotated[
         int, typer.Option(min=2, max=MOST_PROBES, help="Subnets to compare: smallest, largest, and others in between.")
     ] = 6,
-    batches: Annotated[int, typer.Option(min=2, help="Batches that gradients are taken on.")] = 8,
+    batches: Annotated[int, typer.Option(min=2, help="Batches that gradients are taken on.")] = 100,
     lr: Annotated[
         float | None,
         typer.Option(min=0, help="Step whose effect is measured. Default: the last phase's.", show_default=False),
@@ -44,7 +44,10 @@ def measure_run(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what the subnets of a trained run do to each other; writes RUN/interference.json."""
+    """Measure what the subnets of a trained run do to each other; writes RUN/interference.json.
+
+    Also along its training, on the weights that `train --keep-at` kept.
+    """
     use_threads(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
@@ -60,33 +63,62 @@ def measure_run(
         where="the command line",
     )
     chosen = default_probes(net, probes, seed=seed)
-    display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {step}")
     settled = device_named(device)
     data = run.load_data(data_dir, moved_to=data_path).to(settled)
-    found = measure(net.to(settled), data, chosen, step=step, settings=settings)
+    along = []
+    for kept in run.kept_steps():
+        display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {kept}")
+        along.append(measure(run.load_kept(kept).to(settled), data, chosen, step=kept, settings=settings))
+    display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {step}")
+    found = measure(net.to(settled), data, chosen, step=step, settings=settings) | {"along": along}
     write_atomic(run.interference_file, to_json(found))
     if as_json:
         display.print_json(found)
         return
+    _say(found, run)
+
+
+def _say(found: dict[str, Any], run: RunDirectory) -> None:
+    transfer, gradient, scores = found["transfer"], found["gradient"], found["statistics"]
     display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
-    display.out.print(_matrix(found, found["transfer"]["r"]))
+    display.out.print(_matrix(found, transfer["r"], transfer["r_error"]))
     display.out.print("\nAgreement of gradients on shared weights, corrected for noise (1 alike, -1 opposed)")
-    display.out.print(_matrix(found, found["gradient"]["agreement"]))
-    scores = found["statistics"]
+    display.out.print(_matrix(found, gradient["agreement"], gradient["agreement_error"]))
+    if found["along"]:
+        display.out.print("\nAlong the training: means over pairs of different subnets")
+        display.out.print(_along(found))
     gains = [own - mixed for own, mixed in zip(scores["top1_recalibrated"], scores["top1_supernet"], strict=True)]
     display.out.print(
-        f"\nRecalibrating batch norms gives {min(gains):.1f} to {max(gains):.1f} points of top-1: those were lost to "
+        f"\nBehind ± stands one standard error over {found['batches']} batches (jackknife).\n"
+        f"Recalibrating batch norms gives {min(gains):.1f} to {max(gains):.1f} points of top-1: those were lost to "
         f"wrong statistics, not to wrong weights.\n{verdict(found)}\nWritten to {run.interference_file}"
     )
 
 
-def _matrix(found: dict[str, Any], rows: list[list[float | None]]) -> Table:
+def _along(found: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", "agreement", "R"):
+        table.add_column(name, justify="right")
+    for one in [*found["along"], found]:
+        gradient, transfer = one["gradient"], one["transfer"]
+        agreement = _with_error(gradient["mean"], gradient["mean_error"])
+        table.add_row(str(one["step"]), agreement, _with_error(transfer["mean_r"], transfer["mean_r_error"]))
+    return table
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
+
+
+def _matrix(found: dict[str, Any], rows: list[list[float | None]], errors: list[list[float | None]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for label in found["labels"]:
         table.add_column(label, justify="right")
-    for label, row in zip(found["labels"], rows, strict=True):
-        table.add_row(label, *("–" if value is None else f"{value:.2f}" for value in row))
+    for label, row, own in zip(found["labels"], rows, errors, strict=True):
+        table.add_row(label, *(_with_error(value, error) for value, error in zip(row, own, strict=True)))
     return table
 
 

@@ -6,6 +6,7 @@ exposure.npz       how much training each choice's values got, see `trainonce.ex
 forgetting.jsonl   one line for each look at a probe while training
 interference.json  what the trained subnets do to each other
 checkpoints/       step-000123/…, see `trainonce.checkpoint`
+kept/              weights from along the training, step-000123/…
 population.jsonl   one line for each subnet evaluated
 search.jsonl       one line for each subnet that a search scored
 front.json         what the last search found, see `trainonce.search`
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -96,6 +97,8 @@ class RunConfig(Settings):
     """Whether several processes normalise by the images of all. May be another when the run goes on."""
     precision: Precision = "float32"
     """The numbers it was computed in. May be others when the run goes on."""
+    keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the training after which the weights are kept for good. May be others when the run goes on."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
@@ -103,7 +106,13 @@ class RunConfig(Settings):
         """What must be the same for a run to go on: everything but how it is carried out."""
         return self.model_dump(
             mode="json",
-            exclude={"provenance": True, "sync_batch_norm": True, "precision": True, "data": {"stream": True}},
+            exclude={
+                "provenance": True,
+                "sync_batch_norm": True,
+                "precision": True,
+                "keep_at": True,
+                "data": {"stream": True},
+            },
         )
 
 
@@ -122,6 +131,7 @@ class RunDirectory:
         self.front_file = self.path / "front.json"
         self.latency = self.path / "latency"
         self.checkpoints = self.path / "checkpoints"
+        self.kept = self.path / "kept"
         self.subnets = self.path / "subnets"
 
     def create(self, config: RunConfig) -> None:
@@ -184,10 +194,25 @@ class RunDirectory:
 
         Raises `UserError` if there is no run, no checkpoint, or none that fits the run's network.
         """
-        net = self.build_supernet()
+        imported = self.config().imported is not None
         found = checkpoint.load_latest(self.checkpoints)
-        if found is None or (found.step == 0 and self.config().imported is None):
+        if found is None or (found.step == 0 and not imported):
             raise UserError(f"{self.path} has no trained weights yet: train it first")
+        return self._with_weights(found), found.step
+
+    def kept_steps(self) -> list[int]:
+        """The steps whose weights were kept along the training, in order."""
+        return checkpoint.steps(self.kept)
+
+    def load_kept(self, step: int) -> Supernet:
+        """The supernet as it was after one of `kept_steps`, in evaluation mode.
+
+        Raises `UserError` where the step was not kept, is damaged or does not fit the run's network.
+        """
+        return self._with_weights(checkpoint.load_step(self.kept, step))
+
+    def _with_weights(self, found: checkpoint.Checkpoint) -> Supernet:
+        net = self.build_supernet()
         weights = found.tensors.get("weights", {})
         expected = net.state_dict()
         for name in [*expected, *weights]:
@@ -197,7 +222,7 @@ class RunDirectory:
                     f"{found.path} is of another network: {name} is {shapes[1]} there and {shapes[0]} in {self.path}"
                 )
         net.load_state_dict(weights)
-        return net.eval(), found.step
+        return net.eval()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Record one stretch of training. Raises `RunError` where the disk refuses."""

@@ -120,7 +120,14 @@ class TrainState:
             if self.ranks.first:
                 self._write()
 
-    def _write(self) -> None:
+    def keep(self) -> None:
+        """Keep the weights as they are now for good, by rank 0. Raises `RunError` as `save` does."""
+        with self.ranks.together():
+            if self.ranks.first:
+                state = {"step": self.step, "identity": self.config.identity()}
+                checkpoint.save(self.run.kept, self.step, {"weights": self._finite_weights()}, state, keep=None)
+
+    def _finite_weights(self) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = dict(self.net.state_dict())
         finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()]).tolist()
         if not all(finite):
@@ -128,7 +135,10 @@ class TrainState:
                 f"after step {self.step} the weights of {list(weights)[finite.index(False)]} are not finite; they were "
                 f"not saved. {self.last_good()}"
             )
-        tensors = {"weights": weights, "optimizer": self._momenta()}
+        return weights
+
+    def _write(self) -> None:
+        tensors = {"weights": self._finite_weights(), "optimizer": self._momenta()}
         if self.trained_teacher is not None:
             tensors["teacher"] = dict(self.trained_teacher.state_dict())
         recorded = self.exposure

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from trainonce.data import Augmentation, DataSet, Split, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.lab.forgetting import default_probes
-from trainonce.lab.measure import MeasureSettings, measure, verdict
+from trainonce.lab.measure import MeasureSettings, _training, measure, verdict
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
 from trainonce.run import RunDirectory
-from trainonce.train import train_supernet
+from trainonce.train import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -60,6 +61,9 @@ class TestMeasure:
         assert {"stem", "stage1.block1", "stage5.block2", "classifier"} <= set(found["gradient"]["layers"])
         assert found["gradient"]["layers"]["stage5.block2"][0] == [None] * 4, "the smallest does not have it"
         assert len(found["gradient"]["control"]) == 4
+        for part, name in (("gradient", "agreement"), ("gradient", "conflict"), ("transfer", "r"), ("transfer", "z")):
+            assert np.array(found[part][f"{name}_error"], float).shape == (4, 4)
+        assert np.array(found["gradient"]["layers_error"]["stem"], float).shape == (4, 4)
         diagonal = [found["bn_shift"]["mean"][i][i] for i in range(4)]
         assert diagonal == [0, 0, 0, 0]
 
@@ -86,9 +90,10 @@ class TestMeasure:
         net = make_net().eval()
         probes = default_probes(net, 2, seed=0)
         found = measure(net, data, probes, step=1, settings=SETTINGS.model_copy(update={"batch_size": 1000}))
-        assert found["batch_size"] == 32 // 3
-        with pytest.raises(UserError, match="32 training images are too few for 20 batches"):
-            measure(net, data, probes, step=1, settings=SETTINGS.model_copy(update={"batches": 20}))
+        assert found["batch_size"] == 32
+        few = replace(data, train=make_data(train=1).train)
+        with pytest.raises(UserError, match="1 training images are too few"):
+            measure(net, few, probes, step=1, settings=SETTINGS)
         with pytest.raises(UserError, match="at least two different probes"):
             measure(net, data, probes[:1], step=1, settings=SETTINGS)
         few = replace(data, validate=make_data(validate=2).validate)
@@ -96,6 +101,25 @@ class TestMeasure:
         few = replace(data, validate=make_data(validate=1).validate)
         with pytest.raises(UserError, match="1 validation images are too few"):
             measure(net, few, probes, step=1, settings=SETTINGS)
+
+
+class TestBatches:
+    def test_a_hundred_unless_told_otherwise(self) -> None:
+        assert MeasureSettings().batches == 100
+
+    def test_they_share_no_image_where_there_are_enough(self, data: DataSet) -> None:
+        """The labels of 32 images, each once."""
+        plain = replace(data, train=Split(data.train.images, torch.arange(32)))
+        labels = [batch[1].tolist() for batch in _training(plain, SETTINGS.model_copy(update={"batches": 3}))]
+        assert len({label for batch in labels for label in batch}) == 30
+
+    def test_where_there_are_too_few_each_is_drawn_by_itself(self, data: DataSet) -> None:
+        """No image twice in a batch, and no two batches alike or without a common image throughout."""
+        plain = replace(data, train=Split(data.train.images, torch.arange(32)))
+        drawn = [set(batch[1].tolist()) for batch in _training(plain, SETTINGS.model_copy(update={"batches": 40}))]
+        assert [len(batch) for batch in drawn] == [10] * 40
+        common = [len(one & other) for one, other in pairwise(drawn)]
+        assert np.mean(common) == pytest.approx(10 * 10 / 32, abs=0.8), "as independent draws have"
 
 
 class TestVerdict:
@@ -120,8 +144,9 @@ class TestCommand:
     def run(cls, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         run = RunDirectory(tmp_path_factory.mktemp("measure") / "run")
         settings = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10, width_mult=0.25)
-        recipe = RECIPES["spos"]
-        train_supernet(MobileNetV3(settings), recipe.scaled(0.25 / recipe.epochs), load_dataset("digits"), run)
+        recipe = RECIPES["spos"].scaled(0.25 / RECIPES["spos"].epochs)
+        keeping = TrainSettings(keep_at=(0.5,))
+        train_supernet(MobileNetV3(settings), recipe, load_dataset("digits"), run, settings=keeping)
         return run
 
     OPTIONS = ("--probes", "3", "--batches", "2", "--calibration-images", "50", "--device", "cpu")
@@ -135,6 +160,12 @@ class TestCommand:
         found = json.loads(run.interference_file.read_text())
         assert found["batch_size"] == 64
         assert len(found["probes"]) == 3
+        assert " ± " in done.stdout
+        [before] = found["along"]
+        assert 0 < before["step"] < found["step"]
+        assert before["probes"] == found["probes"]
+        assert before["gradient"] != found["gradient"], "of other weights"
+        assert "Along the training" in done.stdout
         assert {p: p.read_bytes() for p in run.checkpoints.rglob("*") if p.is_file()} == checkpoints
 
     def test_json(self, run: RunDirectory) -> None:

@@ -62,6 +62,21 @@ class TestByHand:
         assert found.errors_beyond_noise() == pytest.approx(1 / np.tan(0.025 * np.pi)), "a Cauchy quantile; two pairs"
         assert not found.harmful().any(), "two batches show next to nothing"
 
+    def test_r_has_the_jackknifes_error(self) -> None:
+        """Four pairs of batches: R anew without each, by numpy."""
+        w = torch.zeros(1, requires_grad=True)
+        losses = [quadratic(w, torch.tensor([1.0])), quadratic(w, torch.tensor([-2.0]))]
+        scales = np.array([1.0, 2.0, 1.5, 0.7])
+        found = loss_transfer(losses, {"w": w}, [(float(s), 1.0) for s in scales], lr=0.1)
+        own, other = 1 - (1 - 0.1 * scales) ** 2, 1 - (1 + 0.2 * scales) ** 2
+        without = np.array([np.delete(other, i).mean() / np.delete(own, i).mean() for i in range(4)])
+        error = np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+        assert found.r[0, 1] == pytest.approx(other.mean() / own.mean(), rel=1e-5)
+        assert found.r_error[0, 1] == pytest.approx(error, rel=1e-4)
+        assert found.r_error[0, 0] == pytest.approx(0, abs=1e-9)
+        assert found.mean_r == pytest.approx((found.r[0, 1] + found.r[1, 0]) / 2)
+        assert found.mean_r_error > 0
+
     def test_what_is_beyond_noise(self) -> None:
         """Eight batches, nearly alike: what harms and what helps is seen."""
         w = torch.zeros(1, requires_grad=True)
@@ -77,7 +92,7 @@ class TestByHand:
         for _ in range(400):
             found = rng.normal(size=(8, 6, 6))
             z, error = found.mean(axis=0), found.std(axis=0, ddof=1) / 8**0.5
-            measured = Transfer(z=z, z_error=error, r=z, batches=8)
+            measured = Transfer(z=z, z_error=error, batches=8, r=z, r_error=error, mean_r=0.0, mean_r_error=0.0)
             some += bool((measured.harmful() & ~np.eye(6, dtype=bool)).any())
         assert 2 <= some <= 34, "20 expected of 400; two standard errors would find it in about 300"
 

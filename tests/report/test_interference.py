@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
+
 from trainonce.report.interference import (
     Measure,
     draw_forgetting,
@@ -71,6 +73,52 @@ def test_a_measure_that_is_not_there_is_left_out() -> None:
     [info] = interference_info([run(interference=found)])
     assert set(info.matrices) == {"agreement", "conflict", "bn_shift"}
     assert info.top1_recalibrated == []
+
+
+def test_errors_are_those_of_the_mean_over_runs() -> None:
+    """Errors of 0.3 and 0.4 of two runs: 0.25 of their mean; and where one run has none there is none."""
+    runs = []
+    for seed, error in enumerate((0.3, 0.4)):
+        found = measured()
+        found["gradient"] |= {"agreement_error": [[0.0, error], [error, None]], "control_error": [error, 0.0]}
+        runs.append(run(seed, interference=found))
+    [info] = interference_info(runs)
+    assert set(info.errors) == {"agreement"}
+    assert info.errors["agreement"] == [[0.0, pytest.approx(0.25)], [pytest.approx(0.25), pytest.approx(0.25)]]
+    [info] = interference_info([*runs, run(2, interference=measured())])
+    assert info.errors == {}
+
+
+def test_what_points_against_each_other_clearly_is_said() -> None:
+    found = measured()
+    found["gradient"] |= {"agreement": [[1.0, -0.2], [-0.3, 1.0]], "agreement_error": [[0.0, 0.05], [0.2, 0.0]]}
+    [figure] = [
+        f for f in interference_section(replace(EMPTY, runs=[run(interference=found)])).figures if f.key == "agreement"
+    ]
+    assert "2 of 2 pairs point against each other, 1 of them by more than two standard errors" in figure.title
+
+
+def test_what_was_measured_along_the_training_is_a_table() -> None:
+    """Of the steps that all runs have, with means over runs."""
+
+    def at(step: int, mean: float) -> dict[str, Any]:
+        one = measured() | {"step": step}
+        one["gradient"] |= {"mean": mean, "mean_error": 0.3}
+        one["transfer"] |= {"mean_r": -mean, "mean_r_error": None}
+        return one
+
+    runs = [run(seed, interference=at(100, 0.2 + seed) | {"along": [at(10, 0.4 + seed)]}) for seed in (0, 1)]
+    assert runs[0].interference is not None
+    runs[0].interference["along"].append(at(50, 0.3))
+    [info] = interference_info(runs)
+    assert [(point.step, point.runs) for point in info.along] == [(10, 2), (100, 2)]
+    assert info.along[0].agreement == pytest.approx(0.9)
+    assert info.along[0].agreement_error == pytest.approx(0.3 / 2**0.5)
+    assert info.along[0].transfer == pytest.approx(-0.9)
+    assert info.along[0].transfer_error is None
+    [figure] = [f for f in interference_section(replace(EMPTY, runs=runs)).figures if f.key == "agreement"]
+    assert [row[1] for row in figure.tables[-1].rows] == [10, 100]
+    assert interference_info([run(interference=at(100, 0.2))])[0].along == [], "the end alone"
 
 
 def test_the_scale_is_centred_at_zero() -> None:

@@ -37,10 +37,10 @@ Images = tuple[Tensor, Tensor]
 class MeasureSettings(Settings):
     """How interference is measured."""
 
-    batches: int = Field(8, ge=2)
+    batches: int = Field(100, ge=2)
     """Batches of augmented training images that gradients are taken on; and as many held-out ones."""
     batch_size: int = Field(64, ge=2)
-    """Images in a batch; fewer where the training images do not suffice for batches without a common image."""
+    """Images in a batch; fewer where there are not so many training images."""
     lr: float = Field(0.01, gt=0)
     """Length of the steps whose effect on other losses is measured: a learning rate."""
     calibration_images: int = Field(2000, ge=2)
@@ -54,16 +54,17 @@ def measure(
 ) -> dict[str, Any]:
     """Gradient agreement, loss transfer, batch-norm shift and scores of probes, as `interference.json` has them.
 
-    Losses are cross-entropies with the batch's own statistics, as in training, without dropout. `net` must be trained
-    and on the device of `data`; it stays as it is. Raises `UserError` for fewer than two probes or too few images, and
-    `RunError` for a probe whose loss is not finite.
+    Beside each figure from batches stands its standard error, by the jackknife over the batches. Losses are
+    cross-entropies with the batch's own statistics, as in training, without dropout. `net` must be trained and on the
+    device of `data`; it stays as it is. Raises `UserError` for fewer than two probes or too few images, and `RunError`
+    for a probe whose loss is not finite.
     """
     chosen = settings or MeasureSettings()
     if len(probes) < 2:
         raise UserError("interference is between subnets: it takes at least two different probes")
-    chosen = chosen.model_copy(update={"batch_size": min(chosen.batch_size, len(data.train) // chosen.batches)})
+    chosen = chosen.model_copy(update={"batch_size": min(chosen.batch_size, len(data.train))})
     if chosen.batch_size < 2:
-        raise UserError(f"{len(data.train)} training images are too few for {chosen.batches} batches of two or more")
+        raise UserError(f"{len(data.train)} training images are too few: gradients are taken on at least two")
     if len(data.validate) < 2:
         raise UserError(f"{len(data.validate)} validation images are too few: steps are judged on at least two")
     macs = [net.cost_of(probe).macs for probe in probes]
@@ -90,21 +91,30 @@ def _by_gradients(
     losses = [_loss(lab, probe) for probe in probes]
     parameters = dict(lab.named_parameters())
     batches = partial(_training, data, settings)
-    gradients = gradient_agreement(losses, parameters, batches(), group=_part)
+    gradients = gradient_agreement(losses, parameters, batches, group=_part)
     pairs = zip(batches(), _held_out(data.validate, data, settings), strict=True)
     transfer = loss_transfer(losses, parameters, pairs, lr=settings.lr)
     return {
         "gradient": {
             "agreement": to_json(gradients.agreement),
+            "agreement_error": to_json(gradients.agreement_error),
+            "mean": number(gradients.mean),
+            "mean_error": number(gradients.mean_error),
             "control": to_json(gradients.control),
+            "control_error": to_json(gradients.control_error),
             "conflict": to_json(gradients.conflict),
+            "conflict_error": to_json(gradients.conflict_error),
             "layers": {name: to_json(cosines) for name, cosines in gradients.layers.items()},
+            "layers_error": {name: to_json(errors) for name, errors in gradients.layers_error.items()},
         },
         "transfer": {
             "lr": settings.lr,
             "z": to_json(transfer.z),
             "z_error": to_json(transfer.z_error),
             "r": to_json(transfer.r),
+            "r_error": to_json(transfer.r_error),
+            "mean_r": number(transfer.mean_r),
+            "mean_r_error": number(transfer.mean_r_error),
             "harmful": transfer.harmful().tolist(),
             "helpful": transfer.helpful().tolist(),
         },
@@ -153,9 +163,16 @@ def _label(net: Supernet, arch: Architecture) -> str:
 
 
 def _training(data: DataSet, settings: MeasureSettings) -> Iterator[Images]:
-    """Augmented training batches, of which no two share an image."""
-    rows = torch.randperm(len(data.train), generator=_generator("cpu", settings, "images"))
+    """Augmented training batches, of which no two share an image; where there are too few, each drawn by itself.
+
+    Both give products of two batches' gradients the mean that is asked for: the first over all images that might have
+    been trained on, the second over those that were.
+    """
+    generator = _generator("cpu", settings, "images")
     size, count = settings.batch_size, settings.batches
+    rows = torch.randperm(len(data.train), generator=generator)
+    if size * count > len(data.train):
+        rows = torch.cat([torch.randperm(len(data.train), generator=generator)[:size] for _ in range(count)])
     device = data.train.labels.device
     augmenting = _generator(data.train.device, settings, "augment")
     for batch in data.train.batches(rows[i * size : (i + 1) * size].to(device) for i in range(count)):
@@ -183,7 +200,12 @@ def _generator(device: torch.device | str, settings: MeasureSettings, what: str)
 
 def to_json(array: NDArray[np.float64]) -> list[Any]:
     """Nested lists, with None where there is no number that a record can hold."""
-    return [to_json(row) if row.ndim else float(row) if fits_record(row) else None for row in array]
+    return [to_json(row) if row.ndim else number(float(row)) for row in array]
+
+
+def number(value: float) -> float | None:
+    """The value, or None where it is no number that a record can hold."""
+    return value if fits_record(value) else None
 
 
 def verdict(found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainonce.errors import UserError
 from trainonce.lab.gradients import gradient_of
+from trainonce.lab.jackknife import jackknife_error, means_without_one
 
 Floats = NDArray[np.float64]
 B = TypeVar("B")
@@ -31,11 +32,16 @@ class Transfer:
     z: Floats
     """[P, P] in row a, column b: the share of a's loss that a step along b's gradient takes away."""
     z_error: Floats
-    """[P, P] its standard error over the batches; NaN where there is one alone."""
+    """[P, P] its standard error over the batches (the jackknife's of a mean); NaN where there is one alone."""
     batches: int
     """How many batches the means and errors are over."""
     r: Floats
     """[P, P] Z(b -> a), over what a step along a's own gradient takes away; NaN where its own does not help."""
+    r_error: Floats
+    """[P, P] its standard error over the batches, by the jackknife."""
+    mean_r: float
+    """The mean R of different tasks; NaN where none has one."""
+    mean_r_error: float
 
     def errors_beyond_noise(self) -> float:
         """How many standard errors from zero a Z must be to count: so many that all P(P-1) pairs together go wrong in
@@ -68,14 +74,34 @@ def loss_transfer(
 
     The parameters are as before when it returns. Raises `UserError` where there is no batch or a loss is zero.
     """
-    found = [_transfer(losses, parameters, batch, held_out, lr) for batch, held_out in batches]
-    if not found:
+    found = np.array([_transfer(losses, parameters, batch, held_out, lr) for batch, held_out in batches])
+    if not len(found):
         raise UserError("measuring transfer needs at least one batch")
-    z: Floats = np.mean(found, axis=0)
-    own = np.diagonal(z)[:, None]
-    count = len(found)
-    z_error = np.std(found, axis=0, ddof=1) / count**0.5 if count > 1 else np.full_like(z, np.nan)
-    return Transfer(z=z, z_error=z_error, r=z / np.where(own > 0, own, np.nan), batches=count)
+    z: Floats = found.mean(axis=0)
+    without = means_without_one(found)
+    return Transfer(
+        z=z,
+        z_error=jackknife_error(without),
+        batches=len(found),
+        r=_relative(z),
+        r_error=jackknife_error(_relative(without)),
+        mean_r=float(_mean_of_different(_relative(z))),
+        mean_r_error=float(jackknife_error(_mean_of_different(_relative(without)))),
+    )
+
+
+def _relative(z: Floats) -> Floats:
+    """[..., P, P] each row over its diagonal entry, where that is positive."""
+    own = np.diagonal(z, axis1=-2, axis2=-1)[..., None]
+    relative: Floats = z / np.where(own > 0, own, np.nan)
+    return relative
+
+
+def _mean_of_different(r: Floats) -> Floats:
+    """[...] the mean over pairs of different tasks, where they have a value."""
+    values = r[..., ~np.eye(r.shape[-1], dtype=bool)]
+    count = np.isfinite(values).sum(axis=-1)
+    return np.asarray(np.nansum(values, axis=-1) / np.where(count > 0, count, np.nan))
 
 
 def _transfer(

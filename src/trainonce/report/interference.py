@@ -1,6 +1,7 @@
 """Interference between probes: matrices of gradient agreement, loss transfer and batch-norm shift; forgetting."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,8 @@ from trainonce.report.loading import Matrix, RunRecord
 if TYPE_CHECKING:
     import altair as alt
 
+OverRuns = Callable[[Sequence[float | None]], float | None]
+"""One value of what several runs have."""
 Measure = Literal["agreement", "conflict", "transfer", "bn_shift"]
 MEASURES: dict[Measure, tuple[str, str]] = {
     "agreement": ("gradient", "agreement"),
@@ -20,7 +23,22 @@ MEASURES: dict[Measure, tuple[str, str]] = {
     "transfer": ("transfer", "r"),
     "bn_shift": ("bn_shift", "mean"),
 }
-"""Where interference.json has each."""
+"""Where interference.json has each; its standard errors are there under the same name and `_error`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """Means over pairs of different probes at one point of the training, over an arm's runs; None where none was had.
+
+    Errors are standard errors over batches of the mean over runs.
+    """
+
+    step: int
+    runs: int
+    agreement: float | None
+    agreement_error: float | None
+    transfer: float | None
+    transfer_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +51,10 @@ class InterferenceInfo:
     labels: list[str]
     macs: list[float]
     matrices: dict[Measure, Matrix]
+    errors: dict[Measure, Matrix]
+    """Their standard errors over batches; no key where they were not recorded."""
+    along: list[Along]
+    """From the first point of the training that was measured to its end; empty where the end alone was."""
     tested: int
     """Pairs of different probes, over all runs, whose transfer was tested against noise; 0 where none was."""
     harmed: int
@@ -55,18 +77,18 @@ def interference_info(runs: Sequence[RunRecord]) -> list[InterferenceInfo]:
 
 def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> InterferenceInfo:
     matrices: dict[Measure, Matrix] = {}
+    errors: dict[Measure, Matrix] = {}
     for measure, (part, name) in MEASURES.items():
         values = [one[part][name] for one in found if (one.get(part) or {}).get(name) is not None]
         if values:
             matrices[measure] = mean_matrix(values)
+        own = [one[part][f"{name}_error"] for one in found if (one.get(part) or {}).get(f"{name}_error") is not None]
+        if values and len(own) == len(values):
+            errors[measure] = _over_runs(own, _error_of_mean)
     if "agreement" in matrices:
-        controls = [one["gradient"].get("control") for one in found]
-        if all(isinstance(control, list) and len(control) == len(probes) for control in controls):
-            means = np.mean(np.array(controls, dtype=np.float64), axis=0)
-            matrices["agreement"] = [
-                [float(means[i]) if i == j else cell for j, cell in enumerate(row)]
-                for i, row in enumerate(matrices["agreement"])
-            ]
+        _set_diagonal(matrices["agreement"], [one["gradient"].get("control") for one in found], _mean)
+    if "agreement" in errors:
+        _set_diagonal(errors["agreement"], [one["gradient"].get("control_error") for one in found], _error_of_mean)
     macs = [float(value) for value in found[0]["macs"]]
     order = sorted(range(len(macs)), key=lambda i: macs[i])
     statistics = [one.get("statistics") or {} for one in found]
@@ -86,6 +108,8 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
         labels=distinct([millions(macs[i]) for i in order]),
         macs=[macs[i] for i in order],
         matrices={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in matrices.items()},
+        errors={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in errors.items()},
+        along=_along(found),
         tested=len(verdicts) * len(probes) * (len(probes) - 1),
         harmed=harmed,
         helped=helped,
@@ -94,15 +118,58 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
     )
 
 
+def _set_diagonal(matrix: Matrix, runs: Sequence[Any], over_runs: OverRuns) -> None:
+    """Put what stands on the diagonal for each run, a list a run, over runs; where one has none nothing is put."""
+    if all(isinstance(values, list) and len(values) == len(matrix) for values in runs):
+        for i, row in enumerate(matrix):
+            row[i] = over_runs([values[i] for values in runs])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are there; None where none is."""
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _error_of_mean(errors: Sequence[float | None]) -> float | None:
+    """The standard error of the mean over independent runs; None where one has none."""
+    known = [error for error in errors if error is not None]
+    return math.sqrt(sum(error**2 for error in known)) / len(known) if known and len(known) == len(errors) else None
+
+
+def _along(found: Sequence[Mapping[str, Any]]) -> list[Along]:
+    """The points that all runs were measured at; none where that is the end alone."""
+    points = [{one["step"]: one for one in [*run.get("along", []), run] if "step" in one} for run in found]
+    steps = sorted(set.intersection(*map(set, points)))
+    return [_point(step, [run[step] for run in points]) for step in steps] if len(steps) > 1 else []
+
+
+def _point(step: int, measured: Sequence[Mapping[str, Any]]) -> Along:
+    def over_runs(part: str, name: str) -> tuple[float | None, float | None]:
+        values = [(one.get(part) or {}).get(name) for one in measured]
+        errors = [(one.get(part) or {}).get(f"{name}_error") for one in measured]
+        known = [value for value in values if value is not None]
+        return (_mean(values), _error_of_mean(errors)) if len(known) == len(values) else (None, None)
+
+    agreement, transfer = over_runs("gradient", "mean"), over_runs("transfer", "mean_r")
+    return Along(
+        step=step,
+        runs=len(measured),
+        agreement=agreement[0],
+        agreement_error=agreement[1],
+        transfer=transfer[0],
+        transfer_error=transfer[1],
+    )
+
+
 def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
     """The mean of each entry over the matrices that have it; None where none has."""
+    return _over_runs(matrices, _mean)
+
+
+def _over_runs(matrices: Sequence[Matrix], of: OverRuns) -> Matrix:
     size = range(len(matrices[0]))
-
-    def mean(i: int, j: int) -> float | None:
-        found = [value for matrix in matrices if (value := matrix[i][j]) is not None]
-        return float(np.mean(found)) if found else None
-
-    return [[mean(i, j) for j in size] for i in size]
+    return [[of([matrix[i][j] for matrix in matrices]) for j in size] for i in size]
 
 
 def off_diagonal(matrix: Matrix) -> list[float]:

@@ -375,14 +375,28 @@ def _read_interference(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_json(path)
+    along = found.get("along", [])
+    if not isinstance(along, list) or not all(isinstance(one, dict) for one in along):
+        raise UserError(f"{path}: its 'along' is no list of objects")
+    for one in [*along, found]:
+        _check_measured(one, path)
+    return found
+
+
+def _check_measured(found: dict[str, Any], path: Path) -> None:
     probes, macs = found.get("probes"), found.get("macs")
     if not isinstance(probes, list) or not isinstance(macs, list) or not 0 < len(probes) == len(macs):
         raise UserError(f"{path}: its 'probes' and 'macs' are missing or do not go together")
     _numbers(macs, "macs", path)
+    _check(found, {"step": int} if "step" in found else {}, str(path))
     for part, name in MATRICES:
-        if part in found and _object(found, part, path).get(name) is not None:
-            _check_matrix(found[part][name], len(probes), f"{path}: its {part}.{name}")
-    return found
+        for of in (name, f"{name}_error"):
+            if part in found and _object(found, part, path).get(of) is not None:
+                _check_matrix(found[part][of], len(probes), f"{path}: its {part}.{of}")
+    for part, name in (("gradient", "mean"), ("transfer", "mean_r")):
+        for of in (name, f"{name}_error"):
+            if part in found and _object(found, part, path).get(of) is not None:
+                _check(found[part], {of: NUMBER}, f"{path}: its {part}")
 
 
 def _check_matrix(value: Any, size: int, where: str) -> None:

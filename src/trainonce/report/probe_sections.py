@@ -33,7 +33,8 @@ HOW_TO_READ: dict[Measure, tuple[str, str]] = {
         "loss transfer",
         "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a step of "
         "the row's own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference: where "
-        "it is beyond noise, by more than two standard errors over batches. A cell alone does not say that.",
+        "it is beyond noise, by more standard errors over batches than chance gives any of the pairs. A cell alone "
+        "does not say that.",
     ),
     "bn_shift": (
         "batch-norm shift",
@@ -63,6 +64,9 @@ def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figur
     name, caption = HOW_TO_READ[measure]
     title = _finding(measure, arms)
     tables = [_matrix_table(measure, arm) for arm in arms]
+    tables += [_error_table(measure, arm) for arm in arms if measure in arm.errors]
+    if measure == "agreement" and any(arm.along for arm in arms):
+        tables.append(_along_table(arms))
     known = [arm for arm in arms if arm.top1_supernet and arm.top1_recalibrated]
     if measure == "bn_shift" and known:
         tables.append(_statistics_table(known))
@@ -89,7 +93,7 @@ def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
     if form.format(least) != form.format(most):
         span += f" ({least_arm}) to {form.format(most)} ({most_arm})"
     if measure == "agreement":
-        return f"Gradients of different subnets agree by {span} on average; {_below(every)}."
+        return f"Gradients of different subnets agree by {span} on average; {_below(every, arms)}."
     if measure == "conflict":
         return f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
     if measure == "transfer":
@@ -97,9 +101,18 @@ def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
     return f"Batch-norm statistics of different subnets are {span} apart on average, {max(every):.2f} at most."
 
 
-def _below(values: Sequence[float]) -> str:
-    """How many are below 0."""
-    return f"{sum(value < 0 for value in values)} of {plural(len(values), 'pair')} point against each other"
+def _below(values: Sequence[float], arms: Sequence[InterferenceInfo]) -> str:
+    """How many are below 0, and how many of them clearly."""
+    text = f"{sum(value < 0 for value in values)} of {plural(len(values), 'pair')} point against each other"
+    if not all("agreement" in arm.errors for arm in arms):
+        return text
+    clear = sum(
+        i != j and value is not None and error is not None and value < -2 * error
+        for arm in arms
+        for i, (row, errors) in enumerate(zip(arm.matrices["agreement"], arm.errors["agreement"], strict=True))
+        for j, (value, error) in enumerate(zip(row, errors, strict=True))
+    )
+    return f"{text}, {clear} of them by more than two standard errors over batches"
 
 
 def _tested(arms: Sequence[InterferenceInfo]) -> str:
@@ -120,6 +133,26 @@ def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
     ]
     name = HOW_TO_READ[measure][0]
     return Table(caption=f"{name}, {arm.arm}", columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
+
+
+def _error_table(measure: Measure, arm: InterferenceInfo) -> Table:
+    rows: list[list[Cell]] = [
+        [probe, label, *values]
+        for probe, label, values in zip(arm.probes, arm.labels, arm.errors[measure], strict=True)
+    ]
+    name = HOW_TO_READ[measure][0]
+    caption = f"{name}, {arm.arm}: standard errors over batches (jackknife)"
+    return Table(caption=caption, columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
+
+
+def _along_table(arms: Sequence[InterferenceInfo]) -> Table:
+    rows: list[list[Cell]] = [
+        [arm.arm, at.step, at.runs, at.agreement, at.agreement_error, at.transfer, at.transfer_error]
+        for arm in arms
+        for at in arm.along
+    ]
+    columns = ["arm", "step", "runs", "mean agreement", "its standard error", "mean R", "its standard error"]
+    return Table(caption="along the training: means over pairs of different subnets", columns=columns, rows=rows)
 
 
 def _statistics_table(arms: Sequence[InterferenceInfo]) -> Table:
