@@ -11,6 +11,7 @@ SOURCE = Path(trainonce.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
+    ("limits",),
     ("files", "settings", "losses", "precision", "space", "distributed", "devices"),
     ("exposure",),
     ("recipes", "nn", "data", "checkpoint", "fanout"),
@@ -31,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom up. A module or package imports from the layers below its own, and from its own package."""
 
-WITHOUT_TORCH = ("errors", "version", "files", "settings", "space", "exposure", "recipes")
+WITHOUT_TORCH = ("errors", "version", "limits", "files", "settings", "space", "exposure", "recipes")
 PARTS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"})
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -14,8 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.data.test_decode import MODES, STORED
 
 from trainonce.data import DataSet
+from trainonce.data.decode import decode_image
+from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.predict import open_classifier
 from trainonce.subnet import describe_subnet, write_subnet
@@ -116,16 +119,42 @@ def test_its_code_does_what_predict_does(
     if not sized:  # as older subnets are
         del description["preprocessing"]["image_size"]
     write_subnet(path, net.extract(arch), description)
+    pictures = picture_files(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL))
+    code = code.replace("path/of/this/directory", str(path))
+    assert code.count('"picture.jpg"') == 1
+    code = code.replace('"picture.jpg"', "name")
+    each = f"for name in {[str(file) for file in pictures]!r}:\n    exec(code)\n    print(logits.tolist())"
+    script = f"code = {code!r}\n{each}\nassert 'trainonce' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    classifier = open_classifier(path)
+    for picture, line in zip(pictures, done.stdout.splitlines(), strict=True):
+        with torch.no_grad():
+            expected = classifier.run(classifier.prepared(picture))
+        torch.testing.assert_close(torch.tensor(json.loads(line)), expected, msg=picture.name)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """A large photo on its side, and a picture of every mode in every kind of file that holds it."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     pixels = np.random.default_rng(0).integers(0, 256, (41, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL))
-    code = code.replace("path/of/this/directory", str(path))
-    code += "\nassert 'trainonce' not in sys.modules\nprint(logits.tolist())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    classifier = open_classifier(path)
-    with torch.no_grad():
-        expected = classifier.run(classifier.prepared(tmp_path / "picture.jpg"))
-    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected)
+    Image.fromarray(pixels).save(folder / "photo.jpg", exif=exif)
+    files = [folder / "photo.jpg"]
+    for kind, mode in [*STORED, ("webp", "RGBA"), ("jpg", "CMYK")]:
+        files.append(folder / f"{mode.replace(';', '-')}.{kind}")
+        MODES[mode][0].save(files[-1])
+    return files
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_the_cards_lines_refuse_what_predict_refuses(tmp_path: Path, description: dict[str, Any], mode: str) -> None:
+    Image.new(mode, (8, 8), 70000).save(tmp_path / "x.tiff")
+    lines = re.search(r"import numpy as np.*?(?=\nmean)", model_card(description), re.DOTALL)
+    assert lines is not None
+    code = lines[0].replace("picture.jpg", str(tmp_path / "x.tiff"))
+    with pytest.raises(ValueError, match="what is white among them is not known"):
+        exec(code, {})
+    with pytest.raises(UserError, match="what is white among them is not known"):
+        decode_image(tmp_path / "x.tiff", image_size=8, grey=True)

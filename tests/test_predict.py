@@ -123,10 +123,10 @@ class TestRefusals:
         assert code == 1
         assert re.fullmatch(rf"{re.escape(str(good))}: (cat|dog) \d+\.\d%\n", out), "the good one has its answer"
         cut, gone, text, folder_said, sentence = err.splitlines()
-        assert "cut.jpg is not a whole JPEG or PNG" in cut
+        assert "cut.jpg cannot be read as a JPEG, PNG" in cut
         assert "none.png does not exist" in gone
-        assert "text.png is not a whole JPEG or PNG" in text
-        assert f"{tmp_path} is not a whole JPEG or PNG" in folder_said
+        assert "text.png cannot be read as a JPEG, PNG" in text
+        assert f"{tmp_path} cannot be read as a JPEG, PNG" in folder_said
         assert sentence == "trainonce: 4 of 5 images could not be classified"
         code, out, _ = trainonce("predict", subnet, good, missing, "--json")
         first, second = json.loads(out)["predictions"]

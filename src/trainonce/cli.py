@@ -5,6 +5,7 @@ Ctrl-C or SIGTERM with everything saved.
 """
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ from trainonce.cli_options import (
     MovedData,
     RunArgument,
     Seed,
+    SkipBroken,
     Threads,
     Workers,
 )
@@ -65,6 +67,7 @@ from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.files import private_folder
 from trainonce.lab.forgetting import MOST_PROBES
+from trainonce.memory import is_out_of_memory
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import (
     MOST_PER_BUCKET,
@@ -80,7 +83,7 @@ from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
 from trainonce.search.measures import NAMES, table_at
 from trainonce.subnet import check_place, describe_subnet, verify_subnet, write_subnet
-from trainonce.train import Progress, TrainSettings, train_supernet
+from trainonce.train import Progress, TrainSettings, refuse_large_step, train_supernet
 from trainonce.version import __version__
 
 app = typer.Typer(
@@ -158,6 +161,7 @@ def train(
         ),
     ] = None,
     decode_workers: DecodeWorkers = None,
+    skip_broken: SkipBroken = False,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -236,7 +240,13 @@ def train(
                 raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
             chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
             images = load_dataset(
-                data, data_dir=data_dir, image_size=image_size, grey=grey, stream=stream, workers=decode_workers
+                data,
+                data_dir=data_dir,
+                image_size=image_size,
+                grey=grey,
+                stream=stream,
+                workers=decode_workers,
+                skip_broken=skip_broken,
             )
             fields: dict[str, Any] = {} if width is None else {"width_mult": width}
             if resolutions is not None:
@@ -252,6 +262,7 @@ def train(
                 seed=seed,
             )
             run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
+    refuse_large_step(net, chosen, images, ranks, ranks.device)
     display.announce(images, net, chosen, run)
     display.say_slow(ranks.device)
     settings = TrainSettings.parse(
@@ -535,7 +546,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run the command line; print a refusal as a sentence."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is spelled out, on stderr it is anyway
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: display.err.print(f"Warning: {message}")
+    warnings.filterwarnings("ignore", module="PIL")  # which names no file; what matters is an error that does
     _stand_in_for_home()
     try:
         app()
@@ -543,6 +557,10 @@ def main() -> None:
         _say(error, 2)
     except RunError as error:
         _say(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _say("the memory is full; what was saved is safe. Smaller images, networks or batches need less", 1)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _say(f"the system refused{where}: {error.strerror or error}", 1)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trainonce import display
-from trainonce.cli_options import DataDir, DecodeWorkers, Json
+from trainonce.cli_options import DataDir, DecodeWorkers, Json, SkipBroken
 from trainonce.cli_tools import numbers
 from trainonce.data import load_dataset
 from trainonce.importing import import_ofa
@@ -45,6 +45,7 @@ def import_ofa_run(
         ),
     ] = None,
     decode_workers: DecodeWorkers = None,
+    skip_broken: SkipBroken = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +56,13 @@ def import_ofa_run(
     sizes = numbers(resolutions, "--resolutions", int)
     run = RunDirectory(out or Path("runs") / name)
     images = load_dataset(
-        data, data_dir=data_dir, image_size=max(sizes), grey=False, stream=stream, workers=decode_workers
+        data,
+        data_dir=data_dir,
+        image_size=max(sizes),
+        grey=False,
+        stream=stream,
+        workers=decode_workers,
+        skip_broken=skip_broken,
     )
     net = import_ofa(file, name, images, run, resolutions=sizes)
     low, high = (net.cost_of(arch) for arch in (net.space.smallest(), net.space.largest()))

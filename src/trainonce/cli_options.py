@@ -20,6 +20,13 @@ DecodeWorkers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),
 ]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken",
+        help="Look at all files of a folder first and leave out those that are broken; the run records which.",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -11,7 +11,7 @@ import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_options import DataDir, Device, DryRun, Json, Threads
+from trainonce.cli_options import DataDir, Device, DryRun, Json, SkipBroken, Threads
 from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.distributed import ranks_in
@@ -101,6 +101,7 @@ def study(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=4, help="Bring images to this side in pixels.")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    skip_broken: SkipBroken = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -140,7 +141,7 @@ def study(
         raise UserError("name a data set, a folder of images or an .npz file to study on")
     if scale <= 0:
         raise UserError(f"--scale must be over 0, not {scale:g}")
-    images = load_dataset(source, data_dir=data_dir, image_size=image_size, grey=grey)
+    images = load_dataset(source, data_dir=data_dir, image_size=image_size, grey=grey, skip_broken=skip_broken)
     settled = device_named(device)
     directory = StudyDirectory(out or Path("studies") / f"{file.name if file else name}-{images.name}")
     meter = Pace(images, settled)
@@ -325,6 +326,7 @@ def _steps(run: StudyRun, images: DataSet) -> int:
 
 def _announce(study: Study, images: DataSet, directory: StudyDirectory) -> None:
     display.err.print(f"{study.name} on {images.name}, into {directory.path}: {study.question}\n{study.about}")
+    display.say_classes(images)
     display.err.print(display.study_plan(study))
 
 

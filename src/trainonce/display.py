@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from trainonce.data import DataSet
+from trainonce.data.classes import class_warnings, counts_text
 from trainonce.finetune import FinetuneProgress
 from trainonce.lab.study import Study
 from trainonce.lab.summary import ArmSummary
@@ -249,6 +250,13 @@ def say_streamed(data: DataSet) -> None:
         )
 
 
+def say_classes(data: DataSet) -> None:
+    """Say how many training images each class has, and what is worth a warning about that."""
+    err.print(f"Training images: {counts_text(data)}")
+    for warning in class_warnings(data):
+        err.print(f"Warning: {warning}")
+
+
 def say_slow(device: str) -> None:
     """Say why the native kernels are not used or not kept, where the processor computes."""
     if device == "cpu" and native.remark():
@@ -262,6 +270,7 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
         f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
         f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
     )
+    say_classes(data)
     say_streamed(data)
     err.print(
         f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "

@@ -18,6 +18,7 @@ from trainonce.data.augment import augment, normalise
 from trainonce.data.splits import Split
 from trainonce.errors import RunError
 from trainonce.files import fits_record
+from trainonce.limits import refuse_beyond_memory
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
@@ -62,6 +63,11 @@ class Evaluator:
         self.split_name = split
         self.split: Split = {"validate": data.validate, "test": data.test}[split]
         self.settings = settings or EvaluateSettings()
+        _, channels, height, width = data.calibrate.shape
+        if data.calibrate.device.type == "cpu":
+            images = self.settings.calibration_images
+            needed = 4 * images * channels * height * width
+            refuse_beyond_memory(needed, f"{images} calibration images of {height} x {width} pixels")
         self.calibration_batches = list(self._calibration())
         self._chain = Chain(lambda: self.calibration_batches, self._scored)
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.errors import UserError
+from trainonce.limits import refuse_beyond_memory
 
 try:
     import fcntl
@@ -78,7 +79,12 @@ def sync_directory(path: Path) -> None:
 
 def to_json(value: Any) -> bytes:
     """Indented JSON with a final newline."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return _encoded(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8; half a character, as paths that are not UTF-8 have, becomes JSON's own escape for it."""
+    return text.encode(errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.write(_encoded(json.dumps(dict(value), ensure_ascii=False, allow_nan=False)) + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -133,7 +139,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of JSON lines, atomically."""
     lines = (json.dumps(dict(value), ensure_ascii=False, allow_nan=False) + "\n" for value in values)
-    write_atomic(path, "".join(lines).encode())
+    write_atomic(path, _encoded("".join(lines)))
 
 
 @contextmanager
@@ -171,9 +177,16 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path} names a home directory that is not there") from error
 
 
+def shown(path: str | Path) -> str:
+    """A path as text that can be printed and kept anywhere: a byte that is not UTF-8 is spelled as \\xe9 is."""
+    spelled = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in str(path))
+    return "".join(spelled).encode(errors="backslashreplace").decode()
+
+
 def read_bytes(path: Path) -> bytes:
-    """Give a file's bytes, or raise `UserError` that says why it cannot be read."""
+    """Give a file's bytes, or raise `UserError` that says why it cannot be read, or that the memory is too small."""
     try:
+        refuse_beyond_memory(path.stat().st_size, f"the bytes of {path}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
@@ -202,22 +215,37 @@ def check_zip(path: Path) -> bool:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, without pickle. Raises `UserError` that names the file and the key."""
+    """The arrays of an .npz file, without pickle. Raises `UserError` that names the file and the key.
+
+    What the archive says of its members' sizes is compared with the memory there is before anything is inflated, and
+    nothing is inflated beyond it.
+    """
     data = read_bytes(path)
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # Reading a member whole checks its CRC before numpy looks at it.
-            members = {name: archive.read(name) for name in archive.namelist()}
+            members = archive.infolist()
+            # Each member is held twice for a moment, as bytes and as an array.
+            needed = sum(member.file_size for member in members) + max((m.file_size for m in members), default=0)
+            refuse_beyond_memory(needed, f"the arrays of {path}")
+            for member in members:
+                with archive.open(member) as file:
+                    content = file.read(member.file_size)  # to its end: this checks its CRC before numpy looks at it
+                key = member.filename.removesuffix(".npy")
+                arrays[key] = _array(content, f"{path}: '{key}'")
+    except UserError:
+        raise
     except ZIP_ERRORS as error:
         raise UserError(f"{path} is not a whole npz (zip) archive: {error}") from error
-    for member, content in members.items():
-        key = member.removesuffix(".npy")
-        try:
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        except _NPY_ERRORS as error:
-            raise UserError(f"{path}: '{key}' is not a plain array: {error}") from error
-        if not isinstance(array, np.ndarray):
-            raise UserError(f"{path}: '{key}' is an archive, not an array")
-        arrays[key] = array
     return arrays
+
+
+def _array(content: bytes, where: str) -> NDArray[Any]:
+    """The array of an .npy file's bytes."""
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except _NPY_ERRORS as error:
+        raise UserError(f"{where} is not a plain array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{where} is an archive, not an array")
+    return array

@@ -15,6 +15,7 @@ import json
 
 import torch
 
+from trainonce.limits import refuse_beyond_memory
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
 
 WEIGHTS_METADATA = {"format": "pt"}
@@ -35,6 +36,19 @@ def peak_memory(spec: NetworkSpec, *, bytes_per_value: int = 4) -> int:
     return bytes_per_value * max(peak, *ends, features + spec.num_classes)
 
 
+def refuse_large_batch(images: int, spec: NetworkSpec, image_size: int) -> None:
+    """Raise `UserError` where a batch, as images or as the maps of a network, is more than the memory there is.
+
+    What training keeps besides is not counted: only what cannot fit is refused.
+    """
+    pixels = spec.in_channels * image_size**2
+    refuse_beyond_memory(
+        images * max(5 * pixels, peak_memory(spec)),  # a pixel is a byte on its way in, and four as a float32
+        f"a batch of {images} images of {image_size} x {image_size} pixels, in the network {spec.resolution} x "
+        f"{spec.resolution},",
+    )
+
+
 def _side_after(size: int, stride: int) -> int:
     return -(-size // stride)
 
@@ -49,6 +63,12 @@ def _block_peak(spec: BlockSpec, size: int) -> int:
     if spec.se_channels:  # the map waits while its means become a gate
         peaks.append(kept + filtered + spec.mid_channels + spec.se_channels)
     return max(*peaks, kept + filtered + out)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up: Python's, numpy's, or torch's on the CPU or a GPU."""
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def model_size(spec: NetworkSpec) -> int:

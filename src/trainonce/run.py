@@ -104,16 +104,8 @@ class RunConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: everything but how it is carried out."""
-        return self.model_dump(
-            mode="json",
-            exclude={
-                "provenance": True,
-                "sync_batch_norm": True,
-                "precision": True,
-                "keep_at": True,
-                "data": {"stream": True},
-            },
-        )
+        values = self.model_dump(mode="json", exclude={"provenance", "sync_batch_norm", "precision", "keep_at"})
+        return values | {"data": self.data.identity()}
 
 
 class RunDirectory:

@@ -39,6 +39,15 @@ class Settings(BaseModel):
             raise UserError(f"{where}: {_sentence(error)}") from error
 
 
+def refuse_subclass(value: object, kind: type) -> None:
+    """Raise `UserError` where a value is of a subclass of `kind`, whose own methods and fields would go unused."""
+    if type(value) is not kind:
+        raise UserError(
+            f"{type(value).__name__} is not {kind.__name__} itself, which is closed: what a subclass adds would not be "
+            "used or recorded"
+        )
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])

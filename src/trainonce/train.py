@@ -28,6 +28,7 @@ from trainonce.distributed import Ranks, everywhere, sum_gradients
 from trainonce.errors import RunError, UserError
 from trainonce.graphs import StepGraph, capture_for, holds_one_subnet
 from trainonce.losses import DISTILLATION
+from trainonce.memory import refuse_large_batch
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronised
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
@@ -141,6 +142,7 @@ def train_supernet(
     if not ranks.alone and chosen.device != ranks.device:
         raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
     check_device(chosen.device)
+    refuse_large_step(net, recipe, data, ranks, chosen.device)
     config = RunConfig(
         seed=seed,
         data=data.source,
@@ -167,6 +169,13 @@ def train_supernet(
         finished = loop.go(on_progress or _ignore, on_epoch or _ignore, should_stop or (lambda: False))
         ranks.copy_from_first(net.buffers())
         return finished
+
+
+def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks, device: str) -> None:
+    """Raise `UserError` where, on a CPU, a step's images or the largest subnet's maps would not fit into memory."""
+    if device == "cpu":
+        share = ranks.share(min(recipe.batch_size, len(data.train)))
+        refuse_large_batch(len(share), net.describe(net.space.largest()), data.image_size)
 
 
 def _check_same_run(config: RunConfig, ranks: Ranks) -> None:

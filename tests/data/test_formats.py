@@ -5,9 +5,11 @@ import io
 import pickle
 import random
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainonce import limits
 from trainonce.data import formats
 from trainonce.errors import UserError
 
@@ -38,6 +41,64 @@ def put(folder: Path, name: str, content: bytes) -> Path:
 def npz_bytes(**arrays: npt.NDArray[np.generic]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def peak_of(work: Callable[[], object], wrong: str = r"of memory, and .* are there$") -> int:
+    """The most bytes that Python and numpy held while something was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=wrong):
+            work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class TestMemory:
+    """A machine of 50 MB: what would not fit is refused before it is inflated."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "memory_bytes", lambda: 50_000_000)
+
+    def test_npz_of_zeros(self, tmp_path: Path) -> None:
+        content = zipped({"train_images": np.zeros((1000, 300, 300), np.uint8), "train_labels": np.arange(1000) % 2})
+        path = put(tmp_path, "x.npz", content)
+        assert len(content) < 1_000_000
+        assert peak_of(lambda: formats.read_npz(path)) < 5_000_000
+
+    def test_npz_that_understates_its_sizes(self, tmp_path: Path) -> None:
+        """What is inflated beyond the size that the directory states is never asked for."""
+        content = zipped({"train_images": np.zeros((1000, 300, 300), np.uint8)})
+        size = struct.pack("<I", 128 + 90_000_000)
+        assert content.count(size) == 2, "in the member's own header and in the directory"
+        path = put(tmp_path, "x.npz", content.replace(size, struct.pack("<I", 1000)))
+        assert peak_of(lambda: formats.read_npz(path), r"x\.npz") < 5_000_000
+
+    def test_idx_that_announces_more_than_there_is(self, tmp_path: Path) -> None:
+        header = bytes([0, 0, 8, 3]) + struct.pack(">III", 2**31, 2**16, 2**16)
+        path = put(tmp_path, "x.gz", gzip.compress(header + bytes(100)))
+        assert peak_of(lambda: formats.read_idx(path, ndim=3)) < 1_000_000
+        path = put(tmp_path, "x", header + bytes(100))
+        with pytest.raises(UserError, match="x is truncated: its IDX header promises"):
+            formats.read_idx(path, ndim=3)
+
+    def test_idx_that_holds_more_than_it_announces(self, tmp_path: Path) -> None:
+        header = bytes([0, 0, 8, 3]) + struct.pack(">III", 2, 2, 2)
+        path = put(tmp_path, "x.gz", gzip.compress(header + bytes(100_000_000)))
+        assert peak_of(lambda: formats.read_idx(path, ndim=3), r"x\.gz is too long") < 1_000_000
+
+    @pytest.mark.parametrize("read", [formats.read_npz, lambda path: formats.read_cifar10([path])])
+    def test_a_file_larger_than_the_memory(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
+        with (tmp_path / "sparse").open("wb") as file:
+            file.truncate(10**11)
+        assert peak_of(lambda: read(tmp_path / "sparse")) < 1_000_000
+
+
+def zipped(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 

@@ -41,10 +41,15 @@ class TestSplit:
         assert moved.images.device.type == moved.labels.device.type == "meta"
 
     def test_refuses_what_is_not_ours(self) -> None:
-        with pytest.raises(AssertionError):
-            Split(torch.zeros(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64))
-        with pytest.raises(AssertionError):
-            Split(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+        labels, images = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+        with pytest.raises(UserError, match="images must be uint8 from 0 to 255, not float32"):
+            Split(images.float(), labels)
+        with pytest.raises(UserError, match=r"images must have the shape \[N, C, H, W\], not \[2, 3, 3\]"):
+            Split(images[:, 0], labels)
+        with pytest.raises(UserError, match="labels must be int64, not int32"):
+            Split(images, labels.int())
+        with pytest.raises(UserError, match=r"2 images need labels of the shape \[2\], not \[3\]"):
+            Split(images, torch.zeros(3, dtype=torch.int64))
 
 
 class TestCarve:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import trainonce
-from trainonce.data import DataSet, Split, folder, load_dataset
+from trainonce.data import DataSet, Split, load_dataset
 from trainonce.data.stream import BATCHES_AHEAD, ImageFiles, default_workers
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
@@ -33,14 +33,15 @@ TRAIN = 67  # images that are left for training; 8 batches of 8
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 pictures of several sizes and formats, noise so that no two are alike."""
+    """96 pictures of several sizes and formats, some transparent; noise so that no two are alike."""
     root = tmp_path_factory.mktemp("pictures") / "pets"
     rng = np.random.default_rng(0)
     for name in CLASSES:
         (root / name / "deeper").mkdir(parents=True)
         for i in range(EACH):
-            pixels = rng.integers(0, 256, (12 + i % 3, 14 + i % 5, 3), dtype=np.uint8)
-            place = f"deeper/é {i}.png" if i % 4 == 0 else f"{i}.jpg"
+            kind = ("png", "jpg", "webp", "bmp", "tiff", "jpg")[i % 6]
+            pixels = rng.integers(0, 256, (12 + i % 3, 14 + i % 5, 3 if kind in ("jpg", "bmp") else 4), dtype=np.uint8)
+            place = f"deeper/é {i}.{kind}" if i % 4 == 0 else f"{i}.{kind}"
             Image.fromarray(pixels).save(root / name / place)
     return root
 
@@ -123,19 +124,24 @@ class TestChoice:
     def test_what_takes_more_than_a_quarter_of_memory(
         self, pictures: Path, monkeypatch: pytest.MonkeyPatch, memory: int, streamed: bool
     ) -> None:
-        monkeypatch.setattr(folder, "memory_bytes", lambda: memory)
+        monkeypatch.setattr("trainonce.data.folder.memory_bytes", lambda: memory)
         data = load_dataset(str(pictures), image_size=8, grey=True)
         assert data.streamed is streamed
         assert data.source.stream is None
         assert load(pictures, stream=not streamed).streamed is not streamed
 
-    def test_a_container_may_have_less_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        files = [tmp_path / name for name in ("absent", "unlimited", "limit")]
-        files[1].write_text("max\n")
-        monkeypatch.setattr(folder, "_MEMORY_LIMITS", files)
-        assert folder.memory_bytes() > 2**27
-        files[2].write_text("123456\n")
-        assert folder.memory_bytes() == 123456
+    def test_images_beyond_memory_are_refused_where_they_are_to_be_held(
+        self, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("trainonce.limits.memory_bytes", lambda: 2 * 96 * 64 - 1)
+        with pytest.raises(UserError, match=r"the images of .*pets, .* would take 12,288 bytes of memory"):
+            load(pictures, stream=False)
+        data = load(pictures, stream=True)
+        assert data.train.drawn(67, seed=0).shape == (67, 1, 8, 8)
+        monkeypatch.setattr("trainonce.limits.memory_bytes", lambda: 67 * 64 - 1)
+        assert len(data.fingerprint()) == 16, "image by image"
+        with pytest.raises(UserError, match=r"67 images of 8 x 8 pixels would take 4,288 bytes"):
+            data.train.drawn(67, seed=0)
 
     def test_only_folders(self, tmp_path: Path) -> None:
         for name in ("digits", str(tmp_path / "x.npz")):
@@ -190,10 +196,11 @@ class TestAhead:
     def test_file_names_are_compact(self, pictures: Path) -> None:
         split = load(pictures, stream=True).train
         assert isinstance(split.pixels, ImageFiles)
-        assert split.pixels.names.nbytes <= len(split) * len("ant/deeper/é 28.png".encode())
+        assert split.pixels.names.nbytes <= len(split) * len("ant/deeper/é 28.tiff".encode())
 
 
 class TestBroken:
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_sentence_when_its_batch_is_due(self, copied: Path, workers: int) -> None:
         data = load(copied, stream=True, workers=workers)
@@ -202,11 +209,11 @@ class TestBroken:
         assert [len(next(batches).rows_B) for _ in range(2)] == [8, 8]
         with pytest.raises(UserError) as caught:
             next(batches)
-        assert str(caught.value).startswith(f"{path} is not a whole JPEG or PNG image")
+        assert str(caught.value).startswith(f"{path} cannot be read as a JPEG, PNG, WebP, BMP or TIFF image")
         assert "\n" not in str(caught.value)
-        with pytest.raises(UserError, match="is not a whole"):
+        with pytest.raises(UserError, match="cannot be read as a JPEG"):
             data.train.batch(torch.tensor([20]))
-        with pytest.raises(UserError, match="is not a whole"):
+        with pytest.raises(UserError, match="cannot be read as a JPEG"):
             load(copied, stream=False)
         path.unlink()
         with pytest.raises(UserError, match="does not exist"):
@@ -359,5 +366,5 @@ class TestCommand:
         _, said = result.communicate(timeout=60)
         assert result.returncode == 2, said
         assert "Traceback" not in said
-        assert f"trainonce: {path} is not a whole JPEG or PNG image" in said
+        assert f"trainonce: {path} cannot be read as a JPEG, PNG" in said
         assert self.gone(result.pid, 15)

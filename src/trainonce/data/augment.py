@@ -6,6 +6,7 @@ Shapes: B images, C channels, H x W pixels.
 
 import math
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from pydantic import field_validator
@@ -13,14 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.distributed import Share
-from trainonce.settings import Settings
+from trainonce.errors import UserError
+from trainonce.settings import Settings, refuse_subclass
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the largest box
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601: the luma of red, green, blue
 
 
+@final
 class Augmentation(Settings):
-    """How training images are varied; each image of a batch on its own."""
+    """How training images are varied; each image of a batch on its own.
+
+    Closed: a value that `augment` reads. A subclass, whose own methods nothing would call, is refused where it is used.
+    """
 
     crop_scale: tuple[float, float] | None = None
     """The range of a random crop's area as a fraction of the image's, each in (0, 1]; None for no crop."""
@@ -59,9 +65,20 @@ class Augmentation(Settings):
         return value
 
 
+def refuse_other_images(images: Tensor) -> None:
+    """Raise `UserError` where images are not uint8 [N, C, H, W]."""
+    if images.dtype != torch.uint8:
+        raise UserError(f"images must be uint8 from 0 to 255, not {str(images.dtype).removeprefix('torch.')}")
+    if images.dim() != 4:
+        raise UserError(f"images must have the shape [N, C, H, W], not {list(images.shape)}")
+
+
 def normalise(images_BCHW: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn uint8 images [B, C, H, W] into float32 (x / 255 - mean) / std, channel by channel."""
-    assert images_BCHW.dtype == torch.uint8, images_BCHW.dtype
+    """Turn uint8 images [B, C, H, W] into float32 (x / 255 - mean) / std, channel by channel.
+
+    Raises `UserError` for images of another type or shape.
+    """
+    refuse_other_images(images_BCHW)
     return _normalise_(images_BCHW.to(torch.float32), mean, std)
 
 
@@ -81,10 +98,12 @@ def augment(
     `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `share` the images are
     those rows of a larger batch, and each becomes what it would in the whole of it.
     Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code.
+    Raises `UserError` for images of another type or shape, and for a subclass of `Augmentation`.
     """
-    assert images_BCHW.dtype == torch.uint8, images_BCHW.dtype
+    refuse_other_images(images_BCHW)
     x_BCHW = images_BCHW.to(torch.float32)  # stays in 0..255 until the end
     if augmentation is not None:
+        refuse_subclass(augmentation, Augmentation)
         if share is None:
             share = Share(0, len(x_BCHW), len(x_BCHW))
         assert len(share) == len(x_BCHW), (share, x_BCHW.shape)
@@ -107,7 +126,8 @@ def _normalise_(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
     By numbers and channel by channel: a tensor made from `mean` would make a GPU wait for the copy.
     """
-    assert len(mean) == len(std) == x_BCHW.shape[1], (mean, std, x_BCHW.shape)
+    if not len(mean) == len(std) == x_BCHW.shape[1]:
+        raise UserError(f"images of {x_BCHW.shape[1]} channels need so many numbers of mean and of std")
     for x_BHW, m, s in zip(x_BCHW.unbind(1), mean, std, strict=True):
         if m != 0:
             x_BHW.sub_(255 * m)

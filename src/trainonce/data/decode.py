@@ -1,48 +1,94 @@
 """The decoder of one image file: the same pixels whether all are held in memory or streamed from disk."""
 
+import os
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from trainonce.data.picture import square_picture
 from trainonce.errors import UserError
+from trainonce.files import shown
+from trainonce.limits import refuse_beyond_memory
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""The ends of the names of files that are read as images, in small letters."""
+KINDS = "JPEG, PNG, WebP, BMP or TIFF"
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+MOST_PIXELS = 89_478_485
+"""The most pixels that are decoded of a picture, unless the image size asks for more: where Pillow begins to warn."""
+PIXELS_FOR_ONE = 4
+"""A picture may always have so many pixels for each pixel of the image that it becomes."""
+LARGE_PIXELS = 1 << 24
+"""Pictures of more pixels are decoded one at a time, each if there is the memory for it."""
+_BYTES_OF_A_PIXEL = 12  # as read, as RGBA, and over white
 
 # What Pillow raises on a broken file, by format and by where the break is.
 _IMAGE_ERRORS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError),
-    *(OverflowError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError),
+    *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, struct.error, zlib.error),
 )
+_one_opens = threading.Lock()
+_one_large = threading.Lock()
 
 
-def decode_image(path: Path, *, image_size: int, grey: bool) -> npt.NDArray[np.uint8]:
-    """Decode one JPEG or PNG: turned upright (EXIF), central square, antialiased resize.
+def decode_image(path: str | Path, *, image_size: int, grey: bool) -> npt.NDArray[np.uint8]:
+    """Decode one JPEG, PNG, WebP, BMP or TIFF file (of several pictures the first) as `square_picture` says.
 
-    Gives uint8 [C, image_size, image_size]. Transparency is dropped. Raises `UserError` naming the file.
+    Gives uint8 [C, image_size, image_size], C 1 if `grey` else 3. Raises `UserError` naming the file where it is
+    broken, of another kind, or of more pixels than `MOST_PIXELS` and the image size allow.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as opened:
-            # A JPEG much larger than needed is decoded at a half, a quarter or an eighth: far faster.
-            opened.draft(None, (2 * image_size, 2 * image_size))
-            image = ImageOps.exif_transpose(opened)
-            image = _convert(image, "L" if grey else "RGB")
+        with _without_pillows_limit():
+            opened = Image.open(path, formats=_FORMATS)
+        with opened:
+            opened.draft(None, (2 * image_size, 2 * image_size))  # then its size is what will be decoded
+            pixels = _pixels_within_limits(opened, image_size)
+            with _one_large if pixels > LARGE_PIXELS else nullcontext():
+                square = square_picture(opened, image_size, "L" if grey else "RGB")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{shown(path)} does not exist") from error
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from error
     except _IMAGE_ERRORS as error:
-        raise UserError(f"{path} is not a whole JPEG or PNG image: {error}") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    pixels = np.asarray(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+        raise UserError(f"{shown(path)} cannot be read as a {KINDS} image: {_reason(error)}") from error
+    array = np.asarray(square)
+    return array[None] if grey else array.transpose(2, 0, 1)
 
 
-def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert(mode)
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Open without Pillow's own limit on pixels, which knows neither of JPEGs decoded smaller nor of the image size."""
+    with _one_opens:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _pixels_within_limits(opened: Image.Image, image_size: int) -> int:
+    """How many pixels an opened picture decodes to. Raises `UserError` where those are too many."""
+    pixels, most = opened.width * opened.height, max(MOST_PIXELS, PIXELS_FOR_ONE * image_size**2)
+    size = f"its {opened.width} x {opened.height} pixels"
+    if pixels > most:
+        raise UserError(f"{size} are more than the {most:,} that images of {image_size} x {image_size} are made of")
+    if pixels > LARGE_PIXELS:
+        refuse_beyond_memory(_BYTES_OF_A_PIXEL * pixels, size)
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, without the path, which it spells in its own way."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of another kind, or its beginning is broken"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__

@@ -5,6 +5,8 @@ Nothing is ever unpickled. Image folders are read in `folder.py`.
 """
 
 import gzip
+import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ import torch
 from trainonce.data.splits import Published, Split
 from trainonce.errors import UserError
 from trainonce.files import read_arrays, read_bytes
+from trainonce.limits import refuse_beyond_memory
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -41,35 +44,44 @@ def read_idx(path: Path, *, ndim: int) -> Bytes:
     """Read an IDX file of unsigned bytes, plain or compressed with gzip.
 
     Gives uint8 with `ndim` dimensions. Raises `UserError` on a broken gzip stream, another magic
-    number, a length that is not what the header says, or no content.
+    number, a length that is not what the header says, no content, or more than the memory there is.
     Source: the format's description at http://yann.lecun.com/exdb/mnist/.
     """
     data = read_bytes(path)
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except _GZIP_ERRORS as error:
-            raise UserError(f"{path} is not a whole gzip file: {error}") from error
+    compressed = data[:2] == b"\x1f\x8b"
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) if compressed else io.BytesIO(data) as file:
+            shape = _idx_shape(file.read(4 + 4 * ndim), ndim, path)
+            expected = math.prod(shape)
+            taken = expected if compressed else min(expected, len(data))
+            refuse_beyond_memory(2 * taken, f"what {path} announces")  # read, and copied
+            content = file.read(taken)
+            rest = len(file.read(1))
+    except _GZIP_ERRORS as error:
+        raise UserError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) != expected or rest:
+        state = "too long" if rest else "truncated"
+        follow = "more" if rest else len(content)
+        raise UserError(
+            f"{path} is {state}: its IDX header promises {expected} bytes of shape {shape}, but {follow} follow"
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
+
+
+def _idx_shape(header: bytes, ndim: int, path: Path) -> tuple[int, ...]:
+    """The shape that the first bytes of an IDX file announce."""
     magic = bytes((0, 0, 8, ndim))
-    if data[:4] != magic:
+    if header[:4] != magic:
         raise UserError(
             f"{path} is not an IDX file of {ndim}-dimensional bytes: it starts with "
-            f"'{data[:4].hex()}' where '{magic.hex()}' is expected"
+            f"'{header[:4].hex()}' where '{magic.hex()}' is expected"
         )
-    start = 4 + 4 * ndim
-    if len(data) < start:
+    if len(header) < 4 + 4 * ndim:
         raise UserError(f"{path} is truncated: it ends inside the IDX header")
-    shape = struct.unpack(f">{ndim}I", data[4:start])
-    expected = int(np.prod([int(side) for side in shape], dtype=object))
-    if expected == 0:
+    shape = struct.unpack(f">{ndim}I", header[4:])
+    if 0 in shape:
         raise UserError(f"{path} holds nothing: its IDX header says the shape {shape}")
-    if len(data) - start != expected:
-        state = "truncated" if len(data) - start < expected else "too long"
-        raise UserError(
-            f"{path} is {state}: its IDX header promises {expected} bytes of shape {shape}, "
-            f"but {len(data) - start} follow"
-        )
-    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
+    return shape
 
 
 def read_idx_pair(images_path: Path, labels_path: Path, *, num_classes: int) -> Split:

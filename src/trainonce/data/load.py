@@ -3,10 +3,11 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published, Split, carve, default_sizes
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.errors import UserError
-from trainonce.files import expanded
-from trainonce.settings import Settings
+from trainonce.files import expanded, shown
+from trainonce.limits import refuse_beyond_memory
+from trainonce.settings import Settings, refuse_subclass
 
 FOLDER_IMAGE_SIZE = 64
 FINGERPRINT_IMAGES = 64  # of each split, evenly spaced
-FIT_CHUNK = 1000  # images turned into float32 at a time
+FIT_CHUNK = 1000  # images turned into float32 at a time, or fewer of large ones
+FIT_BYTES = 1 << 30
 DATA_DIR_VARIABLE = "TRAINONCE_DATA"
 
 
@@ -48,13 +51,25 @@ class DataSource(Settings):
     """Whether the images of a folder stay on disk and are decoded as they are needed; None streams those that would
     fill too much memory. The images are the same."""
 
+    skipped: tuple[str, ...] = ()
+    """Files of a folder that are left out because they were broken, by their paths below it."""
+
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
         path = Path(self.name_or_path)
         return (path.stem if path.suffix == ".npz" else path.name) or "images"
 
-    def load(self, *, data_dir: Path | None = None, download: bool = True, workers: int | None = None) -> "DataSet":
+    def identity(self) -> dict[str, Any]:
+        """Which images these are: everything but whether they stay on disk."""
+        values = self.model_dump(mode="json", exclude={"stream"})
+        if not self.skipped:  # so that it is the identity of before files could be skipped
+            del values["skipped"]
+        return values
+
+    def load(
+        self, *, data_dir: str | Path | None = None, download: bool = True, workers: int | None = None
+    ) -> "DataSet":
         """Load it; arguments and errors as `load_dataset`."""
         if not self.name_or_path:
             raise UserError("this run's images were made in Python: load them there too")
@@ -79,6 +94,14 @@ class DataSet:
     validate: Split
     test: Split
     source: DataSource = field(default_factory=DataSource)
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for class names that no file could hold, and for a subclass of `Augmentation`."""
+        for name in self.class_names:
+            if shown(name) != name:
+                raise UserError(f"the class name '{shown(name)}' is not text that UTF-8 can hold: rename the class")
+        if self.augmentation is not None:
+            refuse_subclass(self.augmentation, Augmentation)
 
     @property
     def image_size(self) -> int:
@@ -125,53 +148,76 @@ class DataSet:
         for split in (self.train, self.calibrate, self.validate, self.test):
             every = max(1, len(split) // FINGERPRINT_IMAGES)
             digest.update(str(split.shape).encode())
-            some = split.batch(torch.arange(0, len(split), every, device=split.labels.device))
-            for tensor in (split.labels, some.images_BCHW):
-                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(split.labels.cpu().contiguous().numpy().tobytes())
+            some = torch.arange(0, len(split), every, device=split.labels.device)
+            for row_1 in torch.split(some, 1):  # large images fit into memory too
+                digest.update(split.batch(row_1).images_BCHW.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def load_dataset(
-    name_or_path: str,
+    name_or_path: str | Path,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     image_size: int | None = None,
     grey: bool = False,
     split_seed: int = 0,
     download: bool = True,
     stream: bool | None = None,
     workers: int | None = None,
+    skip_broken: bool = False,
+    skipped: Collection[str] = (),
 ) -> DataSet:
     """Load a data set by its name in the table, or from an npz file or an image folder.
 
     `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
     ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
     grey. `split_seed` (0 or more) alone decides which images are held out. `stream` and `workers` say whether the
-    images of a folder stay on disk, and how many processes decode them: see `read_folder`. Raises `UserError` on
-    an unknown name, on unreadable or malformed files, on files that are absent and cannot be fetched, and on
-    `stream` for anything but a folder.
+    images of a folder stay on disk, and how many processes decode them, `skip_broken` and `skipped` which files of it
+    are left out: see `read_folder`; what was left out is in the `source` of what is given. Raises `UserError` on
+    an unknown name, on unreadable or malformed files, on files that are absent and cannot be fetched, on images that
+    would not fit into memory, and on `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
+    name_or_path = str(name_or_path)
     if image_size is not None and image_size < 1:
         raise UserError(f"the image size must be 1 pixel or more, not {image_size}")
     if workers is not None and workers < 0:
         raise UserError(f"the number of worker processes must be 0 or more, not {workers}")
-    if stream and (name_or_path in TABLE or name_or_path.endswith(".npz")):
-        raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is none")
-    source = DataSource(
-        name_or_path=name_or_path, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream
-    )
+    if name_or_path in TABLE or name_or_path.endswith(".npz"):
+        if stream:
+            raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is none")
+        if skip_broken or skipped:
+            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is none")
+    source = partial(DataSource, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream)
     if name_or_path in TABLE:
-        folder = data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
+        folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
         entry = TABLE[name_or_path]
         data = load_entry(
             entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
         )
-    else:
-        data = _load_path(
-            name_or_path, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream, workers=workers
+        return replace(data, source=source(name_or_path=name_or_path))
+    path = expanded(name_or_path)
+    absolute = _absolute(path)
+    if path.suffix == ".npz":
+        published = _read_npz(path, image_size=image_size, grey=grey)
+    elif name_or_path and path.is_dir():
+        published = read_folder(
+            path,
+            image_size=image_size or FOLDER_IMAGE_SIZE,
+            grey=grey,
+            stream=stream,
+            workers=workers,
+            skip_broken=skip_broken,
+            skipped=skipped,
         )
-        source = source.model_copy(update={"name_or_path": str(expanded(name_or_path).resolve())})
-    return replace(data, source=source)
+    else:
+        state = "is neither an .npz file nor a folder" if name_or_path and path.exists() else "is not a data set"
+        raise UserError(
+            f"'{name_or_path}' {state}: give one of {', '.join(TABLE)}, or the path of an existing "
+            "folder of images or .npz file"
+        )
+    asked = source(name_or_path=absolute, skipped=published.skipped)
+    return _divided(published, asked, where=str(path))
 
 
 def load_entry(
@@ -188,7 +234,7 @@ def load_entry(
     _refuse_count(entry, "training", len(published.train), entry.train_images)
     if published.test is not None:
         _refuse_count(entry, "test", len(published.test), entry.test_images)
-    published = _map_images(published, lambda images: fit(images, image_size=image_size, grey=grey))
+    published = _fitted(published, image_size=image_size, grey=grey, where=entry.name)
     splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name)
     turned_grey = grey and entry.channels == 3
     augmentation = entry.augmentation
@@ -217,7 +263,8 @@ def fit(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
         return images
     top, left = (height - side) // 2, (width - side) // 2
     chunks = []
-    for chunk in torch.split(images, FIT_CHUNK):
+    of_one = 4 * images.shape[1] * max(height * width, size**2)
+    for chunk in torch.split(images, min(FIT_CHUNK, max(1, FIT_BYTES // of_one))):
         x_BCHW = chunk.to(torch.float32)
         if turn_grey:
             x_BCHW = torch.einsum("bchw,c->bhw", x_BCHW, torch.tensor(GREY_WEIGHTS))[:, None]
@@ -228,39 +275,54 @@ def fit(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
     return torch.cat(chunks)
 
 
-def _map_images(published: Published, change: Callable[[Tensor], Tensor]) -> Published:
-    changed = {name: Split(change(split.images), split.labels) for name, split in published.given()}
-    return Published(class_names=published.class_names, **changed)
+def _absolute(path: Path) -> str:
+    """The path that is recorded, without links. Raises `UserError` where it is not UTF-8, as records are."""
+    absolute = os.path.realpath(path)
+    if shown(absolute) != absolute:
+        raise UserError(f"the path of the images, {shown(absolute)}, has a name in it that is not UTF-8: rename that")
+    return absolute
 
 
-def _load_path(
-    given: str, *, image_size: int | None, grey: bool, split_seed: int, stream: bool | None, workers: int | None
-) -> DataSet:
-    path = expanded(given)
-    if path.suffix == ".npz":
-        published = formats.read_npz(path)
-        height, width = published.train.images.shape[2:]
-        if image_size is None and height != width:
-            raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
-        published = _map_images(published, lambda images: fit(images, image_size=image_size, grey=grey))
-    elif given and path.is_dir():
-        size = image_size or FOLDER_IMAGE_SIZE
-        published = read_folder(path, image_size=size, grey=grey, stream=stream, workers=workers)
-    else:
-        state = "is neither an .npz file nor a folder" if given and path.exists() else "is not a data set"
-        raise UserError(
-            f"'{given}' {state}: give one of {', '.join(TABLE)}, or the path of an existing "
-            "folder of images or .npz file"
-        )
-    splits = carve(published, sizes=default_sizes(published), seed=split_seed, where=str(path))
+def _read_npz(path: Path, *, image_size: int | None, grey: bool) -> Published:
+    published = formats.read_npz(path)
+    height, width = published.train.images.shape[2:]
+    if image_size is None and height != width:
+        raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
+    return _fitted(published, image_size=image_size, grey=grey, where=str(path))
+
+
+def _fitted(published: Published, *, image_size: int | None, grey: bool, where: str) -> Published:
+    """Bring all images to the size and colours asked for, if they would fit into memory."""
+    needed = 0
+    for _, split in published.given():
+        count, channels, height, width = split.shape
+        needed += count * (1 if grey else channels) * (min(height, width) if image_size is None else image_size) ** 2
+    copies = 1 if image_size is None and not grey else 2  # beside what is held already: changed, and divided
+    refuse_beyond_memory(copies * needed, f"the images of {where}, while they are divided into splits,")
+
+    def fitted(split: Split) -> Split:
+        return Split(fit(split.images, image_size=image_size, grey=grey), split.labels)
+
+    return Published(
+        class_names=published.class_names,
+        train=fitted(published.train),
+        validate=fitted(published.validate) if published.validate is not None else None,
+        test=fitted(published.test) if published.test is not None else None,
+    )
+
+
+def _divided(published: Published, source: DataSource, *, where: str) -> DataSet:
+    """The data set of what was read from a path."""
+    splits = carve(published, sizes=default_sizes(published), seed=source.split_seed, where=where)
     colour = splits.train.shape[1] == 3
     without_colour = COLOUR_AUGMENTATION.model_copy(update={"saturation": 0.0})
     return DataSet(
-        name=DataSource(name_or_path=str(path.resolve())).name,
+        name=source.name,
         class_names=published.class_names,
         mean=IMAGENET_MEAN if colour else (0.0,),
         std=IMAGENET_STD if colour else (1.0,),
         augmentation=COLOUR_AUGMENTATION if colour else without_colour,
+        source=source,
         **splits._asdict(),
     )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainonce.data.augment import refuse_other_images
 from trainonce.data.stream import ImageFiles
 from trainonce.errors import UserError
 
@@ -47,11 +48,15 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        """Raise `UserError` where pixels or labels are of another type or shape."""
         if isinstance(self.pixels, Tensor):
-            assert self.pixels.dtype == torch.uint8, self.pixels.dtype
-            assert self.pixels.dim() == 4, self.pixels.shape
-        assert self.labels.dtype == torch.int64, self.labels.dtype
-        assert tuple(self.labels.shape) == self.shape[:1], (self.labels.shape, self.shape)
+            refuse_other_images(self.pixels)
+        if self.labels.dtype != torch.int64:
+            raise UserError(f"labels must be int64, not {str(self.labels.dtype).removeprefix('torch.')}")
+        if tuple(self.labels.shape) != self.shape[:1]:
+            raise UserError(
+                f"{self.shape[0]} images need labels of the shape [{self.shape[0]}], not {list(self.labels.shape)}"
+            )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -122,13 +127,14 @@ class Split:
 class Published:
     """A data set as its publisher divided it: a training split, perhaps others, and class names.
 
-    Label `i` means `class_names[i]`, the same in every split.
+    Label `i` means `class_names[i]`, the same in every split. `skipped` are files that were left out.
     """
 
     class_names: tuple[str, ...]
     train: Split
     validate: Split | None = None
     test: Split | None = None
+    skipped: tuple[str, ...] = ()
 
     def given(self) -> Iterator[tuple[str, Split]]:
         """Give (name, split) of each split that is there, train first."""

@@ -4,11 +4,13 @@ The workers are those of torch's DataLoader. They are told what to decode batch 
 files and their memory does not grow with the folder.
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainonce.data.decode import decode_image
 from trainonce.errors import RunError, UserError
+from trainonce.limits import refuse_beyond_memory
 
 MOST_WORKERS = 16
 BATCHES_AHEAD = 2  # of each worker
@@ -73,7 +76,12 @@ class ImageFiles:
         return [str(self.root / os.fsdecode(name)) for name in self.names[rows_B.cpu().numpy()].tolist()]
 
     def batch(self, rows_B: Tensor) -> Tensor:
-        """Decode the files at `rows_B`, int64 [B], now and in this process. Raises `UserError` on a broken one."""
+        """Decode the files at `rows_B`, int64 [B], now and in this process.
+
+        Raises `UserError` on a broken one, and where all would not fit into memory.
+        """
+        needed = len(rows_B) * math.prod(self.shape[1:])
+        refuse_beyond_memory(needed, f"{len(rows_B)} images of {self.image_size} x {self.image_size} pixels")
         return _checked(self._decoder()[self.paths(rows_B)]).to(self.device)
 
     def batches(self, rows: Iterable[Tensor]) -> Generator[Tensor, None, None]:
@@ -127,7 +135,7 @@ class _Decoder(Dataset[Tensor | str]):
         images = np.empty((len(paths), 1 if self.grey else 3, self.image_size, self.image_size), dtype=np.uint8)
         try:
             for image, path in zip(images, paths, strict=True):
-                image[:] = decode_image(Path(path), image_size=self.image_size, grey=self.grey)
+                image[:] = decode_image(path, image_size=self.image_size, grey=self.grey)
         except UserError as error:
             return str(error)
         return torch.from_numpy(images)
@@ -135,7 +143,10 @@ class _Decoder(Dataset[Tensor | str]):
 
 def _checked(decoded: Tensor | str) -> Tensor:
     if isinstance(decoded, str):
-        raise UserError(decoded)
+        raise UserError(
+            f"{decoded}: repair it, then go on with --resume; or begin anew with --skip-broken, which looks at all "
+            "files first and leaves the broken ones out"
+        )
     return decoded
 
 
@@ -145,6 +156,7 @@ def _begin_worker(_number: int) -> None:
     It outlives the signals that a terminal or a scheduler sends to every process of a run, so that the parent can
     finish its step and save: Ctrl-C for good, SIGTERM by `GRACE_S`. It ends when the parent is gone.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # which names no file; what matters is an error that does
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -130,8 +130,7 @@ class StudyDirectory:
 def identity(study: Study, data: DataSet) -> dict[str, Any]:
     """What must be the same for a study to go on."""
     plan = study.model_dump(mode="json", exclude={"design", "about", "question", "arms"})
-    source = data.source.model_dump(mode="json", exclude={"stream"})
-    return {"data": source, "data_fingerprint": data.fingerprint(), **plan}
+    return {"data": data.source.identity(), "data_fingerprint": data.fingerprint(), **plan}
 
 
 def _words(study: Study) -> dict[str, Any]:

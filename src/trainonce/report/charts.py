@@ -3,6 +3,7 @@
 Altair and vl-convert are an extra, so a function that draws calls `require_plotting` before it imports them.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def save_chart(chart: "alt.TopLevelMixin", path: Path) -> None:
     require_plotting()
     import vl_convert
 
-    spec = standing_alone(chart.to_dict())
+    # As text: of a path that is not UTF-8, in a tip that a picture does not show, half characters are no text.
+    spec = json.dumps(standing_alone(chart.to_dict()), ensure_ascii=False).encode(errors="replace").decode()
     try:
         if path.suffix == ".svg":
             path.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.exposure import ExposureTable
-from trainonce.files import fits_record, read_json, read_lines
+from trainonce.files import fits_record, read_json, read_lines, shown
 from trainonce.lab.conclusions import conclude
 from trainonce.population import Line, newest_lines
 from trainonce.run import NUMBER, RunConfig, RunDirectory
@@ -155,7 +155,7 @@ def read_run(run: RunDirectory) -> RunRecord:
     seconds = metrics[-1].get("seconds") if metrics else None
     return RunRecord(
         path=run.path,
-        name=run.path.name,
+        name=shown(run.path.name),
         arm=config.recipe.name,
         seed=config.seed,
         recipe=config.recipe.name,

@@ -34,7 +34,7 @@ EXPLANATION = (
 
 def write_report(groups: Sequence[Group], path: Path) -> None:
     """Write the report into an .html file. Raises `RunError` where the disk refuses, `UserError` without the extra."""
-    content = build_page(groups).encode()
+    content = build_page(groups).encode(errors="backslashreplace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)

@@ -3,8 +3,11 @@
 YAML front matter and Markdown (https://huggingface.co/docs/hub/model-cards). Needs nothing but a description.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from trainonce.data.picture import square_picture
 
 HUB_DATASETS = {
     "cifar10": "uoft-cs/cifar10",
@@ -44,20 +47,19 @@ network and its description, and `trainonce predict` names what is in an image.
 ## Preprocessing
 
 {layout}, with mean {mean} and std {std} of pixels in 0..1. Scores are of pictures that were turned
-upright and of which the central square was resized to {image_size} x {image_size}; the network itself brings that to
-{resolution} x {resolution}.
+upright and laid over white where they are transparent, and of which the central square was resized to
+{image_size} x {image_size}; the network itself brings that to {resolution} x {resolution}.
 
 ```python
-import numpy, torch
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 
-picture = Image.open("picture.jpg")
-picture.draft(None, ({twice}, {twice}))  # a JPEG that is much larger is decoded smaller
-picture = ImageOps.exif_transpose(picture).convert("{mode}")
-side = min(picture.size)
-left, top = (picture.width - side) // 2, (picture.height - side) // 2
-square = picture.crop((left, top, left + side, top + side)).resize(({image_size}, {image_size}), Image.BILINEAR)
-pixels = torch.from_numpy(numpy.array(square)).view({image_size}, {image_size}, {channels}).permute(2, 0, 1) / 255
+
+{square_picture}
+
+square = square_picture(Image.open("picture.jpg"), {image_size}, "{mode}")
+pixels = torch.from_numpy(np.array(square)).view({image_size}, {image_size}, {channels}).permute(2, 0, 1) / 255
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
 with torch.inference_mode():
     logits = network(((pixels - mean) / std)[None])  # [1, {classes}]
@@ -120,7 +122,7 @@ def _loading(description: Mapping[str, Any]) -> str:
         **{key: given[key] for key in ("resolution", "channels", "layout")},
         title=_text(_title(description)),
         image_size=size,
-        twice=2 * size,
+        square_picture=inspect.getsource(square_picture),
         mean=[float(number) for number in given["mean"]],
         std=[float(number) for number in given["std"]],
         mode="L" if given["channels"] == 1 else "RGB",
