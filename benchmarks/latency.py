@@ -57,7 +57,7 @@ def main() -> None:
     )
     tables = [made(net, runtime, options.threads, options.quick) for runtime in runtimes]
     for table in tables:
-        line(table.runtime, "check", check_table(table, net))
+        line(table.runtime, "check", check_table(table, net).error)
 
 
 if __name__ == "__main__":

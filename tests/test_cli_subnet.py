@@ -107,10 +107,21 @@ class TestFinetune:
         monkeypatch.setattr(display, "finetuning_line", interrupted)
         before = contents(subnet.parent)
         result = trainonce("finetune", subnet, "--epochs", "500", *DEVICE)
-        assert result.code == 130
-        assert "Stopped; nothing was written" in result.err
+        result.refused("^trainonce: stopped; nothing was written, and .*subnet is as it was: run it again", code=130)
         assert contents(subnet.parent) == before
         assert [path.name for path in subnet.parent.iterdir()] == ["subnet"]
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_nor_does_it_before_and_after_training(
+        self, subnet: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    ) -> None:
+        before = contents(subnet.parent)
+        for name in ("Evaluator", "described_finetuned"):
+            with monkeypatch.context() as patched:
+                patched.setattr(cli_subnet, name, lambda *_, **__: signal.raise_signal(number))
+                result = trainonce("finetune", subnet, "--epochs", "1", *DEVICE)
+            result.refused("stopped; nothing was written", code=code)
+            assert contents(subnet.parent) == before
 
     def test_no_better_is_said(self, subnet: Path) -> None:
         result = trainonce("finetune", subnet, "--epochs", "1", "--lr", "1e-12", *DEVICE)

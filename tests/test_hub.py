@@ -230,6 +230,8 @@ class TestHub:
     def test_files_to_push(self, saved: Path) -> None:
         (saved / "exported").mkdir()
         (saved / "exported" / "model.xml").write_text("<net/>")
+        (saved / "export" / "onnx.failed").mkdir(parents=True)
+        (saved / "export" / "onnx.failed" / "model.onnx").write_bytes(b"not to be used")
         (saved / "__pycache__").mkdir()
         (saved / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"names the folder that it was compiled in")
         (saved / ".cache").mkdir()

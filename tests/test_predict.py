@@ -15,7 +15,7 @@ from trainonce.data.augment import normalise
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import resize
 from trainonce.predict import open_classifier
-from trainonce.subnet import describe_subnet, write_subnet
+from trainonce.subnet import describe_subnet, read_subnet, write_subnet
 
 SIZE, RESOLUTION = 12, 8
 
@@ -133,6 +133,18 @@ class TestRefusals:
         assert code == 1
         assert first["classes"][0]["class"] in ("cat", "dog")
         assert second == {"image": str(missing), "error": f"{missing} does not exist"}
+
+    def test_logits_that_are_not_finite(self, subnet: Path, folder: Path, tmp_path: Path) -> None:
+        network, description = read_subnet(subnet)
+        with torch.no_grad():
+            network.classifier.weight.mul_(3e38)
+        write_subnet(tmp_path / "broken", network, description)
+        image = folder / "cat" / "0.png"
+        code, out, err = trainonce("predict", tmp_path / "broken", image, "--json")
+        assert code == 1
+        (answer,) = json.loads(out)["predictions"]
+        assert answer["error"] == f"{image} gets logits that are not finite numbers: the network is broken"
+        assert "trainonce: 1 of 1 images could not be classified" in err
 
     def test_bad_models(self, onnx_file: Path, folder: Path, tmp_path: Path) -> None:
         image = folder / "cat" / "0.png"

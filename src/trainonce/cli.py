@@ -62,7 +62,7 @@ from trainonce.cli_tools import (
 )
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.distributed import is_first_process, process_group
-from trainonce.errors import RunError, UserError
+from trainonce.errors import RunError, Stopped, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.files import private_folder
@@ -86,7 +86,19 @@ from trainonce.subnet import check_place, describe_subnet, verify_subnet, write_
 from trainonce.train import Progress, TrainSettings, refuse_large_step, train_supernet
 from trainonce.version import __version__
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; Ctrl-C, at which Typer would end without a word, is a sentence."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise Stopped("stopped", 128 + signal.SIGINT) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Train one once-for-all supernet; take out a network for every device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -564,8 +576,8 @@ def main() -> None:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _say(f"the system refused{where}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        _say("stopped", 130)
+    except Stopped as stopped:
+        _say(stopped, stopped.code)
 
 
 def _stand_in_for_home() -> None:

@@ -1,5 +1,6 @@
 """The commands that bring a subnet to a device: `export` writes and certifies files, `predict` classifies images."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from trainonce import display
 from trainonce.cli_options import DataDir, Json, MovedData, Threads
-from trainonce.cli_tools import use_threads
+from trainonce.cli_tools import for_each, stoppable, use_threads
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import FILE as CERTIFICATE
@@ -57,23 +58,35 @@ def export(
     """
     use_threads(threads)
     targets = [_target(name) for name in dict.fromkeys(to)]
-    reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
-    _say_left_out(reference)
-    baseline = Baseline.of(reference)
-    done: list[dict[str, Any]] = []
+    place = out or subnet / "export"
+    done: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    for target in targets:
-        try:
-            done.append(_exported(baseline, target, out or subnet / "export", max_loss, check=check, as_json=as_json))
-        except (UserError, RunError) as error:
-            if len(targets) == 1:
-                raise
-            failed[target.name] = str(error)
-            display.err.print(f"{target.name} failed: {error}.")
+    with stoppable(lambda: _kept(done, targets, check=check)):
+        reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
+        _say_left_out(reference)
+        baseline = Baseline.of(reference)
+
+        def one(target: Target) -> dict[str, Any]:
+            return _exported(baseline, target, place, max_loss, check=check, as_json=as_json)
+
+        for target, found in for_each(targets, one):
+            if isinstance(found, Exception):
+                failed[target.name] = str(found)
+                display.err.print(f"{target.name} failed: {found}.")
+            else:
+                done[target.name] = found
     if as_json:
-        display.print_json({"exports": done, "failed": failed})
+        display.print_json({"exports": list(done.values()), "failed": failed})
     if failed:
         raise RunError(f"{len(failed)} of {len(targets)} targets failed")
+
+
+def _kept(done: Mapping[str, dict[str, Any]], targets: Sequence[Target], *, check: bool) -> str:
+    left = " ".join(f"--to {target.name}" for target in targets if target.name not in done)
+    if check:
+        return f"the files are as they were; not checked: {left}"
+    written = ", ".join(str(entry["path"]) for entry in done.values())
+    return f"{f'{written} and the certificate are' if written else 'nothing is'} written; go on with {left}"
 
 
 def _exported(

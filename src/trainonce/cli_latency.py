@@ -9,7 +9,9 @@ from rich.table import Table
 
 from trainonce import display
 from trainonce.cli_options import DryRun, Json, RunArgument
+from trainonce.cli_tools import stoppable
 from trainonce.errors import UserError
+from trainonce.files import read_lines
 from trainonce.latency import (
     RUNTIMES,
     BuildSettings,
@@ -74,15 +76,21 @@ def build(
         return
     began = time.monotonic()
     partial = path.with_name(f".{path.name}.measured.jsonl")
-    with display.progress() as shown:
-        table = build_table(net, settings, partial_file=partial, on_progress=shown)
-    table.write(path)
+    with stoppable(lambda: _kept(partial)), display.progress() as shown:
+        table = build_table(net, settings, partial_file=partial, out=path, on_progress=shown)
     if as_json:
         display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
         return
     display.out.print(f"Measured {len(table.parts)} parts.")
     _say_error(table)
     display.out.print(f"Wrote {path}")
+
+
+def _kept(partial: Path) -> str:
+    pieces = len(read_lines(partial)) - 1  # the first line says of what
+    if pieces < 1:
+        return "nothing is measured yet"
+    return f"{pieces} pieces of the measurement are kept in {partial}: run the same again to go on"
 
 
 def show(table_path: TableArgument, as_json: Json = False) -> None:
@@ -119,16 +127,18 @@ def check(
     ]:
         if then != now:
             display.err.print(f"The table was made with another {name}: {then}; here it is {now}")
-    with display.progress() as shown:
-        error = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
+    with stoppable(lambda: "a check keeps nothing, and the table is as it was"), display.progress() as shown:
+        found = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
+    error, (slow, fast) = found.error, found.drift
     if error.networks < networks:
         display.err.print(f"The space has only {error.networks} subnets that the table was not made from")
     if as_json:
-        display.print_json(error.model_dump())
+        display.print_json({**error.model_dump(), "drift": found.drift})
         return
     display.out.print(
         f"Here and now: {error}.\nThis is {error.factor:.2f} times what the table says; "
-        f"but for that factor the mean error is {100 * error.scaled_mean:.1f}%."
+        f"but for that factor the mean error is {100 * error.scaled_mean:.1f}%.\n"
+        f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile, which is taken out."
     )
 
 

@@ -9,9 +9,9 @@ import typer
 
 from trainonce import display
 from trainonce.cli_options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, Threads
-from trainonce.cli_tools import device_named, stop_on_signal, use_threads
+from trainonce.cli_tools import device_named, stop_on_signal, stoppable, use_threads
 from trainonce.data import DataSet
-from trainonce.errors import UserError
+from trainonce.errors import Stopped, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
 from trainonce.finetune import (
     Finetuned,
@@ -75,45 +75,47 @@ def finetune_subnet(
     check_place(path)
     run = _run_of(description, run_path, subnet)
     settled = device_named(device)
-    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(settled)
-    _refuse_other_images(description, run, data, subnet)
-    display.say_streamed(data)
-    display.say_slow(torch.device(settled).type)
-    evaluator = Evaluator(data, "validate", _calibration(description, subnet))
-    network = network.to(settled)
-    teacher = largest_as_teacher(run.load_supernet()[0].to(settled), evaluator) if distill else None
-    if dry_run:
-        seconds = estimated_seconds(network, evaluator, settings, teacher=teacher)
-        if as_json:
-            display.print_json({"seconds": round(seconds, 1)})
-        display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
-        return
-    with stop_on_signal() as stop, display.progress() as show:
+    kept = f"nothing was written, and {subnet} is as it was: run it again to begin anew"
+    with stoppable(lambda: kept):
+        data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(settled)
+        _refuse_other_images(description, run, data, subnet)
+        display.say_streamed(data)
+        display.say_slow(torch.device(settled).type)
+        evaluator = Evaluator(data, "validate", _calibration(description, subnet))
+        network = network.to(settled)
+        teacher = largest_as_teacher(run.load_supernet()[0].to(settled), evaluator) if distill else None
+        if dry_run:
+            seconds = estimated_seconds(network, evaluator, settings, teacher=teacher)
+            if as_json:
+                display.print_json({"seconds": round(seconds, 1)})
+            display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
+            return
+        with stop_on_signal() as stop, display.progress() as show:
 
-        def on_progress(at: FinetuneProgress) -> None:
-            show(at.step, at.steps, display.finetuning_line(at))
+            def on_progress(at: FinetuneProgress) -> None:
+                show(at.step, at.steps, display.finetuning_line(at))
 
-        result = finetune(
-            *(network, evaluator, settings),
-            teacher=teacher,
-            on_progress=on_progress,
-            should_stop=lambda: stop.number is not None,
+            result = finetune(
+                *(network, evaluator, settings),
+                teacher=teacher,
+                on_progress=on_progress,
+                should_stop=lambda: stop.number is not None,
+            )
+        if result is None:
+            raise Stopped(f"stopped; {kept}", 128 + (stop.number or signal.SIGTERM))
+        tests = None
+        if test:
+            before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
+            tests = before, after
+        described = described_finetuned(
+            *(description, result, evaluator, settings),
+            tests=tests,
+            run=str(run.path.resolve()),
+            provenance=provenance(settled),
         )
-    if result is None:
-        display.err.print("Stopped; nothing was written, and the subnet is as it was.")
-        raise typer.Exit(128 + (stop.number or signal.SIGTERM))
-    tests = None
-    if test:
-        before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
-        tests = before, after
-    described = described_finetuned(
-        *(description, result, evaluator, settings),
-        tests=tests,
-        run=str(run.path.resolve()),
-        provenance=provenance(settled),
-    )
-    write_subnet(path, result.network, described)
-    verify_subnet(path, result.network)
+        with stop_on_signal():  # it is nearly done
+            write_subnet(path, result.network, described)
+            verify_subnet(path, result.network)
     _say_result(path, result, described, settings, as_json=as_json)
 
 

@@ -4,10 +4,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import typer
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from trainonce.data import DataSet
 from trainonce.devices import check_device
 from trainonce.distributed import ranks_in
-from trainonce.errors import UserError
+from trainonce.errors import RunError, Stopped, UserError
 from trainonce.fanout import LOCAL, TORCHRUN
 from trainonce.lab.forgetting import Prober, default_probes
 from trainonce.models import Supernet
@@ -63,6 +63,43 @@ def stop_on_signal() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(kept: Callable[[], str]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end the work at once: `kept` says in a sentence what is kept and how to go on."""
+    stop = Stop()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        stop.number = stop.number or number
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {kept()}", 128 + (stop.number or signal.SIGINT)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+T, Found = TypeVar("T"), TypeVar("Found")
+
+
+def for_each(items: Sequence[T], work: Callable[[T], Found]) -> Iterator[tuple[T, Found | UserError | RunError]]:
+    """What some work gives for each item, or what it was refused with, which keeps no other from its turn.
+
+    The refusal of an only item is raised.
+    """
+    for item in items:
+        try:
+            found: Found | UserError | RunError = work(item)
+        except (UserError, RunError) as error:
+            if len(items) == 1:
+                raise
+            found = error
+        yield item, found
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two ways in which trainonce says no."""
+"""The two ways in which trainonce says no, and how it ends when it is told to."""
 
 
 class UserError(ValueError):
@@ -21,3 +21,11 @@ class RunError(RuntimeError):
 
     everywhere = False
     """Whether every process of a run raises it, so that the first need say it alone."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM ended a command. The message says what is kept and how to go on; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -64,11 +64,17 @@ def from_pretrained(
 def files_to_push(path: Path) -> list[Path]:
     """The files of a subnet's directory that `push_to_hub` uploads, by relative name.
 
-    All but hidden ones and what Python leaves beside model.py. Raises `UserError` where it is no whole subnet.
+    All but hidden ones, what Python leaves beside model.py, and exports that failed. Raises `UserError` where it is no
+    whole subnet.
     """
     read_subnet(path)
     found = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
-    return [file for file in found if not any(part.startswith((".", "__pycache__")) for part in file.parts)]
+    return [file for file in found if not any(_stays(part) for part in file.parts)]
+
+
+def _stays(name: str) -> bool:
+    """Whether what is in a directory of this name, or the file of this name, is not for others."""
+    return name.startswith((".", "__pycache__")) or name.endswith(".failed")
 
 
 def push_to_hub(

@@ -13,15 +13,15 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.export.changed_files import replaced
+from tests.export.made_up import replaced, shifted
 
 from trainonce import checkpoint
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import score
-from trainonce.export import TARGETS, Target
+from trainonce.export import TARGETS
 from trainonce.export.certificate import Baseline, certify
 from trainonce.export.compare import Comparison
-from trainonce.export.description import Opened, Written
+from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
@@ -42,21 +42,6 @@ def renamed(subnet: Path, place: Path, run: Path) -> Path:
     description["trained"] |= {"run": str(run.resolve())}
     write_subnet(place, network, description)
     return place
-
-
-def shifted(by: float, precision: Literal["float32", "int8"] = "float32") -> Target:
-    """A target whose file is the extracted network with every logit moved."""
-
-    def open_it(files: Any, _threads: int, _where: str) -> Opened:
-        description = held[0].file.model_copy(update={"precision": precision})
-        return Opened(description=description, run=lambda x: held[0].network(x) + by)
-
-    def write(reference: Any, _max_loss: float) -> Written:
-        held.append(reference)
-        return Written(files={"file": b"content"})
-
-    held: list[Any] = []
-    return Target(name="shifted", about="", files=("file",), write=write, open=open_it, precision=precision)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -206,9 +191,18 @@ class TestFailures:
             export_subnet(exported(0).baseline, shifted(0.0), tmp_path)
         assert (tmp_path / "shifted" / "thesis.txt").exists()
 
-    def test_numbers_that_are_not_finite(self, exported: Export, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match="not finite"):
-            export_subnet(exported(0).baseline, shifted(float("nan")), tmp_path)
+    def test_a_supernet_whose_numbers_are_not_finite(self, exported: Export, tmp_path: Path) -> None:
+        baseline = exported(0).baseline
+        broken = dataclasses.replace(baseline, supernet=(baseline.extracted[0] / 0, baseline.extracted[1]))
+        with pytest.raises(RunError, match=r"the extracted network is not the supernet's subnet: .* not finite"):
+            export_subnet(broken, shifted(0.0), tmp_path)
+
+    @pytest.mark.parametrize("precision", ["float32", "int8"])
+    def test_numbers_that_are_not_finite(
+        self, exported: Export, tmp_path: Path, precision: Literal["float32", "int8"]
+    ) -> None:
+        with pytest.raises(RunError, match=r"the exported file is not the extracted network: .* not finite"):
+            export_subnet(exported(0).baseline, shifted(float("nan"), precision), tmp_path)
         assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["largest_difference"] is None
 
     @pytest.mark.parametrize("name", ["classifier.bias", "stem.1.running_var"])

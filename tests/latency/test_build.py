@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainonce.errors import UserError
-from trainonce.latency import BuildSettings, LatencyTable, build_table, check_table, estimated_seconds
+from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, estimated_seconds
 from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
 from trainonce.latency.parts import sized_network
@@ -110,11 +110,31 @@ def test_a_check_elsewhere_says_how_much_slower_it_is(make_net: MakeNet, known_m
     net = make_net(**SMALL)
     table = build(net, known_machine())
     there = known_machine(pace=lambda now: 2.5)
-    error = check_table(table, net, networks=8, rounds=1, prepare=there.prepare, timer=there.timer)
+    found = check_table(table, net, networks=8, rounds=1, prepare=there.prepare, timer=there.timer)
+    error = found.error
+    assert found.drift == pytest.approx((1, 1))
     assert error.factor == pytest.approx(2.5, rel=1e-3)
     assert error.mean == pytest.approx(1.5 / 2.5, rel=1e-3)
     assert error.scaled_mean < 1e-3
     assert error.networks == 8
+
+
+def test_a_check_takes_out_what_the_machine_was_slower_meanwhile(make_net: MakeNet, known_machine: Any) -> None:
+    """By the anchors that are in every group, as a table does; what is left is the factor between then and now."""
+    net = make_net(**SMALL)
+    table = build(net, known_machine())
+
+    def checked(machine: Any) -> TableCheck:
+        return check_table(table, net, networks=60, rounds=1, prepare=machine.prepare, timer=machine.timer)
+
+    steady = known_machine()
+    assert checked(steady).error.mean < 1e-3
+    part = 0.7 * steady.now * 2  # at twice the table's pace all takes twice as long
+    found = checked(known_machine(pace=lambda now: 2.0 if now < part else 3.2))
+    assert found.error.factor == pytest.approx(2, rel=0.01)
+    assert found.drift[0] / found.drift[1] == pytest.approx(1.6, rel=0.01)
+    assert found.error.scaled_mean < 0.02  # one group straddles the change
+    assert found.error.spearman > 0.97
 
 
 def test_a_network_of_another_space_is_refused(make_net: MakeNet, known_machine: Any) -> None:
@@ -154,10 +174,12 @@ def test_a_check_measures_all_that_a_small_space_has_beside_the_table(make_net: 
             return float(super().network_ms(network))
 
     machine = Noting()
-    error = check_table(table, net, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
+    found = check_table(table, net, networks=999, rounds=1, prepare=machine.prepare, timer=machine.timer)
     plan = make_plan(net, settings)
-    assert len(seen) == error.networks == 32
-    assert seen.isdisjoint({*plan.anchors, *plan.networks})
+    assert found.error.networks == 32
+    assert seen > set(plan.anchors), "they are measured beside the others"
+    assert len(seen - set(plan.anchors)) == 32
+    assert seen.isdisjoint(plan.networks)
 
 
 def test_an_interrupted_measurement_goes_on(make_net: MakeNet, known_machine: Any, tmp_path: Path) -> None:
@@ -287,4 +309,4 @@ def test_a_real_table(make_net: MakeNet, runtime: str, tmp_path: Path) -> None:
     assert {entry.name for entry in table.parts} == set(make_plan(net, settings).parts)
     assert all(entry.alone_ms > 0 for entry in table.parts)
     assert all(table.predict_ms(spec) > 0 for spec in unseen(net))
-    assert check_table(table, net, networks=3, rounds=1).networks == 3
+    assert check_table(table, net, networks=3, rounds=1).error.networks == 3

@@ -1,12 +1,14 @@
 """The commands: build, show, check; and the sentences for what cannot be."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command_line
 from typer.testing import CliRunner, Result
 
 from trainonce import cli
@@ -71,9 +73,52 @@ def test_build_show_check(run: Path) -> None:
     checked = trainonce("check", path, run, "--networks", "3", "--rounds", "1")
     assert checked.exit_code == 0, checked.output
     assert "Here and now: mean error" in checked.stdout
+    assert (
+        "The machine's pace went from 1.00 to 1.00 times its usual time meanwhile, which is taken out" in checked.stdout
+    )
     assert "another" not in checked.stderr
     as_json = trainonce("check", path, run, "--networks", "2", "--rounds", "1", "--json")
-    assert json.loads(as_json.stdout)["networks"] == 2
+    said = json.loads(as_json.stdout)
+    assert said["networks"] == 2
+    assert said["factor"] > 0
+    assert said["drift"] == [1, 1], "there is one group alone"
+
+
+def test_stopped_it_says_what_is_kept_and_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("latency", "build", run, "--runtime", "torch", "--quick")
+    measured, kept = list[int](), run / "latency" / ".torch-1-1.json.measured.jsonl"
+    real_parts, real_networks = build.Bench.parts, build.Bench.networks
+
+    def counted(bench: build.Bench, *arguments: Any) -> Any:
+        measured.append(len(arguments[0]))
+        if len(measured) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real_networks(bench, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.Bench, "parts", lambda *_: signal.raise_signal(signal.SIGTERM))
+        command_line.trainonce(*command).refused("^trainonce: stopped; nothing is measured yet$", code=143)
+    monkeypatch.setattr(build.Bench, "networks", counted)
+    stopped = command_line.trainonce(*command)
+    stopped.refused(
+        f"^trainonce: stopped; 2 pieces of the measurement are kept in {kept}: run the same again", code=130
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(build.Bench, "parts", None)
+        patched.setattr(build.Log, "remove", lambda _: signal.raise_signal(signal.SIGINT))
+        assert command_line.trainonce(*command).code == 130
+    assert measured == [12, 8, 8], "the parts and the first networks are not measured again"
+    table = LatencyTable.read(run / "latency" / "torch-1-1.json")
+    assert table.parts, "the table is written before what was measured is deleted"
+    assert build.Bench.parts is real_parts
+
+
+def test_a_check_that_is_stopped_keeps_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainonce("build", run, "--runtime", "torch", "--quick")
+    path = run / "latency" / "torch-1-1.json"
+    monkeypatch.setattr(build.Bench, "networks", lambda *_: signal.raise_signal(signal.SIGINT))
+    stopped = command_line.trainonce("latency", "check", path, run)
+    stopped.refused("^trainonce: stopped; a check keeps nothing, and the table is as it was$", code=130)
 
 
 def test_another_machine_is_said(run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ slower in a group than usual, the machine was slower, and that is taken out.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from trainonce.errors import UserError
 from trainonce.latency.accuracy import PredictionError
-from trainonce.latency.fit import counted, part_times
+from trainonce.latency.fit import Floats, counted, part_times
 from trainonce.latency.log import Log
 from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
@@ -186,14 +186,16 @@ def build_table(
     settings: BuildSettings,
     *,
     partial_file: Path | None = None,
+    out: Path | None = None,
     on_progress: OnProgress = lambda done, total, text: None,
     prepare: Prepare | None = None,
     timer: Timer = time_ms,
 ) -> LatencyTable:
     """Measure this machine for the subnets of a supernet. Its weights do not matter.
 
-    With `partial_file` what is measured is kept there until the table is made, and an interrupted measurement with the
-    same settings on the same machine goes on. `prepare` and `timer` replace the runtime and the clock.
+    With `partial_file` what is measured is kept there until the table is made, and written to `out` where that is
+    given; an interrupted measurement with the same settings on the same machine goes on. `prepare` and `timer` replace
+    the runtime and the clock.
     Raises `UserError` for an unknown runtime, a missing extra, a space of too few subnets, and where another process
     measures into that file.
     """
@@ -205,6 +207,8 @@ def build_table(
             chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
             measure(plan, Bench(chosen, settings, timer), log, on_progress)
         table = _table(plan, log.lines, settings, where)
+        if out is not None:
+            table.write(out)
         log.remove()
     return table
 
@@ -213,13 +217,9 @@ def _table(
     plan: Plan, lines: Sequence[dict[str, Any]], settings: BuildSettings, where: dict[str, dict[str, Any]]
 ) -> LatencyTable:
     alone = np.array([ms for line in lines for ms in line.get("parts", [])])
-    groups = [line for line in lines if "parts" not in line]
     order = list(plan.parts)
     counts = counted([part_names(spec) for spec in plan.networks], order)
-    measured = np.array([ms for line in groups for ms in line["ms"]])
-    anchors = np.array([line["anchors"] for line in groups])
-    paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
-    measured /= np.repeat(paces, [len(line["ms"]) for line in groups])
+    measured, drift = _without_drift([line for line in lines if "parts" not in line])
     once, again = np.split(measured, [len(plan.networks)])
     held_out = np.array(plan.held_out)
     ends = np.array([is_ends(name) for name in order])
@@ -231,7 +231,7 @@ def _table(
         resolutions=tuple(sorted({spec.resolution for spec in plan.parts.values()})),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.model_dump(),
-        drift=(float(paces.max()), float(paces.min())),
+        drift=drift,
         error=PredictionError.of((counts[held_out] @ times).tolist(), ((once[held_out] + again) / 2).tolist()),
         repeat=PredictionError.of(once[held_out].tolist(), again.tolist()),
         parts=tuple(
@@ -240,6 +240,27 @@ def _table(
         ),
         **where,
     )
+
+
+def _without_drift(groups: Sequence[Mapping[str, list[float]]]) -> tuple[Floats, tuple[float, float]]:
+    """The networks' milliseconds at the machine's usual pace, and its slowest and fastest pace as factors of that.
+
+    A group's pace is what its anchors took, as a part of what they took in the middle of all groups.
+    """
+    measured = np.array([ms for group in groups for ms in group["ms"]])
+    anchors = np.array([group["anchors"] for group in groups])
+    paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
+    return measured / np.repeat(paces, [len(group["ms"]) for group in groups]), (float(paces.max()), float(paces.min()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCheck:
+    """What a table's predictions are worth on a machine now."""
+
+    error: PredictionError
+    """How they compare with what random subnets take there; its `factor` is the machine's pace beside the table's."""
+    drift: tuple[float, float]
+    """The machine's slowest and fastest pace during the check, as factors of its usual one; this was taken out."""
 
 
 def check_table(
@@ -252,25 +273,28 @@ def check_table(
     on_progress: OnProgress = lambda done, total, text: None,
     prepare: Prepare | None = None,
     timer: Timer = time_ms,
-) -> PredictionError:
+) -> TableCheck:
     """Measure random subnets here and now, as the table's were, and compare them with its predictions.
 
     They are others than the table was made from, which is at most half of the space; where there are fewer, all others.
-    Nothing is taken out: on another machine, or where this one is slower now, `factor` says so.
+    What the machine's pace changes meanwhile is taken out by the table's anchors, as it is from a table; that another
+    machine, or this one now, is slower as a whole is not: the error's `factor` says so.
     Raises `UserError` where the table is of another space.
     """
     made_from = _planned(net, BuildSettings.parse(table.settings, where="the table's settings"))
     specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed, beside=made_from)]
     predicted = [table.predict_ms(spec) for spec in specs]
     settings = BuildSettings(runtime=table.runtime, threads=table.threads, batch=table.batch, rounds=rounds)
-    measured: list[float] = []
+    groups: list[dict[str, list[float]]] = []
     with pinned(settings.threads):
         bench = Bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
+        anchors = [bench.network(net.describe(arch)) for arch in made_from[:ANCHORS]]
         for group in _in_groups(specs, GROUP):
-            on_progress(len(measured), len(specs), "whole networks")
-            measured += bench.networks(group, [])["ms"]
+            on_progress(GROUP * len(groups), len(specs), "whole networks")
+            groups.append(bench.networks(group, anchors))
     on_progress(len(specs), len(specs), "done")
-    return PredictionError.of(predicted, measured)
+    measured, drift = _without_drift(groups)
+    return TableCheck(error=PredictionError.of(predicted, measured.tolist()), drift=drift)
 
 
 def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:

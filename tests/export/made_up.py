@@ -1,0 +1,35 @@
+"""Exports that were changed and yet hold together, with a seal and a certificate of their own; a made-up target."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from trainonce.export import Target
+from trainonce.export.description import Opened, Written
+from trainonce.export.onnx import FILE, SEAL
+
+
+def replaced(place: Path, model: Any) -> None:
+    """Put an `onnx.ModelProto` in the place of an export, with the hashes that are right for it."""
+    del model.metadata_props[1:]
+    content = SEAL.put(model.SerializeToString(deterministic=True))
+    (place / FILE).write_bytes(content)
+    certificate = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
+    certificate["files"] = {FILE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    (place / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+
+
+def shifted(by: float, precision: Literal["float32", "int8"] = "float32") -> Target:
+    """A target whose file is the extracted network with every logit moved."""
+
+    def open_it(files: Any, _threads: int, _where: str) -> Opened:
+        description = held[0].file.model_copy(update={"precision": precision})
+        return Opened(description=description, run=lambda x: held[0].network(x) + by)
+
+    def write(reference: Any, _max_loss: float) -> Written:
+        held.append(reference)
+        return Written(files={"file": b"content"})
+
+    held: list[Any] = []
+    return Target(name="shifted", about="", files=("file",), write=write, open=open_it, precision=precision)
