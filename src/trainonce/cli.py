@@ -90,9 +90,9 @@ from trainonce.version import __version__
 class _Commands(typer.core.TyperGroup):
     """The commands; Ctrl-C, at which Typer would end without a word, is a sentence."""
 
-    def invoke(self, context: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Stopped("stopped", 128 + signal.SIGINT) from None
 

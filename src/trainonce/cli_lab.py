@@ -8,8 +8,8 @@ from rich.table import Table
 
 from trainonce import display
 from trainonce.cli_options import DataDir, Device, Json, MovedData, RunArgument, Threads
-from trainonce.cli_tools import device_named, use_threads
-from trainonce.errors import UserError
+from trainonce.cli_tools import device_named, for_each, use_threads
+from trainonce.errors import RunError, UserError
 from trainonce.files import to_json, write_atomic
 from trainonce.lab.forgetting import MOST_PROBES, default_probes
 from trainonce.lab.measure import MeasureSettings, measure, verdict
@@ -139,20 +139,25 @@ def conclude_studies(
     for directory in directories:
         if not directory.recorded():
             raise UserError(f"{directory.path} holds no study (there is no {directory.study_file.name} in it)")
-    if spread:
-        spreads = {str(directory.path): _spreads(conclusion_of(directory)) for directory in directories}
-        if as_json:
-            display.print_json(spreads)
-            return
-        for path, rows in spreads.items():
-            display.out.print(path)
-            display.out.print(_spread_table(rows))
-        return
-    found = {str(directory.path): write_conclusion(directory) for directory in directories}
+    found: dict[str, Any] = {}
+    for directory, conclusion in for_each(directories, conclusion_of if spread else write_conclusion):
+        if isinstance(conclusion, Exception):
+            display.err.print(f"{directory.path} failed: {conclusion}.")
+            continue
+        found[str(directory.path)] = _spreads(conclusion) if spread else conclusion
+        if not as_json:
+            _say_conclusion(directory.path, conclusion, spread=spread)
     if as_json:
         display.print_json(found)
-        return
-    for path, conclusion in found.items():
+    if len(found) < len(directories):
+        raise RunError(f"{len(directories) - len(found)} of {len(directories)} studies could not be concluded")
+
+
+def _say_conclusion(path: Path, conclusion: dict[str, Any], *, spread: bool) -> None:
+    if spread:
+        display.out.print(path)
+        display.out.print(_spread_table(_spreads(conclusion)))
+    else:
         display.out.print(f"{path}: {conclusion['sentence']}")
 
 

@@ -84,7 +84,8 @@ def stoppable(kept: Callable[[], str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-T, Found = TypeVar("T"), TypeVar("Found")
+T = TypeVar("T")
+Found = TypeVar("Found")
 
 
 def for_each(items: Sequence[T], work: Callable[[T], Found]) -> Iterator[tuple[T, Found | UserError | RunError]]:

@@ -45,7 +45,9 @@ def refuse() -> None:
 
 
 def test_a_target_that_fails_keeps_no_other_from_being_written(subnet: Path, made_up: Callable[..., None]) -> None:
-    made_up("a"), made_up("b", refuse), made_up("c")
+    made_up("a")
+    made_up("b", refuse)
+    made_up("c")
     result = trainonce("export", subnet, "--to", "a", "--to", "b", "--to", "c")
     result.refused("^trainonce: 1 of 3 targets failed$", code=1)
     assert "b failed: it needs an extra." in result.err.splitlines()
@@ -60,7 +62,8 @@ def test_a_target_that_fails_keeps_no_other_from_being_written(subnet: Path, mad
 
 
 def test_of_several_files_that_are_checked_each_gets_its_verdict(subnet: Path, made_up: Callable[..., None]) -> None:
-    made_up("a"), made_up("b")
+    made_up("a")
+    made_up("b")
     assert trainonce("export", subnet, "--to", "a", "--to", "b").code == 0
     (subnet / "export" / "a" / "file").write_bytes(b"contents")
     result = trainonce("export", subnet, "--to", "a", "--to", "b", "--check")
@@ -94,7 +97,9 @@ def test_checking_where_nothing_can_be_written(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_says_what_is_written(subnet: Path, made_up: Callable[..., None], number: int, code: int) -> None:
-    made_up("a"), made_up("b", lambda: signal.raise_signal(number)), made_up("c")
+    made_up("a")
+    made_up("b", lambda: signal.raise_signal(number))
+    made_up("c")
     before = signal.getsignal(number)
     result = trainonce("export", subnet, "--to", "a", "--to", "b", "--to", "c")
     written = subnet / "export" / "a" / "file"

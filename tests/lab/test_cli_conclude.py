@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trainonce.cli import app
-from trainonce.errors import UserError
+from trainonce.errors import RunError, UserError
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "results" / "baseline-cifar10"
 
@@ -48,6 +48,18 @@ def test_the_spread_alone_gives_no_difference_away(study: Path) -> None:
     shown = conclude(study, "--spread").stdout
     assert "2.45" in shown
     assert "8.7" not in shown
+
+
+@pytest.mark.parametrize("option", [(), ("--spread",)])
+def test_a_damaged_study_keeps_no_other_from_its_conclusion(study: Path, tmp_path: Path, option: tuple[str]) -> None:
+    shutil.copytree(study, tmp_path / "damaged")
+    (tmp_path / "damaged" / "results.jsonl").write_text("nonsense\n")
+    found = conclude(tmp_path / "damaged", study, "--json", *option)
+    assert isinstance(found.exception, RunError)
+    assert str(found.exception) == "1 of 2 studies could not be concluded"
+    assert f"{tmp_path / 'damaged'} failed: " in found.stderr
+    assert list(json.loads(found.stdout)) == [str(study)]
+    assert isinstance(conclude(tmp_path / "damaged").exception, UserError), "a lone one says it itself"
 
 
 def test_a_directory_without_a_study_is_refused(study: Path, tmp_path: Path) -> None:

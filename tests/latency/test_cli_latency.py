@@ -15,6 +15,7 @@ from trainonce import cli
 from trainonce.data import DataSource
 from trainonce.errors import UserError
 from trainonce.latency import BuildSettings, LatencyTable, build
+from trainonce.latency.log import Log
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.run import RunConfig, RunDirectory
@@ -105,7 +106,7 @@ def test_stopped_it_says_what_is_kept_and_goes_on(run: Path, monkeypatch: pytest
     )
     with monkeypatch.context() as patched:
         patched.setattr(build.Bench, "parts", None)
-        patched.setattr(build.Log, "remove", lambda _: signal.raise_signal(signal.SIGINT))
+        patched.setattr(Log, "remove", lambda _: signal.raise_signal(signal.SIGINT))
         assert command_line.trainonce(*command).code == 130
     assert measured == [12, 8, 8], "the parts and the first networks are not measured again"
     table = LatencyTable.read(run / "latency" / "torch-1-1.json")
