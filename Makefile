@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce extract $(DEMO) --max-macs 3 --test      # another device, without retraining"
 	@echo "  trainonce train path/to/your/images --epochs 20      # your own images, one folder a class"
 	@echo "  open $(DEMO)/report.html                             # all of it, in a browser"
-	@echo "  trainonce list                                     # fourteen training strategies"
+	@echo "  trainonce list                                     # the training strategies"
 
 test: $(INSTALLED)
 	python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not ray and not export"

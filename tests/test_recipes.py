@@ -1,6 +1,7 @@
 """The recipes against the tables of the papers, and what a person may write."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ NAMES = [
     "rss-short",
     "spos",
     "ps",
+    "ps-ofa",
     "ps-released",
     "anchor",
     "sandwich",
@@ -71,7 +73,10 @@ class TestPublished:
 
     @pytest.mark.parametrize(
         ("name", "epochs", "passes"),
-        [("rss", 590, 590), ("rss-short", 180, 180), ("ps", 590, 1170), ("ps-released", 590, 1170)],
+        [
+            *(("rss", 590, 590), ("rss-short", 180, 180)),
+            *((name, 590, 1170) for name in ("ps", "ps-ofa", "ps-released")),
+        ],
     )
     def test_lengths_of_the_paper(self, name: str, epochs: float, passes: float) -> None:
         assert RECIPES[name].epochs == pytest.approx(epochs)
@@ -125,7 +130,7 @@ class TestPublished:
     def test_the_optimizer_of_the_paper(self) -> None:
         for recipe in RECIPES.values():
             assert (recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.9, 3e-5, 64)
-            assert recipe.phases[0].lr == 0.01
+            assert recipe.phases[0].lr == {"ps-ofa": 2.6 / 32, "deps": 0.1}.get(recipe.name, 0.01)
 
 
 class TestProgressiveShrinking:
@@ -144,6 +149,15 @@ class TestProgressiveShrinking:
             assert phase.sort_channels == (is_sorted and name == "ps")
             assert label == "largest" or phase.teacher == ("largest" if name == "ps" else "untrained")
             assert phase.cosine == ("phase" if name == "ps" else "cumulative")
+
+    def test_ofas_own_is_the_same_but_for_what_ofa_has(self) -> None:
+        """PAPER.md: OFA's rates for 64 images, label smoothing 0.1, five warm-up epochs in three phases."""
+        rates = {"kernel": 3e-2, "depth 1": 2.5e-3, "depth 2": 7.5e-3, "expand 1": 2.5e-3, "expand 2": 7.5e-3}
+        for ours, theirs in zip(RECIPES["ps"].phases, RECIPES["ps-ofa"].phases, strict=True):
+            changed: dict[str, object] = {"lr": rates.get(ours.name, 0.08125), "label_smoothing": 0.1}
+            if ours.name != "largest":
+                changed |= {"teacher_statistics": "batch", "warmup_epochs": 5.0 if ours.epochs == 120 else 0.0}
+            assert theirs == ours.model_copy(update=changed)
 
     def test_the_released_code_begins_phases_far_down_the_curve(self) -> None:
         entries = timetable(RECIPES["ps-released"], 625)[1:]
@@ -189,6 +203,8 @@ class TestValues:
             assert after.epochs == pytest.approx(before.epochs * factor)
             assert after.ramp_epochs == pytest.approx(before.ramp_epochs * factor)
             assert after.lr == before.lr
+            assert after.hold_epochs == pytest.approx(before.hold_epochs * factor)
+            assert after.warmup_epochs == pytest.approx(before.warmup_epochs * factor)
         assert recipe == RECIPES[name]
 
     def test_batch_size_scales_the_learning_rate(self) -> None:
@@ -211,12 +227,35 @@ class TestValues:
             assert phase_at(table, entry.start) == phase_at(table, entry.end - 1) == entry
             assert all(0 < entry.lr(step) <= entry.phase.lr for step in (entry.start, entry.end - 1))
 
+    @pytest.mark.parametrize(
+        ("factor", "steps_per_epoch", "turns"), [(1.0, 15, 590), (1.0, 625, 590), (0.3, 15, 590), (0.03, 15, 266)]
+    )
+    def test_rss_draws_as_many_subnets_however_short(self, factor: float, steps_per_epoch: int, turns: int) -> None:
+        """Up to one a step, and one after the other: the last is that of 266 steps."""
+        (entry,) = timetable(RECIPES["rss"].scaled(factor), steps_per_epoch)
+        drawn = [entry.turn(step) for step in range(entry.end)]
+        assert drawn[0] == 0
+        assert {after - before for before, after in pairwise(drawn)} <= {0, 1}
+        assert entry.turns == drawn[-1] + 1 == pytest.approx(turns, abs=1)
+
+    def test_warm_up(self) -> None:
+        phase = Phase(name="a", epochs=10, lr=0.5, warmup_epochs=2)
+        (entry,) = timetable(Recipe(name="a", about="A.", phases=(phase,)), 5)
+        found = [entry.lr(step) for step in range(50)]
+        assert found[:10] == pytest.approx([0.05 * n for n in range(1, 11)])
+        assert found[10:] == pytest.approx([0.25 * (1 + math.cos(math.pi * n / 40)) for n in range(40)])
+
+    def test_at_rate(self) -> None:
+        recipe = RECIPES["ps"].at_rate(3)
+        assert [p.lr for p in recipe.phases] == pytest.approx([3 * p.lr for p in RECIPES["ps"].phases])
+        assert recipe.at_rate(1 / 3).phases[0].epochs == RECIPES["ps"].phases[0].epochs
+
     def test_one_cosine_over_the_recipe(self) -> None:
         table = timetable(RECIPES["deps"], 10)
         steps = table[-1].end
         for entry in table:
             for step in range(entry.start, entry.end, 97):
-                assert entry.lr(step) == pytest.approx(0.005 * (1 + math.cos(math.pi * step / steps)))
+                assert entry.lr(step) == pytest.approx(0.05 * (1 + math.cos(math.pi * step / steps)))
 
     def test_frozen(self) -> None:
         with pytest.raises(ValidationError, match="frozen"):
@@ -309,6 +348,15 @@ class TestOwn:
             ),
             ('phases = [{ name = "a", epochs = 1, ramp_epochs = 1 }]', "ramp_epochs goes with target 'largest'"),
             ('phases = [{ name = "a", epochs = 1, target = "labels+teacher" }]', "the first phase cannot learn"),
+            ('phases = [{ name = "a", epochs = 1, warmup_epochs = 1 }]', "warmup_epochs must be fewer than"),
+            (
+                'phases = [{ name = "a", epochs = 2, warmup_epochs = 1, cosine = "recipe" }]',
+                "warmup_epochs goes with a cosine over the phase",
+            ),
+            (
+                'phases = [{ name = "a", epochs = 1, label_weight = 0, teacher_weight = 0 }]',
+                "label_weight and teacher_weight cannot both be 0",
+            ),
             (
                 'phases = [{ name = "a", epochs = 1, keep_largest = { depth = "one" } }]',
                 r"keep_largest\.depth: .*integer",

@@ -67,7 +67,7 @@ def test_settings_have_largest_values() -> None:
 
 def test_a_studys_own_file_is_bounded_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000, pace=lambda _: 1.0)
+    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000)
     file.write_text('passes = 1e300\n[[arms]]\nname = "a"\nrecipe = "rss"\n')
     with pytest.raises(UserError, match="at most 1,000,000 epochs"):
         load_study(file).build(ground, folder=tmp_path, where="mine.toml")
@@ -77,5 +77,5 @@ def test_a_studys_own_file_is_bounded_too(tmp_path: Path) -> None:
 
 
 def test_the_largest_scale_is_a_study_still() -> None:
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000, pace=lambda _: 1.0, scale=1000.0)
+    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000, scale=1000.0)
     assert STUDIES["baseline"].study(ground).scale == 1000

@@ -177,6 +177,37 @@ class TestReference:
         reference.train().zero_grad()
         self.assert_close(state_of(net), self.stepped(reference, passes, None))
 
+    def test_weights_that_sum_to_one_keep_the_size_of_a_step(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A teacher that says what the labels say, with half the weight, leaves the step that labels alone make."""
+
+        def sure(network: nn.Module, x_BCHW: Tensor) -> Tensor:
+            """The logits of a teacher that is certain of the right class of each image."""
+            right_B = torch.stack([(images == image).flatten(1).all(1).nonzero()[0, 0] for image in x_BCHW])
+            return 1e4 * F.one_hot(data.train.labels[right_B], 3).float()
+
+        data = make_data()
+        images = augment(
+            data.train.images, None, mean=data.mean, std=data.std, generator=torch.Generator().manual_seed(0)
+        )
+        monkeypatch.setattr(PlainNetwork, "forward", sure)
+        first = Phase(name="first", epochs=0.25, lr=LR, subnets=("largest",))
+        states = []
+        ways: dict[str, dict[str, Any]] = {
+            "labels": {},
+            "averaged": {"target": "labels+teacher", "label_weight": 0.5, "teacher_weight": 0.5},
+            "summed": {"target": "labels+teacher"},
+        }
+        for name, fields in ways.items():
+            net = make_net(dropout=0.0)
+            second = Phase(name="second", epochs=0.25, lr=LR, **fields)
+            train_supernet(net, recipe_of(first, second), data, RunDirectory(tmp_path / name))
+            states.append(state_of(net))
+        self.assert_close(states[1], states[0])
+        with pytest.raises(AssertionError):
+            self.assert_close(states[2], states[0])
+
     @pytest.mark.parametrize("clip", [None, 1e-3])
     def test_sandwich_gradient(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, clip: float | None
@@ -269,13 +300,20 @@ class TestRecipes:
     def test_rss_holds_a_subnet_for_an_epoch(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         net = make_net()
         spy = Spy(net)
-        recipe = RECIPES["rss"].with_batch_size(8)
-        train_supernet(net, recipe.scaled(4.5 / 590), make_data(), RunDirectory(tmp_path))
+        phase = RECIPES["rss"].phases[0].model_copy(update={"epochs": 4.5})
+        train_supernet(net, recipe_of(phase), make_data(), RunDirectory(tmp_path))
         assert len(spy.archs) == 18
         held = [set(spy.archs[start : start + 4]) for start in range(0, 18, 4)]
         assert [len(archs) for archs in held] == [1] * 5
         assert held == [{uniform(net, 0, 0, epoch)} for epoch in range(5)]
         assert len(set.union(*held)) == 5
+
+    def test_a_hold_of_half_an_epoch(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+        net = make_net()
+        spy = Spy(net)
+        phase = RECIPES["rss"].phases[0].model_copy(update={"epochs": 2.0, "hold_epochs": 0.5})
+        train_supernet(net, recipe_of(phase), make_data(), RunDirectory(tmp_path))
+        assert spy.archs == [uniform(net, 0, 0, turn) for turn in (0, 0, 1, 1, 2, 2, 3, 3)]
 
     def test_spos_draws_anew_each_step(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         net = make_net()
@@ -287,7 +325,8 @@ class TestRecipes:
     def test_anchor_alternates_by_epoch(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         net = make_net()
         spy = Spy(net)
-        train_supernet(net, RECIPES["anchor"].with_batch_size(8).scaled(3 / 590), make_data(), RunDirectory(tmp_path))
+        phase = RECIPES["anchor"].phases[0].model_copy(update={"epochs": 3.0})
+        train_supernet(net, recipe_of(phase), make_data(), RunDirectory(tmp_path))
         smallest, largest = net.space.smallest(), net.space.largest()
         assert spy.archs == [smallest] * 4 + [largest] * 4 + [smallest] * 4
 
@@ -398,6 +437,26 @@ class TestTeachers:
         assert sorted(teachers) == list(range(3, table[-1].end))
         for state in teachers.values():
             assert differing(state, dict(expected)) == []
+
+    @pytest.mark.parametrize("name", ["ps", "ps-ofa", "ps-released"])
+    def test_it_runs_once_a_step(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """However many subnets learn from it; OFA's own in training mode without dropout (arXiv 1908.09791's code)."""
+        modes: list[tuple[bool, bool]] = []
+        plain = PlainNetwork.forward
+
+        def note(network: PlainNetwork, x_BCHW: Tensor) -> Tensor:
+            dropouts = [layer.training for layer in network.modules() if isinstance(layer, nn.Dropout)]
+            modes.append((network.training, any(dropouts)))
+            return plain(network, x_BCHW)
+
+        monkeypatch.setattr(PlainNetwork, "forward", note)
+        recipe = RECIPES[name].with_batch_size(8).scaled(2 / 590)
+        train_supernet(make_net(dropout=0.1), recipe, make_data(), RunDirectory(tmp_path))
+        table = timetable(recipe, 4)
+        mode = {"ps": (False, False), "ps-ofa": (True, False), "ps-released": (True, True)}[name]
+        assert modes == [mode] * (table[-1].end - table[0].end)
 
     def test_it_is_of_the_first_phase_whatever_lies_between(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path
@@ -601,6 +660,8 @@ class TestNoWaiting:
         recipe = RECIPES[name].with_batch_size(8)
         data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2))
         recipe = recipe.scaled(4 / recipe.epochs)
+        held = tuple(phase.model_copy(update={"hold_epochs": 1.0}) for phase in recipe.phases)
+        recipe = recipe.model_copy(update={"phases": held})
         assert train_supernet(make_net(), recipe, data, RunDirectory(tmp_path), settings=TrainSettings(log_every=3))
         assert reads.seen == []
 

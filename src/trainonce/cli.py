@@ -43,6 +43,7 @@ from trainonce.cli_options import (
     Seed,
     SkipBroken,
     Threads,
+    TrainImages,
     Workers,
 )
 from trainonce.cli_tools import (
@@ -163,6 +164,7 @@ def train(
     ] = None,
     width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    train_images: TrainImages = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -256,6 +258,7 @@ def train(
                 data_dir=data_dir,
                 image_size=image_size,
                 grey=grey,
+                train_images=train_images,
                 stream=stream,
                 workers=decode_workers,
                 skip_broken=skip_broken,

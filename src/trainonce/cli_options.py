@@ -16,6 +16,15 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+TrainImages = Annotated[
+    int | None,
+    typer.Option(
+        "--train-images",
+        min=1,
+        help="Train on so many images, a share of every class; the other splits stay whole. Default: all.",
+        show_default=False,
+    ),
+]
 DecodeWorkers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),

@@ -1,5 +1,6 @@
 """`trainonce study`: many runs planned, run and reported together."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_options import DataDir, Device, DryRun, Json, SkipBroken, Threads
+from trainonce.cli_options import DataDir, Device, DryRun, Json, SkipBroken, Threads, TrainImages
 from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.distributed import ranks_in
@@ -33,13 +34,11 @@ from trainonce.lab.study import (
 from trainonce.lab.summary import arm_summaries, write_conclusion
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.population import MOST_PER_BUCKET, Line
-from trainonce.recipes import Recipe, timetable
+from trainonce.recipes import RECIPES, timetable
 from trainonce.run import provenance
 
 LOOK_EVERY_S = 2.0
 """How often running runs are looked at for progress."""
-SURE_PASSES = 24
-"""How many subnets are trained to measure a pace that a run's length follows from."""
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +68,15 @@ def study(
     ] = 1.0,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=MOST_SEEDS, help="How many seeds, from 0. Default: 3, or the file's own.")
+    ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RECIPE=FACTOR",
+            help="Train a recipe of baseline or geometry at a multiple of its own learning rates, such as rss=3. May "
+            "be given several times.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
@@ -101,6 +109,7 @@ def study(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=4, help="Bring images to this side in pixels.")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    train_images: TrainImages = None,
     skip_broken: SkipBroken = False,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -141,30 +150,27 @@ def study(
         raise UserError("name a data set, a folder of images or an .npz file to study on")
     if scale <= 0:
         raise UserError(f"--scale must be over 0, not {scale:g}")
-    images = load_dataset(source, data_dir=data_dir, image_size=image_size, grey=grey, skip_broken=skip_broken)
+    images = load_dataset(
+        source,
+        data_dir=data_dir,
+        image_size=image_size,
+        grey=grey,
+        train_images=train_images,
+        skip_broken=skip_broken,
+    )
     settled = device_named(device)
     directory = StudyDirectory(out or Path("studies") / f"{file.name if file else name}-{images.name}")
     meter = Pace(images, settled)
-    paces = directory.paces()
-
-    def pace(recipe: Recipe) -> float:
-        if recipe.name not in paces:
-            display.err.print(f"Measuring how fast {recipe.name} trains here")
-            with _threads_of_a_worker(settled, workers, cluster):
-                seconds = meter.seconds(ground.model(), recipe, passes=SURE_PASSES)
-            paces[recipe.name] = seconds / recipe.epochs
-        return paces[recipe.name]
-
     ground = Ground(
         image_size=images.image_size,
         channels=images.channels,
         classes=images.num_classes,
         train_images=len(images.train),
-        pace=pace,
         geometry=geometry,
         scale=scale,
         seeds=tuple(range(seeds)) if seeds else (file.seeds if file else (0, 1, 2)),
         batch_size=batch_size,
+        rates=_rates(rate or []),
     )
     planned = _planned(name, file, ground)
     changes = {
@@ -197,7 +203,7 @@ def study(
             display.print_json(plan | {"workers": at_once})
         return
     with directory.lock(), stop_on_signal() as stop, display.progress() as show:
-        directory.claim(planned, images, paces=paces, provenance=provenance(settled))
+        directory.claim(planned, images, provenance=provenance(settled))
         watch = _Watch(planned, directory, estimates, seconds, show, images)
 
         def should_stop() -> bool:
@@ -225,9 +231,28 @@ def study(
     _report(planned, directory, as_json=as_json)
 
 
+def _rates(given: Sequence[str]) -> dict[str, float]:
+    """Factors by recipe. Raises `UserError` for what is no known recipe and positive number."""
+    rates = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = 0.0
+        if name not in RECIPES or not 0 < factor < math.inf:
+            raise UserError(
+                f"--rate takes RECIPE=FACTOR, such as rss=3, not {text!r}; recipes are {', '.join(RECIPES)}"
+            )
+        rates[name] = factor
+    return rates
+
+
 def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
     if file is None:
         return STUDIES[name].study(ground)
+    if ground.rates:
+        raise UserError(f"--rate is for the built-in studies: write the learning rates of {name} into its recipes")
     return file.build(ground, folder=Path(name).parent, where=name)
 
 

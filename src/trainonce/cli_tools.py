@@ -165,7 +165,7 @@ def estimated_seconds(
             float(next(net.parameters()).detach().flatten()[0])  # waits for the device
         pace = (time.monotonic() - began) / passes
         trials = sum(slot in ("best_up", "worst_up") for slot in phase.subnets) * CANDIDATES
-        extra = (trials + len(phase.subnets) * (phase.target == "labels+teacher")) / 3
+        extra = (trials + (phase.target == "labels+teacher")) / 3
         seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
     return seconds
 

@@ -93,13 +93,17 @@ def recipe_plan(recipe: Recipe) -> Table:
             **phase.couple,
         }
         trained = ", ".join(f"{name}: {_kept(value)}" for name, value in part.items()) or "the whole space"
-        held = ", one an epoch" if phase.hold == "epoch" else ""
+        held = f", {_held(phase.hold_epochs)}" if phase.hold == "epoch" else ""
         subnets = (
             " + ".join(phase.subnets) if len(set(phase.subnets)) > 1 else f"{len(phase.subnets)} {phase.subnets[0]}"
         )
         subnets += f" of {len(phase.cycle)}" if phase.cycle else ""
         table.add_row(phase.name, f"{phase.epochs:.3g}", subnets + held, f"{phase.lr:.2g}", trained, phase.target)
     return table
+
+
+def _held(epochs: float) -> str:
+    return "one an epoch" if epochs == 1 else f"each for {epochs:.3g} epochs"
 
 
 def _kept(value: int | list[int] | str) -> str:

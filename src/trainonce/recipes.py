@@ -28,8 +28,8 @@ largest     every choice at its largest; smallest likewise
 alternate   the smallest in even turns and the largest in odd ones
 stratified  so that MACs are uniform over the range
 fair        jointly with the step's other fair slots: each choice's values in a fresh random order, one a slot
-best_up     of three subnets near a random number of MACs, the one with the lowest loss on this batch;
-worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011)
+best_up     of three subnets near the MACs of a uniform one, the one with the lowest loss on this batch;
+worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011, section 3.2)
 cycle       the next of the phase's `cycle`, over and over
 """
 
@@ -49,6 +49,8 @@ class Phase(Settings):
     """Passes over the training images by steps; each step trains every subnet in `subnets`."""
     lr: float = Field(0.01, gt=0)
     """Learning rate at the top of the phase's cosine, for the recipe's batch size."""
+    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Over how many epochs at the phase's beginning the learning rate rises from 0 to `lr`; the cosine follows."""
     cosine: Literal["phase", "recipe", "cumulative"] = "phase"
     """Where the cosine starts and ends: over this phase; over the whole recipe; or, as in the paper's released
     code, started with the recipe and ended with this phase, so that later phases begin far down the curve."""
@@ -64,16 +66,27 @@ class Phase(Settings):
     """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform" or
     "stratified". Turn i of the phase takes entry i; several such slots of a step take as many entries."""
     hold: Literal["step", "epoch"] = "step"
-    """How long a draw is kept."""
+    """How long a draw is kept: for a step, or for `hold_epochs`."""
+    hold_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How long a draw is kept where `hold` is "epoch", in epochs; at least a step. A recipe that is scaled scales it
+    too, so that it trains as many different subnets at any length."""
     target: Literal["labels", "labels+teacher", "largest"] = "labels"
     """What is learned: the labels; the labels plus a frozen teacher's output; or, by every subnet but the
     first (which must be the largest and learns the labels), that one's output on the same batch."""
     distillation: Literal["soft", "kl", "alpha"] = "soft"
     """The loss against a teacher: soft cross-entropy, Kullback-Leibler divergence (the same gradient), or
     AlphaNet's adaptive alpha-divergence (arXiv 2102.07954)."""
+    label_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """What the loss against the labels is multiplied by where the target is "labels+teacher"."""
+    teacher_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """What the loss against the teacher is multiplied by there. Weights that sum to one leave the size of a step as
+    labels alone have it."""
     teacher: Literal["largest", "untrained"] = "largest"
     """The frozen teacher of "labels+teacher": the largest subnet as it stands when the first phase ends, or,
     as the paper's released code has it, a network of random weights in training mode."""
+    teacher_statistics: Literal["running", "batch"] = "running"
+    """What the trained teacher's batch norms normalise by: running statistics, or, as in OFA's code, the batch. It
+    has no dropout either way."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of losses against labels."""
     dropout_largest_only: bool = False
@@ -95,6 +108,12 @@ class Phase(Settings):
             raise ValueError("'cycle' in `subnets` and the key `cycle`, which says what it goes round, go together")
         if self.ramp_epochs and self.target != "largest":
             raise ValueError("ramp_epochs goes with target 'largest'")
+        if self.warmup_epochs and self.cosine != "phase":
+            raise ValueError("warmup_epochs goes with a cosine over the phase")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError("warmup_epochs must be fewer than the phase's epochs")
+        if self.label_weight + self.teacher_weight == 0:
+            raise ValueError("label_weight and teacher_weight cannot both be 0")
         return self
 
     def subspace(self, space: SearchSpace) -> SearchSpace:
@@ -142,20 +161,25 @@ class Recipe(Settings):
         return math.fsum(phase.epochs * len(phase.subnets) for phase in self.phases)
 
     def scaled(self, factor: float) -> "Recipe":
-        """The recipe with every length multiplied by `factor`; its proportions stay.
+        """The recipe with every length multiplied by `factor`, holds and warm-ups too; its proportions stay.
 
         Raises `UserError` for a factor that leaves a phase no length, or gives more than `LONGEST_EPOCHS`.
         """
-        lengths = [phase.epochs * factor for phase in self.phases]
-        if not all(0 < length <= LONGEST_EPOCHS for length in lengths):
+        epochs = [phase.epochs * factor for phase in self.phases]
+        if not all(0 < length <= LONGEST_EPOCHS for length in epochs):
             raise UserError(
                 f"a phase's length must be over 0 and at most {LONGEST_EPOCHS:,.0f} epochs: the recipe cannot be "
                 f"{factor:.3g} times as long"
             )
+        lengths = ("epochs", "warmup_epochs", "hold_epochs", "ramp_epochs")
         phases = tuple(
-            phase.model_copy(update={"epochs": phase.epochs * factor, "ramp_epochs": phase.ramp_epochs * factor})
-            for phase in self.phases
+            phase.model_copy(update={name: getattr(phase, name) * factor for name in lengths}) for phase in self.phases
         )
+        return self.model_copy(update={"phases": phases})
+
+    def at_rate(self, factor: float) -> "Recipe":
+        """The recipe with every learning rate multiplied by `factor`, over 0."""
+        phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) for phase in self.phases)
         return self.model_copy(update={"phases": phases})
 
     def with_batch_size(self, batch_size: int) -> "Recipe":
@@ -165,9 +189,7 @@ class Recipe(Settings):
         """
         if batch_size < 2:
             raise UserError(f"the batch size must be at least 2, not {batch_size}")
-        factor = batch_size / self.batch_size
-        phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) for phase in self.phases)
-        return self.model_copy(update={"phases": phases, "batch_size": batch_size})
+        return self.at_rate(batch_size / self.batch_size).model_copy(update={"batch_size": batch_size})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +200,8 @@ class PhaseSteps:
     phase: Phase
     start: int
     steps: int
+    warmup_steps: int
+    hold_steps: float
     cosine_start: int
     cosine_steps: int
 
@@ -186,8 +210,20 @@ class PhaseSteps:
         """The first step after the phase."""
         return self.start + self.steps
 
+    @property
+    def turns(self) -> int:
+        """How often the phase draws subnets."""
+        return self.turn(self.end - 1) + 1
+
+    def turn(self, step: int) -> int:
+        """Which draw of the phase, from 0, is trained at a step of the run that lies in this phase."""
+        return int((step - self.start) // self.hold_steps)
+
     def lr(self, step: int) -> float:
         """The learning rate of a step of the run that lies in this phase."""
+        in_phase = step - self.start
+        if in_phase < self.warmup_steps:
+            return self.phase.lr * (in_phase + 1) / self.warmup_steps
         progress = (step - self.cosine_start) / self.cosine_steps
         return self.phase.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -198,8 +234,9 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
     table = []
     for index, (phase, steps) in enumerate(zip(recipe.phases, lengths, strict=True)):
         start = sum(lengths[:index])
+        warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps - 1)
         cosine_start, cosine_end = {
-            "phase": (start, start + steps),
+            "phase": (start + warmup, start + steps),
             "recipe": (0, sum(lengths)),
             "cumulative": (0, start + steps),
         }[phase.cosine]
@@ -209,6 +246,8 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
                 phase=phase,
                 start=start,
                 steps=steps,
+                warmup_steps=warmup,
+                hold_steps=max(1.0, phase.hold_epochs * steps_per_epoch) if phase.hold == "epoch" else 1.0,
                 cosine_start=cosine_start,
                 cosine_steps=cosine_end - cosine_start,
             )
@@ -220,45 +259,55 @@ ONLY_LARGEST = {"kernel_size": 1, "depth": 1, "expand_ratio": 1}
 """Keeps the largest network, at any resolution."""
 
 
-def _progressive_shrinking(*, released: bool) -> tuple[Phase, ...]:
-    """PS (OFA, arXiv 1908.09791), at the lengths and rates of arXiv 2204.09210's code."""
+def _progressive_shrinking(
+    *, largest: float, kernel: float, first: float, second: float, warmup: float = 0.0, **fields: Any
+) -> tuple[Phase, ...]:
+    """Progressive Shrinking's six phases at these learning rates, at the lengths of arXiv 2204.09210's code.
 
-    def phase(name: str, epochs: float, divisor: float, subnets: int, sort: bool, kept: dict[str, int]) -> Phase:
-        return Phase(
-            name=name,
-            epochs=epochs,
-            lr=0.01 / divisor,
-            cosine="cumulative" if released else "phase",
-            keep_largest=kept,
-            subnets=("uniform",) * subnets,
-            target="labels+teacher",
-            teacher="untrained" if released else "largest",
-            sort_channels=sort and not released,
-        )
+    `first` and `second` are the rates of the first and second depth and expand phases; `warmup` is the epochs of
+    warm-up in the phases of 120 epochs; `fields` are those that all phases share.
+    """
 
+    def phase(name: str, epochs: float, lr: float, subnets: int, kept: dict[str, int], **more: Any) -> Phase:
+        taught = {"target": "labels+teacher", "subnets": ("uniform",) * subnets}
+        return Phase(name=name, epochs=epochs, lr=lr, keep_largest=kept, **{**taught, **fields, **more})
+
+    sort = {"sort_channels": fields.get("teacher") != "untrained"}
+    later = {"warmup_epochs": warmup}
     return (
         Phase(
             name="largest",
             epochs=180,
-            cosine="cumulative" if released else "phase",
+            lr=largest,
+            cosine=fields.get("cosine", "phase"),
+            label_smoothing=fields.get("label_smoothing", 0.0),
             keep_largest=ONLY_LARGEST,
         ),
-        phase("kernel", 120, 2.7, 1, False, {"depth": 1, "expand_ratio": 1}),
-        phase("depth 1", 25, 32.5, 2, False, {"depth": 2, "expand_ratio": 1}),
-        phase("depth 2", 120, 10.8, 2, False, {"expand_ratio": 1}),
-        phase("expand 1", 25, 32.5, 4, True, {"expand_ratio": 2}),
-        phase("expand 2", 120, 10.8, 4, True, {}),
+        phase("kernel", 120, kernel, 1, {"depth": 1, "expand_ratio": 1}, **later),
+        phase("depth 1", 25, first, 2, {"depth": 2, "expand_ratio": 1}),
+        phase("depth 2", 120, second, 2, {"expand_ratio": 1}, **later),
+        phase("expand 1", 25, first, 4, {"expand_ratio": 2}, **sort),
+        phase("expand 2", 120, second, 4, {}, **sort, **later),
     )
 
 
+PAPERS_RATES = {"largest": 0.01, "kernel": 0.01 / 2.7, "first": 0.01 / 32.5, "second": 0.01 / 10.8}
+"""Of Progressive Shrinking in arXiv 2204.09210's code: OFA's divided by about 8.1."""
 SANDWICH: tuple[Slot, ...] = ("largest", "smallest", "uniform", "uniform")
 RSS_EPOCHS = 590.0
 
 
-def _single(name: str, about: str, phase: str, *subnets: Slot, hold: Literal["step", "epoch"] = "step") -> Recipe:
-    """One phase on labels alone, as long as RSS in subnet passes."""
-    epochs = RSS_EPOCHS / len(subnets)
-    return Recipe(name=name, about=about, phases=(Phase(name=phase, epochs=epochs, subnets=subnets, hold=hold),))
+def _single(
+    name: str,
+    about: str,
+    phase: str,
+    *subnets: Slot,
+    hold: Literal["step", "epoch"] = "step",
+    epochs: float = RSS_EPOCHS,
+) -> Recipe:
+    """One phase on labels alone, of so many epochs of one subnet a step, or as many subnet passes."""
+    length = epochs / len(subnets)
+    return Recipe(name=name, about=about, phases=(Phase(name=phase, epochs=length, subnets=subnets, hold=hold),))
 
 
 def _sandwich(name: str, about: str, subnets: tuple[Slot, ...] = SANDWICH, **fields: Any) -> Recipe:
@@ -285,18 +334,33 @@ _RECIPES = (
         "uniform",
         hold="epoch",
     ),
-    _single("rss-short", "RSS in 180 epochs.", "random", "uniform", hold="epoch").scaled(180 / RSS_EPOCHS),
+    _single("rss-short", "RSS in 180 epochs.", "random", "uniform", hold="epoch", epochs=180),
     _single("spos", "One uniform subnet, new each step (Guo 2020, arXiv 1904.00420).", "random", "uniform"),
     Recipe(
         name="ps",
-        about="Progressive Shrinking, faithful to OFA (Cai 2020, arXiv 1908.09791).",
-        phases=_progressive_shrinking(released=False),
+        about="Progressive Shrinking (Cai 2020, arXiv 1908.09791) at the rates of arXiv 2204.09210's code, repaired: "
+        "cosines restart, the teacher is trained, channels are sorted.",
+        phases=_progressive_shrinking(**PAPERS_RATES),
+    ),
+    Recipe(
+        name="ps-ofa",
+        about="Progressive Shrinking at OFA's own rates, with its label smoothing, warm-up and teacher (Cai 2020, "
+        "arXiv 1908.09791), at arXiv 2204.09210's lengths.",
+        phases=_progressive_shrinking(
+            largest=2.6 / 32,  # section 4.1: 2.6 for 2,048 images
+            kernel=3e-2,
+            first=2.5e-3,
+            second=7.5e-3,
+            warmup=5,
+            label_smoothing=0.1,
+            teacher_statistics="batch",
+        ),
     ),
     Recipe(
         name="ps-released",
         about="Progressive Shrinking as the code released with arXiv 2204.09210 behaves: one cosine that never "
         "restarts, an untrained teacher, no sorting.",
-        phases=_progressive_shrinking(released=True),
+        phases=_progressive_shrinking(**PAPERS_RATES, cosine="cumulative", teacher="untrained"),
     ),
     _single(
         "anchor",
@@ -308,7 +372,7 @@ _RECIPES = (
     _sandwich("sandwich", "Sandwich rule with in-place distillation (BigNAS, Yu 2020, arXiv 2003.11142)."),
     _sandwich(
         "attentive",
-        "Sandwich whose random subnets are the best of three near a random size (AttentiveNAS, Wang 2021, "
+        "Sandwich whose random subnets are the best of three near the size of a uniform one (AttentiveNAS, Wang 2021, "
         "arXiv 2011.09011).",
         ("largest", "smallest", "best_up", "best_up"),
     ),
@@ -342,12 +406,13 @@ _RECIPES = (
     ),
     Recipe(
         name="deps",
-        about="The largest subnet for half the time, then the sandwich with a ramp (DepS, Khare 2024).",
+        about="The largest subnet for half the time, then the sandwich with a ramp, at rate 0.1 (DepS, Khare 2024).",
         phases=(
-            Phase(name="largest", epochs=118, cosine="recipe", keep_largest=ONLY_LARGEST),
+            Phase(name="largest", epochs=118, lr=0.1, cosine="recipe", keep_largest=ONLY_LARGEST),
             Phase(
                 name="shrink",
                 epochs=118,
+                lr=0.1,
                 cosine="recipe",
                 subnets=SANDWICH,
                 target="largest",

@@ -9,6 +9,7 @@ that the MACs lie in the window.
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from trainonce.cost import CostModel
 from trainonce.errors import UserError
 from trainonce.recipes import CYCLED, Slot
-from trainonce.space import Architecture, Choice, Over
+from trainonce.space import Architecture, Choice, Over, derived_rng
 
 State = tuple[int | None, ...]
 Step = tuple[int | None, float, int, State]
@@ -52,7 +53,8 @@ class MacsSampler:
         self._steps_at: dict[tuple[int, State], list[Step]] = {}
         self.min_macs, self.max_macs = self._range()
         self._width = max(1.0, (self.max_macs - self.min_macs) / BINS)
-        self._empty_cells: set[int] = set()
+        self._holds_some: dict[int, bool] = {}
+        """Of cells: a memory of what follows from the cell alone."""
         self._after: dict[tuple[int, State], tuple[int, Floats]] = {}
 
     def sample(self, rng: random.Random, low: float, high: float) -> Architecture:
@@ -95,12 +97,25 @@ class MacsSampler:
         cell = rng.randrange(CELLS)
         size = (self.max_macs - self.min_macs) / CELLS
         low = self.min_macs + cell * size
-        if cell not in self._empty_cells:
-            try:
+        if self._cell_holds_some(cell, low, low + size):
+            with suppress(UserError):
                 return self.sample(rng, low, low + size)
-            except UserError:
-                self._empty_cells.add(cell)
         return self.near(rng, low + size / 2)[0]
+
+    def _cell_holds_some(self, cell: int, low: float, high: float) -> bool:
+        """Whether a subnet is found in a cell, with a generator of the cell's own.
+
+        The search for one in an empty cell takes thousands of draws. Made with the caller's generator and remembered,
+        it would let what a step draws depend on which cells were visited before.
+        """
+        if cell not in self._holds_some:
+            try:
+                self.sample(derived_rng(0, "cell", cell), low, high)
+            except UserError:
+                self._holds_some[cell] = False
+            else:
+                self._holds_some[cell] = True
+        return self._holds_some[cell]
 
     def probability(self, low: float, high: float) -> float:
         """The share of all draws (see `over`) with MACs between, within the error of binning."""
@@ -247,7 +262,7 @@ class SubnetDraws:
             slot = entry
         if slot in ("best_up", "worst_up"):
             assert self._by_macs is not None
-            macs = rng.uniform(self._by_macs.min_macs, self._by_macs.max_macs)
+            macs = self._by_macs.cost(self.space.sample(rng)).macs  # the prior of the paper: MACs of uniform subnets
             return self._by_macs.near(rng, macs, count=CANDIDATES)
         if slot == "stratified":
             assert self._by_macs is not None

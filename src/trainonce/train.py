@@ -41,6 +41,8 @@ from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.tally import StepRecord, Tally, not_finite
 from trainonce.train_state import TrainState, check_identity
 
+WORTH_CAPTURING = 4.0
+"""How many steps a subnet must be held for its step to be captured whole on a GPU: capturing takes as long as some."""
 LOOK_EVERY = 10
 """Steps between two looks at what a GPU has recorded: losses that are not finite, ranks that want to stop."""
 
@@ -243,7 +245,12 @@ class _Loop:
             )
             for entry in self.table
         }
-        self.one_subnet = {e.index for e in self.table if holds_one_subnet(e.phase, self.draws[e.index].space)}
+        self.one_subnet = {
+            e.index
+            for e in self.table
+            if holds_one_subnet(e.phase, self.draws[e.index].space)
+            and (e.phase.hold == "step" or e.hold_steps >= WORTH_CAPTURING)
+        }
 
     def go(
         self,
@@ -319,9 +326,8 @@ class _Loop:
         state, phase = self.state, entry.phase
         assert state.optimizer is not None
         in_phase = state.step - entry.start
-        epoch = in_phase // self.steps_per_epoch
         x_BCHW, y_B, rows_B = self._batch(entry.index, in_phase)
-        turn = epoch if phase.hold == "epoch" else in_phase
+        turn = entry.turn(state.step)
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
         state.optimizer.zero_grad()
@@ -361,6 +367,7 @@ class _Loop:
         Gradients and losses are of this rank's share in the mean over the whole batch.
         """
         largest_logits_BK = None
+        teacher_BK = self._taught(phase, x_BCHW)
         archs: list[Architecture] = []
         losses: list[Tensor] = []
         hits = torch.zeros((), dtype=torch.long, device=self.device)
@@ -369,7 +376,7 @@ class _Loop:
                 dropout.train(slot == "largest" or not phase.dropout_largest_only)
             arch = self._choose(slot, candidates, x_BCHW, y_B)
             logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)
-            loss = self._loss(phase, logits_BK, x_BCHW, y_B, largest_logits_BK) * self.share.fraction
+            loss = self._loss(phase, logits_BK, y_B, teacher_BK, largest_logits_BK) * self.share.fraction
             if phase.target == "largest" and largest_logits_BK is None:
                 largest_logits_BK = logits_BK.detach()
             torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
@@ -434,18 +441,28 @@ class _Loop:
         losses = self.ranks.sum(losses * self.share.fraction)
         return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
 
+    @torch.no_grad()
+    def _taught(self, phase: Phase, x_BCHW: Tensor) -> Tensor | None:
+        """The frozen teacher's logits, which all subnets of a step learn from; None where there is no teacher."""
+        if phase.target != "labels+teacher":
+            return None
+        assert self.state.teacher is not None
+        return logits_in(self.settings.precision, self.state.teacher, x_BCHW)
+
     def _loss(
-        self, phase: Phase, logits_BK: Tensor, x_BCHW: Tensor, y_B: Tensor, largest_logits_BK: Tensor | None
+        self,
+        phase: Phase,
+        logits_BK: Tensor,
+        y_B: Tensor,
+        teacher_BK: Tensor | None,
+        largest_logits_BK: Tensor | None,
     ) -> Tensor:
         distil = DISTILLATION[phase.distillation]
         if largest_logits_BK is not None:
             return distil(logits_BK, largest_logits_BK)
         loss = F.cross_entropy(logits_BK, y_B, label_smoothing=phase.label_smoothing)
-        if phase.target == "labels+teacher":
-            assert self.state.teacher is not None
-            with torch.no_grad():
-                teacher_BK = logits_in(self.settings.precision, self.state.teacher, x_BCHW)
-            loss = loss + distil(logits_BK, teacher_BK)
+        if teacher_BK is not None:
+            loss = phase.label_weight * loss + phase.teacher_weight * distil(logits_BK, teacher_BK)
         return loss
 
     def _weight(self, phase: Phase, in_phase: int, *, first: bool) -> float:

@@ -76,10 +76,21 @@ class TrainState:
         if entry.phase.target != "labels+teacher":
             return None
         if _learns_from_largest(entry.phase):
-            return self.trained_teacher
+            assert self.trained_teacher is not None
+            if entry.phase.teacher_statistics == "running":
+                return self.trained_teacher
+            teacher = _as_teacher(self.net)
+            teacher.load_state_dict(self.trained_teacher.state_dict())
+            return self._by_batch(teacher, dropout=False)
         untrained = copy.deepcopy(self.net)
         untrained.reset_parameters(derived_seed(self.seed, "untrained teacher"))
-        teacher = _as_teacher(untrained).train()
+        return self._by_batch(_as_teacher(untrained), dropout=True)
+
+    def _by_batch(self, teacher: nn.Module, *, dropout: bool) -> nn.Module:
+        """The teacher, its batch norms normalising by the batch of all ranks where that is asked for."""
+        teacher.train()
+        for layer in batch_dropouts(teacher):
+            layer.train(dropout)
         if self.config.sync_batch_norm and not self.ranks.alone:
             synchronise(teacher, self.ranks)
         return teacher
@@ -176,7 +187,8 @@ class TrainState:
             if self.ranks.first:
                 found = checkpoint.load_latest(self.run.checkpoints)
                 if found is not None:
-                    check_identity(found.state["identity"], self.config.identity(), where=found.path)
+                    recorded = RunConfig.parse(found.state["identity"], where=str(found.path))
+                    check_identity(recorded.identity(), self.config.identity(), where=found.path)
                 self.run.drop_after(0 if found is None else found.step)
         if not self.ranks.collect_json(found is not None)[0]:
             if self.recipe.zero_init_residual:

@@ -85,6 +85,20 @@ class TestDataSource:
         assert again.source == data.source
         assert again.fingerprint() == data.fingerprint()
 
+    def test_fewer_training_images(self, digits: DataSet) -> None:
+        """Only the training split shrinks, the same images at any size, and what is recorded brings them back."""
+        few = load_dataset("digits", train_images=100)
+        assert len(few.train) == 100
+        for name in ("calibrate", "validate", "test"):
+            assert torch.equal(getattr(few, name).images, getattr(digits, name).images)
+        every = {image.numpy().tobytes() for image in digits.train.images}
+        assert all(image.numpy().tobytes() in every for image in few.train.images)
+        assert few.augmentation == digits.augmentation
+        assert few.fingerprint() != digits.fingerprint()
+        assert few.source.load().fingerprint() == few.fingerprint()
+        larger = load_dataset("digits", train_images=100, image_size=12)
+        assert larger.train.labels.tolist() == few.train.labels.tolist()
+
     def test_images_made_in_python_cannot(self) -> None:
         with pytest.raises(UserError, match="made in Python"):
             DataSource().load()

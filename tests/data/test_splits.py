@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainonce.data.splits import Published, Sizes, Split, Splits, carve, default_sizes
+from trainonce.data.splits import Published, Sizes, Split, Splits, carve, default_sizes, fewer
 from trainonce.errors import UserError
 
 
@@ -140,6 +140,31 @@ class TestCarve:
         assert len(splits.calibrate) >= 1
         for split in (splits.train, *own[2:]):
             assert torch.bincount(split.labels, minlength=len(counts)).all()
+
+
+class TestFewer:
+    def test_shares_are_kept_and_more_hold_fewer(self) -> None:
+        labels = np.random.default_rng(1).choice(5, p=[0.4, 0.3, 0.1, 0.1, 0.1], size=2000).tolist()
+        split, before = numbered(labels), set[int]()
+        for count in (100, 500, 2000):
+            found = fewer(split, count, seed=3, where="x")
+            assert len(found) == count
+            assert found.labels.tolist() == [labels[n] for n in numbers(found)]
+            share = np.bincount(labels) * count / len(labels)
+            assert np.abs(np.bincount(found.labels.numpy()) - share).max() < 1
+            assert before <= set(numbers(found))
+            before = set(numbers(found))
+        assert numbers(fewer(split, 100, seed=3, where="x")) == numbers(fewer(split, 100, seed=3, where="y"))
+        assert numbers(fewer(split, 100, seed=3, where="x")) != numbers(fewer(split, 100, seed=4, where="x"))
+
+    def test_a_rare_class_stays(self) -> None:
+        found = fewer(numbered([0] * 98 + [1, 2]), 4, seed=0, where="x")
+        assert sorted(found.labels.tolist()) == [0, 0, 1, 2]
+
+    @pytest.mark.parametrize("count", [0, 2, 101])
+    def test_what_cannot_be(self, count: int) -> None:
+        with pytest.raises(UserError, match=f"x has 100 training images of 3 classes: .* and {count} does not"):
+            fewer(numbered([0] * 98 + [1, 2]), count, seed=0, where="x")
 
 
 class TestDefaultSizes:

@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     data, directory, study = load_dataset("digits"), StudyDirectory(folder), tiny_study()
     with directory.lock():
-        directory.claim(study, data, paces={}, provenance={})
+        directory.claim(study, data, provenance={})
         complete = run_study(study, directory, data, workers=2, save_every_s=0, should_stop=lambda: bool(asked))
     sys.exit(0 if complete else 3)
 

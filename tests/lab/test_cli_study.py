@@ -109,11 +109,20 @@ def test_a_dry_run_writes_nothing(mini: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("dosis", "digits"), "unknown study 'dosis'; the studies are baseline, dose, solo, factorial, geometry"),
+        (
+            ("dosis", "digits"),
+            "unknown study 'dosis'; the studies are tuning, baseline, dose, solo, factorial, geometry",
+        ),
         (("dose",), "name a data set"),
         (("solo", "digits", "--buckets", "1,2"), "solo draws its probes from buckets of its own"),
         (("dose", "digits", "--buckets", "paper"), "leave out --buckets"),
         (("dose", "digits", "--scale", "0"), "--scale must be over 0"),
+        (("baseline", "digits", "--rate", "rss"), "--rate takes RECIPE=FACTOR, such as rss=3, not 'rss'"),
+        (("baseline", "digits", "--rate", "rss=-1"), "not 'rss=-1'"),
+        (("baseline", "digits", "--rate", "spos=2"), "baseline takes no learning rate of spos: it takes those of rss"),
+        (("dose", "digits", "--rate", "rss=2"), "dose takes no learning rate of rss: it takes none"),
+        (("baseline", "digits", "--train-images", "5"), "must lie between 10 and"),
+        (("baseline", "digits", "--scale", "0.001"), "fewer than 50 are not rss: take a larger --scale"),
         (("none.toml", "digits"), "cannot read the study none.toml"),
         (("factorial", "digits", "--scale", "0.0001"), "take a larger --scale"),
     ],

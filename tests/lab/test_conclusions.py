@@ -80,7 +80,78 @@ def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
         "seeds, corrected p < 0.001); "
         "ps-released is 3.0 points worse than ps (95% interval -3.0 to -3.0, 3 seeds, corrected p < 0.001)."
     )
-    assert "rss and rss-short did not train for equal passes." in found.notes
+
+
+def test_unequal_passes_are_said() -> None:
+    passes = {"rss": 590.0, "ps": 590.3, "rss-short": 180.0, "ps-released": 590.3, "rss@ps-seconds": 900.0}
+    times = [a_time(arm, seed, 100) | {"passes": count} for arm, count in passes.items() for seed in SEEDS]
+    notes = [note for note in conclude(BASELINE, a_baseline(), times).notes if "equal passes" in note]
+    assert notes == [
+        "rss and rss-short did not train for equal passes.",
+        "rss@ps-seconds and ps did not train for equal passes.",
+    ]
+
+
+def test_the_papers_comparison_is_at_equal_epochs() -> None:
+    """Each arm with the rss of its rate; equal passes by the arm that is made for it."""
+    tuned, published = {"match": "epochs"}, {"match": "epochs, published rate"}
+    lines = [
+        *a_population("rss", 53, tuned),
+        *a_population("rss-short", 51, {"match": "own"}),
+        *a_population("stratified", 54, tuned, noise=0),
+        *a_population("ps", 50, tuned, noise=0),
+        *a_population("ps@rss-passes", 49, {"match": "passes"}, noise=0),
+        *a_population("ps-ofa", 52, tuned, noise=0),
+        *a_population("ps-released", 45, tuned, noise=0),
+        *a_population("rss-published", 48, published),
+        *a_population("ps-published", 46, published, noise=0),
+    ]
+    found = conclude(a_study("baseline", dict.fromkeys(line["arm"] for line in lines)), lines, [])
+    assert {c.names: round(c.difference, 6) for c in found.comparisons} == {
+        ("rss", "ps"): 3,
+        ("rss", "ps@rss-passes"): 4,
+        ("rss", "ps-ofa"): 1,
+        ("rss", "ps-released"): 8,
+        ("rss", "rss-short"): 2,
+        ("rss", "stratified"): -1,
+        ("rss", "rss-published"): 5,
+        ("rss-published", "ps-published"): 2,
+        ("ps-released", "ps"): -5,
+    }
+    says = found.sentence
+    assert says.startswith("At equal epochs rss is 3.0 points better than ps (")
+    assert "; at equal passes rss is 4.0 points better than ps@rss-passes (" in says
+    assert "; rss is 1.0 points better than ps-ofa (" in says
+    assert "; rss is 1.0 points worse than stratified (" in says
+
+
+def test_tuning_takes_the_best_mean() -> None:
+    """Means over seeds, of which one alone says otherwise; the ends of the grid are said."""
+    means = {
+        ("rss", 0.01): 50,
+        ("rss", 0.03): 52,
+        ("rss", 0.08): 51,
+        ("ps", 0.01): 40,
+        ("ps", 0.03): 41,
+        ("ps", 0.08): 45,
+    }
+    lines = [
+        line
+        for (strategy, rate), mean in means.items()
+        for line in a_population(f"{strategy}@{rate:g}", mean, {"strategy": strategy, "rate": rate})
+    ]
+    worse = [
+        line | {"top1": line["top1"] - 4} if (line["arm"], line["seed"]) == ("rss@0.03", 2) else line for line in lines
+    ]
+    study = a_study("tuning", dict.fromkeys(line["arm"] for line in lines))
+    found = conclude(study, lines, [])
+    assert found.verdict == "rss 0.03, ps 0.08"
+    assert (
+        found.sentence
+        == "Rss is best at a rate of 0.03 (57.9); ps is best at a rate of 0.08, the largest tried (50.9)."
+    )
+    assert conclude(study, worse, []).verdict == "rss 0.08, ps 0.08"
+    assert conclude(study, [], []).verdict == CANNOT_TELL
 
 
 @pytest.mark.parametrize(
@@ -202,6 +273,20 @@ def test_the_dose_sentence() -> None:
     )
 
 
+def test_a_probe_alone_for_as_long_tells_transfer_from_harm() -> None:
+    """What others' steps are worth lies between nothing and steps of one's own."""
+    double = [
+        a_line("k-1-double", s, {"probe": n, "dose": 1, "turns": "double"}, p, 60 + 5 * n + s + 6, probe=True)
+        for s, (n, p) in product(SEEDS, enumerate("pq"))
+    ]
+    found = conclude(a_study("dose"), doses(0.5, 4, names=False) + double, [])
+    assert found.verdict == "rising"
+    assert compared(found, "all subnets", "1 subnet").difference == pytest.approx(4)
+    against = compared(found, "all subnets", "the probe alone for as many steps in all")
+    assert against.difference == pytest.approx(-2)
+    assert against.sentence in found.sentence
+
+
 def test_noisy_doses_cannot_tell() -> None:
     found = conclude(a_study("dose"), doses(-0.2, -1, seed_noise=5), [])
     assert found.verdict == CANNOT_TELL
@@ -265,6 +350,22 @@ def test_solo_says_both_matches_and_ranks() -> None:
     assert any("harmed there or trained less" in note for note in found.notes), "at no length is it called harm"
     gaps = [row["gap"] for row in found.tables["probes"] if row["match"] == "exposure"]
     assert gaps == pytest.approx([3, 1] * 4)
+
+
+def test_solo_keeps_two_supernets_apart() -> None:
+    lines = [line for line in solo(2, roles=False) if line["arm"] != "supernet"]
+    for name, more in (("rss", 0), ("spos", 3)):
+        inside = [line for line in solo(2, roles=False) if line["arm"] == "supernet"]
+        factors = {"match": "supernet", "strategy": name}
+        lines += [x | {"arm": f"supernet-{name}", "factors": factors, "top1": x["top1"] + more} for x in inside]
+    found = conclude(a_study("solo"), lines, [])
+    assert {c.names: round(c.difference, 6) for c in found.comparisons} == {
+        ("alone at equal exposure", "inside the supernet of rss"): 2,
+        ("alone at equal exposure", "inside the supernet of spos"): -1,
+        ("alone at equal epochs", "inside the supernet of rss"): 5,
+        ("alone at equal epochs", "inside the supernet of spos"): 2,
+    }
+    assert found.verdict == "worse off inside"
 
 
 def test_ranks_are_inside_buckets_where_probes_share_them() -> None:

@@ -47,7 +47,7 @@ def digits() -> DataSet:
 def straight(tiny: Study, digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study run in this process, one run after the other."""
     directory = StudyDirectory(tmp_path_factory.mktemp("straight") / "study")
-    directory.claim(tiny, digits, paces={"ps": 1.5}, provenance={})
+    directory.claim(tiny, digits, provenance={})
     assert run_study(tiny, directory, digits)
     return directory.path
 
@@ -122,7 +122,6 @@ def test_what_is_recorded(straight: Path, tiny: Study) -> None:
     study = json.loads(directory.study_file.read_text())
     assert [arm["name"] for arm in study["arms"]] == ["rss", "spos"]
     assert {"name", "about", "question", "data", "seeds", "scale", "runs", "evaluate", "provenance"} <= set(study)
-    assert directory.paces() == {"ps": 1.5}
     for run in tiny.runs:
         assert len(list(directory.run(run.name).checkpoints.glob("step-*"))) == 1, "disk is kept small"
 
@@ -155,12 +154,12 @@ class TestAnotherStudy:
     def refuses(self, straight: Path, study: Study, data: DataSet, sentence: str) -> None:
         before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
         with pytest.raises(UserError, match=sentence):
-            StudyDirectory(straight).claim(study, data, paces={}, provenance={})
+            StudyDirectory(straight).claim(study, data, provenance={})
         assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
     def test_the_same_goes_on(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         reworded = tiny.model_copy(update={"question": "Which one?"})
-        StudyDirectory(straight).claim(reworded, digits, paces={}, provenance={"command": "other"})
+        StudyDirectory(straight).claim(reworded, digits, provenance={"command": "other"})
 
     def test_one_begun_before_designs_were_recorded_goes_on(
         self, straight: Path, tiny: Study, digits: DataSet, tmp_path: Path
@@ -169,7 +168,7 @@ class TestAnotherStudy:
         recorded = json.loads((straight / "study.json").read_text())
         assert recorded.pop("design", "absent") is None
         directory.study_file.write_text(json.dumps(recorded))
-        directory.claim(tiny.model_copy(update={"design": "baseline"}), digits, paces={}, provenance={})
+        directory.claim(tiny.model_copy(update={"design": "baseline"}), digits, provenance={})
         assert json.loads(directory.study_file.read_text()) == recorded
 
     def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:

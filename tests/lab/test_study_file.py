@@ -48,7 +48,6 @@ def ground(scale: float = 1.0, **fields: int) -> Ground:
         channels=1,
         classes=10,
         train_images=1280,
-        pace=lambda _: 1.0,
         scale=scale,
         seeds=(3, 5),
         batch_size=fields.get("batch_size"),
@@ -102,7 +101,7 @@ def test_the_documented_example(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(documented.partition("```toml\n")[2].partition("```")[0])
     file = load_study(path)
-    colour = Ground(image_size=32, channels=3, classes=10, train_images=45000, pace=lambda _: 1.0, seeds=file.seeds)
+    colour = Ground(image_size=32, channels=3, classes=10, train_images=45000, seeds=file.seeds)
     study = file.build(colour, folder=tmp_path, where=str(path))
     check_architectures(study)
     assert [run.name for run in study.runs[:3]] == ["random-seed0", "sandwich-seed0", "pair-seed0"]
@@ -169,7 +168,7 @@ def test_a_seed_twice(tmp_path: Path) -> None:
     path.write_text(ARMS)
     with pytest.raises(UserError, match="a seed stands twice"):
         load_study(path).build(
-            Ground(image_size=8, channels=1, classes=10, train_images=99, pace=lambda _: 1.0, seeds=(1, 1)),
+            Ground(image_size=8, channels=1, classes=10, train_images=99, seeds=(1, 1)),
             folder=tmp_path,
             where="mine",
         )

@@ -18,7 +18,7 @@ from trainonce.data import formats
 from trainonce.data.augment import GREY_WEIGHTS, Augmentation
 from trainonce.data.download import PublishedFile, fetch, missing_sentence
 from trainonce.data.folder import read_folder
-from trainonce.data.splits import Published, Split, carve, default_sizes
+from trainonce.data.splits import Published, Split, carve, default_sizes, fewer
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.errors import UserError
 from trainonce.files import expanded, shown
@@ -46,6 +46,12 @@ class DataSource(Settings):
 
     split_seed: int = 0
     """Seed of the division into the four splits."""
+
+    train_images: int | None = None
+    """How many images of the training split are trained on; None for all. The other splits stay whole."""
+
+    train_images_seed: int = 0
+    """Seed of which ones."""
 
     stream: bool | None = None
     """Whether the images of a folder stay on disk and are decoded as they are needed; None streams those that would
@@ -162,6 +168,8 @@ def load_dataset(
     image_size: int | None = None,
     grey: bool = False,
     split_seed: int = 0,
+    train_images: int | None = None,
+    train_images_seed: int = 0,
     download: bool = True,
     stream: bool | None = None,
     workers: int | None = None,
@@ -172,11 +180,13 @@ def load_dataset(
 
     `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
     ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
-    grey. `split_seed` (0 or more) alone decides which images are held out. `stream` and `workers` say whether the
-    images of a folder stay on disk, and how many processes decode them, `skip_broken` and `skipped` which files of it
-    are left out: see `read_folder`; what was left out is in the `source` of what is given. Raises `UserError` on
-    an unknown name, on unreadable or malformed files, on files that are absent and cannot be fetched, on images that
-    would not fit into memory, and on `stream`, `skip_broken` and `skipped` for anything but a folder.
+    grey. `split_seed` (0 or more) alone decides which images are held out. `train_images` keeps that many images of the
+    training split, a share of every class drawn from `train_images_seed`, and every other split whole. `stream` and
+    `workers` say whether the images of a folder stay on disk, and how many processes decode them, `skip_broken` and
+    `skipped` which files of it are left out: see `read_folder`; what was left out is in the `source` of what is given.
+    Raises `UserError` on an unknown name, on unreadable or malformed files, on files that are absent and cannot be
+    fetched, on images that would not fit into memory, on a number of training images that there is not, and on
+    `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
     name_or_path = str(name_or_path)
     if image_size is not None and image_size < 1:
@@ -188,14 +198,22 @@ def load_dataset(
             raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is none")
         if skip_broken or skipped:
             raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is none")
-    source = partial(DataSource, image_size=image_size, grey=grey, split_seed=split_seed, stream=stream)
+    source = partial(
+        DataSource,
+        image_size=image_size,
+        grey=grey,
+        split_seed=split_seed,
+        train_images=train_images,
+        train_images_seed=train_images_seed,
+        stream=stream,
+    )
     if name_or_path in TABLE:
         folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
         entry = TABLE[name_or_path]
         data = load_entry(
             entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
         )
-        return replace(data, source=source(name_or_path=name_or_path))
+        return _trained_on(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
     absolute = _absolute(path)
     if path.suffix == ".npz":
@@ -217,7 +235,15 @@ def load_dataset(
             "folder of images or .npz file"
         )
     asked = source(name_or_path=absolute, skipped=published.skipped)
-    return _divided(published, asked, where=str(path))
+    return _trained_on(_divided(published, asked, where=str(path)))
+
+
+def _trained_on(data: DataSet) -> DataSet:
+    """The data set with as many training images as its source asks for."""
+    asked = data.source.train_images
+    if asked is None:
+        return data
+    return replace(data, train=fewer(data.train, asked, seed=data.source.train_images_seed, where=data.name))
 
 
 def load_entry(

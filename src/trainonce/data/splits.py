@@ -200,6 +200,29 @@ def carve(published: Published, *, sizes: Sizes, seed: int, where: str) -> Split
     )
 
 
+def fewer(split: Split, count: int, *, seed: int, where: str) -> Split:
+    """Give `count` images of a split, every class keeping its share to within one image, at least one each.
+
+    Which ones follows from `seed`, the labels and their order alone; those of a smaller count are among those of a
+    larger one, but for the rounding of shares. Raises `UserError` where there are fewer images, or fewer asked for
+    than classes.
+    """
+    labels = split.labels.cpu().numpy()
+    classes = np.unique(labels)
+    if not len(classes) <= count <= len(labels):
+        raise UserError(
+            f"{where} has {len(labels)} training images of {len(classes)} classes: the number to train on must lie "
+            f"between {len(classes)} and {len(labels)}, and {count} does not"
+        )
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+    counts = np.array([len(indices) for indices in shuffled], dtype=np.int64)
+    quota = _quotas(counts, size=count, minimum=1, keep=0)
+    while quota.sum() > count:  # many classes have their one image
+        quota[quota.argmax()] -= 1
+    return split.take(_pick(shuffled, np.zeros_like(counts), quota))
+
+
 def _carve_indices(published: Published, *, sizes: Sizes, seed: int, where: str) -> tuple[Indices, ...]:
     """Give the training-split indices of (train, calibrate, validate, test), each in rising order."""
     rng = np.random.default_rng(seed)

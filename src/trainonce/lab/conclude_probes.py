@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from trainonce.lab.statistics import (
 )
 
 WORSE_INSIDE, BETTER_INSIDE = "worse off inside", "better off inside"
+DOUBLE_TURNS = "double turns"
+"""The dose of a probe alone that has the turns of the others too."""
+ALONE_AS_LONG = "the probe alone for as many steps in all"
 MIN_PAIRS = 20
 """Pairs of subnets in common buckets below which an order is not spoken of."""
 
@@ -53,7 +56,7 @@ def conclude_dose(study: Study, results: Sequence[Line], times: Sequence[Line]) 
     comparisons = _dose_comparisons(doses, slopes)
     if not comparisons:
         return undecided(study, "no probe has results at two doses for the same seed")
-    verdict = _dose_verdict({found.verdict for found in comparisons})
+    verdict = _dose_verdict({found.verdict for found in comparisons if found.names[1] != ALONE_AS_LONG})
     return Conclusion(
         study=study["name"],
         sentence=sentence_of(
@@ -91,11 +94,12 @@ def _dose_comparisons(
         found.append(
             replace(against_zero(changes, name="change", margin=MARGIN), names=(f"{numbers[-1]} subnets", few))
         )
-    both = {key: (at["all"], at[least]) for key, at in doses.items() if "all" in at and least in at}
-    if both:
-        left, right = (_grouped({key: pair[i] for key, pair in both.items()}) for i in (0, 1))
-        found.append(compare(left, right, margin=MARGIN, names=("all subnets", few)))
-    leads = ("along the fitted line ", "") if slopes else ("",)
+    for other, name in ((least, few), (DOUBLE_TURNS, ALONE_AS_LONG)):
+        both = {key: (at["all"], at[other]) for key, at in doses.items() if "all" in at and other in at}
+        if both:
+            left, right = (_grouped({key: pair[i] for key, pair in both.items()}) for i in (0, 1))
+            found.append(compare(left, right, margin=MARGIN, names=("all subnets", name)))
+    leads = ("along the fitted line ", "", "") if slopes else ("", "")
     return tuple(replace(c, sentence=_dose_says(c, lead)) for c, lead in zip(corrected(found), leads, strict=False))
 
 
@@ -132,6 +136,7 @@ def _doses(lines: Sequence[Line]) -> dict[tuple[int, str], dict[int | str, float
     for line in lines:
         subnets = str(line["factors"].get("subnets", line["factors"].get("dose", "")))
         dose: int | str = int(subnets) if subnets.isdigit() else subnets
+        dose = DOUBLE_TURNS if line["factors"].get("turns") == "double" else dose
         found.setdefault((line["seed"], line["arch"]), {})[dose] = line["top1"]
     return found
 
@@ -179,15 +184,19 @@ def conclude_solo(study: Study, results: Sequence[Line], times: Sequence[Line]) 
     alone = [line for line in lines if _role(line) == "alone"]
     matches = sorted({str(line["factors"].get("match", "own")) for line in alone}, key=lambda m: (m != "exposure", m))
     compared, gaps, ranks = [], [], []
-    for match in matches:
+    strategies = dict.fromkeys(line["factors"].get("strategy") for line in supernet)
+    for strategy, match in product(strategies, matches):
         own = [line for line in alone if str(line["factors"].get("match", "own")) == match]
-        inside = where(supernet, match=match) or supernet
-        found = compare_lines(own, inside, (f"alone at equal {match}", "inside the supernet"))
+        of = supernet if strategy is None else where(supernet, strategy=strategy)
+        inside = where(of, match=match) or of
+        place = "inside the supernet" if strategy is None else f"inside the supernet of {strategy}"
+        found = compare_lines(own, inside, (f"alone at equal {match}", place))
         if found is None:
             continue
         compared.append(found)
-        gaps += _gaps(match, own, inside)
-        ranks += _ranks(match, own, inside)
+        label = match if strategy is None else f"{match}, {strategy}"
+        gaps += _gaps(label, own, inside)
+        ranks += _ranks(label, own, inside)
     if not compared:
         return undecided(study, "no seed has a subnet both alone and inside the supernet")
     comparisons = [replace(found, sentence=_solo_says(found)) for found in corrected(compared)]
@@ -215,13 +224,13 @@ def _role(line: Line) -> str:
 
 
 def _solo_says(found: Comparison) -> str:
-    match = found.names[0].removeprefix("alone ")
+    match, place = found.names[0].removeprefix("alone "), found.names[1]
     return says(
         found,
-        better=f"{match} a subnet trained alone is {{}} better than inside the supernet",
-        worse=f"{match} a subnet trained alone is {{}} worse than inside the supernet",
-        equivalent=f"{match} a subnet is as good alone as inside the supernet, within {found.margin:g} points",
-        cannot_tell=f"cannot tell whether {match} a subnet is worse or better off inside the supernet",
+        better=f"{match} a subnet trained alone is {{}} better than {place}",
+        worse=f"{match} a subnet trained alone is {{}} worse than {place}",
+        equivalent=f"{match} a subnet is as good alone as {place}, within {found.margin:g} points",
+        cannot_tell=f"cannot tell whether {match} a subnet is worse or better off {place}",
     )
 
 

@@ -1,6 +1,7 @@
 """What the studies of whole strategies force: `baseline`, `geometry`, and any study that is not ours."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def conclude_arms(study: Study, results: Sequence[Line], times: Sequence[Line]) 
 
 
 def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
-    """Is RSS better than Progressive Shrinking, at equal passes and at equal seconds, and is PS as released PS?
+    """Is RSS better than Progressive Shrinking, at equal epochs (the paper's), passes or seconds, and as released?
 
     The first is what the study is made for and is tested by itself; all other comparisons are corrected together.
     """
@@ -72,14 +73,17 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
     comparisons = first + corrected([comparison for comparison in compared if comparison.names != PRIMARY])
     found = {comparison.names: comparison for comparison in comparisons}
     main = found.get(PRIMARY)
-    released = found.get(("ps-released", "ps"))
     seconds = [c for c in comparisons if "seconds" in (match[c.names[0]], match[c.names[1]])]
+    others = [found.get(names) for names in (("rss", "ps-ofa"), ("rss", "stratified"), ("ps-released", "ps"))]
+    equal = f"at equal {match.get('ps', 'epochs')}"
+    at_passes = found.get(("rss", "ps@rss-passes"))
     if main is None and not comparisons:
         return undecided(study, "no seed has results of both rss and ps")
     sentence = sentence_of(
-        f"at equal passes {main.sentence}" if main else "cannot tell whether rss or ps is better at equal passes",
+        f"{equal} {main.sentence}" if main else f"cannot tell whether rss or ps is better {equal}",
+        f"at equal passes {at_passes.sentence}" if at_passes else "",
         *(f"{_at_seconds(comparison.names, times)} {comparison.sentence}" for comparison in seconds),
-        released.sentence if released else "",
+        *(comparison.sentence for comparison in others if comparison),
     )
     return Conclusion(
         study=study["name"],
@@ -95,7 +99,7 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
             seeds_note((main or comparisons[0]).seeds),
             *needed_notes(main or comparisons[0]),
             HOLM_NOTE,
-            *(f"{a} and {b} did not train for equal passes." for a, b in found if "own" in (match[a], match[b])),
+            *(f"{a} and {b} did not train for equal passes." for a, b in _unequal_passes(times, found)),
             *_time_notes(times),
         ),
     )
@@ -104,7 +108,8 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
 def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
     """Which arms to compare: each with the rss of its match, or else with plain `rss`.
 
-    An arm "rss@ps-seconds", which trained for as long as ps took, is compared with `ps`. And `ps-released` with `ps`.
+    An arm "rss@ps-seconds", which trained for as long as ps took, is compared with `ps`; `ps-published`, at its
+    published learning rates, with `rss-published`; and `ps-released` also with `ps`.
     """
     pairs = []
     for arm, kind in match.items():
@@ -112,9 +117,48 @@ def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
         if base == "rss":
             pairs += [(arm, other.removesuffix("-seconds"))] if other.removesuffix("-seconds") in match else []
             continue
-        rivals = [rss for rss in match if rss.partition("@")[0] == "rss" and match[rss] == kind] or ["rss"]
+        alike = ("rss", "rss-published") if arm == "ps-published" else ("rss",)
+        rivals = [rss for rss in match if rss.partition("@")[0] in alike and match[rss] == kind] or ["rss"]
         pairs += [(rivals[0], arm)] if rivals[0] in match else []
     return pairs + ([("ps-released", "ps")] if {"ps-released", "ps"} <= set(match) else [])
+
+
+def _unequal_passes(times: Sequence[Line], pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs of arms whose runs made subnet passes that differ by more than a fiftieth."""
+    passes = {line["arm"]: line["passes"] for line in times}
+    known = [(a, b) for a, b in pairs if a in passes and b in passes]
+    return [(a, b) for a, b in known if not math.isclose(passes[a], passes[b], rel_tol=0.02)]
+
+
+def conclude_tuning(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+    """Which learning rate is best for each strategy: the highest mean over seeds of a seed's mean.
+
+    A choice, not a test: there is no p value, and a best rate at the end of the grid is said to be there.
+    """
+    lines = population_lines(study, results)
+    rows: list[Row] = []
+    for strategy, rate in dict.fromkeys((x["factors"]["strategy"], x["factors"]["rate"]) for x in lines):
+        groups = [list(found.values()) for found in by_seed(where(lines, strategy=strategy, rate=rate)).values()]
+        mean = float(np.mean([np.mean(group) for group in groups]))
+        rows.append({"strategy": strategy, "rate": rate, "top1": mean, "seeds": len(groups)})
+    if not rows:
+        return undecided(study, "no run has results yet")
+    clauses, best = [], []
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == strategy]
+        top = max(own, key=lambda row: row["top1"])
+        rates = [row["rate"] for row in own]
+        edge = ", the largest tried" if top["rate"] == max(rates) else ""
+        edge = ", the smallest tried" if top["rate"] == min(rates) else edge
+        clauses.append(f"{strategy} is best at a rate of {top['rate']:g}{edge} ({top['top1']:.1f})")
+        best.append(f"{strategy} {top['rate']:g}")
+    return Conclusion(
+        study=study["name"],
+        sentence=sentence_of(*clauses),
+        verdict=", ".join(best),
+        tables={"rates": rows, "seconds": _seconds(_arms(study, lines), times)},
+        notes=("Rates are chosen by the mean over subnets and seeds; nothing is tested.",),
+    )
 
 
 def _at_seconds(names: tuple[str, str], times: Sequence[Line]) -> str:

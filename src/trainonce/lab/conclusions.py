@@ -1,4 +1,4 @@
-"""From a study's lines to what they force: one pure function for each of the five studies.
+"""From a study's lines to what they force: one pure function for each built-in study.
 
 Each takes study.json, the lines of results.jsonl and those of times.jsonl as plain dicts. Lines may be missing, as when
 a study was stopped: then less can be told. Designs and measures: docs/statistics.md.
@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trainonce.lab.conclude_factorial import conclude_factorial
 from trainonce.lab.conclude_probes import conclude_dose, conclude_solo
-from trainonce.lab.conclude_strategies import conclude_arms, conclude_baseline, conclude_geometry
+from trainonce.lab.conclude_strategies import conclude_arms, conclude_baseline, conclude_geometry, conclude_tuning
 from trainonce.lab.conclusion import Conclusion, Line, Study
 
 CONCLUSIONS: Mapping[str, Callable[[Study, Sequence[Line], Sequence[Line]], Conclusion]] = {
+    "tuning": conclude_tuning,
     "baseline": conclude_baseline,
     "dose": conclude_dose,
     "solo": conclude_solo,

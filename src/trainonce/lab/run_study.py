@@ -65,14 +65,7 @@ class StudyDirectory:
         """What `study.json` says; nothing where there is none. Raises `UserError` if it is not valid."""
         return read_json(self.study_file) if self.study_file.exists() else {}
 
-    def paces(self) -> dict[str, float]:
-        """The paces that the study was planned with, seconds an epoch by recipe; none for a fresh one."""
-        paces = self.recorded().get("pace", {})
-        if not isinstance(paces, dict) or not all(isinstance(value, float) for value in paces.values()):
-            raise UserError(f"{self.study_file}: its 'pace' is damaged")
-        return paces
-
-    def claim(self, study: Study, data: DataSet, *, paces: dict[str, float], provenance: dict[str, Any]) -> None:
+    def claim(self, study: Study, data: DataSet, *, provenance: dict[str, Any]) -> None:
         """Write `study.json`, or make sure that the one there is of the same study.
 
         Raises `UserError` that says what differs.
@@ -86,7 +79,7 @@ class StudyDirectory:
             raise UserError(f"{self.path} holds a run: name another directory for the study")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.study_file, to_json(asked | _words(study) | {"pace": paces, "provenance": provenance}))
+            write_atomic(self.study_file, to_json(asked | _words(study) | {"provenance": provenance}))
         except OSError as error:
             raise RunError(f"cannot write {self.study_file}: {error.strerror}") from error
 

@@ -4,8 +4,8 @@ Nothing here trains. `trainonce.lab.designs` makes the five built-in studies, `t
 """
 
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -124,18 +124,18 @@ class Study(Settings):
 class Ground:
     """What a study is planned for: the images' shape and number, the network, how long, how often.
 
-    `pace` gives about how many seconds an epoch of a recipe takes here; only studies that compare at equal time ask.
+    `rates` are tuned learning rates by recipe, as multiples of its own.
     """
 
     image_size: int
     channels: int
     classes: int
     train_images: int
-    pace: Callable[[Recipe], float]
     geometry: str | None = None
     scale: float = 1.0
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, geometry: str | None = None, **fields: Any) -> MobileNetV3Settings:
         """The supernet's settings; by default in the geometry of the study."""
