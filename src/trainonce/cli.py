@@ -70,6 +70,7 @@ from trainonce.files import private_folder
 from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.memory import is_out_of_memory
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
+from trainonce.names import command
 from trainonce.population import (
     MOST_PER_BUCKET,
     best_within,
@@ -320,7 +321,7 @@ def train(
             ranks=ranks,
         )
     if not finished:
-        display.err.print(f"Stopped and saved. Go on with: trainonce train --resume {run.path}")
+        display.err.print(f"Stopped and saved. Go on with: {command('trainonce', 'train', '--resume', run.path)}")
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # another process may have been the one to be told
     if not ranks.first:
         return
@@ -331,7 +332,7 @@ def train(
         return
     display.out.print(
         f"Trained in {display.duration(result['seconds'])}: training loss {metrics['loss']:.3f}, "
-        f"top-1 {metrics['top1']:.1f}% on augmented images.\nNext: trainonce evaluate {run.path}"
+        f"top-1 {metrics['top1']:.1f}% on augmented images.\nNext: {command('trainonce', 'evaluate', run.path)}"
     )
 
 
@@ -426,7 +427,8 @@ def evaluate(
         return
     display.out.print(f"Top-1 in percent on {lines[0]['images']} {split} images of {data.name}")
     display.out.print(display.population_table(summaries))
-    display.err.print(f"Next: trainonce extract {run.path} --max-macs {chosen[len(chosen) // 2].centre / 1e6:.2g}")
+    middle_macs = f"{chosen[len(chosen) // 2].centre / 1e6:.2g}"
+    display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', middle_macs)}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from trainonce.cli_tools import numbers
 from trainonce.data import load_dataset
 from trainonce.importing import import_ofa
 from trainonce.models.ofa import OFA_NETWORKS, OFA_RESOLUTIONS
+from trainonce.names import command
 from trainonce.run import RunDirectory
 
 
@@ -72,5 +73,5 @@ def import_ofa_run(
         return
     display.out.print(
         f"{name}: {net.space.count():.3g} subnets of {low.macs / 1e6:.4g} to {high.macs / 1e6:.4g} M MACs, "
-        f"{images.num_classes} classes.\nNext: trainonce evaluate {run.path}"
+        f"{images.num_classes} classes.\nNext: {command('trainonce', 'evaluate', run.path)}"
     )

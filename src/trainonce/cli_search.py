@@ -27,6 +27,7 @@ from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
+from trainonce.names import command
 from trainonce.population import Line, newest_lines
 from trainonce.run import RunDirectory, provenance
 from trainonce.search import (
@@ -279,4 +280,4 @@ def _show(run: RunDirectory, outcome: Outcome, memo: Memo, tested: dict[str, Any
     if tested is not None:
         display.out.print(f"The better of both has {tested['top1']:.2f}% on {tested['images']} test images.")
     display.err.print(f"{memo.made} scores were made now, {memo.asked - memo.made} were recorded before.")
-    display.err.print(f"Next: trainonce extract {run.path} {outcome.best.arch}")
+    display.err.print(f"Next: {command('trainonce', 'extract', run.path, str(outcome.best.arch))}")

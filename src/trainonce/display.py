@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from trainonce.data import DataSet
@@ -17,6 +18,7 @@ from trainonce.finetune import FinetuneProgress
 from trainonce.lab.study import Study
 from trainonce.lab.summary import ArmSummary
 from trainonce.models import Supernet
+from trainonce.names import printable
 from trainonce.nn import native
 from trainonce.population import BucketSummary, Line
 from trainonce.recipes import Recipe
@@ -25,8 +27,18 @@ from trainonce.search import Outcome, Problem
 from trainonce.search.measures import SHOWN
 from trainonce.train import Progress as TrainProgress
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+class _Printable(Console):
+    """A console that shows what names make a terminal obey, instead of handing it on."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of something to show, as `Console.render` gives them."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = _Printable(highlight=False, soft_wrap=True, markup=False)
+err = _Printable(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 FRONT_ROWS = 25
 """At most so many subnets of a front are shown; front.json has all."""

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trainonce.errors import UserError
+from trainonce.names import FileName
 from trainonce.settings import Settings
 from trainonce.space import SearchSpace
 
@@ -126,7 +127,7 @@ class Phase(Settings):
 class Recipe(Settings):
     """A training strategy: phases, and the optimizer settings they share (SGD with Nesterov momentum)."""
 
-    name: str
+    name: FileName
     """What the recipe is called in tables and figures."""
     about: str
     """What it does and where it comes from, in a sentence."""

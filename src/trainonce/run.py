@@ -16,7 +16,6 @@ subnets/<id>/      a subnet taken out, see `trainonce.subnet`
 
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
 from trainonce.files import append_line, fits_record, locked, read_json, read_lines, to_json, write_atomic, write_lines
 from trainonce.models import Supernet, build
+from trainonce.names import command
 from trainonce.nn import native
 from trainonce.precision import Precision
 from trainonce.recipes import Recipe
@@ -297,7 +297,7 @@ def provenance(device: str) -> dict[str, Any]:
     """The command, the time, and the versions, device and machine that results depend on."""
     program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join(["trainonce" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "command": command("trainonce" if program == "__main__.py" else program, *sys.argv[1:]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "trainonce": __version__,
         "torch": torch.__version__,

@@ -138,7 +138,7 @@ def test_a_recipe_beside_the_file(tmp_path: Path) -> None:
         ('[[arms]]\nname = "a"\nrecipe = "rsss"', "unknown recipe 'rsss' .did you mean 'rss'"),
         ('[[arms]]\nname = "a"\nrecipe = "rss"\nepochs = 1\npasses = 2', "arm 'a' has both epochs and passes"),
         ('[[arms]]\nname = "a"\nrecipe = "rss"\n[[arms]]\nname = "a"\nrecipe = "ps"', "two arms are called 'a'"),
-        ('[[arms]]\nname = "../a"\nrecipe = "rss"', "arms.0.name: String should match"),
+        ('[[arms]]\nname = "../a"\nrecipe = "rss"', "arms.0.name: a name becomes part of a path"),
         ('[[arms]]\nname = "a"\nrecipe = "rss"\ngeometry = "round"', "unknown geometry 'round'; the geometries are"),
         ('[[arms]]\nname = "a"\nrecipe = "rss"\nmodel = { widht = 2 }', "unknown key 'widht'"),
         ('[[arms]]\nname = "a"\nrecipe = "rss"\nprobes = ["k3"]', "architecture 'k3': part 1 is k3 where"),

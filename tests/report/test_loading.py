@@ -123,6 +123,7 @@ def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
         ({"runs": 3}, "'runs' is missing or no list"),
         ({"runs": [{"name": "a"}]}, "runs 1: its 'arm'"),
         ({"evaluate": None}, "'evaluate' is missing"),
+        ({"runs": [{"name": "../../x", "arm": "a", "seed": 0}]}, "a name becomes part of a path"),
         ({"runs": []}, "has no results yet"),
     ],
 )

@@ -28,6 +28,7 @@ from trainonce.files import append_line, read_json, read_lines, to_json, write_a
 from trainonce.lab.forgetting import Prober, ProberSettings, default_probes
 from trainonce.lab.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
+from trainonce.names import file_name
 from trainonce.population import Bucket, Line, draw_population, evaluate_population, make_buckets
 from trainonce.recipes import Recipe, timetable
 from trainonce.run import RunDirectory
@@ -58,8 +59,8 @@ class StudyDirectory:
         return RunDirectory(self.path).lock()
 
     def run(self, name: str) -> RunDirectory:
-        """The directory of one run."""
-        return RunDirectory(self.runs / name)
+        """The directory of one run. Raises `UserError` for a name that cannot be one."""
+        return RunDirectory(self.runs / file_name(name))
 
     def recorded(self) -> dict[str, Any]:
         """What `study.json` says; nothing where there is none. Raises `UserError` if it is not valid."""

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.names import FileName
 from trainonce.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, draw_population, make_buckets
 from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
@@ -24,7 +25,6 @@ Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 LONGEST_SCALE, MOST_SEEDS = 1000.0, 1000
 """The most that a study may be lengthened and repeated."""
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$"
 
 GIVEN = {
     "geometry": "`geometry` is a key of the arm itself",
@@ -57,7 +57,7 @@ class EvaluatePlan(Settings):
 class Arm(Settings):
     """One side of a comparison: what differs from the other arms, and is repeated over seeds."""
 
-    name: str = Field(pattern=RUN_NAME)
+    name: FileName
     """In tables and figures."""
     about: str = ""
     """What is trained, in a sentence."""
@@ -66,7 +66,7 @@ class Arm(Settings):
 class StudyRun(Settings):
     """One training run of a study, complete."""
 
-    name: str = Field(pattern=RUN_NAME)
+    name: FileName
     """Its directory under runs/."""
     arm: str
     """The arm it belongs to."""
@@ -87,7 +87,7 @@ class StudyRun(Settings):
 class Study(Settings):
     """Many runs that answer one question together."""
 
-    name: str
+    name: FileName
     """What the study is called."""
     design: str | None = None
     """The built-in study that it is, whose conclusion it gets; None for a person's own, whatever its name."""
@@ -228,7 +228,7 @@ class ArmFile(Arm):
 class StudyFile(Settings):
     """A study as a person writes it in TOML: every arm is trained with every seed."""
 
-    name: str
+    name: FileName
     """What the study is called. Default: the file's name."""
     about: str = ""
     """What is compared and what is held constant."""

@@ -17,6 +17,7 @@ from trainonce.evaluate import SplitName
 from trainonce.exposure import ExposureTable
 from trainonce.files import fits_record, read_json, read_lines, shown
 from trainonce.lab.conclusions import conclude
+from trainonce.names import file_name
 from trainonce.population import Line, newest_lines
 from trainonce.run import NUMBER, RunConfig, RunDirectory
 from trainonce.search.measures import NAMES as MEASURES
@@ -222,7 +223,7 @@ def read_study(path: Path, split: SplitName | None = None) -> Group:
     chosen: SplitName = split or ("validate" if evaluate.get("split") == "validate" else "test")
     results = checked_lines(path / "results.jsonl", RESULT_LINE)
     times = {line["run"]: line for line in checked_lines(path / "times.jsonl", TIME_LINE)}
-    there = [one for one in plan if (path / "runs" / one["name"] / "run.json").exists()]
+    there = [one for one in plan if (path / "runs" / file_name(one["name"]) / "run.json").exists()]
     finished = times.keys() | {line["run"] for line in results}
     runs = []
     for planned in [one for one in there if one["name"] in finished] or there:

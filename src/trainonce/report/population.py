@@ -1,10 +1,10 @@
 """The population as the paper draws it: top-1 against MACs, a box for each bucket, arms side by side; Pareto fronts."""
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.models import Supernet
+from trainonce.names import command, quoted
 from trainonce.population import Bucket, BucketSummary, Line, make_buckets, newest_lines, pareto_front, summarise
 from trainonce.report.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.run import RunDirectory
@@ -155,7 +156,7 @@ def _means(arm: ArmPopulation, seeds: set[int]) -> dict[str, float]:
 
 def extract_command(run: str, arch: str) -> str:
     """The command that takes a subnet out of a run."""
-    return shlex.join(["trainonce", "extract", run, arch])
+    return command("trainonce", "extract", Path(run), arch)
 
 
 def readable(arch: str) -> list[tuple[str, str]]:
@@ -207,9 +208,9 @@ def points(info: PopulationInfo) -> list[dict[str, Any]]:
             row = {"arm": arm.label, "x": round(x, 4), "top1": line["top1"], "macs": line["macs"] / 1e6}
             row |= {
                 "params": line["params"] / 1e6,
-                "arch": line["arch"],
+                "arch": quoted(line["arch"]),
                 "seed": line["seed"],
-                "run": shlex.quote(line["run"]),
+                "run": quoted(Path(line["run"])),
             }
             rows.append(row)
     return rows
@@ -275,8 +276,8 @@ def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
         for run, front in arm.fronts.items():
             corners = [(line["macs"] / 1e6, line["top1"], line["arch"]) for line in front]
             corners.append((last, front[-1]["top1"], front[-1]["arch"]))
-            named = {"arm": arm.label, "run": shlex.quote(run), "seed": front[0]["seed"]}
-            rows += [named | {"macs": macs, "top1": top1, "arch": arch} for macs, top1, arch in corners]
+            named = {"arm": arm.label, "run": quoted(Path(run)), "seed": front[0]["seed"]}
+            rows += [named | {"macs": macs, "top1": top1, "arch": quoted(arch)} for macs, top1, arch in corners]
     return rows
 
 

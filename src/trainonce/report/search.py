@@ -1,10 +1,11 @@
 """What the last search of a run found: its front, and random search's with as many true scores."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainonce.names import quoted
 from trainonce.report.charts import ZERO, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import RunRecord
 from trainonce.search.measures import SHOWN
@@ -89,12 +90,12 @@ def points_of(info: SearchInfo) -> list[dict[str, Any]]:
     return [
         {
             "arm": side.label,
-            "run": shlex.quote(info.run),
+            "run": quoted(Path(info.run)),
             "seed": info.seed,
             "x": value_of(entry, info.measure),
             "top1": entry["top1"],
             "macs": entry["macs"] / 1e6,
-            "arch": entry["arch"],
+            "arch": quoted(entry["arch"]),
         }
         for side in info.sides
         for entry in side.front

@@ -1,0 +1,70 @@
+"""Names that people give: which of them can be a file's, how they are shown, how a command is written with them."""
+
+import os
+import shlex
+import unicodedata
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from trainonce.errors import UserError
+
+LONGEST_NAME = 100
+"""In bytes of UTF-8. File systems take 255, and a directory's name is made of several."""
+
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that make a terminal show the others in another order."""
+
+
+def _obeyed(char: str) -> bool:
+    """Whether a terminal obeys a character instead of showing it, or cannot show it."""
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal would obey written as an escape, but for ends of lines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode() if _obeyed(char) and char not in "\n\t" else char for char in text
+    )
+
+
+def file_name(name: str) -> str:
+    """The name, where it can be the name of a file or directory or a part of one, and be shown.
+
+    Raises `UserError` for one that is empty or long, that names another place, or that a terminal would not just show.
+    """
+    if not name or any(map(_obeyed, name)) or len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"a name has 1 to {LONGEST_NAME} bytes and no control characters, which {name[:99]!r} is not")
+    if "/" in name or "\\" in name or name[0] in ".-~ " or name[-1] == " ":
+        raise UserError(
+            f"a name becomes part of a path: it has no slash, no blank at an end and no . - ~ in front, as {name!r} has"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(file_name)]
+"""A field of settings that becomes part of a path."""
+
+
+def command(*words: str | Path) -> str:
+    """The words as one line that a shell reads as those words again: `trainonce` and its arguments.
+
+    A path never looks like an option. What a terminal would obey is written as bash and zsh read it: $'\\x1b'.
+    """
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str | Path) -> str:
+    """One word of `command`."""
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"
+    if not any(map(_obeyed, text)):
+        return shlex.quote(text)
+    shown = (
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\x{byte:02x}" for byte in os.fsencode(text)
+    )
+    return "$'" + "".join(shown) + "'"
