@@ -3,16 +3,18 @@
 # make test-long      the tests that take long: kills at many moments, whole studies
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
+# make test-lowest    the story with the lowest versions allowed of what is needed (in an environment of its own)
 # make test-export    exports that need OpenVINO and ExecuTorch (installs them: 300 MB)
 # make bench   speed against the plain way (about ten minutes, on a machine that does nothing else)
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-long test-ray test-browser test-export bench check format wheel clean
+.PHONY: demo test test-long test-ray test-browser test-lowest test-export bench check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +37,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # the training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not ray and not export"
+	python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not ray and not lowest and not export"
 
 test-long: $(INSTALLED)
 	python -m pytest -q -m long
@@ -46,6 +48,15 @@ test-browser: $(INSTALLED)
 test-ray: $(INSTALLED)
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	python -m pytest -q -m ray
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[plot,search,onnx,hub]' pytest pytest-timeout hypothesis
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -q -o filterwarnings=default tests/test_lowest.py tests/test_hub.py
 
 test-export: $(INSTALLED)
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,openvino,executorch]'
@@ -68,4 +79,4 @@ wheel: $(INSTALLED)
 	python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
