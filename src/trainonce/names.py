@@ -26,9 +26,12 @@ def printable(text: str) -> str:
     """The text with every character that a terminal would obey written as an escape, but for ends of lines and tabs."""
     if text.isprintable():
         return text
-    return "".join(
-        char.encode("unicode_escape").decode() if _obeyed(char) and char not in "\n\t" else char for char in text
-    )
+    return "".join(_escaped(char) if _obeyed(char) and char not in "\n\t" else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    """A byte that is not UTF-8, as file names may have, is spelled as \\xe9 is; so is any other character."""
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
 
 
 def file_name(name: str) -> str:
