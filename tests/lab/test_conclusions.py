@@ -116,13 +116,17 @@ def test_the_papers_comparison_is_at_equal_epochs() -> None:
         ("rss", "stratified"): -1,
         ("rss", "rss-published"): 5,
         ("rss-published", "ps-published"): 2,
-        ("ps-released", "ps"): -5,
+        ("ps-released", "ps-published"): -1,
+        ("stratified", "ps@rss-passes"): 5,
     }
     says = found.sentence
     assert says.startswith("At equal epochs rss is 3.0 points better than ps (")
     assert "; at equal passes rss is 4.0 points better than ps@rss-passes (" in says
     assert "; rss is 1.0 points better than ps-ofa (" in says
     assert "; rss is 1.0 points worse than stratified (" in says
+    assert "; rss-published is 2.0 points better than ps-published (" in says
+    assert "; ps-released is 1.0 points worse than ps-published (" in says
+    assert "; stratified is 5.0 points better than ps@rss-passes (" in says
 
 
 def test_tuning_takes_the_best_mean() -> None:
@@ -231,6 +235,26 @@ def test_times_that_do_not_compare_are_said_to() -> None:
 def test_arms_are_compared_inside_their_match() -> None:
     match = {"ps": "passes", "rss": "passes", "ps@rss-seconds": "seconds", "rss@s": "seconds", "sandwich": "passes"}
     assert baseline_pairs(match) == [("rss", "ps"), ("rss@s", "ps@rss-seconds"), ("rss", "sandwich")]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "published"),
+    [
+        ((), ("rss", "ps")),
+        (("ps",), ("rss", "ps-published")),
+        (("rss",), ("rss-published", "ps")),
+        (("rss", "ps"), ("rss-published", "ps-published")),
+    ],
+)
+def test_what_was_registered_is_compared(tuned: tuple[str, ...], published: tuple[str, str]) -> None:
+    """Whichever of rss and ps has a tuned rate beside its published one."""
+    arms = ["rss", "stratified", "ps", "ps@rss-passes", "ps-released", *(f"{arm}-published" for arm in tuned)]
+    pairs = baseline_pairs(dict.fromkeys(arms, "epochs"))
+    assert ("rss", "ps") in pairs
+    assert published in pairs
+    assert ("ps-released", published[1]) in pairs
+    assert ("stratified", "ps@rss-passes") in pairs
+    assert len(set(pairs)) == len(pairs)
 
 
 # dose

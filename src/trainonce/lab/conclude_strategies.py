@@ -74,7 +74,7 @@ def conclude_baseline(study: Study, results: Sequence[Line], times: Sequence[Lin
     found = {comparison.names: comparison for comparison in comparisons}
     main = found.get(PRIMARY)
     seconds = [c for c in comparisons if "seconds" in (match[c.names[0]], match[c.names[1]])]
-    others = [found.get(names) for names in (("rss", "ps-ofa"), ("rss", "stratified"), ("ps-released", "ps"))]
+    others = [found.get(names) for names in (("rss", "ps-ofa"), ("rss", "stratified"), *_preregistered(match))]
     equal = f"at equal {match.get('ps', 'epochs')}"
     at_passes = found.get(("rss", "ps@rss-passes"))
     if main is None and not comparisons:
@@ -109,7 +109,7 @@ def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
     """Which arms to compare: each with the rss of its match, or else with plain `rss`.
 
     An arm "rss@ps-seconds", which trained for as long as ps took, is compared with `ps`; `ps-published`, at its
-    published learning rates, with `rss-published`; and `ps-released` also with `ps`.
+    published learning rates, with `rss-published`. And those of `_preregistered`.
     """
     pairs = []
     for arm, kind in match.items():
@@ -120,7 +120,18 @@ def baseline_pairs(match: Mapping[str, str]) -> list[tuple[str, str]]:
         alike = ("rss", "rss-published") if arm == "ps-published" else ("rss",)
         rivals = [rss for rss in match if rss.partition("@")[0] in alike and match[rss] == kind] or ["rss"]
         pairs += [(rivals[0], arm)] if rivals[0] in match else []
-    return pairs + ([("ps-released", "ps")] if {"ps-released", "ps"} <= set(match) else [])
+    return list(dict.fromkeys([*pairs, *_preregistered(match)]))
+
+
+def _preregistered(match: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What docs/preregistration.md asks beyond each arm against rss, of the arms that there are.
+
+    rss and ps at their published rates, which are the tuned ones where there are no others; the released code against
+    ps at its published rates; and removing selection bias against mitigation.
+    """
+    rss, ps = (f"{arm}-published" if f"{arm}-published" in match else arm for arm in PRIMARY)
+    pairs = [(rss, ps), ("ps-released", ps), ("stratified", "ps@rss-passes")]
+    return [pair for pair in pairs if set(pair) <= set(match) and pair != PRIMARY]
 
 
 def _unequal_passes(times: Sequence[Line], pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
