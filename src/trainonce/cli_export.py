@@ -9,6 +9,7 @@ import typer
 from trainonce import display
 from trainonce.cli_options import DataDir, Json, MovedData, Threads
 from trainonce.cli_tools import for_each, stoppable, use_threads
+from trainonce.data.decode import KINDS
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import FILE as CERTIFICATE
@@ -114,7 +115,7 @@ def predict(
         Path,
         typer.Argument(metavar="SUBNET|FILE.onnx", help="A subnet's directory or its ONNX file.", show_default=False),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG or PNG files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=f"{KINDS} files.", show_default=False)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
     as_json: Json = False,
 ) -> None:

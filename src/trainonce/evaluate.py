@@ -7,7 +7,7 @@ arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from pydantic import Field
@@ -21,13 +21,14 @@ from trainonce.files import fits_record
 from trainonce.limits import refuse_beyond_memory
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork
-from trainonce.settings import Settings
+from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_seed
 from trainonce.stages import Chain
 
 SplitName = Literal["validate", "test"]
 
 
+@final
 class EvaluateSettings(Settings):
     """How subnets are calibrated and scored."""
 
@@ -63,6 +64,7 @@ class Evaluator:
         self.split_name = split
         self.split: Split = {"validate": data.validate, "test": data.test}[split]
         self.settings = settings or EvaluateSettings()
+        refuse_subclass(self.settings, EvaluateSettings)
         _, channels, height, width = data.calibrate.shape
         if data.calibrate.device.type == "cpu":
             images = self.settings.calibration_images

@@ -70,8 +70,9 @@ class ExposureTable:
         return content.getvalue()
 
     @classmethod
-    def read(cls, path: Path) -> "ExposureTable":
+    def read(cls, path: str | Path) -> "ExposureTable":
         """The table in an .npz file. Raises `UserError` that names the file."""
+        path = Path(path)
         if not path.exists():
             raise UserError(f"there is no {path}: the run was trained without recording its exposure")
         found = read_arrays(path)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
 from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
-from trainonce.settings import Settings
+from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.tally import Tally
 from trainonce.train_state import sgd
@@ -40,6 +40,7 @@ TIMED_STEPS = 4
 """Steps that an estimate of time is made from, after one that warms up."""
 
 
+@final
 class FinetuneSettings(Settings):
     """How a subnet is fine-tuned."""
 
@@ -116,6 +117,7 @@ def finetune(
     `UserError` where there is no teacher to learn from, and `RunError` where a loss or score is not finite.
     """
     assert evaluator.split_name == "validate", "the test split chooses nothing"
+    refuse_subclass(settings, FinetuneSettings)
     began = time.monotonic()
     loop = _Loop(network, evaluator, settings, teacher)
     before = finite(evaluator.score(_copy(network)), "validate")

@@ -61,12 +61,13 @@ def from_pretrained(
     return read_subnet(Path(local))
 
 
-def files_to_push(path: Path) -> list[Path]:
+def files_to_push(path: str | Path) -> list[Path]:
     """The files of a subnet's directory that `push_to_hub` uploads, by relative name.
 
     All but hidden ones, what Python leaves beside model.py, and exports that failed. Raises `UserError` where it is no
     whole subnet.
     """
+    path = Path(path)
     read_subnet(path)
     found = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
     return [file for file in found if not any(_stays(part) for part in file.parts)]

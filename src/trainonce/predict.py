@@ -32,7 +32,7 @@ class Classifier:
     unchecked: str = ""
     """Where nothing says whether the network is whole: that, in a sentence."""
 
-    def prepared(self, path: Path) -> Tensor:
+    def prepared(self, path: str | Path) -> Tensor:
         """An image file as the network's input, float32 [1, C, resolution, resolution].
 
         Treated as a training image is when it is scored: turned upright, central square, antialiased resize to the
@@ -46,10 +46,10 @@ class Classifier:
         return resize(normalise(x_1CHW, mean=how.mean, std=how.std), how.resolution)
 
     @torch.inference_mode()
-    def predict(self, paths: Sequence[Path], top: int = 1) -> Iterator["Prediction"]:
+    def predict(self, paths: Sequence[str | Path], top: int = 1) -> Iterator["Prediction"]:
         """Classify image files, in their order. A file that cannot be classified keeps no other from it."""
         for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
+            batch = [Path(path) for path in paths[start : start + BATCH]]
             inputs = [self._prepared_or_why(path) for path in batch]
             images = [x_1CHW for x_1CHW in inputs if isinstance(x_1CHW, Tensor)]
             logits = iter(self.run(torch.cat(images)) if images else ())
@@ -79,11 +79,12 @@ class Prediction:
     """The likeliest classes with their probabilities, the likeliest first; or why there are none."""
 
 
-def open_classifier(path: Path) -> Classifier:
+def open_classifier(path: str | Path) -> Classifier:
     """The classifier in a subnet's directory, computed by torch, or in an .onnx file, computed by ONNX Runtime.
 
     Raises `UserError` for anything else, for what is damaged or foreign, and where ONNX Runtime is not installed.
     """
+    path = Path(path)
     if path.is_dir():
         network, description = read_subnet(path)
         file = describe_file(description, weights_sha256(network), where=str(path))

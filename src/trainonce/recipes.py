@@ -12,7 +12,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,7 @@ CYCLED: tuple[Slot, ...] = ("uniform", "stratified")
 """Slots that can stand in a cycle, beside architectures (of which `largest` and `smallest` are two)."""
 
 
+@final
 class Phase(Settings):
     """One stretch of training."""
 
@@ -124,6 +125,7 @@ class Phase(Settings):
         return space.restrict(self.restrict).keep_largest(self.keep_largest)
 
 
+@final
 class Recipe(Settings):
     """A training strategy: phases, and the optimizer settings they share (SGD with Nesterov momentum)."""
 
@@ -442,11 +444,12 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 """Every recipe by name. Those without a published length for images of this size have RSS's 590 subnet passes."""
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str | Path) -> Recipe:
     """The recipe of that name, or the one in a TOML file.
 
     Raises `UserError` that names the valid recipes, or the file and key that are wrong.
     """
+    name_or_path = str(name_or_path)
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
     if not name_or_path.endswith(".toml"):

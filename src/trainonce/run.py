@@ -151,9 +151,9 @@ class RunDirectory:
 
     def load_data(
         self,
-        data_dir: Path | None = None,
+        data_dir: str | Path | None = None,
         *,
-        moved_to: str | None = None,
+        moved_to: str | Path | None = None,
         stream: bool | None = None,
         workers: int | None = None,
     ) -> DataSet:
@@ -163,7 +163,7 @@ class RunDirectory:
         Raises `UserError` where they cannot be had or are not the ones trained on.
         """
         config = self.config()
-        source = config.data if moved_to is None else config.data.model_copy(update={"name_or_path": moved_to})
+        source = config.data if moved_to is None else config.data.model_copy(update={"name_or_path": str(moved_to)})
         if moved_to is None and Path(source.name_or_path).is_absolute() and not Path(source.name_or_path).exists():
             raise UserError(
                 f"the images of {self.path} were at {source.name_or_path} and are not there now; say where they are: "

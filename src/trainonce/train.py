@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, final
 
 import torch
 from pydantic import Field
@@ -36,7 +36,7 @@ from trainonce.precision import Precision, logits_in
 from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run import RunConfig, RunDirectory, provenance
 from trainonce.sampling import SubnetDraws
-from trainonce.settings import Settings
+from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.tally import StepRecord, Tally, not_finite
 from trainonce.train_state import TrainState, check_identity
@@ -47,6 +47,7 @@ LOOK_EVERY = 10
 """Steps between two looks at what a GPU has recorded: losses that are not finite, ranks that want to stop."""
 
 
+@final
 class TrainSettings(Settings):
     """How a run is carried out. With one process the weights do not depend on it, up to rounding."""
 
@@ -141,6 +142,10 @@ def train_supernet(
     steps later; all return or raise the same, and hold the same network when they return.
     """
     chosen, ranks = settings or TrainSettings(), ranks or Ranks()
+    refuse_subclass(recipe, Recipe)
+    for phase in recipe.phases:
+        refuse_subclass(phase, Phase)
+    refuse_subclass(chosen, TrainSettings)
     if not ranks.alone and chosen.device != ranks.device:
         raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
     check_device(chosen.device)

@@ -66,6 +66,7 @@ class TrainState:
         self.teacher = self._teacher(entry)
         self.teacher_dropouts = batch_dropouts(self.teacher) if self.teacher is not None else []
         self.optimizer = self._optimizer(entry)
+        _refuse_another(self.optimizer)
 
     def _trained_before(self, entry: PhaseSteps) -> SearchSpace:
         if entry.index == 0:
@@ -170,6 +171,8 @@ class TrainState:
         return f"Last good checkpoint: {last.name if last else 'none written yet'}"
 
     def _momenta(self) -> dict[str, Tensor]:
+        if self.optimizer is not None:
+            _refuse_another(self.optimizer)
         momenta = {} if self.optimizer is None else self.optimizer.state
         return {
             name: momenta[parameter]["momentum_buffer"]
@@ -240,6 +243,15 @@ def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _refuse_another(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `UserError` for any optimizer but torch's SGD: checkpoints would not keep its state."""
+    if type(optimizer) is not torch.optim.SGD:
+        raise UserError(
+            f"the optimizer is a {type(optimizer).__name__}, but training is closed to others than torch.optim.SGD: "
+            "its momentum is all that a checkpoint keeps, and a resumed run would go on without the state of another"
+        )
 
 
 def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:

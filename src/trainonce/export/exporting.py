@@ -18,13 +18,16 @@ from trainonce.export.reference import Reference
 from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_atomic, write_synced
 
 
-def export_subnet(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
+def export_subnet(
+    baseline: Baseline, target: Target, out: str | Path, *, max_loss: float = 1.0
+) -> tuple[Path, Certificate]:
     """Export to OUT/TARGET, replacing an earlier export there, and certify what was written.
 
     Returns the directory and the certificate. Raises `RunError` where the file is not the same network, or where int8
     loses more than `max_loss` points of top-1: what was written is then in OUT/TARGET.failed, and an earlier
     export stays. Raises `UserError` without the target's extra.
     """
+    out = Path(out)
     written = target.write(baseline.reference, max_loss)
     place = out / target.name
     if place.exists() and not (place / CERTIFICATE).is_file():
@@ -51,13 +54,16 @@ def export_subnet(baseline: Baseline, target: Target, out: Path, *, max_loss: fl
     return place, certificate
 
 
-def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: float = 1.0) -> tuple[Path, Certificate]:
+def check_export(
+    baseline: Baseline, target: Target, out: str | Path, *, max_loss: float = 1.0
+) -> tuple[Path, Certificate]:
     """Hold the files in OUT/TARGET against the subnet again; nothing is written, see `renew`.
 
     Files of a target that could unpickle are not opened: their hashes must be those in a certificate of this subnet
     that passed. Raises `RunError` where the files are damaged or not the same network, or where that cannot be told of
     int8 for want of images; `UserError` where they are not there or of another subnet.
     """
+    out = Path(out)
     place = out / target.name
     if not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} holds no export: make one first, without --check")
@@ -83,11 +89,12 @@ def check_export(baseline: Baseline, target: Target, out: Path, *, max_loss: flo
     return place, certificate
 
 
-def renew(place: Path, certificate: Certificate) -> None:
+def renew(place: str | Path, certificate: Certificate) -> None:
     """Replace the certificate of files that passed a check. Raises `RunError` where the disk refuses.
 
     One of files that were not opened has less to say than theirs, which stays.
     """
+    place = Path(place)
     if not isinstance(certificate.extracted_and_exported, Comparison):
         return
     try:

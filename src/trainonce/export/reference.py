@@ -68,11 +68,11 @@ class Reference:
 
 
 def read_reference(
-    path: Path,
+    path: str | Path,
     *,
-    run: Path | None = None,
-    data_dir: Path | None = None,
-    moved_to: str | None = None,
+    run: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    moved_to: str | Path | None = None,
     loaded: DataSet | None = None,
     images: int = 64,
 ) -> Reference:
@@ -84,6 +84,7 @@ def read_reference(
     caller has them already. `images` is how many random ones there are. Raises `UserError` for a directory that is no
     subnet, and for a `run` that was given and is none or whose images cannot be used.
     """
+    path = Path(path)
     network, description = read_subnet(path)
     file = describe_file(description, weights_sha256(network), where=str(path))
     supernet, no_supernet, data, no_data = None, "", None, ""

@@ -175,7 +175,7 @@ class Conductor:
     plan: EvaluatePlan
     source: DataSource
     fingerprint: str
-    data_dir: Path | None
+    data_dir: str | Path | None
     device: str
     beside: int | None
     """How many runs are trained at the same time; None on a cluster that has as many as there is room for."""
@@ -298,7 +298,7 @@ def run_study(
     directory: StudyDirectory,
     data: DataSet,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     device: str = "cpu",
     workers: int | None = None,
     cluster: str = LOCAL,
@@ -322,7 +322,7 @@ def run_study(
         plan=study.evaluate,
         source=data.source,
         fingerprint=data.fingerprint(),
-        data_dir=data_dir.resolve() if data_dir else None,
+        data_dir=Path(data_dir).resolve() if data_dir else None,
         device=device if cluster == LOCAL else torch.device(device).type,  # a worker there sees its own GPUs alone
         beside=runs_at_once(workers, cluster, len(missing)),
         save_every_s=save_every_s,

@@ -245,8 +245,9 @@ class StudyFile(Settings):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """The fields of `EvaluatePlan`."""
 
-    def build(self, ground: Ground, *, folder: Path, where: str) -> Study:
+    def build(self, ground: Ground, *, folder: str | Path, where: str) -> Study:
         """The study on this ground. Recipes in files are looked for beside `folder`. Raises `UserError`."""
+        folder = Path(folder)
         EvaluatePlan.parse(self.evaluate, where=f"{where}: evaluate")
         runs = [self._run(arm, seed, ground, folder, where) for seed in ground.seeds for arm in self.arms]
         values = {
@@ -293,8 +294,9 @@ def _recipe(arm: ArmFile, folder: Path, *, where: str) -> Recipe:
     return load_recipe(str(beside) if arm.recipe.endswith(".toml") and beside.exists() else arm.recipe)
 
 
-def load_study(path: Path) -> StudyFile:
+def load_study(path: str | Path) -> StudyFile:
     """The study in a TOML file. Raises `UserError` that names the file and the key that is wrong."""
+    path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

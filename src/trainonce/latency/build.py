@@ -185,8 +185,8 @@ def build_table(
     net: Supernet,
     settings: BuildSettings,
     *,
-    partial_file: Path | None = None,
-    out: Path | None = None,
+    partial_file: str | Path | None = None,
+    out: str | Path | None = None,
     on_progress: OnProgress = lambda done, total, text: None,
     prepare: Prepare | None = None,
     timer: Timer = time_ms,
@@ -202,7 +202,7 @@ def build_table(
     plan = make_plan(net, settings)
     where = {"machine": this_machine(), "versions": versions_of(settings.runtime)}
     identity = {"plan": plan.identity, "settings": settings.model_dump(), **where}
-    with Log.held(partial_file, identity) as log:
+    with Log.held(Path(partial_file) if partial_file else None, identity) as log:
         with pinned(settings.threads):
             chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
             measure(plan, Bench(chosen, settings, timer), log, on_progress)

@@ -91,8 +91,9 @@ class LatencyTable(Settings):
             total += self._times[name]
         return total
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the table, replacing one that is there. Raises `RunError` where the disk refuses."""
+        path = Path(path)
         values = self.model_dump(mode="json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

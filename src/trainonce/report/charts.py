@@ -79,8 +79,9 @@ def theme(*, dark: bool = False) -> dict[str, Any]:
     }
 
 
-def save_chart(chart: "alt.TopLevelMixin", path: Path) -> None:
+def save_chart(chart: "alt.TopLevelMixin", path: str | Path) -> None:
     """Write a chart into a .png, .svg or .pdf file. Raises `UserError` for another ending or without the extra."""
+    path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"a picture's name must end in {', '.join(FORMATS)}, not {path.name!r}")
     require_plotting()

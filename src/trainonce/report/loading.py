@@ -122,7 +122,7 @@ class Group:
 
 
 def read_groups(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     split: SplitName | None = None,
     *,
     centres_m: Sequence[float] = (),
@@ -135,7 +135,7 @@ def read_groups(
     Raises `UserError` for a path that holds neither, and for a damaged file.
     """
     groups, loose = [], []
-    for path in paths:
+    for path in map(Path, paths):
         if (path / STUDY_FILE).exists():
             groups.append(read_study(path, split))
         elif (path / "run.json").exists():
@@ -208,12 +208,13 @@ def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
     return [replace(run, arm=f"{run.arm} ({run.name})") if count[run.arm, run.seed] > 1 else run for run in named]
 
 
-def read_study(path: Path, split: SplitName | None = None) -> Group:
+def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     """What a study's directory holds: the plan, the results, and what its runs left.
 
     Runs that still train are left out, where any has finished. What conclusion.json does not say, since the study is
     not finished, is concluded from the results so far.
     """
+    path = Path(path)
     file = path / STUDY_FILE
     study = read_json(file)
     plan = _objects(study, "runs", PLANNED_RUN, file)

@@ -32,8 +32,9 @@ EXPLANATION = (
 )
 
 
-def write_report(groups: Sequence[Group], path: Path) -> None:
+def write_report(groups: Sequence[Group], path: str | Path) -> None:
     """Write the report into an .html file. Raises `RunError` where the disk refuses, `UserError` without the extra."""
+    path = Path(path)
     content = build_page(groups).encode(errors="backslashreplace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

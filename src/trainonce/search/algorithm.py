@@ -8,7 +8,7 @@ recorded scores, and everything follows from those, the settings and the seed.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, final
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from trainonce.search.evolution import evolve, require_optuna
 from trainonce.search.front import by_fronts
 from trainonce.search.predictor import LEAST_SUBNETS, Accuracy, Predictor, PredictorReport, accuracy_of, learn
 from trainonce.search.problem import Problem, Scores, feasible_subnet
-from trainonce.settings import Settings
+from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
 
 TrueScores = Callable[[Sequence[Architecture]], Scores]
@@ -32,6 +32,7 @@ MOST_SCORES = 1_000_000
 """The most true scores that a search may ask for."""
 
 
+@final
 class SearchSettings(Settings):
     """How long a search looks, and how."""
 
@@ -87,6 +88,7 @@ def search(problem: Problem, recorded: Scores, true_scores: TrueScores, settings
     """
     require_optuna()
     feasible = feasible_subnet(problem)
+    refuse_subclass(settings, SearchSettings)
     looking = _Search(problem, recorded, true_scores, settings, feasible)
     looking.begin()
     rounds = [looking.round(number) for number in range(settings.rounds)]

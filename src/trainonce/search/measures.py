@@ -79,7 +79,7 @@ def quantity(name: str, text: str) -> float:
     return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 
 
-def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None) -> Measure:
+def measure_named(name: str, net: Supernet, *, latency_table: str | Path | None = None) -> Measure:
     """The measure of that name for the subnets of a supernet, each counted once.
 
     Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet or
@@ -100,7 +100,7 @@ def measure_named(name: str, net: Supernet, *, latency_table: Path | None = None
     return Measure(name=name, of=cache(of[name]))
 
 
-def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
+def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:
     table = LatencyTable.read(path)
     if table.batch != 1:
         raise UserError(
@@ -115,7 +115,7 @@ def _latency(net: Supernet, path: Path) -> Callable[[Architecture], float]:
     return cache(lambda arch: table.predict_ms(net.describe(arch)))
 
 
-def table_at(run: RunDirectory, named: str | None) -> Path | None:
+def table_at(run: RunDirectory, named: str | Path | None) -> Path | None:
     """The latency table that a person names: a file, or a name in RUN/latency; without a name, the only one there.
 
     Raises `UserError` where there is no such table; gives None where none is named and none, or several, are there.

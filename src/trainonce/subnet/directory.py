@@ -68,8 +68,9 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[st
     }
 
 
-def check_place(path: Path) -> None:
+def check_place(path: str | Path) -> None:
     """Raise `UserError` where something else than a subnet is there, or lies in one: that is never replaced."""
+    path = Path(path)
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     if path.exists() and _format_of(path) is None and not (path.is_dir() and not names):
         raise UserError(f"{path.resolve()} is there already and is not a subnet: name another directory")
@@ -92,13 +93,13 @@ def _format_of(path: Path) -> str | None:
     return None
 
 
-def write_subnet(path: Path, network: PlainNetwork, description: dict[str, Any]) -> None:
+def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str, Any]) -> None:
     """Write a subnet's directory, whole or not at all, replacing one that is there with its exports.
 
     Raises `UserError` where something else than a subnet is there or where the description is none, and `RunError`
     where the disk refuses.
     """
-    path = path.resolve()
+    path = Path(path).resolve()
     check_place(path)
     try:
         _check_values(description)
@@ -132,7 +133,7 @@ def write_subnet(path: Path, network: PlainNetwork, description: dict[str, Any])
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def read_subnet(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
+def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
     """The network, in evaluation mode on the CPU, and the description of a subnet's directory.
 
     The directory's own model.py is compared with its checksum and never executed. Raises `UserError` that says what
@@ -209,11 +210,12 @@ def _check_values(description: dict[str, Any]) -> None:
     model_card(description).encode()
 
 
-def verify_subnet(path: Path, network: PlainNetwork) -> None:
+def verify_subnet(path: str | Path, network: PlainNetwork) -> None:
     """Reload a subnet just written and compare its output with the network's, to the last bit, on random images.
 
     Raises `RunError` where they differ.
     """
+    path = Path(path)
     reloaded, _ = read_subnet(path)
     spec = reloaded.spec
     generator = torch.Generator().manual_seed(0)
