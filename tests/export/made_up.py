@@ -10,14 +10,19 @@ from trainonce.export.description import Opened, Written
 from trainonce.export.onnx import FILE, SEAL
 
 
-def replaced(place: Path, model: Any) -> None:
-    """Put an `onnx.ModelProto` in the place of an export, with the hashes that are right for it."""
-    del model.metadata_props[1:]
-    content = SEAL.put(model.SerializeToString(deterministic=True))
-    (place / FILE).write_bytes(content)
+def replaced(place: Path, files: dict[str, bytes]) -> None:
+    """Put files in the place of an export's, and their hashes into its certificate."""
+    for name, content in files.items():
+        (place / name).write_bytes(content)
     certificate = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
-    certificate["files"] = {FILE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    certificate["files"] = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
     (place / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+
+
+def sealed(model: Any) -> dict[str, bytes]:
+    """The file of an `onnx.ModelProto`, with the hash that is right for it."""
+    del model.metadata_props[1:]
+    return {FILE: SEAL.put(model.SerializeToString(deterministic=True))}
 
 
 def shifted(by: float, precision: Literal["float32", "int8"] = "float32") -> Target:

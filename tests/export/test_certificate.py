@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.export.made_up import replaced, shifted
+from tests.export.made_up import replaced, sealed, shifted
 
 from trainonce import checkpoint
 from trainonce.errors import RunError, UserError
@@ -236,7 +236,7 @@ class TestCheck:
         values = numpy_helper.to_array(weight).copy()
         values.flat[np.abs(values).argmax()] += 3
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-        replaced(copy / "onnx", model)
+        replaced(copy / "onnx", sealed(model))
         with pytest.raises(RunError, match=rf"the first layer that differs is {layer},"):
             check_export(exported(1).baseline, TARGETS["onnx"], copy)
 
@@ -287,7 +287,7 @@ class TestCheck:
         if corrupted:
             weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
             weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
-        replaced(place, model)
+        replaced(place, sealed(model))
 
 
 def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:

@@ -67,7 +67,7 @@ def test_no_cut_goes_unnoticed(place: Path) -> None:
     rng = random.Random(0)
     for length in (*(rng.randrange(len(content)) for _ in range(50)), len(content) - 86, len(content) - 1):
         (place / FILE).write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"model\.onnx (is damaged|is not an ONNX file)"):
+        with pytest.raises(UserError, match=r"model\.onnx is damaged"):
             open_classifier(place / FILE)
 
 

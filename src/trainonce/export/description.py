@@ -67,12 +67,12 @@ class FileDescription(Settings):
     """How many images a call takes; None: any number."""
     layers: dict[str, str] = Field(default_factory=dict)
     """For each layer the name of the tensor inside the file that is its output, where the file names tensors."""
-    program_sha256: str | None = None
-    """Hash of the program, where this lies beside it."""
+    sha256_with_program: str | None = None
+    """Where this lies beside a program: hash of this text, with null here, and then of the program."""
 
     def of_subnet(self) -> dict[str, Any]:
         """What it says of the subnet, and not of the file that it stands in, as JSON values."""
-        of_file = {"format", "precision", "batch", "layers", "program_sha256"}
+        of_file = {"format", "precision", "batch", "layers", "sha256_with_program"}
         return self.model_dump(mode="json", exclude=of_file)
 
     def to_text(self) -> str:

@@ -29,19 +29,27 @@ def write_executorch(network: nn.Module, description: FileDescription) -> Writte
         exported = torch.export.export(network, (example_BCHW,))
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program = bytes(lowered.to_executorch().buffer)
-    described = description.model_copy(update={"batch": 1, "program_sha256": hashlib.sha256(program).hexdigest()})
+    described = description.model_copy(update={"batch": 1})
+    described = described.model_copy(update={"sha256_with_program": _digits(described, program)})
     return Written(files={FILE: program, SIDECAR: described.to_text().encode()})
 
 
+def _digits(description: FileDescription, program: bytes) -> str:
+    text = description.model_copy(update={"sha256_with_program": None}).to_text()
+    return hashlib.sha256(text.encode() + program).hexdigest()
+
+
 def is_of(sidecar: bytes, program: bytes) -> bool | None:
-    """Whether a description is of this program; None for one of an earlier version, which does not say."""
+    """Whether both are as they were written; None for those of an earlier version, which do not say."""
     try:
         description = FileDescription.from_text(sidecar.decode(), where=SIDECAR)
     except ValueError:
         return False
-    if description.program_sha256 is None:
-        return False if description.format == FORMAT else None
-    return hashlib.sha256(program).hexdigest() == description.program_sha256
+    if description.format != FORMAT:
+        return None
+    return sidecar == description.to_text().encode() and description.sha256_with_program == _digits(
+        description, program
+    )
 
 
 def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

@@ -17,6 +17,9 @@ from trainonce.files import read_bytes, read_json
 PARTNERS = {".xml": ".bin", ".bin": ".xml", ".pte": ".json", ".json": ".pte"}
 """Of files that belong together and have one name: the suffix of the other."""
 
+DESCRIBED = b"trainonce-export-"
+"""What a description names as its format begins with this, in every version."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -51,6 +54,10 @@ def judged(path: Path, files: Mapping[str, bytes]) -> Verdict:
         return Verdict(
             state="damaged",
             why=f"{path} is damaged or was replaced: it is not the file that {CERTIFICATE} beside it is of",
+        )
+    if found is None and certified is None and not any(DESCRIBED in content for content in files.values()):
+        return Verdict(
+            state="damaged", why=f"{path} is damaged or foreign: it holds no description by `trainonce export`"
         )
     if found is None and certified is None:
         return Verdict(state="unchecked", why=f"{path} is unchecked: it carries no hash, and {no_certificate}")
