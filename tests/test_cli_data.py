@@ -151,7 +151,7 @@ class TestNames:
         if kind == "npz":
             path = path / "x.npz"
             np.savez(path, train_images=np.zeros((40, 8, 8), np.uint8), train_labels=np.arange(40) % 2)
-        said = r"the path of the images, .*/caf\\xe9.*, has a name in it that is not UTF-8"
+        said = r"the path of the images, .*/caf\\xe9.*, has a name that is not UTF-8 in it"
         trainonce("train", path, "--dry-run").refused(said)
 
     def test_class_names_in_an_archive(self, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ class TestNames:
         run = tmp_path / LATIN / "run"
         result = trainonce("train", "digits", *BRIEF, "--batch-size", "512", "--out", run)
         assert result.code == 0, result.err
-        assert str(run) in RunDirectory(run).config().provenance["command"]
+        assert r"caf\xe9/run'" in RunDirectory(run).config().provenance["command"]
         (run / "run.json").read_bytes().decode()
         commands = (
             ("evaluate", run, "--per-bucket", "1", "--calibration-images", "32", "--workers", "1"),

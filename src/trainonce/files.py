@@ -177,12 +177,6 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path} names a home directory that is not there") from error
 
 
-def shown(path: str | Path) -> str:
-    """A path as text that can be printed and kept anywhere: a byte that is not UTF-8 is spelled as \\xe9 is."""
-    spelled = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in str(path))
-    return "".join(spelled).encode(errors="backslashreplace").decode()
-
-
 def read_bytes(path: Path) -> bytes:
     """Give a file's bytes, or raise `UserError` that says why it cannot be read, or that the memory is too small."""
     try:

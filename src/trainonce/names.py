@@ -34,6 +34,11 @@ def _escaped(char: str) -> str:
     return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: it has none of the half characters that stand for bytes which are not UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def file_name(name: str) -> str:
     """The name, where it can be the name of a file or directory or a part of one, and be shown.
 

@@ -208,6 +208,7 @@ class TestSize:
     def test_the_limit_suits_the_image_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (200, 200)).save(tmp_path / "x.png")
         monkeypatch.setattr(decode, "MOST_PIXELS", 30_000)
+        monkeypatch.setattr(decode, "LARGE_PIXELS", 20_000)
         with pytest.raises(UserError, match="more than the 30,000 that images of 80 x 80 are made of"):
             decode_image(tmp_path / "x.png", image_size=80, grey=True)
         assert decode_image(tmp_path / "x.png", image_size=100, grey=True).shape == (1, 100, 100)
@@ -215,6 +216,7 @@ class TestSize:
     def test_a_huge_jpeg_that_is_decoded_smaller_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (1600, 1600), "red").save(tmp_path / "x.jpg")
         monkeypatch.setattr(decode, "MOST_PIXELS", 50_000)
+        monkeypatch.setattr(decode, "LARGE_PIXELS", 50_000)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
         assert decode_image(tmp_path / "x.jpg", image_size=16, grey=False)[0].min() > 250
         assert Image.MAX_IMAGE_PIXELS == 50_000

@@ -4,8 +4,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from trainonce.data.picture import square_picture
 from trainonce.errors import UserError
-from trainonce.files import shown
 from trainonce.limits import refuse_beyond_memory
+from trainonce.names import printable
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """The ends of the names of files that are read as images, in small letters."""
@@ -35,7 +34,6 @@ _IMAGE_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError),
     *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, struct.error, zlib.error),
 )
-_one_opens = threading.Lock()
 _one_large = threading.Lock()
 
 
@@ -46,43 +44,62 @@ def decode_image(path: str | Path, *, image_size: int, grey: bool) -> npt.NDArra
     broken, of another kind, or of more pixels than `MOST_PIXELS` and the image size allow.
     """
     try:
-        with _without_pillows_limit():
+        with _pillows_limit:
             opened = Image.open(path, formats=_FORMATS)
-        with opened:
-            opened.draft(None, (2 * image_size, 2 * image_size))  # then its size is what will be decoded
-            pixels = _pixels_within_limits(opened, image_size)
-            with _one_large if pixels > LARGE_PIXELS else nullcontext():
-                square = square_picture(opened, image_size, "L" if grey else "RGB")
+        with opened, _turn_of(opened, image_size):
+            square = square_picture(opened, image_size, "L" if grey else "RGB")
     except FileNotFoundError as error:
-        raise UserError(f"{shown(path)} does not exist") from error
+        raise UserError(f"{printable(str(path))} does not exist") from error
     except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from error
+        raise UserError(f"{printable(str(path))}: {error}") from error
     except _IMAGE_ERRORS as error:
-        raise UserError(f"{shown(path)} cannot be read as a {KINDS} image: {_reason(error)}") from error
+        raise UserError(f"{printable(str(path))} cannot be read as a {KINDS} image: {_reason(error)}") from error
     array = np.asarray(square)
     return array[None] if grey else array.transpose(2, 0, 1)
 
 
-@contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Open without Pillow's own limit on pixels, which knows neither of JPEGs decoded smaller nor of the image size."""
-    with _one_opens:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+class _PillowsLimit:
+    """Inside, Pillow's own limit on pixels is lifted: it knows neither of JPEGs decoded smaller nor of the image size.
+
+    Any number of threads may be inside; when the last leaves, the limit is what it was.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.before: int | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                Image.MAX_IMAGE_PIXELS = self.before
 
 
-def _pixels_within_limits(opened: Image.Image, image_size: int) -> int:
-    """How many pixels an opened picture decodes to. Raises `UserError` where those are too many."""
+_pillows_limit = _PillowsLimit()
+
+
+def _turn_of(opened: Image.Image, image_size: int) -> AbstractContextManager[object]:
+    """What to hold while an opened picture is decoded: for a large one, the turn to be the only large one.
+
+    Raises `UserError` where it is too large.
+    """
+    if opened.width * opened.height <= LARGE_PIXELS:
+        return nullcontext()
+    opened.draft(None, (2 * image_size, 2 * image_size))  # then its size is what will be decoded
     pixels, most = opened.width * opened.height, max(MOST_PIXELS, PIXELS_FOR_ONE * image_size**2)
     size = f"its {opened.width} x {opened.height} pixels"
     if pixels > most:
         raise UserError(f"{size} are more than the {most:,} that images of {image_size} x {image_size} are made of")
-    if pixels > LARGE_PIXELS:
-        refuse_beyond_memory(_BYTES_OF_A_PIXEL * pixels, size)
-    return pixels
+    if pixels <= LARGE_PIXELS:
+        return nullcontext()
+    refuse_beyond_memory(_BYTES_OF_A_PIXEL * pixels, size)
+    return _one_large
 
 
 def _reason(error: Exception) -> str:

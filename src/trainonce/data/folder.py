@@ -20,8 +20,8 @@ from trainonce.data.listing import LeftOut, Names, class_files, split_folders
 from trainonce.data.splits import Published, Split
 from trainonce.data.stream import ImageFiles, default_workers
 from trainonce.errors import UserError
-from trainonce.files import shown
 from trainonce.limits import memory_bytes, refuse_beyond_memory
+from trainonce.names import printable
 
 PROGRESS_FROM = 2000  # images; fewer are decoded before a bar would help
 CHUNK = 64  # images that one thread decodes at a time
@@ -66,7 +66,7 @@ def read_folder(
         splits, broken = _looked_at(splits, keep=not stream)
         if broken and not skip_broken:
             raise UserError(_broken_sentence(list(broken.values())))
-        skipped = sorted({*skipped, *(shown(file.relative_to(path.absolute())) for file in broken)})
+        skipped = sorted({*skipped, *(printable(str(file.relative_to(path.absolute()))) for file in broken)})
     for name, split in splits.items():
         refuse_missing_class(split, class_names, where=f"{path}: {name}, without the files that are skipped,")
     if skipped:
@@ -126,7 +126,7 @@ def _rows_of(names: Collection[str], split: Split, path: Path) -> list[int]:
     if not names:
         return []
     below = files.root.relative_to(path.absolute())
-    return [row for row, name in enumerate(files.names.tolist()) if shown(below / os.fsdecode(name)) in names]
+    return [row for row, name in enumerate(files.names.tolist()) if printable(str(below / os.fsdecode(name))) in names]
 
 
 def _looked_at(splits: Mapping[str, Split], *, keep: bool) -> tuple[dict[str, Split], dict[Path, str]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trainonce.data.decode import KINDS, SUFFIXES
 from trainonce.errors import UserError
-from trainonce.files import shown
+from trainonce.names import printable
 
 Names = npt.NDArray[np.bytes_]
 """Paths below a folder, in the file system's bytes."""
@@ -39,7 +39,7 @@ class LeftOut:
     def __str__(self) -> str:
         most = self.counts.most_common(_MOST_KINDS)
         others = self.counts.total() - sum(count for _, count in most)
-        words = [f"{count} {shown(kind)}" for kind, count in most]
+        words = [f"{count} {printable(kind)}" for kind, count in most]
         return ", ".join([*words, f"{others} of other kinds"] if others else words)
 
 
@@ -78,7 +78,7 @@ def class_files(root: Path, left_out: LeftOut) -> dict[str, Names]:
         left_out.counts += here.counts
         if not names:
             passed_over = f", only {here}" if here.counts else ""
-            empty.append(f"the class folder {shown(folder)} holds no {KINDS} images{passed_over}")
+            empty.append(f"the class folder {printable(str(folder))} holds no {KINDS} images{passed_over}")
         files[_class_name(folder)] = np.array([os.fsencode(f"{folder.name}/{name}") for name in names], dtype=np.bytes_)
     if len(empty) == len(files):
         raise UserError(
@@ -96,7 +96,7 @@ def _class_name(folder: Path) -> str:
         return os.fsencode(folder.name).decode()
     except UnicodeDecodeError:
         raise UserError(
-            f"the class folder {shown(folder)} has a name that is not UTF-8, as old archives have: rename it"
+            f"the class folder {printable(str(folder))} has a name that is not UTF-8, as old archives have: rename it"
         ) from None
 
 
@@ -143,6 +143,6 @@ def _entries(path: Path) -> "list[os.DirEntry[str]]":
         with os.scandir(path) as entries:
             return [entry for entry in entries if entry.name not in _LITTER and not entry.name.startswith("._")]
     except FileNotFoundError as error:
-        raise UserError(f"{shown(path)} does not exist") from error
+        raise UserError(f"{printable(str(path))} does not exist") from error
     except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read as a folder: {error.strerror or error}") from error
+        raise UserError(f"{printable(str(path))} cannot be read as a folder: {error.strerror or error}") from error

@@ -21,8 +21,9 @@ from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published, Split, carve, default_sizes, fewer
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.errors import UserError
-from trainonce.files import expanded, shown
+from trainonce.files import expanded
 from trainonce.limits import refuse_beyond_memory
+from trainonce.names import is_unicode, printable
 from trainonce.settings import Settings, refuse_subclass
 
 FOLDER_IMAGE_SIZE = 64
@@ -104,8 +105,8 @@ class DataSet:
     def __post_init__(self) -> None:
         """Raise `UserError` for class names that no file could hold, and for a subclass of `Augmentation`."""
         for name in self.class_names:
-            if shown(name) != name:
-                raise UserError(f"the class name '{shown(name)}' is not text that UTF-8 can hold: rename the class")
+            if not is_unicode(name):
+                raise UserError(f"the class name '{printable(name)}' is not text that UTF-8 can hold: rename the class")
         if self.augmentation is not None:
             refuse_subclass(self.augmentation, Augmentation)
 
@@ -304,8 +305,10 @@ def fit(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
 def _absolute(path: Path) -> str:
     """The path that is recorded, without links. Raises `UserError` where it is not UTF-8, as records are."""
     absolute = os.path.realpath(path)
-    if shown(absolute) != absolute:
-        raise UserError(f"the path of the images, {shown(absolute)}, has a name in it that is not UTF-8: rename that")
+    if not is_unicode(absolute):
+        raise UserError(
+            f"the path of the images, {printable(absolute)}, has a name in it that is not UTF-8: rename that"
+        )
     return absolute
 
 

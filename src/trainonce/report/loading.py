@@ -15,9 +15,9 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.exposure import ExposureTable
-from trainonce.files import fits_record, read_json, read_lines, shown
+from trainonce.files import fits_record, read_json, read_lines
 from trainonce.lab.conclusions import conclude
-from trainonce.names import file_name
+from trainonce.names import file_name, printable
 from trainonce.population import Line, newest_lines
 from trainonce.run import NUMBER, RunConfig, RunDirectory
 from trainonce.search.measures import NAMES as MEASURES
@@ -156,7 +156,7 @@ def read_run(run: RunDirectory) -> RunRecord:
     seconds = metrics[-1].get("seconds") if metrics else None
     return RunRecord(
         path=run.path,
-        name=shown(run.path.name),
+        name=printable(run.path.name),
         arm=config.recipe.name,
         seed=config.seed,
         recipe=config.recipe.name,
