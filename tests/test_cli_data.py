@@ -151,7 +151,7 @@ class TestNames:
         if kind == "npz":
             path = path / "x.npz"
             np.savez(path, train_images=np.zeros((40, 8, 8), np.uint8), train_labels=np.arange(40) % 2)
-        said = r"the path of the images, .*/caf\\xe9.*, has a name that is not UTF-8 in it"
+        said = r"the path of the images, .*/caf\\xe9.*, has a name in it that is not UTF-8"
         trainonce("train", path, "--dry-run").refused(said)
 
     def test_class_names_in_an_archive(self, tmp_path: Path) -> None:
