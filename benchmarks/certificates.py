@@ -28,8 +28,8 @@ from trainonce.export.certificate import Baseline
 from trainonce.export.exporting import export_subnet
 from trainonce.export.reference import read_reference
 from trainonce.export.tools import weights_sha256
-from trainonce.files import append_line, read_json, read_lines
 from trainonce.models import Supernet
+from trainonce.records import append_line, read_json, read_lines
 from trainonce.run import RunDirectory
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnet import describe_subnet, write_subnet

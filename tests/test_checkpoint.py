@@ -14,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.dying import deaths
 from torch import Tensor
 
 from trainonce import checkpoint
 from trainonce.checkpoint import KEEP, DamagedCheckpoint, load, load_latest, save
 from trainonce.errors import RunError, UserError
-from trainonce.files import to_json, write_synced
+from trainonce.files import write_synced
+from trainonce.records import plain_json
 
 FILES = ("MANIFEST", "optimizer.safetensors", "state.json", "weights.safetensors")
 Damaged = Callable[[bytes], st.SearchStrategy[bytes]]
@@ -127,6 +129,22 @@ class TestSaved:
         assert not (tmp_path / ".step-000009.partial").exists()
 
 
+def test_a_writer_that_dies_over_the_only_checkpoint_leaves_it_or_the_new_one(tmp_path: Path) -> None:
+    """As a run does that is stopped at the step at which it was resumed: the same step is written again."""
+    found = []
+
+    def check() -> None:
+        newest = load_latest(tmp_path)
+        assert newest is not None
+        found.append(newest.state["which"])
+        save(tmp_path, 1, tensors(), {"step": 1, "which": "old"})
+        assert [entry.name for entry in tmp_path.iterdir()] == ["step-000001"]
+
+    save(tmp_path, 1, tensors(), {"step": 1, "which": "old"})
+    assert deaths(lambda: save(tmp_path, 1, tensors(), {"step": 1, "which": "new"}), check) > 20
+    assert set(found) == {"old", "new"}
+
+
 class TestDamaged:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("how", ["deleted", "truncated", "emptied", "flipped"])
@@ -172,7 +190,7 @@ class TestDamaged:
         (path,) = save_steps(tmp_path, 1)
         sums = json.loads((path / "MANIFEST").read_text())
         del sums[left_out]
-        (path / "MANIFEST").write_bytes(to_json(sums))
+        (path / "MANIFEST").write_bytes(plain_json(sums))
         with pytest.raises(DamagedCheckpoint, match=f"{left_out} is missing or not in its MANIFEST"):
             load(path)
 
@@ -196,7 +214,7 @@ class TestDamaged:
             (path / name).write_bytes(changed)
             if signed and name != "MANIFEST":
                 sums = json.loads(before["MANIFEST"]) | {name: hashlib.sha256(changed).hexdigest()}
-                (path / "MANIFEST").write_bytes(to_json(sums))
+                (path / "MANIFEST").write_bytes(plain_json(sums))
             try:
                 found = load(path)
             except DamagedCheckpoint:

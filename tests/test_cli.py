@@ -17,6 +17,7 @@ from tests.command_line import trainonce
 from trainonce import cli_tools
 from trainonce.distributed import Ranks
 from trainonce.recipes import RECIPES
+from trainonce.records import count_file
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
 from trainonce.train import train_supernet
@@ -275,6 +276,7 @@ class TestOthersRefuse:
     def test_nothing_evaluated(self, trained: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
         (run / "population.jsonl").unlink(missing_ok=True)
+        count_file(run / "population.jsonl").unlink(missing_ok=True)
         trainonce("extract", run, "--max-macs", "1").refused("no subnet has been evaluated yet")
 
     def test_never_replaces_what_is_no_subnet(self, trained: Path, tmp_path: Path) -> None:

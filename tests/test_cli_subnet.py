@@ -14,6 +14,7 @@ from tests.command_line import trainonce
 from trainonce import checkpoint, cli, cli_subnet, display
 from trainonce.data import load_dataset
 from trainonce.finetune import FinetuneProgress
+from trainonce.records import to_json
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
 
@@ -48,7 +49,7 @@ def subnet(extracted: Path, tmp_path: Path) -> Path:
 
 def rewrite(path: Path, **changes: Any) -> None:
     found = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**found, **changes}))
+    (path / "config.json").write_bytes(to_json({**found, **changes}))
 
 
 class TestFinetune:
@@ -167,7 +168,7 @@ class TestFinetuneRefuses:
         moved = Path(shutil.copytree(run, tmp_path / "moved"))
         config = json.loads((moved / "run.json").read_text())
         config["data"]["name_or_path"] = "/nowhere/pets"
-        (moved / "run.json").write_text(json.dumps(config))
+        (moved / "run.json").write_bytes(to_json(config))
         trainonce("finetune", subnet, "--epochs", "1", "--run", moved, *DEVICE).refused("were at /nowhere/pets and are")
 
     def test_other_images(self, subnet: Path) -> None:
@@ -185,7 +186,7 @@ class TestFinetuneRefuses:
         config = json.loads((other / "run.json").read_text())
         config["data"]["split_seed"] = 1
         config["data_fingerprint"] = load_dataset("digits", split_seed=1).fingerprint()
-        (other / "run.json").write_text(json.dumps(config))
+        (other / "run.json").write_bytes(to_json(config))
         options = ("--epochs", "1", "--run", other, *DEVICE)
         trainonce("finetune", subnet, *options).refused("made for other images than .*: their fingerprints differ")
         trained = json.loads((subnet / "config.json").read_text())["trained"]

@@ -26,8 +26,8 @@ import trainonce
 from trainonce import checkpoint
 from trainonce.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_json
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.records import read_json
 from trainonce.run import RunDirectory
 
 State = dict[str, Tensor]

@@ -4,24 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.dying import deaths
 
 from trainonce import files
 from trainonce.errors import UserError
-from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-JSON_OBJECTS = st.dictionaries(st.text(), JSON_VALUES, max_size=4)
+from trainonce.files import partial_directory, put_in_place, standing, write_atomic, write_synced
 
 
 class TestAtomic:
@@ -66,104 +58,114 @@ class TestAtomic:
         assert events == ["synced", "renamed", "synced"]
 
 
-class TestJson:
-    @given(value=JSON_OBJECTS)
-    def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
-        path = tmp_path_factory.getbasetemp() / "round_trip.json"
-        try:
-            path.write_bytes(to_json(value))
-        except UnicodeEncodeError:  # a lone surrogate is no text
-            return
-        assert read_json(path) == value
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_what_json_cannot_hold_is_refused(self, tmp_path: Path, value: float) -> None:
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            to_json({"loss": value})
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            append_line(tmp_path / "lines", {"loss": value})
-        assert read_lines(tmp_path / "lines") == []
-
-    @pytest.mark.parametrize(
-        ("content", "wrong"),
-        [
-            (b"", "is not a JSON file"),
-            (b'{"a": 1', "is not a JSON file"),
-            (b"\xff\xfe\xfa", "is not a JSON file"),
-            (b"[" * 100_000, "is not a JSON file"),
-            (b"9" * 5000, "is not a JSON file"),
-            (b"[1]", "holds a JSON list where an object belongs"),
-            (b"null", "holds a JSON NoneType where an object belongs"),
-        ],
-    )
-    def test_damage_is_a_sentence(self, tmp_path: Path, content: bytes, wrong: str) -> None:
-        path = tmp_path / "file.json"
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=f"file.json {wrong}"):
-            read_json(path)
-
-    def test_a_missing_file_is_a_sentence(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"cannot read .*nothing\.json: No such file"):
-            read_json(tmp_path / "nothing.json")
-        with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
-            read_json(tmp_path)
-
-
-class TestLines:
-    def test_appended_lines_come_back_in_order(self, tmp_path: Path) -> None:
-        path = tmp_path / "lines"
-        assert read_lines(path) == []
-        for n in range(3):
-            append_line(path, {"n": n, "text": "line\nbreak é\u2028"})
-        assert read_lines(path) == [{"n": n, "text": "line\nbreak é\u2028"} for n in range(3)]
-        assert path.read_bytes().count(b"\n") == 3
-        write_lines(path, [{"n": 7}])
-        assert path.read_bytes() == b'{"n": 7}\n'
-
-    def test_wherever_a_write_is_cut_whole_lines_survive_and_the_next_follows(self, tmp_path: Path) -> None:
-        path = tmp_path / "lines"
-        for n in range(3):
-            append_line(path, {"n": n, "é": "ü"})
-        content = path.read_bytes()
-        for cut in range(len(content) + 1):
-            path.write_bytes(content[:cut])
-            whole = content[:cut].count(b"\n")
-            assert read_lines(path) == [{"n": n, "é": "ü"} for n in range(whole)]
-            append_line(path, {"n": "next"})
-            assert [line["n"] for line in read_lines(path)] == [*range(whole), "next"]
-
-    def test_a_damaged_line_is_named(self, tmp_path: Path) -> None:
-        path = tmp_path / "lines"
-        path.write_bytes(b'{"n": 0}\n{"n": \n{"n": 2}\n')
-        with pytest.raises(UserError, match="lines, line 2 is not JSON"):
-            read_lines(path)
-        path.write_bytes(b'{"n": 0}\n{"n": 1}\n3\n')
-        with pytest.raises(UserError, match="lines, line 3 is not a JSON object"):
-            read_lines(path)
-
-    @settings(max_examples=200, deadline=None)
-    @given(data=st.data())
-    def test_fuzz(
-        self,
-        tmp_path_factory: pytest.TempPathFactory,
-        damaged: Callable[[bytes], st.SearchStrategy[bytes]],
-        data: st.DataObject,
+class TestTwoWriters:
+    def test_a_file_that_is_being_written_is_left_alone_and_a_dead_writers_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path_factory.getbasetemp() / "fuzzed_lines"
-        content = data.draw(damaged(b'{"n": 0, "a": [1, 2]}\n{"n": 1}\n{"n": 2, "text": "\\u00e9"}\n'))
-        path.write_bytes(content)
-        try:
-            lines = read_lines(path)
-        except UserError:
-            return
-        # What is accepted is what plain json reads from each line that has an end.
-        assert repr(lines) == repr([json.loads(line) for line in content.split(b"\n")[:-1]])
+        path = tmp_path / "file"
+        dead = [tmp_path / name for name in (".file.0123456789ab.partial", ".file.partial")]
+        others = [tmp_path / name for name in (".file.other.partial", ".other.0123456789ab.partial", "file.partial")]
+        for leftover in (*dead, *others):
+            leftover.write_bytes(b"half")
+        real, seen = files.write_synced, list[bytes]()
+
+        def meanwhile(partial: Path, content: bytes) -> None:
+            real(partial, content)
+            if content == b"first":
+                write_atomic(path, b"second")
+                seen.append(partial.read_bytes())
+
+        monkeypatch.setattr(files, "write_synced", meanwhile)
+        write_atomic(path, b"first")
+        assert seen == [b"first"]
+        assert path.read_bytes() == b"first"
+        assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+    def test_one_writer_of_a_directory_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "PATIENCE_S", 0.1)
+        path = tmp_path / "place"
+        second = partial_directory(path)
+        with partial_directory(path), pytest.raises(UserError, match=r"another process is writing .*place"):
+            second.__enter__()
+        with partial_directory(path), partial_directory(tmp_path / "other"):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_waiting_writer_gets_its_turn(self, tmp_path: Path) -> None:
+        path, turns = tmp_path / "place", list[str]()
+
+        def write(name: str) -> None:
+            with partial_directory(path) as partial:
+                turns.append(name)
+                time.sleep(0.05)
+                turns.append(name)
+                (partial / name).touch()
+                put_in_place(partial, path)
+
+        threads = [threading.Thread(target=write, args=(str(n),)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert turns[::2] == turns[1::2]
+        assert [entry.name for entry in path.iterdir()] == [turns[-1]]
+        assert list(tmp_path.iterdir()) == [path]
+
+
+class TestDying:
+    """A writer that dies before any of its file operations leaves the old or the new, whole and found."""
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        path, found = tmp_path / "file", []
+        write_atomic(path, b"old")
+
+        def check() -> None:
+            found.append(path.read_bytes())
+            write_atomic(path, b"old")
+            assert list(tmp_path.iterdir()) == [path]
+
+        assert deaths(lambda: write_atomic(path, b"new"), check) > 15
+        assert set(found) == {b"old", b"new"}
+
+    @pytest.mark.parametrize("at_once", [True, False], ids=["exchanged", "renamed twice"])
+    def test_a_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+        if not at_once:
+            monkeypatch.setattr(files, "exchange", lambda *_: False)
+        path, found = tmp_path / "place", []
+
+        def write(content: str) -> None:
+            with partial_directory(path) as partial:
+                for name in "ab":
+                    write_synced(partial / name, content.encode())
+                put_in_place(partial, path)
+
+        def check() -> None:
+            assert path.exists() or not at_once
+            found.append({file.name: file.read_text() for file in standing(path).iterdir()})
+            write("old")
+            assert list(tmp_path.iterdir()) == [path]
+
+        write("old")
+        assert deaths(lambda: write("new"), check) > 20
+        assert found[0] == {"a": "old", "b": "old"}
+        assert found[-1] == {"a": "new", "b": "new"}
+        assert all(one in (found[0], found[-1]) for one in found)
+
+    def test_this_system_can_exchange(self, tmp_path: Path) -> None:
+        one, other = tmp_path / "one", tmp_path / "other"
+        one.mkdir()
+        other.write_text("file")
+        assert files.exchange(one, other)
+        assert other.is_dir()
+        with pytest.raises(FileNotFoundError):
+            files.exchange(one, tmp_path / "nothing")
 
 
 DISK_FULL = """
 import json, resource, signal, sys
 from pathlib import Path
-from trainonce.files import append_line, read_lines, write_atomic
+from trainonce.files import write_atomic
+from trainonce.records import append_line, read_lines
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
@@ -197,4 +199,4 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     assert lines == [{"n": 0}]
     assert after == [{"n": 0}, {"n": 1}]
     assert (tmp_path / "file").read_bytes() == b"old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "lines"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lines.count", "file", "lines"]

@@ -13,6 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("limits",),
     ("files", "settings", "losses", "precision", "space", "distributed", "devices", "names"),
+    ("records",),
     ("exposure",),
     ("recipes", "nn", "data", "checkpoint", "fanout"),
     ("cost", "memory", "stages"),
@@ -32,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom up. A module or package imports from the layers below its own, and from its own package."""
 
-WITHOUT_TORCH = ("errors", "version", "limits", "files", "names", "settings", "space", "exposure", "recipes")
+WITHOUT_TORCH = ("errors", "version", "limits", "files", "names", "records", "settings", "space", "exposure", "recipes")
 PARTS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"})
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 

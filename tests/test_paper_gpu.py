@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from trainonce.data import load_dataset
-from trainonce.files import read_json
 from trainonce.lab.run_study import StudyDirectory
+from trainonce.records import read_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

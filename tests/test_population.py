@@ -321,6 +321,7 @@ GOOD = {"arch": "d1", "id": "0", "macs": 5, "params": 7, "top1": 1.5, "loss": 2.
 GOOD |= {"split": "validate", "calibration": {"calibration_images": 2000, "calibration_batch": 200, "seed": 0}}
 
 
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_fuzz(

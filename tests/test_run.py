@@ -18,6 +18,7 @@ from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
+from trainonce.records import to_json, write_lines
 from trainonce.run import RunConfig, RunDirectory, provenance
 
 MakeNet = Callable[..., MobileNetV3]
@@ -129,7 +130,7 @@ class TestConfig:
         value = json.loads(good)
         place = data.draw(st.sampled_from(list(paths_in(value))))
         changed = with_value(value, place, data.draw(JUNK))
-        self.write_and_read(run, good, json.dumps(changed).encode())
+        self.write_and_read(run, good, to_json(changed))
 
     @staticmethod
     def write_and_read(run: RunDirectory, good: bytes, changed: bytes) -> None:
@@ -154,7 +155,7 @@ class TestConfig:
         part = {k: value[k] for k in ("seed", "family", "model")}
         place = data.draw(st.sampled_from([p for p in paths_in(part) if p]))
         small = st.integers(-3, 12) | st.floats(0, 2) | st.sampled_from([None, "a", [], [1], True])
-        run.config_file.write_bytes(json.dumps(value | with_value(part, place, data.draw(small))).encode())
+        run.config_file.write_bytes(to_json(value | with_value(part, place, data.draw(small))))
         try:
             net, _ = run.load_supernet()
         except UserError:
@@ -176,13 +177,13 @@ class TestRecords:
         run.drop_after(4)
         assert run.metrics() == [{"step": 2}, {"step": 4}]
 
-    @pytest.mark.parametrize("line", ["{}", '{"step": "3"}', '{"step": null}'])
-    def test_a_foreign_line_is_named(self, tmp_path: Path, line: str) -> None:
+    @pytest.mark.parametrize("line", [{}, {"step": "3"}, {"step": None}])
+    def test_a_foreign_line_is_named(self, tmp_path: Path, line: dict[str, Any]) -> None:
         run = RunDirectory(tmp_path)
-        run.metrics_file.write_text('{"step": 1}\n' + line + "\n")
+        write_lines(run.metrics_file, [{"step": 1}, line])
         with pytest.raises(UserError, match=r"metrics.jsonl, line 2: its 'step' is missing or of another kind"):
             run.drop_after(1)
-        run.population_file.write_text(line + "\n")
+        write_lines(run.population_file, [line])
         with pytest.raises(UserError, match=r"population.jsonl, line 1: its 'arch' is missing or of another kind"):
             run.population()
 

@@ -16,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.dying import deaths
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainonce import files
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.files import to_json
 from trainonce.hub import files_to_push
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.nn.plain import PlainNetwork, load
+from trainonce.nn.plain import NetworkSpec, PlainNetwork, load
+from trainonce.records import read_json, to_json
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnet import describe_subnet, directory, read_subnet, write_subnet
 from trainonce.subnet.card import model_card
@@ -127,7 +129,7 @@ class TestDirectory:
         path = tmp_path / "new" / "here"
         assert sorted(p.name for p in path.iterdir()) == FILES
         assert [p.name for p in path.parent.iterdir()] == ["here"]
-        found = json.loads((path / "config.json").read_text())
+        found = read_json(path / "config.json")
         assert found["architecture"] == str(arch)
         assert found["choices"] == dict(arch)
         assert found["params"] == sum(p.numel() for p in plain.parameters())
@@ -282,6 +284,41 @@ def used_as_commands_do(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
     return network, description
 
 
+class TestDying:
+    @pytest.mark.parametrize("at_once", [True, False], ids=["exchanged", "renamed twice"])
+    def test_a_writer_that_dies_hides_no_subnet(
+        self,
+        net: MobileNetV3,
+        make_data: MakeData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        at_once: bool,
+    ) -> None:
+        """Before any of its file operations: the old subnet or the new one is whole, and is found."""
+        if not at_once:
+            monkeypatch.setattr(files, "exchange", lambda *_: False)
+        data, path = make_data(), tmp_path / "subnet"
+        old, new = (
+            (net.extract(arch), describe_subnet(net, arch, data))
+            for arch in (net.space.smallest(), net.space.largest())
+        )
+        found = []
+
+        def check() -> None:
+            network, description = read_subnet(path)
+            found.append(description["architecture"])
+            assert network.spec == NetworkSpec.from_json(description["network"])
+            write_subnet(path, *old)
+            assert list(tmp_path.iterdir()) == [path]
+
+        write_subnet(path, *old)
+        assert deaths(lambda: write_subnet(path, *new), check) > 20
+        assert found[0] == old[1]["architecture"]
+        assert found[-1] == new[1]["architecture"]
+        assert set(found) == {found[0], found[-1]}
+
+
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
 class TestDamaged:
     @pytest.fixture
     def path(self, good: Path, tmp_path: Path) -> Path:
@@ -312,7 +349,7 @@ class TestDamaged:
 
     @staticmethod
     def rewrite(path: Path, **changes: Any) -> None:
-        found = json.loads((path / "config.json").read_text())
+        found = read_json(path / "config.json")
         if "sha256" in changes and isinstance(changes["sha256"], dict):
             changes["sha256"] = {**found["sha256"], **changes["sha256"]}
         (path / "config.json").write_text(json.dumps({**found, **changes}))
@@ -448,6 +485,7 @@ class TestDamaged:
         file = good / "config.json"
         before = file.read_bytes()
         description = json.loads(before)
+        del description["sum"]
         *way, last = data.draw(st.sampled_from(places_in(description)[1:]))
         around = description
         for key in way:

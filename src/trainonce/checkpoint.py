@@ -19,7 +19,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_json, sync_directory, to_json, write_synced
+from trainonce.files import put_in_place, write_synced
+from trainonce.records import plain_json, read_document
 
 KEEP = 2
 """How many checkpoints are kept: the newest, and the one before it in case the newest is damaged."""
@@ -56,15 +57,13 @@ def save(
             shutil.rmtree(leftover)
         partial.mkdir()
         contents = {f"{group}.safetensors": _to_bytes(named) for group, named in tensors.items()}
-        contents["state.json"] = to_json(dict(state))
+        contents["state.json"] = plain_json(state)
         for name, content in contents.items():
             write_synced(partial / name, content)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        write_synced(partial / "MANIFEST", to_json(sums))
-        sync_directory(partial)
-        _discard(path)
-        partial.rename(path)
-        sync_directory(directory)
+        write_synced(partial / "MANIFEST", plain_json(sums))
+        put_in_place(partial, path)
+        shutil.rmtree(partial, ignore_errors=True)  # the one that was there
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = ", ".join(p.name for p in _in_order(directory)) or "none"
@@ -86,7 +85,7 @@ def keep_newest(directory: Path, count: int) -> None:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint, every file against its checksum. Raises `DamagedCheckpoint`."""
     try:
-        sums = read_json(path / "MANIFEST")
+        sums, _ = read_document(path / "MANIFEST")
         there = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
         for name in sorted({"state.json", *there} ^ set(sums)):
             raise DamagedCheckpoint(f"the checkpoint {path} is damaged: {name} is missing or not in its MANIFEST")
@@ -94,7 +93,7 @@ def load(path: Path) -> Checkpoint:
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != sums[name]:
                 raise DamagedCheckpoint(f"{path / name} is damaged: its checksum is not the recorded one")
-        state = read_json(path / "state.json")
+        state, _ = read_document(path / "state.json")
         groups = {Path(n).stem: c for n, c in contents.items() if n.endswith(".safetensors")}
         tensors = {group: tensors_from_bytes(content) for group, content in groups.items()}
         return Checkpoint(step=int(state["step"]), path=path, tensors=tensors, state=state)
@@ -150,8 +149,3 @@ def _in_order(directory: Path) -> list[Path]:
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return tensors_to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-
-
-def _discard(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)

@@ -10,11 +10,12 @@ from trainonce import display
 from trainonce.cli_options import DataDir, Device, Json, MovedData, RunArgument, Threads
 from trainonce.cli_tools import device_named, for_each, use_threads
 from trainonce.errors import RunError, UserError
-from trainonce.files import to_json, write_atomic
+from trainonce.files import write_atomic
 from trainonce.lab.forgetting import MOST_PROBES, default_probes
 from trainonce.lab.measure import MeasureSettings, measure, verdict
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.summary import conclusion_of, write_conclusion
+from trainonce.records import to_json
 from trainonce.run import RunDirectory
 
 

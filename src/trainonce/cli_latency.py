@@ -11,7 +11,6 @@ from trainonce import display
 from trainonce.cli_options import DryRun, Json, RunArgument
 from trainonce.cli_tools import stoppable
 from trainonce.errors import UserError
-from trainonce.files import read_lines
 from trainonce.latency import (
     RUNTIMES,
     BuildSettings,
@@ -24,6 +23,7 @@ from trainonce.latency.build import make_plan
 from trainonce.latency.parts import ENDS
 from trainonce.latency.runtimes import this_machine, versions_of
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS
+from trainonce.records import read_lines
 from trainonce.run import RunDirectory
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]

@@ -1,17 +1,28 @@
-"""Files: atomic replacement and append-only JSON lines, so that what was there stays whole; reading with a sentence."""
+"""Files: replaced at once, so that every state that a death leaves is the old one or the new; reading with a sentence.
 
+A file or directory is written under a hidden name of its own beside its place (`.NAME.0123456789ab.partial`) and then
+takes it. Those that dead writers left are removed by the next one: a file's is locked while its writer lives, and of a
+directory there is one writer at a time.
+"""
+
+import ctypes
+import errno
 import io
-import json
 import lzma
 import os
+import re
+import secrets
+import shutil
 import stat
 import struct
+import sys
 import tempfile
+import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +51,11 @@ _NPY_ERRORS = (
 )
 
 
+PATIENCE_S = 5.0
+"""How long a writer waits for another one of the same place."""
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+_NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
 LARGEST_NUMBER = 1e30
 """Numbers in records are smaller than this, on either side of zero: what reads them refuses others as damage."""
 
@@ -51,12 +67,9 @@ def fits_record(number: float) -> bool:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file that is either the old one or the whole new one, on disk before this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with _partial_file(path) as partial:
         write_synced(partial, content)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -77,71 +90,6 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def to_json(value: Any) -> bytes:
-    """Indented JSON with a final newline."""
-    return _encoded(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _encoded(text: str) -> bytes:
-    """JSON in UTF-8; half a character, as paths that are not UTF-8 have, becomes JSON's own escape for it."""
-    return text.encode(errors="backslashreplace")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__} where an object belongs")
-    return value
-
-
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, on disk before this returns.
-
-    A line that an earlier process left half-written is cut off first.
-    """
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(_encoded(json.dumps(dict(value), ensure_ascii=False, allow_nan=False)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines; none if there is no file; a half-written last line is left out.
-
-    Raises `UserError` that names the file and the line that is damaged.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    values = []
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number} is not a JSON object")
-        values.append(value)
-    return values
-
-
-def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file of JSON lines, atomically."""
-    lines = (json.dumps(dict(value), ensure_ascii=False, allow_nan=False) + "\n" for value in values)
-    write_atomic(path, _encoded("".join(lines)))
-
-
 @contextmanager
 def locked(path: Path, refusal: str) -> Iterator[None]:
     """Keep other processes from locking a file meanwhile; it is made where it is not there.
@@ -154,6 +102,147 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(refusal) from None
         yield
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or directory is there. Raises `UserError` where that cannot be told, as for a link to nothing."""
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to something that does not exist") from error
+        return False
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return True
+
+
+@contextmanager
+def partial_directory(path: Path) -> Iterator[Path]:
+    """A new directory beside `path` to be filled and put in its place; removed at the end, unless it took that.
+
+    Other writers of `path` are kept out meanwhile. Raises `UserError` where one goes on for longer than
+    `PATIENCE_S` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(path):
+        _clear(path)
+        partial = _partial_name(path)
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Let a directory take the place of another, which then is where the first one was; or one where nothing is."""
+    sync_directory(partial)
+    if not path.exists():
+        partial.rename(path)
+    elif not exchange(partial, path):
+        before = _before(path)
+        path.rename(before)
+        try:
+            partial.rename(path)
+        except OSError:
+            before.rename(path)
+            raise
+        before.rename(partial)
+    sync_directory(path.parent)
+
+
+def standing(path: Path) -> Path:
+    """Where a directory is: at `path`, or beside it if a death between two renames left it there."""
+    return path if path.exists() or not path.name or not _before(path).exists() else _before(path)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change their names in one step; gives whether this system and file system can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        result = libc.renamex_np(*paths, _RENAME_SWAP)
+    elif hasattr(libc, "renameat2"):
+        result = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    else:
+        return False
+    code = ctypes.get_errno()
+    if result and code not in _NOT_SUPPORTED:
+        raise OSError(code, os.strerror(code), str(other))
+    return not result
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f".{path.name}.before")
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+
+
+def _partials(path: Path) -> list[Path]:
+    """What writers of a path have not finished, living or dead; the name without digits is an earlier version's."""
+    form = re.compile(rf"\.{re.escape(path.name)}(\.[0-9a-f]{{12}})?\.partial")
+    return [entry for entry in path.parent.iterdir() if form.fullmatch(entry.name)]
+
+
+def _clear(path: Path) -> None:
+    """Remove what dead writers of a directory left; bring back what one of them had put aside."""
+    for partial in _partials(path):
+        shutil.rmtree(partial)
+    if _before(path).exists():
+        if path.exists():
+            shutil.rmtree(_before(path))
+        else:
+            _before(path).rename(path)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Keep other writers from a path, with a locked file beside it that is gone afterwards."""
+    file, deadline = path.with_name(f".{path.name}.lock"), time.monotonic() + PATIENCE_S
+    while (handle := _locked_handle(file, os.O_CREAT)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"another process is writing {path}")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def _partial_file(path: Path) -> Iterator[Path]:
+    """A new locked file beside `path`; removed at the end, unless it was renamed. Those of dead writers go as well."""
+    for leftover in _partials(path):
+        with suppress(OSError):  # it is gone already, or another's
+            handle = _locked_handle(leftover)
+            if handle is not None:
+                leftover.unlink()
+                os.close(handle)
+    while (handle := _locked_handle(partial := _partial_name(path), os.O_CREAT | os.O_EXCL)) is None:
+        pass  # taken for a dead writer's between its making and its locking
+    try:
+        yield partial
+    finally:
+        os.close(handle)
+        partial.unlink(missing_ok=True)
+
+
+def _locked_handle(file: Path, flags: int = 0) -> int | None:
+    """A handle that keeps a file locked; None where another process does, or has removed it meanwhile."""
+    handle, held = os.open(file, os.O_RDWR | flags, 0o666), False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.path.samestat(os.fstat(handle), file.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    finally:
+        if not held:
+            os.close(handle)
+    return handle if held else None
 
 
 def private_folder() -> Path:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_json, to_json
 from trainonce.nn.plain import PlainNetwork
+from trainonce.records import read_json, to_json
 from trainonce.subnet import FILES, read_subnet, verify_subnet, write_subnet
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

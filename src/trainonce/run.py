@@ -32,12 +32,13 @@ from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
-from trainonce.files import append_line, fits_record, locked, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.files import fits_record, locked, write_atomic
 from trainonce.models import Supernet, build
 from trainonce.names import command
 from trainonce.nn import native
 from trainonce.precision import Precision
 from trainonce.recipes import Recipe
+from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.settings import Settings
 from trainonce.version import __version__
 
@@ -228,9 +229,10 @@ class RunDirectory:
     def drop_after(self, step: int) -> None:
         """Forget the stretches and looks that end after `step`, which a resumed run will do again."""
         for path, lines in ((self.metrics_file, self.metrics()), (self.forgetting_file, self.forgetting())):
-            if path.exists():
+            kept = [line for line in lines if line["step"] <= step]
+            if len(kept) < len(lines):
                 with _disk_refusing(path):
-                    write_lines(path, [line for line in lines if line["step"] <= step])
+                    write_lines(path, kept)
 
     def append_forgetting(self, line: dict[str, Any]) -> None:
         """Record one look at a probe. Raises `RunError` where the disk refuses."""

@@ -23,6 +23,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
+from trainonce.records import count_file
 from trainonce.run import RunDirectory
 from trainonce.train import TrainSettings, train_supernet
 
@@ -349,6 +350,7 @@ class TestCommand:
         assert self.gone(first.pid, 15)
 
         run.metrics_file.unlink()
+        count_file(run.metrics_file).unlink()
         second = self.start("train", "--resume", "run", "--decode-workers", "2", "--device", "cpu", folder=tmp_path)
         self.trained_until(run, second)
         assert len(processes_of_session(second.pid)) >= 4

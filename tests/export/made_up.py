@@ -8,6 +8,7 @@ from typing import Any, Literal
 from trainonce.export import Target
 from trainonce.export.description import Opened, Written
 from trainonce.export.onnx import FILE, SEAL
+from trainonce.records import to_json
 
 
 def replaced(place: Path, files: dict[str, bytes]) -> None:
@@ -16,7 +17,7 @@ def replaced(place: Path, files: dict[str, bytes]) -> None:
         (place / name).write_bytes(content)
     certificate = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
     certificate["files"] = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
-    (place / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+    (place / "certificate.json").write_bytes(to_json(certificate))
 
 
 def sealed(model: Any) -> dict[str, bytes]:

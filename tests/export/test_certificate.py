@@ -25,6 +25,7 @@ from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
+from trainonce.records import read_json, to_json
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet, write_subnet
 
@@ -32,7 +33,7 @@ Export = Callable[[int], Any]
 
 
 def written(place: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(place / "certificate.json")
     return found
 
 
@@ -145,7 +146,7 @@ class TestWithoutTheRun:
         shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
         config = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
         config["data"]["name_or_path"] = str(tmp_path / "gone.npz")
-        (tmp_path / "run" / "run.json").write_text(json.dumps(config), encoding="utf-8")
+        (tmp_path / "run" / "run.json").write_bytes(to_json(config))
         reference = read_reference(tmp_path / "run" / "subnets" / "0")
         assert reference.supernet is not None
         assert reference.data is None

@@ -20,6 +20,7 @@ from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.first_difference import first_difference, layer_outputs
 from trainonce.export.integrity import check_file
 from trainonce.export.reference import read_reference
+from trainonce.records import to_json
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet, write_subnet
 
@@ -85,7 +86,7 @@ def test_the_certificate_must_be_of_this_subnet_and_have_passed(exported: Export
         "passed": False,
         "verdict": "it is off",
     }
-    (tmp_path / "torch" / "certificate.json").write_text(json.dumps(said), encoding="utf-8")
+    (tmp_path / "torch" / "certificate.json").write_bytes(to_json(said))
     with pytest.raises(UserError, match="did not pass when it was made: it is off"):
         check_export(exported(2).baseline, TARGETS["torch"], tmp_path)
 
@@ -104,7 +105,7 @@ def test_other_classes_in_the_description_are_noticed(home: RunDirectory, tmp_pa
     path = tmp_path / "export" / "torch" / "certificate.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     assert said.pop("description")["classes"] == description["classes"]
-    path.write_text(json.dumps(said), encoding="utf-8")
+    path.write_bytes(to_json(said))
     with pytest.raises(UserError, match=r"is of another subnet than .*: it differs in classes$"):
         check_export(reversed_, TARGETS["torch"], tmp_path / "export")
 

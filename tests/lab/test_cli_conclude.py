@@ -10,6 +10,11 @@ from typer.testing import CliRunner
 
 from trainonce.cli import app
 from trainonce.errors import RunError, UserError
+from trainonce.records import read_json
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::trainonce.records.UncheckedWarning"
+)  # committed before there were sums
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "results" / "baseline-cifar10"
 
@@ -30,7 +35,7 @@ def study(tmp_path: Path) -> Path:
 def test_conclusions_are_made_from_the_results_that_are_there(study: Path) -> None:
     (study / "conclusion.json").write_text("{}")
     found = conclude(study)
-    written = json.loads((study / "conclusion.json").read_text(encoding="utf-8"))
+    written = read_json(study / "conclusion.json")
     assert "rss is 8.7 points better than ps (95% interval 2.7 to 14.8, 3 seeds, p = 0.025)" in written["sentence"]
     assert " ".join(found.stdout.split()).endswith(written["sentence"])
     assert json.loads(conclude(study, "--json").stdout) == {str(study): written}

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from trainonce.files import read_json
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.summary import conclusion_of
+from trainonce.records import read_json
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+pytestmark = pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")  # of before there were sums
+
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 

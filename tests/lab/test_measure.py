@@ -21,6 +21,7 @@ from trainonce.lab.forgetting import default_probes
 from trainonce.lab.measure import MeasureSettings, _training, measure, verdict
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
+from trainonce.records import read_json
 from trainonce.run import RunDirectory
 from trainonce.train import TrainSettings, train_supernet
 
@@ -157,7 +158,7 @@ class TestCommand:
         assert done.exit_code == 0
         assert "nterference" in done.stdout
         assert "largest" in done.stdout
-        found = json.loads(run.interference_file.read_text())
+        found = read_json(run.interference_file)
         assert found["batch_size"] == 64
         assert len(found["probes"]) == 3
         assert " ± " in done.stdout
@@ -170,7 +171,7 @@ class TestCommand:
 
     def test_json(self, run: RunDirectory) -> None:
         done = CliRunner().invoke(app, ["measure", str(run.path), *self.OPTIONS, "--json"], catch_exceptions=False)
-        assert json.loads(done.stdout) == json.loads(run.interference_file.read_text())
+        assert json.loads(done.stdout) == read_json(run.interference_file)
 
     @pytest.mark.parametrize("what", ["nothing", "untrained"])
     def test_refusals(

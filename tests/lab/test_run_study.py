@@ -22,6 +22,7 @@ from trainonce.lab.run_study import Conductor, StudyDirectory, run_study
 from trainonce.lab.study import Study
 from trainonce.models import MobileNetV3Settings
 from trainonce.recipes import RECIPES, Recipe
+from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.train import TrainSettings
 
 HERE = Path(__file__).parent
@@ -141,10 +142,11 @@ def test_on_a_cluster_a_worker_takes_the_gpu_it_is_given(
 def test_a_cut_off_recording_is_made_whole(straight: Path, tiny: Study, digits: DataSet, tmp_path: Path) -> None:
     """Results of a run without its line in times.jsonl are recorded again, once, without training."""
     directory = StudyDirectory(shutil.copytree(straight, tmp_path / "study"))
-    lines = directory.times_file.read_text().splitlines(keepends=True)
-    directory.times_file.write_text("".join(lines[:3]))
-    lines = directory.results_file.read_text().splitlines(keepends=True)
-    directory.results_file.write_text("".join(lines[:-1]) + lines[-1][:20])
+    write_lines(directory.times_file, directory.finished()[:3])
+    lines = read_lines(directory.results_file)
+    write_lines(directory.results_file, lines[:-1])
+    with directory.results_file.open("a") as file:
+        file.write(json.dumps(lines[-1])[:20])
     assert run_study(tiny, directory, digits)
     assert results(directory.path) == results(straight)
     assert len(directory.results_file.read_text().splitlines()) == 8
@@ -165,11 +167,11 @@ class TestAnotherStudy:
         self, straight: Path, tiny: Study, digits: DataSet, tmp_path: Path
     ) -> None:
         directory = StudyDirectory(tmp_path)
-        recorded = json.loads((straight / "study.json").read_text())
+        recorded = read_json(straight / "study.json")
         assert recorded.pop("design", "absent") is None
-        directory.study_file.write_text(json.dumps(recorded))
+        directory.study_file.write_bytes(to_json(recorded))
         directory.claim(tiny.model_copy(update={"design": "baseline"}), digits, provenance={})
-        assert json.loads(directory.study_file.read_text()) == recorded
+        assert read_json(directory.study_file) == recorded
 
     def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         longer = tiny.runs[1].model_copy(update={"recipe": tiny.runs[1].recipe.scaled(2)})

@@ -1,6 +1,5 @@
 """Building a table on a machine whose times are known; resuming; the real thing on tiny networks."""
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
 from trainonce.latency.parts import sized_network
 from trainonce.models import MobileNetV3
+from trainonce.records import append_line, read_lines, write_lines
 from trainonce.space import derived_rng
 
 MakeNet = Callable[..., MobileNetV3]
@@ -210,7 +210,8 @@ def test_what_was_measured_otherwise_does_not_count(
 ) -> None:
     partial = tmp_path / "measured.jsonl"
     net, machine = make_net(**SMALL), known_machine()
-    partial.write_text(json.dumps({"plan": "of another"}) + '\n{"parts": {}}\n')
+    append_line(partial, {"plan": "of another"}, counted=False)
+    append_line(partial, {"parts": {}}, counted=False)
     small = BuildSettings(networks=10, held_out=5, rounds=2)
 
     def stop(done: int, total: int, text: str) -> None:
@@ -257,10 +258,10 @@ def test_a_log_of_something_else_is_a_sentence(
 
     with pytest.raises(KeyboardInterrupt):
         build(net, known_machine(), settings, partial_file=path, on_progress=stop)
-    lines = path.read_text().splitlines()
+    lines = read_lines(path)
     assert len(lines) == 3
-    lines[number] = json.dumps({"number": number - 1, **line})
-    path.write_text("\n".join(lines) + "\n")
+    lines[number] = {"number": number - 1, **line}
+    write_lines(path, lines)
     with pytest.raises(UserError, match=f"measured.jsonl, line {number + 1} is damaged: delete the file"):
         build(net, known_machine(), settings, partial_file=path)
 

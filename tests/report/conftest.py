@@ -3,7 +3,6 @@
 The numbers are drawn so that they look like results; each test that checks a number writes that number itself.
 """
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from trainonce.data import DataSource
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.population import draw_population, make_buckets
 from trainonce.recipes import RECIPES
+from trainonce.records import to_json, write_lines
 from trainonce.run import RunConfig, RunDirectory
 from trainonce.space import Architecture
 
@@ -152,7 +152,7 @@ class Synthetic:
             "bn_shift": {"layers": {}, "mean": matrix(lambda i, j: 0.0 if i == j else 0.02 + 0.1 * far[i][j])},
             "statistics": {"top1_supernet": [60.0] * len(probes), "top1_recalibrated": [70.0] * len(probes)},
         }
-        (run.path / "interference.json").write_text(json.dumps(found), encoding="utf-8")
+        (run.path / "interference.json").write_bytes(to_json(found))
 
     def everything(
         self, run: RunDirectory, probes: Sequence[Architecture], offset: float = 0.0, *, favour: float = 1.0
@@ -192,14 +192,14 @@ class Synthetic:
             },
             "provenance": PROVENANCE,
         }
-        (path / "study.json").write_text(json.dumps(study), encoding="utf-8")
+        (path / "study.json").write_bytes(to_json(study))
         named = [{key: run[key] for key in ("arm", "seed", "factors")} | {"run": run["name"]} for run in runs]
         pairs = list(zip(runs, named, strict=True))
         write_lines(path / "results.jsonl", [line | of for run, of in pairs for line in run["results"]])
         times = [of | {"train_seconds": 60 * run["minutes"], "beside": 2, "passes": 16.0} for run, of in pairs]
         write_lines(path / "times.jsonl", times)
         if conclusion is not None:
-            (path / "conclusion.json").write_text(json.dumps(conclusion), encoding="utf-8")
+            (path / "conclusion.json").write_bytes(to_json(conclusion))
 
     def baseline(self, path: Path, *, seeds: Sequence[int] = (0, 1, 2), per_bucket: int = 12) -> None:
         """Strategies side by side with everything recorded."""
@@ -269,10 +269,6 @@ def comparison(a: str, b: str, difference: float, low: float, high: float) -> di
     verdict = "better" if low > 0 else "equivalent" if max(-low, high) < 0.5 else "cannot tell"
     found = {"names": [a, b], "seeds": 3, "difference": difference, "low": low, "high": high, "sd": 0.3, "margin": 0.5}
     return found | {"p_difference": 0.01, "p_equivalence": 0.9, "verdict": verdict, "sentence": f"{a} against {b}."}
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(dict(line)) + "\n" for line in lines), encoding="utf-8")
 
 
 def paper_net() -> MobileNetV3:

@@ -1,6 +1,5 @@
 """Reading runs and studies: what is there, what is absent, and what is damaged."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainonce.errors import UserError
+from trainonce.records import count_file, read_lines, to_json, write_lines
 from trainonce.report.loading import read_groups
 from trainonce.report.sections import sections_of
 from trainonce.run import RunDirectory
@@ -77,11 +77,13 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
         ("exposure.npz", "nonsense", "is not a whole npz"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
 def test_what_is_damaged_is_refused_by_name(
     synthetic: Makes, tmp_path: Path, file: str, content: str, says: str
 ) -> None:
     run = synthetic.run(tmp_path / "run")
     (run.path / file).write_text(content, encoding="utf-8")
+    count_file(run.path / file).unlink(missing_ok=True)
     with pytest.raises(UserError, match=says) as refused:
         read_groups([run.path])
     assert file in str(refused.value)
@@ -129,7 +131,7 @@ def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
 )
 def test_a_study_that_does_not_hold_together(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     study = {"arms": [{"name": "a"}], "runs": [], "evaluate": {}}
-    (tmp_path / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
+    (tmp_path / "study.json").write_bytes(to_json(study | changes))
     with pytest.raises(UserError, match=says):
         read_groups([tmp_path])
 
@@ -139,9 +141,7 @@ def shortened(studies: Path, path: Path, seeds: set[int]) -> Path:
     whole = studies / "baseline"
     shutil.copytree(whole, path, ignore=shutil.ignore_patterns("conclusion.json", "ps-seed1", "rss-short-seed1"))
     for name in ("results.jsonl", "times.jsonl"):
-        lines = [json.loads(line) for line in (whole / name).read_text(encoding="utf-8").splitlines()]
-        kept = [json.dumps(line) for line in lines if line["seed"] in seeds]
-        (path / name).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_lines(path / name, [line for line in read_lines(whole / name) if line["seed"] in seeds])
     return path
 
 
@@ -150,7 +150,7 @@ def test_an_unfinished_study_is_concluded_from_what_there_is(studies: Path, tmp_
     [group] = read_groups([path])
     assert {run.name for run in group.runs} == {f"{arm}-seed0" for arm in ("ps-released", "ps", "rss", "rss-short")}
     assert len(group.missing) == 4, "runs that were begun count as missing"
-    lines = [json.loads(line) for line in (path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(path / "results.jsonl")
     means = {arm: np.mean([line["top1"] for line in lines if line["arm"] == arm]) for arm in ("rss", "ps")}
     [main] = [c for c in group.conclusion["comparisons"] if c["names"] == ["rss", "ps"]]
     assert main["difference"] == pytest.approx(means["rss"] - means["ps"])
@@ -165,7 +165,7 @@ def test_an_unfinished_study_is_concluded_from_what_there_is(studies: Path, tmp_
 
 def test_a_conclusion_that_is_not_whole_is_made_again(studies: Path, tmp_path: Path) -> None:
     path = shortened(studies, tmp_path / "study", {0, 1})
-    (path / "conclusion.json").write_text('{"sentence": "Half."}', encoding="utf-8")
+    (path / "conclusion.json").write_bytes(to_json({"sentence": "Half."}))
     [group] = read_groups([path])
     assert group.conclusion["sentence"] != "Half."
     assert group.conclusion["comparisons"]

@@ -15,6 +15,7 @@ from trainonce import RECIPES, EvaluateSettings, Evaluator, MobileNetV3, RunDire
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.population import draw_population, evaluate_population, make_buckets
+from trainonce.records import read_json, read_lines
 from trainonce.report import build_page, read_groups, write_report
 from trainonce.report.charts import standing_alone
 
@@ -93,7 +94,7 @@ def test_several_studies_begin_with_what_each_found(studies: Path, page: str) ->
     head, _, rest = page.partition("</header>")
     assert "Cannot tell whether sharing weights with more subnets matters" in head, "which its numbers force"
     for name in ("baseline", "solo"):
-        found = json.loads((studies / name / "conclusion.json").read_text(encoding="utf-8"))
+        found = read_json(studies / name / "conclusion.json")
         assert html.escape(found["sentence"]) in head
     assert "it is called <em>interference</em>" in head
     assert "it is called <em>interference</em>" not in rest
@@ -102,7 +103,7 @@ def test_several_studies_begin_with_what_each_found(studies: Path, page: str) ->
 
 
 def test_the_numbers_behind_a_figure_are_those_of_the_file(studies: Path, page: str) -> None:
-    line = json.loads((studies / "baseline" / "results.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    line = read_lines(studies / "baseline" / "results.jsonl")[0]
     command = f"trainonce extract {studies}/baseline/runs/{line['run']} {line['arch']}"
     row = next(row for row in re.findall(r"<tr>.*?</tr>", page) if html.escape(command) in row)
     assert f">{line['top1']:g}<" in row

@@ -1,6 +1,5 @@
 """The search's section: what front.json holds, side by side, and refusals of what it cannot hold."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
+from trainonce.records import to_json
 from trainonce.report.loading import read_groups
 from trainonce.report.search import draw_search, points_of, search_info
 from trainonce.report.search_sections import search_section
@@ -111,6 +111,6 @@ def test_without_a_search_or_a_control_there_is_less(run: RunDirectory) -> None:
     ],
 )
 def test_a_damaged_front_is_refused(run: RunDirectory, change: dict[str, Any], says: str) -> None:
-    run.front_file.write_text(json.dumps(FOUND | change), encoding="utf-8")
+    run.front_file.write_bytes(to_json(FOUND | change))
     with pytest.raises(UserError, match=says):
         read_groups([run.path])

@@ -18,6 +18,7 @@ from trainonce.latency import LatencyTable
 from trainonce.latency.parts import representatives
 from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
+from trainonce.records import count_file, read_json, read_lines, write_lines
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet
 from trainonce.train import train_supernet
@@ -68,7 +69,7 @@ def table_of_all(net: Supernet, *, ms: float) -> LatencyTable:
 class TestStory:
     def test_front_json_is_what_the_scores_say(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
         run = RunDirectory(trained)
-        assert searched == json.loads(run.front_file.read_text(encoding="utf-8"))
+        assert searched == read_json(run.front_file)
         assert (searched["search"]["evaluations"], searched["control"]["evaluations"]) == (6, 6)
         assert searched["limits"] == {"macs": thousands * 1e3}
         scores = {line["arch"]: line["top1"] for line in run.searched() if line["split"] == "validate"}
@@ -118,18 +119,19 @@ class TestStory:
         """What `evaluate` records in between, with another calibration, neither renames the search nor counts."""
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
         run.search_file.unlink(missing_ok=True)
+        count_file(run.search_file).unlink(missing_ok=True)
         assert trainonce("evaluate", run.path, "--per-bucket", "1", *OPTIONS).code == 0
         expected = trainonce("search", run.path, *BRIEFLY, *HERE)
         assert expected.code == 0, expected.err
-        lines = run.search_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        run.search_file.write_text("".join(lines[:2]), encoding="utf-8")
+        lines = read_lines(run.search_file)
+        write_lines(run.search_file, lines[:2])
         other = ("--calibration-images", "30", *HERE)
         assert trainonce("evaluate", run.path, "--per-bucket", "1", *other).code == 0
         found = trainonce("search", run.path, *BRIEFLY, *HERE)
         assert found.code == 0, found.err
         assert timeless(found.out) == timeless(expected.out)
         assert json.loads(found.out)["calibration"]["calibration_images"] == 20
-        assert run.search_file.read_text(encoding="utf-8") == "".join(lines)
+        assert read_lines(run.search_file) == lines
 
     def test_a_latency_table_counts_by_what_it_holds(self, trained: Path, tmp_path: Path) -> None:
         """Not by how its place is spelled; and not where latency is not asked for."""
@@ -157,6 +159,7 @@ class TestStory:
         """What docs/search.md shows, on another run, with few and made-up scores."""
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
         run.search_file.unlink(missing_ok=True)
+        count_file(run.search_file).unlink(missing_ok=True)
         text = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
         example = text.split("```python\n")[1].split("```")[0]
         for shown, here in {
@@ -176,6 +179,7 @@ class TestStory:
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
         for path in (run.search_file, run.front_file):
             path.unlink(missing_ok=True)
+        count_file(run.search_file).unlink(missing_ok=True)
         code, out, err = trainonce("search", run.path, "--scores", "5", "--dry-run", "--json", *OPTIONS)
         assert code == 0, err
         assert json.loads(out)["seconds"] > 0
@@ -219,7 +223,7 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["population.jsonl", "search.jsonl"])
     def test_damaged_files(self, trained: Path, tmp_path: Path, name: str) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
-        (run / name).write_text('{"arch": 5}\n')
+        write_lines(run / name, [{"arch": 5}])
         trainonce("search", run, "--scores", "2", *OPTIONS).refused(rf"{name}, line 1")
         trainonce("extract", run, "--max-macs", "9").refused(rf"{name}, line 1")
 

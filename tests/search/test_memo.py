@@ -1,6 +1,5 @@
 """The memo: every score made once, shared by searches, and a search that was killed ends as one that was not."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings
 from trainonce.models import MobileNetV3
 from trainonce.population import draw_population, evaluate_population, make_buckets
+from trainonce.records import write_lines
 from trainonce.run import RunDirectory
 from trainonce.search import Measure, Memo, Outcome, Problem, SearchSettings, Stopped, outcome_of, search, start_of
 
@@ -93,7 +93,9 @@ def test_killed_and_run_again_it_ends_the_same(
     with pytest.raises(Stopped):
         look(net, populated, made_up(), stop_after=after)
     content = populated.search_file.read_bytes()
-    populated.search_file.write_bytes(content[:-10])
+    write_lines(populated.search_file, populated.searched()[:-1])
+    with populated.search_file.open("ab") as file:
+        file.write(content[populated.search_file.stat().st_size : -10])
     other = SETTINGS.model_copy(update={"seed": 5, "scores": 3})
     if after > 1:  # of the first line nothing is left, so that nothing says that a search began
         look(net, populated, made_up(), plan={"settings": other.model_dump()}, settings=other)
@@ -150,6 +152,6 @@ def test_damaged_lines_are_refused(
     with pytest.raises(Stopped):
         look(net, populated, made_up(), stop_after=1)
     [line] = populated.searched()[:1]
-    populated.search_file.write_text(json.dumps(line | change) + "\n")
+    write_lines(populated.search_file, [line | change])
     with pytest.raises(UserError, match=says):
         look(net, populated, made_up())

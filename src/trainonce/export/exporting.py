@@ -15,7 +15,8 @@ from trainonce.export.compare import Comparison
 from trainonce.export.description import FileDescription, Opened
 from trainonce.export.integrity import judged
 from trainonce.export.reference import Reference
-from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_atomic, write_synced
+from trainonce.files import partial_directory, put_in_place, read_bytes, write_atomic, write_synced
+from trainonce.records import read_json, to_json
 
 
 def export_subnet(
@@ -32,23 +33,19 @@ def export_subnet(
     place = out / target.name
     if place.exists() and not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} is there already and is not an export: name another directory")
-    partial, failed = out / f".{target.name}.partial", out / f"{target.name}.failed"
+    failed = out / f"{target.name}.failed"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, content in written.files.items():
-            write_synced(partial / name, content)
-        opened = _opened(target, partial, written.files)
-        certificate = _certified(baseline, target, opened, written.files, written.details, max_loss)
-        write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
-        for stale in (failed, place)[: 1 + certificate.passed]:
-            shutil.rmtree(stale, ignore_errors=True)
-        partial.rename(place if certificate.passed else failed)
-        sync_directory(out)
+        with partial_directory(place) as partial:
+            for name, content in written.files.items():
+                write_synced(partial / name, content)
+            opened = _opened(target, partial, written.files)
+            certificate = _certified(baseline, target, opened, written.files, written.details, max_loss)
+            write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
+            put_in_place(partial, place if certificate.passed else failed)
+            if certificate.passed:
+                shutil.rmtree(failed, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write {place}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if not certificate.passed:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {failed}, not to be used")
     return place, certificate

@@ -12,7 +12,8 @@ from typing import Literal
 from trainonce.errors import UserError
 from trainonce.export import executorch, onnx, openvino, torch_export
 from trainonce.export.certificate import FILE as CERTIFICATE
-from trainonce.files import read_bytes, read_json
+from trainonce.files import read_bytes
+from trainonce.records import read_json
 
 PARTNERS = {".xml": ".bin", ".bin": ".xml", ".pte": ".json", ".json": ".pte"}
 """Of files that belong together and have one name: the suffix of the other."""

@@ -24,13 +24,14 @@ from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, fan_out
-from trainonce.files import append_line, read_json, read_lines, to_json, write_atomic, write_lines
+from trainonce.files import write_atomic
 from trainonce.lab.forgetting import Prober, ProberSettings, default_probes
 from trainonce.lab.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
 from trainonce.names import file_name
 from trainonce.population import Bucket, Line, draw_population, evaluate_population, make_buckets
 from trainonce.recipes import Recipe, timetable
+from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.run import RunDirectory
 from trainonce.space import Architecture
 from trainonce.train import TrainSettings, train_supernet

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from trainonce.files import to_json, write_atomic
+from trainonce.files import write_atomic
 from trainonce.lab.conclusions import conclude
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.study import Arm
 from trainonce.population import Line
+from trainonce.records import to_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainonce.errors import UserError
-from trainonce.files import append_line, locked, read_lines
+from trainonce.files import locked
+from trainonce.records import append_line, read_lines
 
 LONGEST_MS = 1e9
 
@@ -26,7 +27,7 @@ class Log:
                 self.lines = found[1:]
                 return
             path.write_bytes(b"")
-            append_line(path, identity)
+            append_line(path, identity, counted=False)
 
     @classmethod
     @contextmanager
@@ -51,7 +52,7 @@ class Log:
         """Record one piece."""
         self.lines.append({"number": len(self.lines), **times})
         if self.path is not None:
-            append_line(self.path, self.lines[-1])
+            append_line(self.path, self.lines[-1], counted=False)
 
     def remove(self) -> None:
         """Delete the file: a table was made of it."""

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, JsonValue
 
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_json, to_json, write_atomic
+from trainonce.files import write_atomic
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.parts import part_name, part_names
 from trainonce.nn.plain import NetworkSpec
+from trainonce.records import plain_json, read_document
 from trainonce.settings import Settings
 
 FAMILY = "trainonce-latency-"
@@ -97,7 +98,7 @@ class LatencyTable(Settings):
         values = self.model_dump(mode="json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, to_json({**values, HASH: _hash(values)}))
+            write_atomic(path, plain_json({**values, HASH: _hash(values)}))
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
 
@@ -105,7 +106,7 @@ class LatencyTable(Settings):
     def read(cls, path: str | Path) -> Self:
         """The table in a file. Raises `UserError` that says what is missing, foreign, of another version or damaged."""
         path = Path(path)
-        values = read_json(path)
+        values, _ = read_document(path)  # its own hash is its sum
         form = values.get("format")
         if not isinstance(form, str) or not form.startswith(FAMILY):
             raise UserError(f"{path} is not a latency table: make one with `trainonce latency build`")

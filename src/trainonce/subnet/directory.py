@@ -9,7 +9,6 @@ README.md           a model card, see `trainonce.subnet.card`; a person may edit
 import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from torch import Tensor
 
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.files import read_bytes, read_json, sync_directory, to_json, write_synced
+from trainonce.files import partial_directory, put_in_place, read_bytes, standing, write_synced
 from trainonce.memory import WEIGHTS_METADATA
 from trainonce.models import Supernet
 from trainonce.nn import plain as plain_module
 from trainonce.nn.plain import FORMAT, NetworkSpec, PlainNetwork
+from trainonce.records import read_document, say_unchecked, to_json
 from trainonce.space import Architecture
 from trainonce.subnet.card import model_card
 
@@ -113,24 +113,14 @@ def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str,
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     described = {**description, "format": FORMAT, "sha256": sums}
     contents[CONFIG], contents[CARD] = to_json(described), model_card(described).encode()
-    partial, before = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "before"))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, content in contents.items():
-            write_synced(partial / name, content)
-        if path.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            path.rename(before)
-        partial.rename(path)
-        sync_directory(path.parent)
+        with partial_directory(path) as partial:
+            check_place(path)  # again: another writer may have been here
+            for name, content in contents.items():
+                write_synced(partial / name, content)
+            put_in_place(partial, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if not path.exists() and before.exists():
-            before.rename(path)
-        for leftover in (partial, before):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
@@ -139,12 +129,14 @@ def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
     The directory's own model.py is compared with its checksum and never executed. Raises `UserError` that says what
     is missing, foreign or damaged.
     """
-    path = Path(path)
+    path = standing(Path(path))
     if not (path / CONFIG).exists() and (path / EARLIER_CONFIG).exists():
         raise UserError(f"{path} holds a subnet in an earlier format: take it out again with `trainonce extract`")
-    description = read_json(path / CONFIG)
+    description, checked = read_document(path / CONFIG)
     if description.get("format") != FORMAT:
         raise UserError(f"{path} is not a subnet of this format ({FORMAT})")
+    if not checked:
+        say_unchecked(path / CONFIG)
     try:
         content = _checked(path, WEIGHTS, description)
         _checked(path, MODEL, description)
