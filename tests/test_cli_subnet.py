@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.changed_run import configured
 from tests.command_line import trainonce
 
 from trainonce import checkpoint, cli, cli_subnet, display
@@ -168,7 +169,7 @@ class TestFinetuneRefuses:
         moved = Path(shutil.copytree(run, tmp_path / "moved"))
         config = json.loads((moved / "run.json").read_text())
         config["data"]["name_or_path"] = "/nowhere/pets"
-        (moved / "run.json").write_bytes(to_json(config))
+        configured(moved, config)
         trainonce("finetune", subnet, "--epochs", "1", "--run", moved, *DEVICE).refused("were at /nowhere/pets and are")
 
     def test_other_images(self, subnet: Path) -> None:
@@ -186,7 +187,7 @@ class TestFinetuneRefuses:
         config = json.loads((other / "run.json").read_text())
         config["data"]["split_seed"] = 1
         config["data_fingerprint"] = load_dataset("digits", split_seed=1).fingerprint()
-        (other / "run.json").write_bytes(to_json(config))
+        configured(other, config)
         options = ("--epochs", "1", "--run", other, *DEVICE)
         trainonce("finetune", subnet, *options).refused("made for other images than .*: their fingerprints differ")
         trained = json.loads((subnet / "config.json").read_text())["trained"]

@@ -1,6 +1,7 @@
 """The run directory: what is written is read back; damage and foreign files are a sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -165,6 +166,33 @@ class TestConfig:
         assert {k: v.shape for k, v in net.state_dict().items()} == {
             k: v.shape for k, v in run.build_supernet().state_dict().items()
         }
+
+
+class TestAnotherConfig:
+    """A run.json that is not what the weights were trained with is refused wherever weights are loaded."""
+
+    @pytest.mark.parametrize(
+        ("place", "value", "key"),
+        [(("model", "kernel_sizes"), [3], "model"), (("seed",), 5, "seed"), (("data_fingerprint",), "0", "data")],
+    )
+    def test_it_is_refused(
+        self, run: RunDirectory, tmp_path: Path, place: tuple[str, ...], value: object, key: str
+    ) -> None:
+        copy = RunDirectory(shutil.copytree(run.path, tmp_path / "run"))
+        state = {"step": 4, "identity": run.config().identity()}
+        checkpoint.save(copy.checkpoints, 4, checkpoint.load(copy.checkpoints / "step-000003").tensors, state)
+        assert copy.load_supernet()[1] == 4
+        copy.config_file.write_bytes(to_json(with_value(json.loads(run.config_file.read_bytes()), place, value)))
+        for work in (copy.load_supernet, copy.checked_config):
+            with pytest.raises(UserError, match=rf"run\.json is not what .*step-000004.* its {key}.* differs"):
+                work()
+
+    def test_the_state_is_taken_from_the_newest_that_is_whole(self, run: RunDirectory, tmp_path: Path) -> None:
+        for step in (1, 2):
+            checkpoint.save(tmp_path, step, {"weights": {}}, {"step": step})
+        (tmp_path / "step-000002" / "state.json").write_text('{"step": 3}')
+        assert checkpoint.newest_state(tmp_path) == (tmp_path / "step-000001" / "state.json", {"step": 1})
+        assert checkpoint.newest_state(tmp_path / "nothing") is None
 
 
 class TestRecords:

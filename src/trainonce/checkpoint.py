@@ -129,6 +129,19 @@ def load_step(directory: Path, step: int) -> Checkpoint:
     return load(_path_of(directory, step))
 
 
+def newest_state(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest `state.json` that is as its manifest says, and its values, without reading tensors; None for none."""
+    for path in reversed(_in_order(directory)):
+        try:
+            sums, _ = read_document(path / "MANIFEST")
+            content = (path / "state.json").read_bytes()
+            if hashlib.sha256(content).hexdigest() == sums.get("state.json"):
+                return path / "state.json", read_document(path / "state.json")[0]
+        except (OSError, UserError):  # damaged, or dropped meanwhile by a run that goes on
+            continue
+    return None
+
+
 def newest(directory: Path) -> Path | None:
     """The newest checkpoint's directory, whole or not; None where there is none."""
     return next(reversed(_in_order(directory)), None)

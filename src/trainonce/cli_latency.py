@@ -60,6 +60,7 @@ def build(
     if runtime not in RUNTIMES:
         raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
     run = RunDirectory(run_path)
+    run.checked_config()
     net = run.build_supernet()
     make = BuildSettings.quick if quick else BuildSettings
     settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
@@ -119,7 +120,9 @@ def check(
 ) -> None:
     """Measure random subnets that a table was not made from on this machine, and compare them with what it predicts."""
     table = LatencyTable.read(table_path)
-    net = RunDirectory(run_path).build_supernet()
+    run = RunDirectory(run_path)
+    run.checked_config()
+    net = run.build_supernet()
     here, versions = this_machine(), versions_of(table.runtime)
     for name, then, now in [
         *((name, table.machine.get(name), here[name]) for name in here),

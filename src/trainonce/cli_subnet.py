@@ -148,7 +148,7 @@ def _run_of(description: dict[str, Any], given: Path | None, subnet: Path) -> Ru
     run = RunDirectory(given or str(recorded))
     if given is None and not run.config_file.exists():
         raise UserError(f"{subnet} was taken from {recorded}, where there is no run now: say where it is with --run")
-    run.config()
+    run.checked_config()
     return run
 
 

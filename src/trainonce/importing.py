@@ -45,7 +45,8 @@ def import_ofa(
     with run.lock():
         run.create(config)
         try:
-            checkpoint.save(run.checkpoints, 0, {"weights": net.state_dict()}, {"step": 0})
+            state = {"step": 0, "identity": config.identity()}
+            checkpoint.save(run.checkpoints, 0, {"weights": net.state_dict()}, state)
         except RunError:
             run.config_file.unlink()  # so that it can be done again
             raise

@@ -32,7 +32,7 @@ from trainonce import checkpoint
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
-from trainonce.files import fits_record, locked, write_atomic
+from trainonce.files import fits_record, is_there, locked, write_atomic
 from trainonce.models import Supernet, build
 from trainonce.names import command
 from trainonce.nn import native
@@ -139,9 +139,26 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """What `run.json` says. Raises `UserError` if there is no run here or the file is not valid."""
-        if not self.config_file.exists():
+        if not is_there(self.config_file):
             raise UserError(f"{self.path} holds no run (there is no {self.config_file.name} in it)")
         return RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
+
+    def checked_config(self) -> RunConfig:
+        """What `run.json` says, held against what the newest checkpoint was trained with.
+
+        Raises `UserError` as `config` does, and where they are of different runs, as after damage that no sum shows.
+        """
+        config, found = self.config(), checkpoint.newest_state(self.checkpoints)
+        recorded = None if found is None else found[1].get("identity")
+        if found is not None and isinstance(recorded, dict):  # imported weights of earlier versions have none
+            trained = RunConfig.parse(recorded, where=str(found[0])).identity()
+            for key, value in config.identity().items():
+                if trained[key] != value:
+                    raise UserError(
+                        f"{self.config_file} is not what {found[0]} was trained with: its {key.replace('_', ' ')} "
+                        "differs; one of them is damaged or of another run"
+                    )
+        return config
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -205,6 +222,7 @@ class RunDirectory:
         return self._with_weights(checkpoint.load_step(self.kept, step))
 
     def _with_weights(self, found: checkpoint.Checkpoint) -> Supernet:
+        self.checked_config()
         net = self.build_supernet()
         weights = found.tensors.get("weights", {})
         expected = net.state_dict()

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.changed_run import configured
 from tests.export.made_up import replaced, sealed, shifted
 
 from trainonce import checkpoint
@@ -25,7 +26,7 @@ from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
-from trainonce.records import read_json, to_json
+from trainonce.records import read_json
 from trainonce.run import RunDirectory
 from trainonce.subnet import read_subnet, write_subnet
 
@@ -146,7 +147,7 @@ class TestWithoutTheRun:
         shutil.copytree(home.path, tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
         config = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
         config["data"]["name_or_path"] = str(tmp_path / "gone.npz")
-        (tmp_path / "run" / "run.json").write_bytes(to_json(config))
+        configured(tmp_path / "run", config)
         reference = read_reference(tmp_path / "run" / "subnets" / "0")
         assert reference.supernet is not None
         assert reference.data is None

@@ -15,7 +15,7 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluate import SplitName
 from trainonce.exposure import ExposureTable
-from trainonce.files import fits_record
+from trainonce.files import fits_record, is_there
 from trainonce.lab.conclusions import conclude
 from trainonce.names import file_name, printable
 from trainonce.population import Line, newest_lines
@@ -310,7 +310,7 @@ def _numbers(values: Any, name: str, path: Path) -> list[float]:
 
 def _read_conclusion(path: Path) -> dict[str, Any]:
     """What conclusion.json says; nothing where it is absent, not whole, or from before intervals were Student's."""
-    if not path.exists():
+    if not is_there(path):
         return {}
     conclusion = read_json(path)
     if not conclusion.keys() >= CONCLUSION.keys():
@@ -342,7 +342,7 @@ def _conclude(study: Mapping[str, Any], results: Sequence[Line], times: Mapping[
 
 
 def _read_exposure(run: RunDirectory) -> ExposureTable | None:
-    if not run.exposure_file.exists():
+    if not is_there(run.exposure_file):
         return None
     table = run.exposure()
     if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
@@ -351,7 +351,7 @@ def _read_exposure(run: RunDirectory) -> ExposureTable | None:
 
 
 def _read_front(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if not is_there(path):
         return None
     found = read_json(path)
     if found.get("format") != FRONT_FORMAT:
@@ -375,7 +375,7 @@ def _read_front(path: Path) -> dict[str, Any] | None:
 
 
 def _read_interference(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if not is_there(path):
         return None
     found = read_json(path)
     along = found.get("along", [])
