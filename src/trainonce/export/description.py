@@ -68,7 +68,7 @@ class FileDescription(Settings):
     layers: dict[str, str] = Field(default_factory=dict)
     """For each layer the name of the tensor inside the file that is its output, where the file names tensors."""
     sha256_with_program: str | None = None
-    """Where this lies beside a program: hash of this text, with null here, and then of the program."""
+    """Where this lies beside a program: hash of this text up to here, and then of the program. The last key."""
 
     def of_subnet(self) -> dict[str, Any]:
         """What it says of the subnet, and not of the file that it stands in, as JSON values."""

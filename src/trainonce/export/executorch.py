@@ -4,18 +4,21 @@ A program's memory is planned when it is made, for one size of input: hence one 
 for notes, so the description lies beside it.
 """
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.export.description import FORMAT, FileDescription, Opened, Written, check_shapes
+from trainonce.export.description import FileDescription, Opened, Written, check_shapes
+from trainonce.export.seal import Seal
 from trainonce.export.tools import extra, quiet, sentence
 
 FILE, SIDECAR = "model.pte", "model.json"
 EXTRA = "executorch"
+LAST_KEY = "sha256_with_program"
+SEAL = Seal(head=f', "{LAST_KEY}": "'.encode(), tail=b'"}')
+"""The end of the description; the hash is of what is before it and then of the program."""
 
 
 def write_executorch(network: nn.Module, description: FileDescription) -> Written:
@@ -29,27 +32,9 @@ def write_executorch(network: nn.Module, description: FileDescription) -> Writte
         exported = torch.export.export(network, (example_BCHW,))
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program = bytes(lowered.to_executorch().buffer)
-    described = description.model_copy(update={"batch": 1})
-    described = described.model_copy(update={"sha256_with_program": _digits(described, program)})
-    return Written(files={FILE: program, SIDECAR: described.to_text().encode()})
-
-
-def _digits(description: FileDescription, program: bytes) -> str:
-    text = description.model_copy(update={"sha256_with_program": None}).to_text()
-    return hashlib.sha256(text.encode() + program).hexdigest()
-
-
-def is_of(sidecar: bytes, program: bytes) -> bool | None:
-    """Whether both are as they were written; None for those of an earlier version, which do not say."""
-    try:
-        description = FileDescription.from_text(sidecar.decode(), where=SIDECAR)
-    except ValueError:
-        return False
-    if description.format != FORMAT:
-        return None
-    return sidecar == description.to_text().encode() and description.sha256_with_program == _digits(
-        description, program
-    )
+    text = description.model_copy(update={"batch": 1}).to_text()
+    sidecar = SEAL.put(text.removesuffix(f', "{LAST_KEY}": null}}').encode(), program)
+    return Written(files={FILE: program, SIDECAR: sidecar})
 
 
 def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

@@ -79,9 +79,9 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
         case ".bin":
             return None if other is None else openvino.SEAL.holds(other, content)
         case ".pte":
-            return None if other is None else executorch.is_of(other, content)
+            return None if other is None else executorch.SEAL.holds(other, content)
         case ".json":
-            return None if other is None else executorch.is_of(content, other)
+            return None if other is None else executorch.SEAL.holds(content, other)
         case _:
             return None
 
