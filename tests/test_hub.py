@@ -139,7 +139,7 @@ class TestLocal:
 
 class TestHub:
     def test_push_and_fetch(self, hub: FakeHub, saved: Path, net: MobileNetV3, x: Tensor, tmp_path: Path) -> None:
-        (saved / "model.onnx").write_bytes(b"exported")
+        (saved / "picture.png").write_bytes(b"a picture")
         (saved / ".notes").write_text("private")
         with (saved / "README.md").open("a") as card:
             card.write("\nEdited by hand.\n")
@@ -150,12 +150,12 @@ class TestHub:
         assert hub.created == [("someone/pets", {"private": True, "repo_type": "model", "exist_ok": True})]
         assert hub.uploads[0]["commit_message"] == "Pets"
         there = hub.repository("someone/pets")
-        assert sorted(path.name for path in there.iterdir()) == sorted([*FILES, "model.onnx"])
+        assert sorted(path.name for path in there.iterdir()) == sorted([*FILES, "picture.png"])
         assert (there / "README.md").read_text().endswith("Edited by hand.\n")
         assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
         network, description = from_pretrained("someone/pets", cache_dir=tmp_path / "here")
-        assert not list((tmp_path / "here").rglob("*.onnx"))
+        assert not list((tmp_path / "here").rglob("*.png"))
         with torch.inference_mode():
             assert torch.equal(network(x), net(x, net.space.smallest()))
         assert description["trained"]["data"] == "pets"

@@ -29,6 +29,7 @@ from trainonce import (
     cli_search,
     cli_study,
     cli_subnet,
+    cli_verify,
     display,
 )
 from trainonce.cli_options import (
@@ -550,6 +551,7 @@ for commands in (
     cli_lab,
     cli_study,
     cli_ofa,
+    cli_verify,
 ):
     commands.register(app)
 

@@ -17,6 +17,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.nn.plain import PlainNetwork
 from trainonce.records import read_json, to_json
 from trainonce.subnet import FILES, read_subnet, verify_subnet, write_subnet
+from trainonce.verify import refuse_damage, verify
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PLACES = ("run", "command", "file")
@@ -65,10 +66,11 @@ def files_to_push(path: str | Path) -> list[Path]:
     """The files of a subnet's directory that `push_to_hub` uploads, by relative name.
 
     All but hidden ones, what Python leaves beside model.py, and exports that failed. Raises `UserError` where it is no
-    whole subnet.
+    whole subnet, or where an export beside it is damaged.
     """
     path = Path(path)
     read_subnet(path)
+    refuse_damage(one for one in verify(path) if not any(_stays(part) for part in one.path.relative_to(path).parts))
     found = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
     return [file for file in found if not any(_stays(part) for part in file.parts)]
 
