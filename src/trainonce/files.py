@@ -108,7 +108,7 @@ def is_there(path: Path) -> bool:
     """Whether a file or directory is there. Raises `UserError` where that cannot be told, as for a link to nothing."""
     try:
         path.stat()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise UserError(f"{path} is a link to something that does not exist") from error
         return False
