@@ -2,6 +2,7 @@
 # make test    the tests (under 12 minutes)          make check       lint, format, types
 # make test-long      the tests that take long: kills at many moments, whole studies
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
+# make fuzz    damages files of every kind at random and counts what is believed: make fuzz DAMAGES=1000000 SEED=7 (hours)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make test-lowest    the story with the lowest versions allowed of what is needed (in an environment of its own)
 # make test-export    exports that need OpenVINO and ExecuTorch (installs them: 300 MB)
@@ -10,11 +11,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
+DAMAGES ?= 100000
+SEED ?= 0
 DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-long test-ray test-browser test-lowest test-export bench check format wheel clean
+.PHONY: demo test test-long fuzz test-ray test-browser test-lowest test-export bench check format wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +44,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	python -m pytest -q -m long
+
+fuzz: $(INSTALLED)
+	python -m tests.fuzzing --damages $(DAMAGES) --seed $(SEED) --out docs/results/fuzz.json
 
 test-browser: $(INSTALLED)
 	python -m pytest -q -m browser

@@ -1,0 +1,49 @@
+"""An export that dies before any of its file operations leaves the earlier export, or the new one."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.dying import deaths
+from tests.export.conftest import Exported
+
+from trainonce.export import Target
+from trainonce.export.description import Opened, Written
+from trainonce.export.exporting import export_subnet
+
+
+def test_an_export_that_is_replaced(
+    exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
+    baseline = exported(0).baseline
+    found = []
+
+    def target(content: bytes) -> Target:
+        return Target(
+            name="itself",
+            about="",
+            files=("file",),
+            write=lambda _reference, _max_loss: Written(files={"file": content}),
+            open=lambda _files, _threads, _where: Opened(
+                description=baseline.reference.file, run=baseline.reference.network
+            ),
+        )
+
+    def export(content: bytes, out: Path = tmp_path / "export") -> None:
+        export_subnet(baseline, target(content), out)
+
+    export(b"old")
+    shutil.copytree(tmp_path / "export", tmp_path / "before")
+
+    def check() -> None:
+        assert (tmp_path / "export" / "itself" / "certificate.json").is_file()
+        found.append((tmp_path / "export" / "itself" / "file").read_bytes())
+        export(b"newest")
+        assert sorted(path.name for path in (tmp_path / "export" / "itself").iterdir()) == ["certificate.json", "file"]
+        shutil.rmtree(tmp_path / "export")
+        shutil.copytree(tmp_path / "before", tmp_path / "export")
+
+    assert deaths(lambda: export(b"new"), check) > 10
+    assert set(found) == {b"old", b"new"}

@@ -1,0 +1,213 @@
+"""A writer that dies before any of its file operations loses nothing that was there, hides nothing, and can go on."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.dying import deaths
+from tests.latency_tables import table_with
+
+from trainonce import checkpoint
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.files import write_atomic
+from trainonce.lab.run_study import Outcome, StudyDirectory
+from trainonce.latency import LatencyTable
+from trainonce.latency.log import Log
+from trainonce.models import MobileNetV3
+from trainonce.nn.native import library
+from trainonce.recipes import RECIPES
+from trainonce.run import RunConfig, RunDirectory
+from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+PART = '{"part": "stem", "size": %d}'
+
+
+def put_back(place: Path, before: Path) -> None:
+    """Make a folder what another one is."""
+    shutil.rmtree(place)
+    if before.exists():
+        shutil.copytree(before, place)
+
+
+def test_replacing_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    found = []
+
+    def check() -> None:
+        found.append(path.read_bytes())
+        write_atomic(path, b"old")
+        assert [other.name for other in tmp_path.iterdir() if other.suffix == ".json"] == []
+
+    assert deaths(lambda: write_atomic(path, b"new"), check) > 5
+    assert set(found) == {b"old", b"new"}
+    assert found == sorted(found, reverse=True)
+
+
+def saved(folder: Path, step: int, value: float) -> None:
+    checkpoint.save(folder, step, {"weights": {"x": torch.full((4,), value)}}, {"step": step})
+
+
+@pytest.mark.parametrize(("step", "values"), [(3, {3: 9.0}), (2, {2: 9.0})])
+def test_checkpoints(tmp_path: Path, step: int, values: dict[int, float]) -> None:
+    """Of a new step, and of a step that is saved again."""
+    folder, before = tmp_path / "checkpoints", tmp_path / "before"
+    for old in (1, 2):
+        saved(before, old, float(old))
+    shutil.copytree(before, folder)
+    found = []
+
+    def check() -> None:
+        newest = checkpoint.load_latest(folder)  # a warning would be an error
+        assert newest is not None
+        found.append((newest.step, float(newest.tensors["weights"]["x"][0])))
+        saved(folder, 4, 4.0)
+        again = checkpoint.load_latest(folder)
+        assert again is not None
+        assert again.step == 4
+        assert not list(folder.glob(".*"))
+        put_back(folder, before)
+
+    assert deaths(lambda: saved(folder, step, values[step]), check) > 15
+    assert set(found) == {(2, 2.0), (step, values[step])}
+
+
+@pytest.fixture
+def write(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> Callable[[float], None]:
+    """Writes a subnet whose classifier's bias is a number."""
+    net, data = make_net(), make_data()
+    arch = net.space.smallest()
+    description: dict[str, Any] = describe_subnet(net, arch, data) | {"recalibrated": None, "scores": {}}
+
+    def made(value: float) -> None:
+        network = net.extract(arch)
+        torch.nn.init.constant_(network.classifier.bias, value)
+        write_subnet(tmp_path / "subnet", network, description)
+
+    return made
+
+
+def bias_of(path: Path) -> float:
+    network, _ = read_subnet(path)
+    return float(network.classifier.bias[0])
+
+
+def test_a_subnet_that_is_replaced_is_the_old_one_or_the_new_one(write: Callable[[float], None], tmp_path: Path) -> None:
+    write(1.0)
+    shutil.copytree(tmp_path / "subnet", tmp_path / "before")
+    found = []
+
+    def check() -> None:
+        found.append(bias_of(tmp_path / "subnet"))
+        write(3.0)
+        assert bias_of(tmp_path / "subnet") == 3.0
+        put_back(tmp_path / "subnet", tmp_path / "before")
+
+    assert deaths(lambda: write(2.0), check) > 15
+    assert set(found) == {1.0, 2.0}
+
+
+def test_a_first_subnet_is_whole_or_not_there(write: Callable[[float], None], tmp_path: Path) -> None:
+    found = []
+
+    def check() -> None:
+        found.append((tmp_path / "subnet").exists())
+        if found[-1]:
+            assert bias_of(tmp_path / "subnet") == 2.0
+            shutil.rmtree(tmp_path / "subnet")
+
+    assert deaths(lambda: write(2.0), check) > 10
+    assert set(found) == {False, True}
+
+
+def test_a_latency_table(tmp_path: Path) -> None:
+    path, old, new = tmp_path / "table.json", table_with({PART % 1: 1.0}), table_with({PART % 1: 2.0})
+    old.write(path)
+    found = []
+
+    def check() -> None:
+        found.append(LatencyTable.read(path).parts[0].ms)
+        old.write(path)
+
+    assert deaths(lambda: new.write(path), check) > 5
+    assert set(found) == {1.0, 2.0}
+
+
+def test_a_latency_log(tmp_path: Path) -> None:
+    path, identity = tmp_path / "log.jsonl", {"of": "parts"}
+    Log(path, identity).add({"ms": [1.0]})
+    before = path.read_bytes()
+
+    def check() -> None:
+        lines = Log(path, identity).lines
+        assert lines[0] == {"number": 0, "ms": [1.0]}
+        assert lines[1:] in ([], [{"number": 1, "ms": [2.0]}])
+        path.write_bytes(before)
+
+    assert deaths(lambda: Log(path, identity).add({"ms": [2.0]}), check) > 3
+
+
+def outcome(name: str) -> Outcome:
+    common = {"run": name, "arm": "a", "seed": 0}
+    return Outcome(results=[common | {"top1": float(n)} for n in range(2)], time=common | {"train_seconds": 1.0})
+
+
+def test_a_runs_results_in_a_study(tmp_path: Path) -> None:
+    study, before = StudyDirectory(tmp_path / "study"), tmp_path / "before"
+    study.path.mkdir()
+    study.record(outcome("first"))
+    shutil.copytree(study.path, before)
+
+    def check() -> None:
+        names = [line["run"] for line in study.finished()]
+        assert names in (["first"], ["first", "second"])
+        assert [line["run"] for line in study.results()] == [name for name in names for _ in range(2)]
+        study.drop_unfinished()
+        if names == ["first"]:
+            study.record(outcome("second"))
+        assert [line["top1"] for line in study.results()] == [0.0, 1.0, 0.0, 1.0]
+        put_back(study.path, before)
+
+    assert deaths(lambda: study.record(outcome("second")), check) > 10
+
+
+def test_a_run_is_begun_or_not(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
+    config = RunConfig(
+        data=data.source,
+        data_fingerprint=data.fingerprint(),
+        family=net.family,
+        model=net.settings.model_dump(mode="json"),
+        recipe=RECIPES["rss"],
+    )
+
+    def check() -> None:
+        try:
+            run.create(config)
+        except UserError:
+            assert run.config() == config
+        shutil.rmtree(run.path)
+
+    assert deaths(lambda: run.create(config), check) > 5
+
+
+def test_the_cache_of_kernels(tmp_path: Path) -> None:
+    (tmp_path / "made").write_bytes(b"a library")
+    compiler = tmp_path / "compiler.sh"
+    compiler.write_text(f'cp "{tmp_path}/made" "$2"\n')
+    folder, command = tmp_path / "cache", ["/bin/sh", str(compiler)]
+
+    def build() -> Path:
+        return library._kept_or_built(folder, "kernels-0123", command)
+
+    def check() -> None:
+        assert build().read_bytes() == b"a library"  # a warning of a damaged one would be an error
+        shutil.rmtree(folder)
+
+    assert deaths(build, check) > 5
