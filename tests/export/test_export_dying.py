@@ -13,6 +13,8 @@ from trainonce.export.description import Opened, Written
 from trainonce.export.exporting import export_subnet
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_an_export_that_is_replaced(
     exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

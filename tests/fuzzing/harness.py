@@ -57,7 +57,9 @@ class Case:
     said: str
 
 
-def drawn(seed: int, number: int, files: Mapping[str, Mapping[str, bytes]], kinds: Mapping[str, Kind]) -> tuple[str, Damage]:
+def drawn(
+    seed: int, number: int, files: Mapping[str, Mapping[str, bytes]], kinds: Mapping[str, Kind]
+) -> tuple[str, Damage]:
     """The kind and the damage of that number; `files` are each kind's, by name."""
     rng = random.Random(f"{seed} {number}")
     name = rng.choices(list(kinds), [kind.weight for kind in kinds.values()])[0]
@@ -135,10 +137,14 @@ class Bench:
         path.write_bytes(files[damage.name])
 
 
-def fuzz(material: Path, *, seed: int, numbers: range, workers: int = 1, kinds: Mapping[str, Kind] = KINDS) -> Iterator[Case]:
+def fuzz(
+    material: Path, *, seed: int, numbers: range, workers: int = 1, kinds: Mapping[str, Kind] = KINDS
+) -> Iterator[Case]:
     """Do the damages of these numbers; gives what came of each, in no order."""
     with TemporaryDirectory() as scratch:
-        places = [_Worker(material, Path(scratch, str(i)), seed, list(numbers[i::workers]), kinds) for i in range(workers)]
+        places = [
+            _Worker(material, Path(scratch, str(i)), seed, list(numbers[i::workers]), kinds) for i in range(workers)
+        ]
         try:
             while any(place.left for place in places):
                 ready, _, _ = select.select([place.reader for place in places if place.left], [], [], 0.5)
@@ -208,7 +214,9 @@ class _Worker:
         number = self.left.pop(0)
         files = {name: files_of(kind, self.material) for name, kind in self.kinds.items()}
         kind, damage = drawn(self.seed, number, files, self.kinds)
-        yield Case(number, kind, damage.how, damage.name, how, f"the process ended with {status}" if how == "crash" else "")
+        yield Case(
+            number, kind, damage.how, damage.name, how, f"the process ended with {status}" if how == "crash" else ""
+        )
         if self.left:
             self.start()
 

@@ -16,8 +16,8 @@ from trainonce import checkpoint
 from trainonce.data import DataSet, formats
 from trainonce.data.decode import decode_image
 from trainonce.data.folder import read_folder
-from trainonce.export.integrity import check_file
 from trainonce.errors import UserError
+from trainonce.export.integrity import check_file
 from trainonce.lab.run_study import StudyDirectory
 from trainonce.lab.study import Ground, load_study
 from trainonce.latency import LatencyTable
@@ -57,7 +57,12 @@ def seen(value: object) -> Any:
     """A value that equals another exactly where they mean the same: types and bits count."""
     match value:
         case Tensor():
-            return "tensor", str(value.dtype), tuple(value.shape), _digest(value.detach().contiguous().numpy().tobytes())
+            return (
+                "tensor",
+                str(value.dtype),
+                tuple(value.shape),
+                _digest(value.detach().contiguous().numpy().tobytes()),
+            )
         case np.ndarray():
             return "array", str(value.dtype), value.shape, _digest(value.tobytes())
         case BaseModel():
@@ -150,7 +155,7 @@ OFA_NAME = "small mbv3"
 
 
 def _kernels(folder: Path) -> object:
-    """The bytes of the library that would be loaded. The compiler is one that copies, since what counts is the cache."""
+    """The bytes of the library that would be loaded. The compiler is one that copies: what counts is the cache."""
     command = ["/bin/sh", str(folder / "compiler.sh")]
     kept = library._kept_or_built(folder / "cache", "kernels-0123456789abcdef", command)
     return kept.read_bytes()
@@ -222,8 +227,12 @@ KINDS: dict[str, Kind] = {
     "IDX": Kind(files=("*-ubyte",), read=_idx("images-ubyte", "labels-ubyte"), users=True, weight=2),
     "IDX, gzip": Kind(files=("*-ubyte.gz",), read=_idx("images-ubyte.gz", "labels-ubyte.gz"), users=True, weight=2),
     "CIFAR-10": Kind(files=("cifar10.bin",), read=_cifar(formats.read_cifar10, "cifar10.bin"), users=True, weight=2),
-    "CIFAR-100": Kind(files=("cifar100.bin",), read=_cifar(formats.read_cifar100, "cifar100.bin"), users=True, weight=2),
-    "recipe.toml": Kind(files=("recipe.toml",), read=lambda folder: load_recipe(str(folder / "recipe.toml")), users=True),
+    "CIFAR-100": Kind(
+        files=("cifar100.bin",), read=_cifar(formats.read_cifar100, "cifar100.bin"), users=True, weight=2
+    ),
+    "recipe.toml": Kind(
+        files=("recipe.toml",), read=lambda folder: load_recipe(str(folder / "recipe.toml")), users=True
+    ),
     "study.toml": Kind(files=("mine.toml",), read=_study_file, users=True, weight=2),
 }
 """By name. What is in several kinds is read by several commands."""

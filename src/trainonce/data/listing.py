@@ -18,6 +18,8 @@ Names = npt.NDArray[np.bytes_]
 _LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"})
 """What systems leave behind and nobody means; only this, and names that begin with ._, is passed over in silence."""
 _MOST_KINDS = 12
+_MOST_BESIDE, _BESIDE_EACH = 50_000, 10
+"""How many entries that are no images a walk goes past, and how many more for each image that it finds."""
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -41,6 +43,26 @@ class LeftOut:
         others = self.counts.total() - sum(count for _, count in most)
         words = [f"{count} {printable(kind)}" for kind, count in most]
         return ", ".join([*words, f"{others} of other kinds"] if others else words)
+
+
+class _Patience:
+    """Ends a walk through what is no folder of images, such as a whole disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.left = root, _MOST_BESIDE
+
+    def found_image(self) -> None:
+        """Note one."""
+        self.left += _BESIDE_EACH
+
+    def found_other(self) -> None:
+        """Note something else. Raises `UserError` where there is too much of it."""
+        self.left -= 1
+        if self.left < 0:
+            raise UserError(
+                f"{shown(self.root)} holds over {_MOST_BESIDE:,} files and folders that are no images, and hardly any "
+                "that are: name a folder of images"
+            )
 
 
 def split_folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
@@ -69,12 +91,13 @@ def split_folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
 def class_files(root: Path, left_out: LeftOut) -> dict[str, Names]:
     """Each class's image files as paths below `root`; classes and files in sorted order.
 
-    Raises `UserError` where there are no images at all or none of a class, and where the name of a class is not UTF-8.
+    Raises `UserError` where there are no images at all, hardly any, or none of a class, and where the name of a class
+    is not UTF-8.
     """
-    files, empty = {}, []
+    files, empty, patience = {}, [], _Patience(root)
     for folder in _subfolders(root, left_out):
         here = LeftOut()
-        names = sorted(_image_names(folder, here), key=lambda name: name.split("/"))
+        names = sorted(_image_names(folder, here, patience), key=lambda name: name.split("/"))
         left_out.counts += here.counts
         if not names:
             passed_over = f", only {here}" if here.counts else ""
@@ -113,12 +136,16 @@ def _subfolders(path: Path, left_out: LeftOut) -> list[Path]:
     return sorted(folders)
 
 
-def _image_names(folder: Path, left_out: LeftOut, below: str = "") -> Iterator[str]:
+def _image_names(folder: Path, left_out: LeftOut, patience: _Patience, below: str = "") -> Iterator[str]:
     """The image files in a folder and in its sub-folders, as paths below it; links to folders are not followed."""
     for entry in _entries(folder):
         kind, suffix = _kind(entry), PurePath(entry.name).suffix.lower()
+        if kind == "file" and suffix in SUFFIXES:
+            patience.found_image()
+        else:
+            patience.found_other()
         if kind == "folder" and not entry.is_symlink():
-            yield from _image_names(folder / entry.name, left_out, f"{below}{entry.name}/")
+            yield from _image_names(folder / entry.name, left_out, patience, f"{below}{entry.name}/")
         elif kind != "file":
             left_out.add("link to a folder" if kind == "folder" else kind)
         elif entry.name.startswith("."):
