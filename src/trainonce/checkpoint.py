@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def save(
     partial = directory / f".{path.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(".step-*.partial"):
+        _bring_back(directory)
+        for leftover in (*directory.glob(".step-*.partial"), *directory.glob(".step-*.before")):
             shutil.rmtree(leftover)
         partial.mkdir()
         contents = {f"{group}.safetensors": _to_bytes(named) for group, named in tensors.items()}
@@ -155,7 +157,17 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def _bring_back(directory: Path) -> None:
+    """Give checkpoints back the places that they had before a writer put them aside and died."""
+    for aside in directory.glob(".step-*.before"):
+        place = directory / aside.name.removeprefix(".").removesuffix(".before")
+        if not place.exists():
+            with suppress(OSError):  # another process has done it, or this one may not write here
+                aside.rename(place)
+
+
 def _in_order(directory: Path) -> list[Path]:
+    _bring_back(directory)
     numbered = (path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdecimal())
     return sorted(numbered, key=_step_of)
 

@@ -129,7 +129,7 @@ class RunDirectory:
 
     def create(self, config: RunConfig) -> None:
         """Make the directory and write `run.json`. Raises `UserError` if a run is there already."""
-        if self.config_file.exists() or any(self.checkpoints.glob("step-*")):
+        if is_there(self.config_file) or any(self.checkpoints.glob("step-*")):
             raise UserError(f"{self.path} already holds a run; continue it with --resume or name another directory")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

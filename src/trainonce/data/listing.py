@@ -60,8 +60,8 @@ class _Patience:
         self.left -= 1
         if self.left < 0:
             raise UserError(
-                f"{shown(self.root)} holds over {_MOST_BESIDE:,} files and folders that are no images, and hardly any "
-                "that are: name a folder of images"
+                f"{printable(str(self.root))} holds over {_MOST_BESIDE:,} files and folders that are no images, and "
+                "hardly any that are: name a folder of images"
             )
 
 

@@ -24,7 +24,7 @@ from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.fanout import LOCAL, fan_out
-from trainonce.files import write_atomic
+from trainonce.files import is_there, write_atomic
 from trainonce.lab.forgetting import Prober, ProberSettings, default_probes
 from trainonce.lab.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
@@ -64,8 +64,15 @@ class StudyDirectory:
         return RunDirectory(self.runs / file_name(name))
 
     def recorded(self) -> dict[str, Any]:
-        """What `study.json` says; nothing where there is none. Raises `UserError` if it is not valid."""
-        return read_json(self.study_file) if self.study_file.exists() else {}
+        """What `study.json` says; nothing where there is none.
+
+        Raises `UserError` if it is not valid, and where there are results without it.
+        """
+        if is_there(self.study_file):
+            return read_json(self.study_file)
+        if is_there(self.results_file) or is_there(self.times_file):
+            raise UserError(f"{self.study_file} is missing, though there are results of the study: bring it back")
+        return {}
 
     def claim(self, study: Study, data: DataSet, *, provenance: dict[str, Any]) -> None:
         """Write `study.json`, or make sure that the one there is of the same study.
@@ -106,7 +113,7 @@ class StudyDirectory:
 
     def drop_unfinished(self) -> None:
         """Forget results of a run whose recording was cut off; it will be recorded again."""
-        if self.results_file.exists():
+        if is_there(self.results_file):
             kept = self.results()
             if len(kept) < len(read_lines(self.results_file)):
                 write_lines(self.results_file, kept)

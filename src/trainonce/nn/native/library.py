@@ -185,7 +185,7 @@ def _kept_or_built(folder: Path, name: str, command: list[str]) -> Path:
     Raises `OSError` where the folder cannot be written, and `subprocess.SubprocessError` where it does not compile.
     """
     for kept in sorted(folder.glob(f"{name}-*.so")):
-        if kept.name == _summed(name, kept.read_bytes()):
+        if kept.is_file() and kept.name == _summed(name, kept.read_bytes()):  # no link that leads nowhere
             return kept
         warnings.warn(f"{kept} is damaged: it is compiled anew", stacklevel=2)
         kept.unlink(missing_ok=True)
