@@ -211,12 +211,10 @@ class _Worker:
         how = "crash" if ready else "hang"
         status = self.end()
         assert self.started, f"a worker ended with {status} before it had read everything whole"
-        number = self.left.pop(0)
+        lost = self.left.pop(0)
         files = {name: files_of(kind, self.material) for name, kind in self.kinds.items()}
-        kind, damage = drawn(self.seed, number, files, self.kinds)
-        yield Case(
-            number, kind, damage.how, damage.name, how, f"the process ended with {status}" if how == "crash" else ""
-        )
+        name, damage = drawn(self.seed, lost, files, self.kinds)
+        yield Case(lost, name, damage.how, damage.name, how, f"the process was ended with {status}")
         if self.left:
             self.start()
 

@@ -162,7 +162,7 @@ def _kernels(folder: Path) -> object:
 
 
 def _study_file(folder: Path) -> object:
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=200, pace=lambda _: 1.0)
+    ground = Ground(image_size=8, channels=1, classes=10, train_images=200)
     return load_study(folder / "mine.toml").build(ground, folder=folder, where="mine.toml")
 
 
