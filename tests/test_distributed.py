@@ -27,7 +27,6 @@ from trainonce import checkpoint
 from trainonce.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
 from trainonce.errors import RunError, UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.records import read_json
 from trainonce.run import RunDirectory
 
 State = dict[str, Tensor]
@@ -159,7 +158,7 @@ def bytes_of(run: RunDirectory) -> dict[str, bytes]:
     files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
     state, *lines = (
         json.dumps({k: v for k, v in values.items() if k != "seconds"}).encode()
-        for values in (read_json(newest / "state.json"), *run.metrics())
+        for values in (json.loads((newest / "state.json").read_text()), *run.metrics())
     )
     files |= {"name": newest.name.encode(), "state": state, "metrics": b"\n".join(lines)}
     return files | {"exposure": run.exposure_file.read_bytes()}

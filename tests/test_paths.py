@@ -23,7 +23,7 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 WITHIN = (
-    *("files", "checkpoint", "limits", "cli", "__main__", "train_state", "data.download", "data.formats"),
+    *("files", "records", "checkpoint", "limits", "cli", "__main__", "train_state", "data.download", "data.formats"),
     *("data.listing", "data.stream", "data.load.load_entry", "export.integrity", "latency.log"),
     *("report.loading.checked_lines", "nn.native", "fanout"),
 )

@@ -116,6 +116,7 @@ class TestConfig:
         with pytest.raises(UserError, match="holds other images than those"):
             run.load_data()
 
+    @pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
     @settings(max_examples=300, deadline=None)
     @given(data=st.data())
     def test_fuzz_of_the_bytes(
@@ -124,14 +125,16 @@ class TestConfig:
         good = run.config_file.read_bytes()
         self.write_and_read(run, good, data.draw(damaged(good)))
 
+    @pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
     @settings(max_examples=300, deadline=None)
     @given(data=st.data())
     def test_fuzz_of_the_values(self, run: RunDirectory, data: st.DataObject) -> None:
+        """Without a sum, which would refuse all of them."""
         good = run.config_file.read_bytes()
-        value = json.loads(good)
+        value = {key: inner for key, inner in json.loads(good).items() if key != "sum"}
         place = data.draw(st.sampled_from(list(paths_in(value))))
         changed = with_value(value, place, data.draw(JUNK))
-        self.write_and_read(run, good, to_json(changed))
+        self.write_and_read(run, good, json.dumps(changed).encode())
 
     @staticmethod
     def write_and_read(run: RunDirectory, good: bytes, changed: bytes) -> None:
@@ -144,7 +147,7 @@ class TestConfig:
             run.config_file.write_bytes(good)
         # What is accepted is what plain json reads.
         value = json.loads(changed)
-        assert set(value) <= set(RunConfig.model_fields)
+        assert set(value) <= {*RunConfig.model_fields, "sum"}
         assert repr((config.model, config.provenance)) == repr((value["model"], value.get("provenance", {})))
         assert (config.family, config.data_fingerprint) == (value["family"], value["data_fingerprint"])
 

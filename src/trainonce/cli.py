@@ -279,7 +279,7 @@ def train(
                 seed=seed,
             )
             run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
-    refuse_large_step(net, chosen, images, ranks, ranks.device)
+        refuse_large_step(net, chosen, images, ranks, ranks.device)
     display.announce(images, net, chosen, run)
     display.say_slow(ranks.device)
     settings = TrainSettings.parse(

@@ -149,7 +149,6 @@ def train_supernet(
     if not ranks.alone and chosen.device != ranks.device:
         raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
     check_device(chosen.device)
-    refuse_large_step(net, recipe, data, ranks, chosen.device)
     config = RunConfig(
         seed=seed,
         data=data.source,
@@ -164,6 +163,7 @@ def train_supernet(
     )
     with ExitStack() as stack:
         with ranks.together():
+            refuse_large_step(net, recipe, data, ranks, chosen.device)
             if ranks.first:
                 stack.enter_context(run.lock())
             loop = _Loop(net, config, data, run, chosen, ranks)  # refuses a recipe that does not fit

@@ -119,6 +119,7 @@ def test_names_cannot_break_out_of_the_page(studies: Path) -> None:
     assert "<b>" not in page
 
 
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")  # they were made before sums
 def test_a_page_of_loose_runs_says_how_sure_it_is() -> None:
     results = Path(__file__).parents[2] / "docs" / "results"
     page = build_page(read_groups([results / "cifar10-rss", results / "cifar10-ps"], centres_m=[4, 6, 8, 10, 12, 14]))

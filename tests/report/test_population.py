@@ -188,6 +188,7 @@ def test_drawing_without_the_extra_is_refused(info: PopulationInfo, monkeypatch:
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")  # they were made before sums
 @pytest.mark.parametrize("name", ["cifar10-rss", "cifar10-ps"])
 def test_the_committed_results_are_the_draw_that_their_command_makes(name: str) -> None:
     """docs/results.md: --buckets 4,6,8,10,12,14 --per-bucket 25, seed 0, on the test split; the table's medians too."""

@@ -89,6 +89,7 @@ def test_the_order_of_scores_changes_nothing(net: MobileNetV3) -> None:
     assert one(archs) == other(archs)
 
 
+@pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")  # they were made before sums
 def test_of_the_committed_results_it_learns() -> None:
     """150 subnets of the CIFAR-10 run of docs/results.md, with the figures that docs/search.md says."""
     run = RunDirectory(Path(__file__).parents[2] / "docs" / "results" / "cifar10-rss")
