@@ -194,7 +194,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
     [("cifar10-rss", "results.md"), ("cifar10-ps", "results.md"), ("cifar100-rss-short", "anchor.md")],
 )
 def test_the_committed_results_are_the_draw_that_their_command_makes(name: str, page: str) -> None:
-    """docs/results.md, docs/anchor.md: --buckets paper --per-bucket 25, seed 0, on the test split; the table's medians."""
+    """25 subnets a bucket of the paper, seed 0, on the test split, as the pages say; their tables' medians too."""
     run = RunDirectory(RESULTS / name)
     net = run.build_supernet()
     drawn = draw_subnets(net.cost, make_buckets(net.cost, PAPER_BUCKETS_M), 25, seed=0)
