@@ -441,7 +441,7 @@ class TestTeachers:
     def test_it_runs_once_a_step(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        """However many subnets learn from it; OFA's own in training mode without dropout (arXiv 1908.09791's code)."""
+        """However many subnets learn from it; the others in training mode without dropout, as both codes build it."""
         modes: list[tuple[bool, bool]] = []
         plain = PlainNetwork.forward
 
@@ -454,7 +454,7 @@ class TestTeachers:
         recipe = RECIPES[name].with_batch_size(8).scaled(2 / 590)
         train_supernet(make_net(dropout=0.1), recipe, make_data(), RunDirectory(tmp_path))
         table = timetable(recipe, 4)
-        mode = {"ps": (False, False), "ps-ofa": (True, False), "ps-released": (True, True)}[name]
+        mode = {"ps": (False, False), "ps-ofa": (True, False), "ps-released": (True, False)}[name]
         assert modes == [mode] * (table[-1].end - table[0].end)
 
     def test_it_is_of_the_first_phase_whatever_lies_between(

@@ -146,6 +146,8 @@ def study(
         raise UserError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}, or name a .toml file")
     if buckets and file is None and STUDIES[name].own_buckets:
         raise UserError(f"{name} draws its probes from buckets of its own: leave out --buckets")
+    if name == "tuning" and split == "test":
+        raise UserError("tuning chooses rates, and nothing is chosen on the test split: leave out --split test")
     if source is None:
         raise UserError("name a data set, a folder of images or an .npz file to study on")
     if scale <= 0:

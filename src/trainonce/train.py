@@ -343,8 +343,7 @@ class _Loop:
                 (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
-            layers = [*self.dropouts, *state.teacher_dropouts]
-            with drawing(layers, DrawnMasks(masks, self.share)), self.replaying_blocks():
+            with drawing(self.dropouts, DrawnMasks(masks, self.share)), self.replaying_blocks():
                 archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)

@@ -16,7 +16,7 @@ from trainonce.exposure import Exposure
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronise
 from trainonce.nn.cropping import crop_kernels
-from trainonce.nn.dropout import BatchDropout, batch_dropouts
+from trainonce.nn.dropout import batch_dropouts
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.recipes import Phase, PhaseSteps, phase_at
 from trainonce.run import RunConfig, RunDirectory
@@ -47,7 +47,6 @@ class TrainState:
         self.optimizer: torch.optim.SGD | None = None
         self.trained_teacher: nn.Module | None = None
         self.teacher: nn.Module | None = None
-        self.teacher_dropouts: list[BatchDropout] = []
         self.zeros: dict[nn.Parameter, Tensor] = {}
 
     # Phases
@@ -64,7 +63,6 @@ class TrainState:
     def _prepare(self, entry: PhaseSteps) -> None:
         """The teacher and the optimizer of a phase, as it begins."""
         self.teacher = self._teacher(entry)
-        self.teacher_dropouts = batch_dropouts(self.teacher) if self.teacher is not None else []
         self.optimizer = self._optimizer(entry)
         _refuse_another(self.optimizer)
 
@@ -82,16 +80,16 @@ class TrainState:
                 return self.trained_teacher
             teacher = _as_teacher(self.net)
             teacher.load_state_dict(self.trained_teacher.state_dict())
-            return self._by_batch(teacher, dropout=False)
+            return self._by_batch(teacher)
         untrained = copy.deepcopy(self.net)
         untrained.reset_parameters(derived_seed(self.seed, "untrained teacher"))
-        return self._by_batch(_as_teacher(untrained), dropout=True)
+        return self._by_batch(_as_teacher(untrained))
 
-    def _by_batch(self, teacher: nn.Module, *, dropout: bool) -> nn.Module:
-        """The teacher, its batch norms normalising by the batch of all ranks where that is asked for."""
+    def _by_batch(self, teacher: nn.Module) -> nn.Module:
+        """The teacher without dropout, its batch norms normalising by the batch; of all ranks where that is asked for."""
         teacher.train()
         for layer in batch_dropouts(teacher):
-            layer.train(dropout)
+            layer.eval()
         if self.config.sync_batch_norm and not self.ranks.alone:
             synchronise(teacher, self.ranks)
         return teacher

@@ -116,6 +116,7 @@ def test_a_dry_run_writes_nothing(mini: Path, tmp_path: Path) -> None:
         (("dose",), "name a data set"),
         (("solo", "digits", "--buckets", "1,2"), "solo draws its probes from buckets of its own"),
         (("dose", "digits", "--buckets", "paper"), "leave out --buckets"),
+        (("tuning", "digits", "--split", "test"), "nothing is chosen on the test split"),
         (("dose", "digits", "--scale", "0"), "--scale must be over 0"),
         (("baseline", "digits", "--rate", "rss"), "--rate takes RECIPE=FACTOR, such as rss=3, not 'rss'"),
         (("baseline", "digits", "--rate", "rss=-1"), "not 'rss=-1'"),

@@ -102,7 +102,7 @@ def _run(
 
 
 def _at_epochs(ground: Ground, recipe: Recipe) -> Recipe:
-    """A recipe at its own length, times the scale, and its tuned rate.
+    """A recipe at its own length, times the scale.
 
     Raises `UserError` where it draws so few subnets that it is not the strategy any more.
     """
