@@ -86,7 +86,7 @@ class TrainState:
         return self._by_batch(_as_teacher(untrained))
 
     def _by_batch(self, teacher: nn.Module) -> nn.Module:
-        """The teacher without dropout, its batch norms normalising by the batch; of all ranks where that is asked for."""
+        """The teacher without dropout, its batch norms normalising by the batch: of all ranks if asked for."""
         teacher.train()
         for layer in batch_dropouts(teacher):
             layer.eval()
