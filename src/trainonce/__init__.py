@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trainonce.data import DataSet, load_dataset
     from trainonce.errors import RunError, UserError
     from trainonce.evaluate import EvaluateSettings, Evaluator, Score
+    from trainonce.fitting import FitSettings, Fitted, fit
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
     from trainonce.recipes import RECIPES, Phase, Recipe, load_recipe
     from trainonce.run import RunDirectory
@@ -26,6 +27,7 @@ else:
         "data": ("DataSet", "load_dataset"),
         "errors": ("RunError", "UserError"),
         "evaluate": ("EvaluateSettings", "Evaluator", "Score"),
+        "fitting": ("FitSettings", "Fitted", "fit"),
         "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
         "recipes": ("RECIPES", "Phase", "Recipe", "load_recipe"),
         "run": ("RunDirectory",),
@@ -52,6 +54,8 @@ __all__ = [
     "DataSet",
     "EvaluateSettings",
     "Evaluator",
+    "FitSettings",
+    "Fitted",
     "MacsSampler",
     "MobileNetV3",
     "MobileNetV3Settings",
@@ -65,6 +69,7 @@ __all__ = [
     "TrainSettings",
     "UserError",
     "__version__",
+    "fit",
     "load_dataset",
     "load_recipe",
     "train_supernet",

@@ -22,6 +22,7 @@ from rich.text import Text
 from trainonce import (
     checkpoint,
     cli_export,
+    cli_fit,
     cli_lab,
     cli_latency,
     cli_ofa,
@@ -85,7 +86,8 @@ from trainonce.population import (
 from trainonce.recipes import RECIPES, load_recipe
 from trainonce.run import RunDirectory
 from trainonce.search.measures import NAMES, table_at
-from trainonce.subnet import check_place, describe_subnet, verify_subnet, write_subnet
+from trainonce.subnet import check_place, verify_subnet, write_subnet
+from trainonce.taken import describe_taken
 from trainonce.train import Progress, TrainSettings, refuse_large_step, train_supernet
 from trainonce.version import __version__
 
@@ -497,25 +499,11 @@ def extract(
     check_place(path)
     evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
-    scores = {"validate": asdict(finite(evaluator.score(network), "validate"))}
+    scores = {"validate": finite(evaluator.score(network), "validate")}
     if test:
-        scores["test"] = asdict(finite(score(network, data.test, data), "test"))
-    config = run.config()
-    description = describe_subnet(net, chosen, data) | {
-        "recalibrated": evaluator.settings.model_dump() if recalibrate else None,
-        "scores": scores,
-        "trained": {
-            "run": str(run.path.resolve()),
-            "data": data.name,
-            "data_fingerprint": config.data_fingerprint,
-            "recipe": config.recipe.name,
-            "epochs": config.recipe.epochs,
-            "passes": config.recipe.passes,
-            "seed": config.seed,
-            "step": step,
-            "provenance": config.provenance,
-        },
-    }
+        scores["test"] = finite(score(network, data.test, data), "test")
+    calibration = evaluator.settings if recalibrate else None
+    description = describe_taken(net, chosen, data, run, step, calibration=calibration, scores=scores)
     if license_name:
         description["license"] = license_name
     write_subnet(path, network, description)
@@ -523,7 +511,7 @@ def extract(
     if as_json:
         display.print_json({"path": str(path), **description})
         return
-    measured = ", ".join(f"{values['top1']:.2f}% on {name}" for name, values in scores.items())
+    measured = ", ".join(f"{found.top1:.2f}% on {name}" for name, found in scores.items())
     cost = net.cost_of(chosen)
     display.out.print(f"{chosen}\n{measured}; {cost.macs / 1e6:.3f} M MACs, {cost.params / 1e6:.3f} M parameters")
     display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
@@ -546,6 +534,7 @@ for commands in (
     cli_search,
     cli_latency,
     cli_export,
+    cli_fit,
     cli_subnet,
     cli_report,
     cli_lab,

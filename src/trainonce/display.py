@@ -15,6 +15,7 @@ from rich.table import Table
 from trainonce.data import DataSet
 from trainonce.data.classes import class_warnings, counts_text
 from trainonce.finetune import FinetuneProgress
+from trainonce.fitting import Fitted, name_of
 from trainonce.lab.study import Study
 from trainonce.lab.summary import ArmSummary
 from trainonce.models import Supernet
@@ -236,6 +237,21 @@ def search_sentences(outcome: Outcome) -> list[str]:
     return sentences
 
 
+def fitted_table(fitted: Sequence[Fitted]) -> Table:
+    """The network for each device; its directory has the device's name."""
+    table = _table("device", "M MACs", "M params", "from supernet", "fine-tuned", "test")
+    for one in fitted:
+        table.add_row(
+            name_of(one.max_macs),
+            f"{one.macs / 1e6:.3f}",
+            f"{one.params / 1e6:.3f}",
+            f"{one.before.top1:.2f}%",
+            f"{one.after.top1:.2f}%" if one.finetuned_epochs else "no better",
+            f"{one.test.top1:.2f}%",
+        )
+    return table
+
+
 def subnet_line(line: Line) -> str:
     """One evaluated subnet in a line."""
     return f"{line['top1']:.2f}% at {line['macs'] / 1e6:.3f} M MACs, {line['params'] / 1e6:.3f} M parameters"
@@ -279,19 +295,29 @@ def say_slow(device: str) -> None:
         err.print(native.remark())
 
 
-def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
-    """Say what is about to be trained."""
-    low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
+def say_images(data: DataSet) -> None:
+    """Say what there is to train on."""
     err.print(
         f"{data.name}: {len(data.train)} training images of {data.image_size} pixels, {data.num_classes} classes; "
         f"{len(data.calibrate)} calibrate, {len(data.validate)} validate, {len(data.test)} test"
     )
     say_classes(data)
     say_streamed(data)
+
+
+def say_family(net: Supernet) -> None:
+    """Say how many subnets there are, and of what sizes."""
+    low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
     err.print(
         f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
         f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
     )
+
+
+def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
+    """Say what is about to be trained."""
+    say_images(data)
+    say_family(net)
     err.print(
         f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}; "
         f"into {run.path}"

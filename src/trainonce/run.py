@@ -122,6 +122,7 @@ class RunDirectory:
         self.population_file = self.path / "population.jsonl"
         self.search_file = self.path / "search.jsonl"
         self.front_file = self.path / "front.json"
+        self.fit_file = self.path / "fit.json"
         self.latency = self.path / "latency"
         self.checkpoints = self.path / "checkpoints"
         self.kept = self.path / "kept"

@@ -25,7 +25,16 @@ from trainonce.subnet.directory import CONFIG, MODEL, WEIGHTS
 State = Literal["whole", "unchecked", "foreign", "damaged"]
 
 EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin"}
-DOCUMENTS = {"run.json", "front.json", "interference.json", "study.json", "conclusion.json", CONFIG, CERTIFICATE}
+DOCUMENTS = {
+    "run.json",
+    "fit.json",
+    "front.json",
+    "interference.json",
+    "study.json",
+    "conclusion.json",
+    CONFIG,
+    CERTIFICATE,
+}
 LINES = {"metrics.jsonl", "forgetting.jsonl", "population.jsonl", "search.jsonl", "results.jsonl", "times.jsonl"}
 FOLDERS = {"checkpoints", "kept", "latency", "subnets", "runs", "export"}
 FOREIGN = "is nothing that trainonce reads"

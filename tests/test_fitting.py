@@ -1,0 +1,150 @@
+"""Fitting devices in a given time: what is handed over keeps its budget and scores as said; a stopped fit goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.command_line import trainonce
+
+from trainonce import fitting
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluate import score
+from trainonce.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
+from trainonce.lab.pace import Pace
+from trainonce.models import MobileNetV3
+from trainonce.recipes import RECIPES
+from trainonce.records import read_json
+from trainonce.run import RunDirectory
+from trainonce.subnet import read_subnet
+from trainonce.verify import verify
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+RECIPE = RECIPES["spos"].with_batch_size(8)
+SECONDS_OF_THE_RECIPE = 590.0
+"""So that an epoch of it takes a second."""
+
+
+@pytest.fixture(autouse=True)
+def pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning half."""
+    monkeypatch.setattr(Pace, "seconds", lambda *_, **__: SECONDS_OF_THE_RECIPE)
+    monkeypatch.setattr(fitting, "estimated_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(fitting._Fit, "left", lambda _self: 2.0)
+    monkeypatch.setattr(fitting, "CANDIDATES", 3)
+
+
+def budgets(net: MobileNetV3) -> tuple[float, ...]:
+    """Two devices: the smallest subnet is all that fits the one, all subnets fit the other."""
+    low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
+    return float(low), float(2 * high)
+
+
+def settings_of(net: MobileNetV3) -> FitSettings:
+    return FitSettings(minutes=8 / 60, max_macs=budgets(net), seed=3)
+
+
+def finished(
+    make_net: MakeNet, make_data: MakeData, run: RunDirectory, watch: Watch | None = None
+) -> list[Fitted] | None:
+    net = make_net()
+    return fit(net, RECIPE, make_data(), run, settings_of(net), watch)
+
+
+def test_every_device_gets_a_network_that_is_what_is_said(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    run, data, net = RunDirectory(tmp_path / "run"), make_data(), make_net()
+    fitted = finished(make_net, make_data, run)
+    assert fitted is not None
+    assert [one.max_macs for one in fitted] == list(budgets(net))
+    assert fitted[0].arch == str(net.space.smallest())
+    for one in fitted:
+        assert one.macs <= one.max_macs
+        assert one.macs == net.cost_of(net.space.parse(one.arch)).macs
+        network, description = read_subnet(run.subnets / one.name)
+        assert description["architecture"] == one.arch
+        assert score(network, data.validate, data) == one.after
+        assert score(network, data.test, data) == one.test
+        assert description["scores"] == {"validate": vars(one.after), "test": vars(one.test)}
+        if one.finetuned_epochs:
+            assert one.after.top1 > one.before.top1
+            assert description["trained"]["finetuned"]["epoch"] == one.finetuned_epochs <= 4
+        else:
+            assert one.after == one.before
+    assert {finding.state for finding in verify(run.path)} == {"whole", "unchecked"}, "model cards have no sums"
+
+
+def test_the_one_chosen_is_the_best_scored_within_the_budget(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    fitted = finished(make_net, make_data, run)
+    assert fitted is not None
+    for one in fitted:
+        within = [line for line in run.population() if line["macs"] <= one.max_macs]
+        assert one.candidates == len(within)
+        assert max(line["top1"] for line in within) == one.before.top1
+
+
+def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:
+    net, data = make_net(), make_data()
+    recipe = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
+    assert recipe.epochs == pytest.approx(0.75 * 600, rel=1e-2)
+    with pytest.raises(UserError, match=r"0\.5\d* passes over the 32 .* give at least 0\.0\b"):
+        planned_recipe(net, RECIPE, data, FitSettings(minutes=0.7 / 60, max_macs=budgets(net)))
+
+
+@pytest.mark.parametrize("stage", ["training", "choosing", "finetuning"])
+def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, stage: str
+) -> None:
+    whole = finished(make_net, make_data, RunDirectory(tmp_path / "whole"))
+    run, seen = RunDirectory(tmp_path / "run"), list[object]()
+    watch = Watch(**{stage: lambda *at: seen.append(at), "should_stop": lambda: bool(seen)})  # type: ignore[arg-type]
+    assert finished(make_net, make_data, run, watch) is None
+    before = FitRecord.parse(read_json(run.fit_file), where="it")
+    assert before.trained == (stage != "training")
+    again = finished(make_net, make_data, run)
+    assert again is not None
+    assert again == whole
+    after = FitRecord.parse(read_json(run.fit_file), where="it")
+    assert after.seconds > before.seconds
+    assert list(after.devices) == again
+    assert finished(make_net, make_data, run) == again, "nothing is left to do"
+
+
+def test_what_cannot_be_is_refused(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
+    least = net.cost_of(net.space.smallest()).macs
+    with pytest.raises(UserError, match=rf"no subnet fits 0\.001 million MACs: the smallest has {least / 1e6:.3f}"):
+        fit(net, RECIPE, data, run, FitSettings(minutes=1, max_macs=(1e3, 1e6)))
+    assert not run.path.exists()
+    assert finished(make_net, make_data, run) is not None
+    other = settings_of(net).model_copy(update={"minutes": 5.0})
+    with pytest.raises(UserError, match="begun with another minutes"):
+        fit(make_net(), RECIPE, data, run, other)
+    run.fit_file.unlink()
+    with pytest.raises(UserError, match="a run that is no fit"):
+        finished(make_net, make_data, run)
+    with pytest.raises(UserError, match="must differ"):
+        FitSettings.parse({"minutes": 1, "max_macs": [1e6, 1e6]}, where="here")
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    small = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
+    asked = ("fit", "digits", "--minutes", "0.0667", *small, "--out", tmp_path / "run")
+    result = trainonce(*asked)
+    assert result.code == 0, result.err
+    assert "180 validate and 359 test images" in result.out
+    rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M", "9M"))]
+    assert [row[0] for row in rows] == ["0.4M", "9M"]
+    told = json.loads(trainonce(*asked, "--json").out)
+    for row, device in zip(rows, told["devices"], strict=True):
+        assert row[1] == f"{device['macs'] / 1e6:.3f}"
+        assert row[-1] == f"{device['test']['top1']:.2f}%"
+        assert device["test"]["images"] == 359
+    trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
+    trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")
