@@ -1,0 +1,188 @@
+"""Our side of `worth.py`: one supernet, a subnet for each device, each finetuned, within a budget of CPU seconds."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from trainonce.data import DataSet
+from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.finetune import FinetuneSettings, estimated_seconds, finetune
+from trainonce.models import MobileNetV3
+from trainonce.nn.plain import PlainNetwork
+from trainonce.recipes import Recipe, load_recipe
+from trainonce.run import RunDirectory
+from trainonce.sampling import MacsSampler
+from trainonce.space import Architecture, derived_rng
+from trainonce.train import TrainSettings, train_supernet
+from worth_rivals import Trained
+from worth_table import DEVICES
+
+WARM_UP_STEPS, PILOT_STEPS = 6, 16
+"""Steps from which the pace is taken, after a few that warm up."""
+NEAR = 0.9
+"""A device's subnets have at least this share of its MACs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OurSettings:
+    """How our side is run."""
+
+    recipe: str
+    lr_factor: float
+    split: tuple[float, float, float]
+    """Shares of the budget: training, choosing, finetuning; finetuning gets what the others leave, all the same."""
+    crop_scale: float | None
+    """Smallest area of a random crop; None for the set's own augmentation."""
+    finetune_rate: float
+    candidates: int
+    """Most subnets that are scored for each device."""
+    calibration_images: int
+
+    def __str__(self) -> str:
+        crops = "own crops" if self.crop_scale is None else f"crops from {self.crop_scale:g}"
+        split = " / ".join(f"{share:g}" for share in self.split)
+        return (
+            f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, "
+            f"finetune at {self.finetune_rate:g}"
+        )
+
+
+class Network(NamedTuple):
+    """What is taken out for a device: its architecture, what it came to, and what else is noted."""
+
+    arch: Architecture
+    trained: Trained
+    about: dict[str, Any]
+
+
+def train_once(net: MobileNetV3, data: DataSet, settings: OurSettings, *, seconds: float, seed: int) -> list[Network]:
+    """Train `net`, choose a subnet for each device and finetune each, all within so many CPU seconds.
+
+    Each network's seconds are a third of all.
+    """
+    began = time.process_time()
+    data = _augmented(data, settings.crop_scale)
+    recipe = load_recipe(settings.recipe).at_rate(settings.lr_factor)
+    steps = train_for(net, recipe, data, seconds * settings.split[0], seed)
+    trained = time.process_time()
+    evaluating = EvaluateSettings(calibration_images=settings.calibration_images)
+    evaluator = Evaluator(data, "validate", evaluating)
+    chosen = choose(net, evaluator, settings.candidates, seed, until=began + seconds * sum(settings.split[:2]))
+    parts = {"train": round(trained - began, 1), "choose": round(time.process_time() - trained, 1)}
+    finished: list[Finetuned] = []
+    for arch, before in chosen:
+        left = (began + seconds - time.process_time()) / (len(chosen) - len(finished))
+        network = evaluator.recalibrated(net, arch)
+        finished.append(finetuned(network, before, evaluator, left, settings.finetune_rate, seed))
+    took = time.process_time() - began
+    tester = Evaluator(data, "test", evaluating)
+    networks = []
+    for (arch, before), (network, validate, said) in zip(chosen, finished, strict=True):
+        test, about = (
+            tester.score(network).top1,
+            {"architecture": str(arch), "seconds": parts | {"all": round(took, 1)}},
+        )
+        one = Trained(validate=validate, test=test, seconds=took / len(chosen), steps=steps)
+        networks.append(Network(arch, one, about | {"validate_before": before} | said))
+    return networks
+
+
+def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
+    if crop_scale is None or data.augmentation is None:
+        return data
+    return replace(data, augmentation=data.augmentation.model_copy(update={"crop_scale": (crop_scale, 1.0)}))
+
+
+def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> int:
+    """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps; gives the steps.
+
+    The few steps train another supernet of the same settings, and count.
+    """
+    began = time.process_time()
+    whole = recipe.epochs * (len(data.train) // min(recipe.batch_size, len(data.train)))
+    with TemporaryDirectory() as folder:
+
+        def run(network: MobileNetV3, steps: float, name: str) -> float:
+            start = time.process_time()
+            saved = TrainSettings(checkpoint_every_s=3600)
+            scaled = recipe.scaled(steps / whole)
+            train_supernet(network, scaled, data, RunDirectory(Path(folder) / name), seed=seed, settings=saved)
+            return time.process_time() - start
+
+        least = len(recipe.phases)
+        pilot = MobileNetV3(net.settings, seed=seed)
+        run(pilot, max(WARM_UP_STEPS, least), "warm-up")
+        some = max(PILOT_STEPS, least)
+        pace = run(pilot, some, "pilot") / some
+        steps = max(least, round((seconds - (time.process_time() - began)) / pace))
+        run(net, steps, "run")
+    return steps
+
+
+def choose(
+    net: MobileNetV3, evaluator: Evaluator, candidates: int, seed: int, until: float
+) -> list[tuple[Architecture, float]]:
+    """For each device the best on validate of up to `candidates` subnets, and its top-1; of the largest there is one.
+
+    Rounds of one subnet for each device, the first in any case, until the process time is `until`.
+    """
+    sampler, rng = MacsSampler(net.cost), derived_rng(seed, "worth")
+    largest = net.space.largest()
+    scored: list[dict[Architecture, float]] = [{} for _ in DEVICES]
+    for turn in range(candidates):
+        for device, scores in zip(DEVICES, scored, strict=True):
+            if turn > 0 and (device == 1 or time.process_time() >= until):
+                continue
+            limit = net.cost_of(largest).macs * device
+            if device == 1:
+                arch = largest
+            elif limit < sampler.min_macs:
+                arch = net.space.smallest()
+            else:
+                arch = sampler.sample(rng, max(NEAR * limit, sampler.min_macs), max(limit, 1.02 * sampler.min_macs))
+            if arch not in scores:
+                scores[arch] = evaluator(net, arch).top1
+    return [max(scores.items(), key=lambda one: one[1]) for scores in scored]
+
+
+class Finetuned(NamedTuple):
+    """A network, its top-1 on validate, and what was done."""
+
+    network: PlainNetwork
+    validate: float
+    about: dict[str, Any]
+
+
+def finetuned(
+    network: PlainNetwork, before: float, evaluator: Evaluator, seconds: float, rate: float, seed: int
+) -> Finetuned:
+    """Finetune within so many CPU seconds: whole epochs, or one over as many images as fit; or not where nothing fits.
+
+    The network is kept as it was, with `before` percent on validate, where that is better.
+    """
+    began = time.process_time()
+    evaluator.score(network)
+    scoring = time.process_time() - began
+    settings = FinetuneSettings(epochs=1, lr=rate, label_smoothing=0.1, seed=seed)
+    if seconds < 12 * scoring:
+        return Finetuned(network, before, {"finetuned": "no time"})
+    began, wall = time.process_time(), time.monotonic()
+    estimate = estimated_seconds(network, evaluator, settings)  # of the clock on the wall
+    epoch = estimate * (time.process_time() - began) / max(time.monotonic() - wall, 1e-9)
+    left = seconds - 2 * scoring - (time.process_time() - began) - scoring
+    epochs, data = int(left / epoch), evaluator.data
+    if epochs < 1:
+        recalibrating = 2 * scoring  # calibration and scoring of the epoch: part of `epoch`
+        images = int((left - recalibrating) / max(epoch - recalibrating, 1e-9) * len(data.train))
+        if images < 4 * settings.batch_size:
+            return Finetuned(network, before, {"finetuned": "no time"})
+        data = replace(data, train=data.train.drawn(min(images, len(data.train)), seed=seed))
+        evaluator = Evaluator(data, "validate", evaluator.settings)
+    result = finetune(network, evaluator, settings.model_copy(update={"epochs": max(1, epochs)}))
+    assert result is not None, "nothing stops it"
+    said = {"finetuned": f"{max(1, epochs)} epochs of {len(data.train)} images", "validate_after": result.after.top1}
+    if result.after.top1 < before:
+        return Finetuned(network, before, said)
+    return Finetuned(result.network, result.after.top1, said)

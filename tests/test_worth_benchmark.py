@@ -1,0 +1,150 @@
+"""The yardstick: what its table says of made-up results, its rivals' parts, and a run of seconds on the digits."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainonce.cost import network_cost
+from trainonce.data import load_dataset
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.records import read_lines
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def made_up(side: str, tests: tuple[float, float, float], **fields: Any) -> list[Any]:
+    """A side's results on the three devices; validate is test unless it is given."""
+    table = import_module("worth_table")
+    validate = fields.pop("validate", None)
+    given = {"data": "d", "geometry": "tiny", "minutes": 2, "seed": 0, "settings": "", "sharing": 3}
+    rest = given | {"macs": 1, "params": 1, "seconds": 40.0} | fields
+    return [
+        table.Result(side=side, device=device, test=test, validate=test if validate is None else validate, **rest)
+        for device, test in zip((0.25, 0.5, 1.0), tests, strict=True)
+    ]
+
+
+def test_the_break_even_is_the_fewest_devices_from_which_on_ours_is_ahead() -> None:
+    break_even = import_module("worth_table").break_even
+    ours = {0: 80.0, 1: 82.0}
+    alone = {3: {0: 75.0, 1: 76.0}, 2: {0: 82.0, 1: 79.0}, 1: {0: 90.0, 1: 91.0}}
+    found = break_even(ours, alone)
+    assert (found.devices, found.measured, str(found)) == (2, (1, 2, 3), "2")
+    assert str(break_even(ours, {3: alone[3]})) == "3 or fewer"
+    assert str(break_even(ours, {3: {0: 81.0, 1: 81.5}, 2: alone[2]})) == "more than 3", "ahead at 2 alone is chance"
+
+
+def test_without_a_rival_of_the_same_seeds_no_break_even_is_measured() -> None:
+    break_even = import_module("worth_table").break_even
+    assert str(break_even({0: 80.0}, {})) == "none measured"
+    assert str(break_even({0: 80.0}, {3: {1: 70.0}})) == "none measured"
+    assert break_even({0: 80.0, 1: 0.0}, {3: {0: 79.0}}).devices == 3
+
+
+def test_the_break_even_of_results_takes_the_settings_that_validate_chose() -> None:
+    table = import_module("worth_table")
+    alone = made_up("alone", (70, 70, 70), settings="low", validate=60)
+    better = made_up("alone", (75, 75, 75), settings="high", validate=65)
+    ours = made_up("ours", (60, 75, 84))
+    assert table.break_even_of(table.chosen_settings([*ours, *alone])).devices == 3
+    assert table.break_even_of(table.chosen_settings([*ours, *alone, *better])).devices is None
+
+
+def test_the_table_has_means_intervals_and_paired_differences() -> None:
+    table = import_module("worth_table").table
+    results = []
+    for seed, top1 in enumerate((60.0, 62.0, 64.0)):
+        results += made_up("ours", (top1, top1, top1 + 3), seed=seed)
+        results += made_up("resnet", (50, 50, 56), seed=seed, settings="a", validate=70, seconds=30.0)
+        results += made_up("resnet", (99, 99, 99), seed=seed, settings="b", validate=69)
+    results += made_up("ours", (0, 0, 0), seed=3)[:2]  # a device is missing
+    heads, _, ours, resnet = table(results).splitlines()
+    assert [cell.strip() for cell in heads.split("|")[6:11]] == ["25%", "50%", "100%", "mean", "mean on validate"]
+    # t(0.975, 2 degrees of freedom) * 2 / sqrt(3) = 4.303 * 1.155
+    spread = " | ".join(f"{mean:.1f} ± 5.0" for mean in (62, 62, 65, 63, 63))
+    assert ours == f"| d | tiny | 2 | ours |  | {spread} | – | 120 | 3 |"
+    none = " | ".join(f"{mean:.1f} ± 0.0" for mean in (50, 50, 56, 52, 70))
+    assert resnet == f"| d | tiny | 2 | resnet | a | {none} | 11.0 ± 5.0 | 90 | 3 |"
+    assert len(table(results, every_setting=True).splitlines()) == 5
+
+
+def test_macs_are_counted_as_the_library_counts_them() -> None:
+    rivals = import_module("worth_rivals")
+    net = MobileNetV3(MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10), seed=0)
+    plain = net.extract(net.space.smallest())
+    assert rivals.counted_macs(plain, 1, 8) == network_cost(plain.spec).macs
+
+
+def test_the_resnet_has_the_most_channels_that_the_macs_allow() -> None:
+    rivals = import_module("worth_rivals")
+    images = rivals.Images(size=28, channels=1, classes=10)
+    width = rivals.matched_width(5_000_000, images)
+    macs = [rivals.counted_macs(rivals.plain_resnet(w, images), 1, 28) for w in (width, width + 1)]
+    assert macs[0] <= 5_000_000 < macs[1]
+    assert rivals.plain_resnet(width, images)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_the_one_cycle_rises_and_falls() -> None:
+    one_cycle = import_module("worth_rivals").one_cycle
+    assert (one_cycle(0), one_cycle(0.25), one_cycle(1)) == pytest.approx((0.04, 1, 0))
+
+
+@pytest.mark.parametrize(("axis", "bins"), [(1, {0}), (0, {4, 5})])
+def test_hog_finds_the_direction_of_a_ramp(axis: int, bins: set[int]) -> None:
+    hog = import_module("worth_rivals").hog
+    ramp = np.broadcast_to(np.arange(32, dtype=np.float32), (32, 32))
+    found = hog((ramp if axis == 1 else ramp.T)[None], cell=4).reshape(4, 9, 7, 7)
+    assert set(np.nonzero(found.sum((0, 2, 3)))[0]) == bins
+    np.testing.assert_allclose((found**2).sum((0, 1)), 1, rtol=1e-3)
+
+
+def test_colours_are_shares_of_pixels() -> None:
+    image = np.zeros((1, 3, 2, 2), np.float32)
+    image[0, :, 0, 0] = (1.0, 0.3, 0.0)  # levels 3, 1, 0
+    found = import_module("worth_rivals").colours(image)[0]
+    assert found[0] ** 2 == pytest.approx(0.75)
+    assert found[3 + 1 * 4] ** 2 == pytest.approx(0.25)
+
+
+def test_a_network_alone_trains_for_its_seconds() -> None:
+    rivals, data = import_module("worth_rivals"), load_dataset("digits")
+    network = rivals.plain_resnet(4, rivals.Images(size=8, channels=1, classes=10))
+    found = rivals.train_alone(network, data, seconds=1.5, rate=1e-2, seed=0)
+    assert 1.2 < found.seconds < 2.5
+    assert found.steps > 3
+    assert found.validate > 30  # chance is 10
+
+
+def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, out, picture = import_module("worth").main, tmp_path / "worth.jsonl", tmp_path / "worth.svg"
+    threads = torch.get_num_threads()
+    asked = ["digits", "--minutes", "0.03", "--seeds", "1", "--recipe", "spos", "--candidates", "2", "--out", str(out)]
+    try:
+        main([*asked, "--sides", "ours", "alone", "resnet", "sklearn", "--picture", str(picture)])
+        lines = read_lines(out)
+        assert [(line["side"], line["device"]) for line in lines] == [
+            (side, device) for side in ("ours", "alone", "resnet") for device in (0.25, 0.5, 1.0)
+        ] + [("svm", None), ("logistic", None)]
+        ours, alone, resnets = lines[:3], lines[3:6], lines[6:9]
+        assert [one["about"]["architecture"] for one in ours] == [one["about"]["architecture"] for one in alone]
+        assert all(one["macs"] <= one["device"] * ours[2]["macs"] for one in resnets)
+        assert ours[0]["macs"] <= 0.25 * ours[2]["macs"]
+        assert all(line["test"] > 90 for line in lines[9:])
+        assert "<svg" in picture.read_text(encoding="utf-8")
+        said = capsys.readouterr().out
+        main([*asked, "--sides", "ours", "alone", "resnet", "sklearn"])
+        assert read_lines(out) == lines, "what is recorded is not done again"
+        again = capsys.readouterr().out
+        assert again[again.index("| set |") :] == said[said.index("| set |") :]
+        assert "| digits | default | 0.03 | svm |" in again
+    finally:
+        torch.set_num_threads(threads)
