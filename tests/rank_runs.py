@@ -71,7 +71,8 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
     recipe = RECIPES[job["recipe"]].with_batch_size(job["batch"])
     recipe = recipe.scaled(job["epochs"] / recipe.epochs)
     phases = tuple(p.model_copy(update={"lr": p.lr * job.get("lr_factor", 1.0)}) for p in recipe.phases)
-    return recipe.model_copy(update={"phases": phases, "idle_weights": job.get("idle", "move")})
+    fields = {"idle_weights": job.get("idle", "move"), **job.get("fields", {})}
+    return recipe.model_copy(update={"phases": phases, **fields})
 
 
 def count_talk() -> dict[str, list[int]]:

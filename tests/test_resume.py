@@ -20,7 +20,8 @@ from trainonce import checkpoint
 from trainonce.data import Augmentation, DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.recipes import RECIPES, Recipe, timetable
+from trainonce.recipes import RECIPES, AugmentationChange, Recipe, timetable
+from trainonce.records import to_json
 from trainonce.run import RunDirectory
 from trainonce.train import TrainSettings, train_supernet
 
@@ -35,13 +36,20 @@ def timeless(lines: Lines) -> Lines:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-NAMES = ("ps", "rss", "attentive", "deps")
+NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw")
 EVERY_STEP = TrainSettings(checkpoint_every_s=0, log_every=3)
 
 
 def short(name: str) -> Recipe:
-    """The recipe in 20 steps of 8 images, 4 an epoch; `ps` has phases of 6, 4, 1, 4, 1 and 4."""
-    recipe = RECIPES[name].with_batch_size(8)
+    """The recipe in 20 steps of 8 images, 4 an epoch; `ps` has phases of 6, 4, 1, 4, 1 and 4.
+
+    `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise.
+    """
+    recipe = RECIPES[name.removesuffix("-adamw")].with_batch_size(8)
+    if name.endswith("-adamw"):
+        change = AugmentationChange(crop_from=0.3, flip=False, erase=0.5)
+        fields = {"optimizer": "adamw", "ema": 0.9, "idle_weights": "rest", "augmentation": change}
+        recipe = recipe.model_copy(update=fields)
     return recipe.scaled(5 / recipe.epochs)
 
 
@@ -129,6 +137,22 @@ class TestStopped:
     def test_a_finished_run_stays_as_it_is(self, runs: Runs, tmp_path: Path) -> None:
         runs.straight("rss")
         run = RunDirectory(shutil.copytree(runs.folder / "straight-rss", tmp_path / "run"))
+        runs.check("rss", runs.go("rss", run), run)
+
+    def test_a_run_of_before_optimizers_could_be_chosen_goes_on(self, runs: Runs, tmp_path: Path) -> None:
+        """What today's recipes have more stands in neither its run.json nor its checkpoints."""
+        newer = ("optimizer", "betas", "ema", "augmentation")
+        run = RunDirectory(tmp_path)
+        runs.go("rss", run, resume=False, stop=7)
+        found = checkpoint.load_latest(run.checkpoints)
+        assert found is not None
+        written = run.config().model_dump(mode="json")
+        for recipe in (written["recipe"], found.state["identity"]["recipe"]):
+            for key in newer:
+                del recipe[key]
+        run.config_file.write_bytes(to_json(written))
+        checkpoint.save(run.checkpoints, found.step, found.tensors, found.state)
+        assert run.load_supernet()[1] == 7
         runs.check("rss", runs.go("rss", run), run)
 
     def test_resuming_nothing_begins(self, runs: Runs, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from hypothesis import strategies as st
 from trainonce import checkpoint
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError, UserError
+from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.lab.forgetting import Prober
 from trainonce.models import MobileNetV3
-from trainonce.recipes import RECIPES
+from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe
 from trainonce.records import to_json, write_lines
 from trainonce.run import RunConfig, RunDirectory, provenance
+from trainonce.train import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
+RECORDED = Path(__file__).parents[1] / "docs" / "results"
 JUNK: st.SearchStrategy[object] = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
 )
@@ -272,3 +277,47 @@ def test_images_that_were_moved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"were at .*old\.npz and are not there now; say where they are: --data PATH"):
         run.load_data()
     assert run.load_data(moved_to=str(tmp_path / "new.npz")).fingerprint() == data.fingerprint()
+
+
+def test_a_recipes_augmentation_is_that_of_every_stage(make_net: MakeNet, tmp_path: Path) -> None:
+    """Training, looks while training and whatever loads the run's images afterwards vary them alike."""
+    data = load_dataset("digits", train_images=64)
+    assert data.augmentation is not None
+    phase = Phase(name="all", epochs=0.25, subnets=("largest",))
+    plain = Recipe(name="plain", about="A test.", phases=(phase,), batch_size=8)
+    asking = plain.model_copy(update={"augmentation": AugmentationChange(crop_from=0.9, flip=True, erase=0.5)})
+    expected = data.augmentation.model_copy(update={"crop_scale": (0.9, 1.0), "flip": True, "erase": 0.5})
+    by_hand = replace(data, augmentation=expected)
+    nets = [make_net(num_classes=10) for _ in range(3)]
+    runs = [RunDirectory(tmp_path / name) for name in ("asking", "by-hand", "plain")]
+    for net, run, recipe, images in zip(nets, runs, (asking, plain, plain), (data, by_hand, data), strict=True):
+        train_supernet(net, recipe, images, run)
+    states = [net.state_dict() for net in nets]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert not all(torch.equal(tensor, states[2][name]) for name, tensor in states[0].items())
+
+    loaded = runs[0].load_data()
+    assert loaded.augmentation == expected
+    assert runs[2].load_data().augmentation == data.augmentation
+    prober = Prober(nets[0], asking, data, runs[0], probes=(nets[0].space.smallest(),))
+    assert prober.evaluator.data.augmentation == expected
+    settings = EvaluateSettings(calibration_images=20)
+    for found, right in zip(
+        Evaluator(loaded, "validate", settings).calibration_batches,
+        Evaluator(by_hand, "validate", settings).calibration_batches,
+        strict=True,
+    ):
+        assert torch.equal(found, right)
+
+
+def test_recorded_runs_of_before_optimizers_could_be_chosen() -> None:
+    """What they do not say is what was done then."""
+    paths = [path for path in RECORDED.glob("*/runs/*/run.json") if b'"optimizer"' not in path.read_bytes()]
+    assert len(paths) >= 100
+    for path in paths[::20]:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        written, recipe = config["recipe"], RunConfig.parse(config, where=str(path)).recipe
+        assert (recipe.optimizer, recipe.ema, recipe.augmentation) == ("sgd", 0.0, None)
+        assert {key: recipe.model_dump(mode="json")[key] for key in written if key != "phases"} == {
+            key: value for key, value in written.items() if key != "phases"
+        }

@@ -649,7 +649,7 @@ class TestNoWaiting:
 
         monkeypatch.setattr(train._Loop, "_step", watched)
 
-    @pytest.mark.parametrize("name", ["rss", "sandwich", "alphanet", "ps", "ps-released", "deps", "fair"])
+    @pytest.mark.parametrize("name", ["rss", "sandwich", "alphanet", "ps", "ps-released", "deps", "fair", "quick"])
     def test_nothing_is_read_in_a_step(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:

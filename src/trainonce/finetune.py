@@ -28,11 +28,11 @@ from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
 from trainonce.nn.plain import PlainNetwork
+from trainonce.optimizers import sgd
 from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.tally import Tally
-from trainonce.train_state import sgd
 
 LOG_EVERY = 20
 """Steps between two reports of progress."""

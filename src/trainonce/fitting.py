@@ -213,6 +213,7 @@ class _Fit:
         if len(self.done) == len(self.settings.max_macs):
             return self.done
         self._train(recipe)
+        self.data = self.data.varied_by(recipe)
         with self.run.lock():
             evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
             for limit, chosen in list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))[

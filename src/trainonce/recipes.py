@@ -126,24 +126,49 @@ class Phase(Settings):
 
 
 @final
+class AugmentationChange(Settings):
+    """What a recipe varies otherwise than its data set does, in training and recalibrating; None leaves it as it is."""
+
+    crop_from: float | None = Field(None, gt=0, le=1)
+    """The smallest share of an image's area that a random crop may have; 1 does not crop."""
+    flip: bool | Literal["auto"] | None = None
+    """Whether half of the images are mirrored left to right. "auto" leaves it to the data set, but never mirrors where
+    every class is named by a single letter or digit: a mirrored one is another, or none."""
+    erase: float | None = Field(None, ge=0, le=1)
+    """The share of the images in which a random box is erased (Zhong 2020, arXiv 1708.04896)."""
+
+
+@final
 class Recipe(Settings):
-    """A training strategy: phases, and the optimizer settings they share (SGD with Nesterov momentum)."""
+    """A training strategy: phases, and what they share: the optimizer, and how images are varied."""
 
     name: FileName
     """What the recipe is called in tables and figures."""
     about: str
     """What it does and where it comes from, in a sentence."""
     phases: tuple[Phase, ...] = Field(min_length=1)
-    """The phases, in order. Momentum starts anew with each."""
+    """The phases, in order. The optimizer's state and the average of the weights start anew with each."""
     batch_size: int = Field(64, ge=2)
     """Images in a step. The learning rates are meant for it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What makes steps of gradients: SGD with Nesterov momentum, or AdamW (Loshchilov 2019, arXiv 1711.05101)."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Nesterov momentum."""
+    """Nesterov momentum of "sgd"."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """How much "adamw" keeps, in a step, of its means of the gradients and of their squares."""
     weight_decay: float = Field(3e-5, ge=0)
-    """Weight decay; none on batch norm and biases."""
+    """Weight decay; none on batch norm and biases. "adamw" takes the rate times this off a weight in a step, apart from
+    the gradient, and wants far larger values (0.01 to 0.1)."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """How much the moving average of the weights keeps of itself in a step; 0 for none. The average, not the weights
+    that steps train, is what the run ends with, what looks along the way see and what later stages load. Step n of a
+    phase, from 1, keeps at most (1 + n) / (10 + n), so that a short phase forgets its beginning too."""
+    augmentation: AugmentationChange | None = None
+    """What is varied otherwise than the data set says; None for nothing."""
     idle_weights: Literal["move", "rest"] = "move"
     """What happens to blocks that a step leaves out: "move" lets momentum and decay act on them, as they do on
-    unused slices of a used layer and did on everything in the torch of the paper; "rest" leaves them alone."""
+    unused slices of a used layer and did on everything in the torch of the paper; "rest" leaves them alone, and
+    "adamw" then corrects a block's means by the steps that trained it."""
     zero_init_residual: bool = False
     """Whether the last batch-norm scale of residual blocks starts at zero (BigNAS)."""
 
@@ -186,13 +211,16 @@ class Recipe(Settings):
         return self.model_copy(update={"phases": phases})
 
     def with_batch_size(self, batch_size: int) -> "Recipe":
-        """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017).
+        """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017, arXiv 1706.02677).
 
+        Those of "adamw" are scaled by the square root of the proportion (Malladi 2022, arXiv 2205.10782).
         Raises `UserError` for a batch size below 2, which batch norm cannot do.
         """
         if batch_size < 2:
             raise UserError(f"the batch size must be at least 2, not {batch_size}")
-        return self.at_rate(batch_size / self.batch_size).model_copy(update={"batch_size": batch_size})
+        ratio = batch_size / self.batch_size
+        factor = ratio if self.optimizer == "sgd" else math.sqrt(ratio)
+        return self.at_rate(factor).model_copy(update={"batch_size": batch_size})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +451,27 @@ _RECIPES = (
                 sort_channels=True,
             ),
         ),
+    ),
+    Recipe(
+        name="quick",
+        about="For a person's own images and minutes: the sandwich by AdamW on small batches with mild crops.",
+        phases=(
+            Phase(
+                name="sandwich",
+                epochs=40,
+                lr=0.002,
+                warmup_epochs=2,
+                subnets=("largest", "smallest", "uniform"),
+                target="largest",
+                distillation="kl",
+                label_smoothing=0.1,
+                dropout_largest_only=True,
+            ),
+        ),
+        batch_size=32,
+        optimizer="adamw",
+        weight_decay=0.02,
+        augmentation=AugmentationChange(crop_from=0.5, flip="auto"),
     ),
     _single(
         "fair",

@@ -178,7 +178,8 @@ class RunDirectory:
     ) -> DataSet:
         """The run's images; `moved_to` is where their folder or file is now, if it has moved.
 
-        Whether they are streamed is as the run recorded it unless `stream` says otherwise; `workers` as `load_dataset`.
+        They are varied as the run's recipe says, so that every stage recalibrates on what was trained on. Whether they
+        are streamed is as the run recorded it unless `stream` says otherwise; `workers` as `load_dataset`.
         Raises `UserError` where they cannot be had or are not the ones trained on.
         """
         config = self.config()
@@ -193,7 +194,7 @@ class RunDirectory:
         data = source.load(data_dir=data_dir, workers=workers)
         if data.fingerprint() != config.data_fingerprint:
             raise UserError(f"{source.name_or_path} holds other images than those {self.path} was trained on")
-        return replace(data, source=config.data)
+        return replace(data.varied_by(config.recipe), source=config.data)
 
     def build_supernet(self) -> Supernet:
         """The run's supernet as it was before training."""

@@ -224,7 +224,7 @@ class _Loop:
         self.net = net.to(settings.device)
         self.run, self.settings, self.ranks = run, settings, ranks
         self.recipe, self.seed = config.recipe, config.seed
-        self.data = data.to(settings.device)
+        self.data = data.varied_by(self.recipe).to(settings.device)
         self.share = ranks.share(min(self.recipe.batch_size, len(data.train)))
         self.steps_per_epoch = len(data.train) // self.share.total
         self.table = timetable(self.recipe, self.steps_per_epoch)
@@ -267,7 +267,9 @@ class _Loop:
         whole, own = tee(self._rows_from(self.state.step))
         with closing(self.data.train.batches(rows_B[self.share.rows] for rows_B in own)) as batches:
             self.batches = zip(whole, batches, strict=False)
-            return self._train(on_progress, on_epoch, should_stop)
+            finished = self._train(on_progress, on_epoch, should_stop)
+        self.state.end()
+        return finished
 
     def _train(
         self,
@@ -292,7 +294,7 @@ class _Loop:
                 self._log(on_progress, entry, lr, arch, seconds_left=left * pace)
             if self.ranks.first and (done or state.step % self.steps_per_epoch == 0):
                 end = EpochEnd(step=state.step, epoch=state.step / self.steps_per_epoch, last=done)
-                state.aside(partial(on_epoch, end))
+                state.aside(partial(on_epoch, end), looking=True)
             if state.step in self.keep_steps:
                 self._look()
                 state.aside(state.keep)
@@ -359,6 +361,7 @@ class _Loop:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
+        state.average_weights()
         state.tally.add(losses_S, hits, self.share.total)
         state.record(archs, lr)
         return lr, archs[-1]

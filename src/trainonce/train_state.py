@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainonce import checkpoint
+from trainonce.averaging import Average
 from trainonce.distributed import Ranks
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import Exposure
@@ -18,6 +20,7 @@ from trainonce.nn.batch_norm import synchronise
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import batch_dropouts
 from trainonce.nn.fast import with_fast_blocks
+from trainonce.optimizers import optimizer_for, refuse_another, restore_state, state_groups
 from trainonce.recipes import Phase, PhaseSteps, phase_at
 from trainonce.run import RunConfig, RunDirectory
 from trainonce.sampling import MacsSampler
@@ -44,7 +47,8 @@ class TrainState:
         """Recorded by rank 0 alone: every rank trains the same subnets."""
         self.seconds_before = 0.0
         self.began = time.monotonic()
-        self.optimizer: torch.optim.SGD | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.average: Average | None = None
         self.trained_teacher: nn.Module | None = None
         self.teacher: nn.Module | None = None
         self.zeros: dict[nn.Parameter, Tensor] = {}
@@ -52,7 +56,7 @@ class TrainState:
     # Phases
 
     def begin_phase(self, entry: PhaseSteps) -> None:
-        """Sort channels, choose the teacher, and start momentum anew, as the phase asks."""
+        """Sort channels, choose the teacher, and start the optimizer and the average anew, as the phase asks."""
         if entry.index == 1 and any(_learns_from_largest(e.phase) for e in self.table):
             self.trained_teacher = _as_teacher(self.net).eval()
             self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
@@ -61,10 +65,11 @@ class TrainState:
         self._prepare(entry)
 
     def _prepare(self, entry: PhaseSteps) -> None:
-        """The teacher and the optimizer of a phase, as it begins."""
+        """The teacher, the optimizer and the average of a phase, as it begins."""
         self.teacher = self._teacher(entry)
-        self.optimizer = self._optimizer(entry)
-        _refuse_another(self.optimizer)
+        self.optimizer = optimizer_for(self.net, self.recipe, lr=entry.phase.lr)
+        refuse_another(self.optimizer)
+        self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
     def _trained_before(self, entry: PhaseSteps) -> SearchSpace:
         if entry.index == 0:
@@ -94,9 +99,6 @@ class TrainState:
             synchronise(teacher, self.ranks)
         return teacher
 
-    def _optimizer(self, entry: PhaseSteps) -> torch.optim.SGD:
-        return sgd(self.net, lr=entry.phase.lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
-
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
         for parameter in self.net.parameters():
@@ -104,6 +106,16 @@ class TrainState:
                 if parameter not in self.zeros:
                     self.zeros[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self.zeros[parameter]
+
+    def average_weights(self) -> None:
+        """Take the weights that a step has left into their average, where there is one."""
+        if self.average is not None:
+            self.average.add(self.step)
+
+    def end(self) -> None:
+        """Leave in the network what its checkpoint has for later stages: the average, where there is one."""
+        if self.average is not None:
+            self.average.exchange()
 
     # What is recorded beside the weights
 
@@ -116,10 +128,11 @@ class TrainState:
         """Seconds of training since the run began, in this and earlier sessions; looking aside does not count."""
         return self.seconds_before + time.monotonic() - self.began
 
-    def aside(self, work: Callable[[], None]) -> None:
-        """Do something that is no part of training."""
+    def aside(self, work: Callable[[], None], *, looking: bool = False) -> None:
+        """Do something that is no part of training; `looking` at the network as later stages would load it."""
         began = time.monotonic()
-        work()
+        with nullcontext() if self.average is None or not looking else self.average.shown():
+            work()
         self.began += time.monotonic() - began
 
     # Checkpoints
@@ -138,7 +151,10 @@ class TrainState:
                 checkpoint.save(self.run.kept, self.step, {"weights": self._finite_weights()}, state, keep=None)
 
     def _finite_weights(self) -> dict[str, Tensor]:
+        """What later stages load."""
         weights: dict[str, Tensor] = dict(self.net.state_dict())
+        if self.average is not None:
+            weights |= self.average.tensors
         finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()]).tolist()
         if not all(finite):
             raise RunError(
@@ -148,7 +164,11 @@ class TrainState:
         return weights
 
     def _write(self) -> None:
-        tensors = {"weights": self._finite_weights(), "optimizer": self._momenta()}
+        if self.optimizer is not None:
+            refuse_another(self.optimizer)
+        tensors = {"weights": self._finite_weights(), **state_groups(self.net, self.recipe, self.optimizer)}
+        if self.average is not None:
+            tensors["trained"] = {name: weight.detach() for name, weight in self.net.named_parameters()}
         if self.trained_teacher is not None:
             tensors["teacher"] = dict(self.trained_teacher.state_dict())
         recorded = self.exposure
@@ -167,16 +187,6 @@ class TrainState:
         """The sentence that says which checkpoint there is."""
         last = checkpoint.newest(self.run.checkpoints)
         return f"Last good checkpoint: {last.name if last else 'none written yet'}"
-
-    def _momenta(self) -> dict[str, Tensor]:
-        if self.optimizer is not None:
-            _refuse_another(self.optimizer)
-        momenta = {} if self.optimizer is None else self.optimizer.state
-        return {
-            name: momenta[parameter]["momentum_buffer"]
-            for name, parameter in self.net.named_parameters()
-            if "momentum_buffer" in momenta.get(parameter, {})
-        }
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, or begin and write one of step 0.
@@ -214,11 +224,12 @@ class TrainState:
             self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
         self._prepare(phase_at(self.table, max(0, self.step - 1)))
         assert self.optimizer is not None
-        for name, parameter in self.net.named_parameters():
-            if name in names["optimizer"]:
-                buffer = groups["optimizer"][name].to(self.device) if groups else torch.zeros_like(parameter)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self.ranks.copy_from_first([*self.net.state_dict().values(), *self._momenta().values()])
+        restore_state(self.net, self.recipe, self.optimizer, names, groups)
+        if self.average is not None:  # made of the weights of later stages, it is whole; what steps train lies beside
+            self.net.load_state_dict(self.net.state_dict() | groups.get("trained", {}))
+            self.ranks.copy_from_first(self.average.tensors.values())
+        states = [t for group in state_groups(self.net, self.recipe, self.optimizer).values() for t in group.values()]
+        self.ranks.copy_from_first([*self.net.state_dict().values(), *states])
 
     def _bring_back_records(self, found: checkpoint.Checkpoint) -> None:
         """The exposure and the seconds; a checkpoint of before they were recorded has none."""
@@ -226,30 +237,6 @@ class TrainState:
             counts = {name: tensor.numpy() for name, tensor in found.tensors["exposure"].items()}
             self.exposure.restore(counts, **found.state["exposure"])
         self.seconds_before, self.began = found.state.get("seconds", 0.0), time.monotonic()
-
-
-def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum over all weights of a network; those of norms and biases do not decay."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
-        (plain if norm_or_bias else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _refuse_another(optimizer: torch.optim.Optimizer) -> None:
-    """Raise `UserError` for any optimizer but torch's SGD: checkpoints would not keep its state."""
-    if type(optimizer) is not torch.optim.SGD:
-        raise UserError(
-            f"the optimizer is a {type(optimizer).__name__}, but training is closed to others than torch.optim.SGD: "
-            "its momentum is all that a checkpoint keeps, and a resumed run would go on without the state of another"
-        )
 
 
 def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:

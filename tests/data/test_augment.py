@@ -1,6 +1,7 @@
 """Augmentation of batches against plain references for one image, and the statistics of what is drawn."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from trainonce.data import normalise
 from trainonce.data.augment import CROP_TRIES, Augmentation, _box_sizes, _crop_and_flip, augment
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
 from trainonce.distributed import Ranks
+from trainonce.recipes import RECIPES, AugmentationChange
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PAPER = TABLE["cifar10"].augmentation
@@ -200,6 +202,83 @@ class TestFlipAndColour:
         assert found.max() <= 1
         assert found.dtype == torch.float32
         assert found.shape == (200, 3, 32, 32)
+
+
+class TestErasing:
+    def erased(self, count: int, chance: float, **fields: object) -> tuple[Tensor, Tensor]:
+        """Images with erasing and without, normalised so that no pixel is 0 by itself."""
+        plain = Augmentation.model_validate(fields)
+        images = batch(count).clamp_min(1)
+        return tuple(  # type: ignore[return-value]
+            augment(images, variant, mean=ZERO, std=ONE, generator=generator())
+            for variant in (plain.model_copy(update={"erase": chance}), plain)
+        )
+
+    def test_a_box_of_a_third_at_most_becomes_zero_and_the_rest_stays(self) -> None:
+        found, plain = self.erased(400, 1.0, crop_scale=(0.5, 1.0), flip=True)
+        gone = found == 0
+        assert torch.equal(gone.any(1), gone.all(1)), "in all channels alike"
+        for box in gone[:, 0]:
+            rows, columns = box.any(1).nonzero()[:, 0], box.any(0).nonzero()[:, 0]
+            height, width = (int(t[-1] - t[0]) + 1 for t in (rows, columns))
+            assert int(box.sum()) == height * width, "one whole rectangle"
+        assert torch.equal(found[~gone], plain[~gone])
+        areas = gone[:, 0].float().mean((1, 2))
+        assert areas.min() > 0.01
+        assert areas.max() < 1 / 3 + 0.03
+        assert float(areas.mean()) == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02)
+
+    def test_so_many_images_and_none_at_zero(self) -> None:
+        found, _ = self.erased(2000, 0.25)
+        assert float((found == 0).flatten(1).any(1).float().mean()) == pytest.approx(0.25, abs=0.04)
+        found, plain = self.erased(20, 0.0)
+        assert torch.equal(found, plain)
+
+    def test_images_that_are_all_pixel(self) -> None:
+        images = torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)
+        found = augment(images, Augmentation(erase=1.0), mean=(0.0,), std=(1.0,), generator=generator())
+        assert found.flatten().tolist() == [0.0, 0.0, 0.0]
+
+
+class TestChanged:
+    LETTERS = ("a", "b", "7")
+    WORDS = ("ant", "b", "7")
+
+    def test_nothing_asked_is_what_it_was(self) -> None:
+        assert PAPER.changed(AugmentationChange(), self.WORDS) == PAPER
+
+    def test_each_alone(self) -> None:
+        expected = {
+            "crop_from": (0.5, PAPER.model_copy(update={"crop_scale": (0.5, 1.0)})),
+            "flip": (False, PAPER.model_copy(update={"flip": False})),
+            "erase": (0.25, PAPER.model_copy(update={"erase": 0.25})),
+        }
+        for key, (value, result) in expected.items():
+            change = AugmentationChange.model_validate({key: value})
+            assert PAPER.changed(change, self.WORDS) == result
+            assert result.changed(change, self.WORDS) == result
+        assert PAPER.changed(AugmentationChange(crop_from=1), self.WORDS).crop_scale is None
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_letters_and_digits_are_mirrored_only_where_that_is_said(self, own: bool) -> None:
+        before = Augmentation(flip=own)
+
+        def flips(flip: Literal["auto"] | bool | None, names: tuple[str, ...]) -> bool:
+            return before.changed(AugmentationChange(flip=flip), names).flip
+
+        assert not flips("auto", self.LETTERS)
+        assert flips("auto", self.WORDS) == own
+        assert flips(True, self.LETTERS)
+        assert flips(None, self.LETTERS) == own
+
+    @pytest.mark.parametrize(
+        ("name", "mirrored"), [("digits", False), ("mnist", False), ("fashion-mnist", True), ("cifar10", True)]
+    )
+    def test_known_data_sets_as_the_built_in_recipe_has_them(self, name: str, mirrored: bool) -> None:
+        change = RECIPES["quick"].augmentation
+        assert change is not None
+        entry = TABLE[name]
+        assert entry.augmentation.changed(change, entry.class_names).flip == mirrored
 
 
 class TestRandomness:

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from trainonce.distributed import Share
 from trainonce.errors import UserError
+from trainonce.recipes import AugmentationChange
 from trainonce.settings import Settings, refuse_subclass
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the largest box
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601: the luma of red, green, blue
+ERASED_AREA = (0.02, 1 / 3)  # of the image, and the aspects: as torchvision's RandomErasing
+ERASED_ASPECT = (0.3, 3.3)
 
 
 @final
@@ -43,6 +46,22 @@ class Augmentation(Settings):
     saturation: float = 0.0
     """The most that saturation is changed, a fraction in [0, 1]: the factor is uniform in 1 - s to 1 + s."""
 
+    erase: float = 0.0
+    """The share of images, in [0, 1], in which a random box is erased: it becomes the mean of the data set."""
+
+    def changed(self, change: AugmentationChange, class_names: Sequence[str]) -> "Augmentation":
+        """What it is with a recipe's change, for images of these classes. Changing it twice changes it no further."""
+        update: dict[str, object] = {}
+        if change.crop_from is not None:
+            update["crop_scale"] = None if change.crop_from == 1 else (change.crop_from, 1.0)
+        if change.flip == "auto":
+            update["flip"] = self.flip and not all(len(name) == 1 and name.isalnum() for name in class_names)
+        elif change.flip is not None:
+            update["flip"] = change.flip
+        if change.erase is not None:
+            update["erase"] = change.erase
+        return self.model_copy(update=update)
+
     @field_validator("crop_scale")
     @classmethod
     def _check_scale(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -57,7 +76,7 @@ class Augmentation(Settings):
             raise ValueError("must be two rising numbers over 0")
         return value
 
-    @field_validator("brightness", "saturation")
+    @field_validator("brightness", "saturation", "erase")
     @classmethod
     def _check_fraction(cls, value: float) -> float:
         if not 0 <= value <= 1:
@@ -94,10 +113,11 @@ def augment(
     """Vary a batch of uint8 images at random and normalise it; float32 [B, C, H, W].
 
     In this order: random resized crop, mirror, brightness, saturation (no effect on one channel), each
-    clamped to the range of pixels, then `normalise`. `generator` must be on the images' device. With
+    clamped to the range of pixels, then `normalise`, then erasing. `generator` must be on the images' device. With
     `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `share` the images are
     those rows of a larger batch, and each becomes what it would in the whole of it.
-    Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code.
+    Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code, and
+    RandomErasing.
     Raises `UserError` for images of another type or shape, and for a subclass of `Augmentation`.
     """
     refuse_other_images(images_BCHW)
@@ -118,7 +138,12 @@ def augment(
         if augmentation.saturation > 0 and x_BCHW.shape[1] == 3:
             factor_B = 1 + augmentation.saturation * (2 * u[:, 4] - 1)
             x_BCHW = _saturate_(x_BCHW, factor_B[:, None, None])
-    return _normalise_(x_BCHW, mean, std)
+    x_BCHW = _normalise_(x_BCHW, mean, std)
+    if augmentation is not None and augmentation.erase > 0:
+        assert share is not None
+        u_B5 = torch.rand(share.total, 5, generator=generator, device=x_BCHW.device)[share.rows]
+        x_BCHW = _erase_(x_BCHW, augmentation.erase, u_B5)
+    return x_BCHW
 
 
 def _normalise_(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -141,6 +166,24 @@ def _saturate_(x_BCHW: Tensor, factor_B11: Tensor) -> Tensor:
     grey_BHW = (GREY_WEIGHTS[0] * red).add_(green, alpha=GREY_WEIGHTS[1]).add_(blue, alpha=GREY_WEIGHTS[2])
     grey_BHW.mul_(1 - factor_B11)
     return x_BCHW.mul_(factor_B11[:, None]).add_(grey_BHW[:, None]).clamp_(0, 255)
+
+
+def _erase_(x_BCHW: Tensor, chance: float, u_B5: Tensor) -> Tensor:
+    """Set a random box of so many of the normalised images to 0, their mean; in place."""
+    height, width = x_BCHW.shape[2:]
+    low, high = ERASED_AREA
+    log_low, log_high = (math.log(aspect) for aspect in ERASED_ASPECT)
+    side_B = (height * width * (low + (high - low) * u_B5[:, 0])).sqrt()
+    root_aspect_B = torch.exp(0.5 * (log_low + (log_high - log_low) * u_B5[:, 1]))
+    h_B = (side_B / root_aspect_B).round().clamp(1, height)
+    w_B = (side_B * root_aspect_B).round().clamp(1, width)
+    inside = []
+    for place_B, length_B, size in ((u_B5[:, 2], h_B, height), (u_B5[:, 3], w_B, width)):
+        start_B1 = (place_B * (size - length_B + 1)).floor().minimum(size - length_B)[:, None]
+        at_S = torch.arange(size, device=x_BCHW.device)
+        inside.append((at_S >= start_B1) & (at_S < start_B1 + length_B[:, None]))
+    box_BHW = inside[0][:, :, None] & inside[1][:, None, :] & (u_B5[:, 4] < chance)[:, None, None]
+    return x_BCHW.masked_fill_(box_BHW[:, None], 0.0)
 
 
 def _crop_and_flip(

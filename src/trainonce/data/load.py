@@ -24,6 +24,7 @@ from trainonce.errors import UserError
 from trainonce.files import expanded
 from trainonce.limits import refuse_beyond_memory
 from trainonce.names import is_unicode, printable
+from trainonce.recipes import Recipe
 from trainonce.settings import Settings, refuse_subclass
 
 FOLDER_IMAGE_SIZE = 64
@@ -144,6 +145,16 @@ class DataSet:
             validate=self.validate.to(device),
             test=self.test.to(device),
         )
+
+    def varied_by(self, recipe: Recipe) -> Self:
+        """Give the same data set, its images varied as a recipe says, in training and in recalibrating its subnets.
+
+        It is itself where the recipe says nothing, and where it is varied so already.
+        """
+        if recipe.augmentation is None:
+            return self
+        own = self.augmentation or Augmentation()
+        return replace(self, augmentation=own.changed(recipe.augmentation, self.class_names))
 
     def fingerprint(self) -> str:
         """Give 16 hexadecimal digits that other splits, other labels or other images would change.

@@ -107,6 +107,7 @@ class Prober:
     ) -> None:
         self.net, self.run, self.probes = net, run, tuple(probes)
         chosen = settings or ProberSettings()
+        data = data.varied_by(recipe)
         part = data.validate.drawn(chosen.images, seed=derived_seed(seed, "probe images"))
         none = part.take(np.zeros(0, np.int64))
         seen = replace(data, train=none, validate=part, test=none).to(next(net.parameters()).device)

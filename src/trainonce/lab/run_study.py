@@ -260,7 +260,7 @@ class _Worker:
         wanted = subnets_to_score(net, self.given.plan, run)
         settings = EvaluateSettings(calibration_images=self.given.plan.calibration_images, seed=self.given.plan.seed)
         step = timetable(run.recipe, self._steps_per_epoch(run.recipe))[-1].end
-        evaluator = Evaluator(self.data, self.given.plan.split, settings)
+        evaluator = Evaluator(self.data.varied_by(run.recipe), self.given.plan.split, settings)
         unique = list(dict.fromkeys(arch for _, arch, _ in wanted))
         with directory.lock():
             lines = evaluate_population(

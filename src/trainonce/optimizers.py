@@ -1,0 +1,88 @@
+"""The optimizers that a recipe may name, and their state as groups of tensors that checkpoints keep."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainonce.errors import UserError
+from trainonce.recipes import Recipe
+
+GROUPS = {
+    "sgd": {"momentum_buffer": "optimizer"},
+    "adamw": {"step": "optimizer-steps", "exp_avg": "optimizer-means", "exp_avg_sq": "optimizer-squares"},
+}
+"""For each optimizer, what torch calls a tensor of a parameter's state, and the group that has it in a checkpoint."""
+
+
+def optimizer_for(network: nn.Module, recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over all weights of a network; those of norms and biases do not decay."""
+    if recipe.optimizer == "adamw":
+        return adamw(network, lr=lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    return sgd(network, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over all weights of a network; those of norms and biases do not decay."""
+    groups = _decayed_and_not(network, weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def adamw(network: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over all weights of a network; those of norms and biases do not decay.
+
+    Each weight's means are corrected by the steps that it had a gradient in. Fused, so that a step reads nothing back.
+    """
+    return torch.optim.AdamW(_decayed_and_not(network, weight_decay), lr=lr, betas=betas, fused=True)
+
+
+def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
+        (plain if norm_or_bias else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def refuse_another(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `UserError` for any optimizer but torch's SGD and AdamW: checkpoints would not keep its state."""
+    if type(optimizer) not in (torch.optim.SGD, torch.optim.AdamW):
+        raise UserError(
+            f"the optimizer is a {type(optimizer).__name__}, but training is closed to others than torch.optim.SGD and "
+            "torch.optim.AdamW: theirs is all the state that a checkpoint keeps, and a resumed run would go on without "
+            "that of another"
+        )
+
+
+def state_groups(
+    network: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer | None
+) -> dict[str, dict[str, Tensor]]:
+    """The state of a recipe's optimizer, by group and name of the parameter; empty groups where there is none yet."""
+    of: Mapping[Tensor, Mapping[str, Tensor]] = {} if optimizer is None else optimizer.state
+    return {
+        group: {
+            name: of[parameter][key] for name, parameter in network.named_parameters() if key in of.get(parameter, {})
+        }
+        for key, group in GROUPS[recipe.optimizer].items()
+    }
+
+
+def restore_state(
+    network: nn.Module,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[str, Collection[str]],
+    groups: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Give an optimizer the state of `groups`; where that is empty, tensors for the `names` of each, to be filled."""
+    for key, group in GROUPS[recipe.optimizer].items():
+        for name, parameter in network.named_parameters():
+            if name in names[group]:
+                blank = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                found = groups[group][name].to(parameter.device) if groups else blank
+                optimizer.state[parameter][key] = found

@@ -1,0 +1,129 @@
+"""Optimizers against torch's own, run plainly beside the loop, and against their formula."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainonce import checkpoint
+from trainonce.data import DataSet
+from trainonce.models import MobileNetV3
+from trainonce.optimizers import adamw
+from trainonce.recipes import Phase, Recipe
+from trainonce.run import RunDirectory
+from trainonce.train import TrainSettings, train_supernet
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+LR, DECAY, BETAS = 0.01, 0.1, (0.8, 0.95)
+WEIGHT, BIAS = "classifier.weight", "classifier.bias"
+
+
+def recipe_of(phase: Phase, **fields: Any) -> Recipe:
+    given: dict[str, Any] = {"optimizer": "adamw", "betas": BETAS, "weight_decay": DECAY, "batch_size": 8, **fields}
+    return Recipe(name="test", about="A test.", phases=(phase,), **given)
+
+
+class Watch:
+    """Notes parameters and their gradients after every step of a run."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.weights = [self.now()]
+        self.gradients: list[dict[str, Tensor | None]] = []
+
+    def now(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.net.named_parameters()}
+
+    def __call__(self) -> bool:
+        self.weights.append(self.now())
+        self.gradients.append(
+            {name: None if w.grad is None else w.grad.clone() for name, w in self.net.named_parameters()}
+        )
+        return False
+
+
+def trained(net: MobileNetV3, recipe: Recipe, data: DataSet, folder: Path) -> tuple[Watch, list[float]]:
+    """What a run's steps left, and their learning rates."""
+    watch, run = Watch(net), RunDirectory(folder)
+    assert train_supernet(net, recipe, data, run, settings=TrainSettings(log_every=1), should_stop=watch)
+    return watch, [line["lr"] for line in run.metrics()]
+
+
+def test_two_parameters_beside_torchs_own(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    phase = Phase(name="all", epochs=2, lr=LR, warmup_epochs=0.5, subnets=("largest",))
+    watch, rates = trained(make_net(), recipe_of(phase), make_data(), tmp_path)
+    weight, bias = (nn.Parameter(watch.weights[0][name].clone()) for name in (WEIGHT, BIAS))
+    plain = torch.optim.AdamW(
+        [{"params": [weight], "weight_decay": DECAY}, {"params": [bias], "weight_decay": 0.0}],
+        lr=1.0,
+        betas=BETAS,
+        foreach=False,
+        fused=False,
+    )
+    assert rates[:3] == pytest.approx([LR / 2, LR, LR])
+    for step, lr in enumerate(rates):
+        for group in plain.param_groups:
+            group["lr"] = lr
+        weight.grad, bias.grad = watch.gradients[step][WEIGHT], watch.gradients[step][BIAS]
+        plain.step()
+        for name, expected in ((WEIGHT, weight), (BIAS, bias)):
+            torch.testing.assert_close(watch.weights[step + 1][name], expected.detach(), rtol=1e-5, atol=1e-7)
+    assert not torch.equal(watch.weights[0][WEIGHT], watch.weights[-1][WEIGHT])
+
+
+@pytest.mark.parametrize("idle", ["move", "rest"])
+def test_blocks_that_a_step_leaves_out(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, idle: Literal["move", "rest"]
+) -> None:
+    """Smallest, largest, smallest, largest: the second blocks are trained in the second and the fourth step only."""
+    phase = Phase(name="alternate", epochs=1, lr=LR, subnets=("alternate",))
+    watch, rates = trained(make_net(), recipe_of(phase, idle_weights=idle), make_data(), tmp_path)
+    name = next(n for n in watch.weights[0] if "block2" in n and n.endswith("project.weight"))
+    weight = watch.weights[0][name].double()
+    mean, square, steps = torch.zeros_like(weight), torch.zeros_like(weight), 0
+    for step, lr in enumerate(rates):
+        gradient = watch.gradients[step][name]
+        assert (gradient is None) == (idle == "rest" and step % 2 == 0)
+        if gradient is not None:
+            steps += 1
+            mean = BETAS[0] * mean + (1 - BETAS[0]) * gradient.double()
+            square = BETAS[1] * square + (1 - BETAS[1]) * gradient.double() ** 2
+            corrected = (square / (1 - BETAS[1] ** steps)).sqrt() + 1e-8
+            weight = weight * (1 - lr * DECAY) - lr * mean / (1 - BETAS[0] ** steps) / corrected
+        torch.testing.assert_close(watch.weights[step + 1][name].double(), weight, rtol=1e-4, atol=1e-6)
+    assert steps == (4 if idle == "move" else 2)
+
+
+def test_norms_and_biases_do_not_decay(make_net: MakeNet) -> None:
+    net = make_net()
+    optimizer = adamw(net, lr=0.5, betas=BETAS, weight_decay=DECAY)
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    for weight in net.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for name, weight in net.named_parameters():
+        factor = 1.0 if weight.ndim == 1 or name.endswith("bias") else 1 - 0.5 * DECAY
+        torch.testing.assert_close(weight.detach(), before[name] * factor, msg=name)
+
+
+def test_the_whole_state_is_in_the_checkpoint(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    net = make_net()
+    phase = Phase(name="all", epochs=0.75, lr=LR, subnets=("largest",))
+    watch, _ = trained(net, recipe_of(phase), make_data(), tmp_path)
+    found = checkpoint.load_latest(RunDirectory(tmp_path).checkpoints)
+    assert found is not None
+    names = {name for name, _ in net.named_parameters()}
+    for group in ("optimizer-steps", "optimizer-means", "optimizer-squares"):
+        assert set(found.tensors[group]) == names
+    assert all(float(steps) == 3 for steps in found.tensors["optimizer-steps"].values())
+    gradients = [gradient[BIAS] for gradient in watch.gradients]
+    assert all(gradient is not None for gradient in gradients)
+    shares = [(1 - BETAS[1]) * BETAS[1] ** (2 - step) for step in range(3)]
+    expected = torch.stack([s * g**2 for s, g in zip(shares, gradients, strict=True) if g is not None]).sum(0)
+    torch.testing.assert_close(found.tensors["optimizer-squares"][BIAS], expected)
+    assert math.isclose(sum(shares), 1 - BETAS[1] ** 3)
