@@ -1,11 +1,11 @@
 """What `worth.py` measured, as values: the best setting of each side, the break-even, one table, one picture."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainonce.lab.statistics import student
 from trainonce.report.charts import chart_of, require_plotting, save_chart
@@ -13,6 +13,8 @@ from trainonce.report.charts import chart_of, require_plotting, save_chart
 DEVICES = (0.25, 0.5, 1.0)
 """The devices: shares of the largest subnet's MACs."""
 OURS, ALONE, RESNET = "ours", "alone", "resnet"
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +114,8 @@ def chosen_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {name: found for name, (_, found) in chosen.items()}
 
 
-def _grouped(results: Iterable[Result], key: Any) -> dict[Any, list[Result]]:
-    return {name: list(found) for name, found in groupby(sorted(results, key=key), key=key)}
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    return {name: list(found) for name, found in groupby(sorted(rows, key=key), key=key)}
 
 
 def break_even_of(chosen: Mapping[str, Sequence[Result]]) -> BreakEven:
@@ -192,21 +194,25 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
 
     rows: list[dict[str, Any]] = []
     for (data, geometry, _), found in _grouped(results, lambda one: one.group).items():
-        for name, chosen in chosen_settings(found).items():
+        for chosen in chosen_settings(found).values():
             seconds = sum(one.seconds for one in chosen) / len({one.seed for one in chosen})
             for device in DEVICES:
-                tests = [one.test for one in chosen if one.device in (device, None)]
-                place = {"set": f"{data}, {geometry}", "device": f"{device:.0%} of the MACs", "seconds": seconds}
-                rows.append(place | {"side": name, "top1": statistics.mean(tests)})
-    sides = sorted({row["side"] for row in rows})
-    chart = chart_of(rows)
+                top1 = statistics.mean(one.test for one in chosen if one.device in (device, None))
+                place = {"set": f"{data}, {geometry} geometry", "device": f"{device:.0%} of the MACs"}
+                rows.append(place | {"seconds": seconds, "side": chosen[0].side, "top1": top1})
+    scale = alt.Scale(domain=sorted({row["side"] for row in rows}))
     encoded = {
         "x": alt.X("seconds:Q", scale=alt.Scale(type="log"), title="CPU seconds for all three devices"),
         "y": alt.Y("top1:Q", scale=alt.Scale(zero=False), title="top-1 on test, %"),
-        "color": alt.Color("side:N", scale=alt.Scale(domain=sides)),
+        "color": alt.Color("side:N", scale=scale),
     }
-    points = chart.mark_point(filled=True, size=70, opacity=1).encode(shape=alt.Shape("side:N"), **encoded)
-    whole = alt.layer(chart.mark_line(strokeWidth=1.5).encode(**encoded), points).properties(width=210, height=160)
-    order = [f"{device:.0%} of the MACs" for device in DEVICES]
-    panels = whole.facet(row=alt.Row("set:N", title=None), column=alt.Column("device:N", sort=order, title=None))
-    save_chart(panels.resolve_scale(y="independent"), path)
+    panels = []
+    for name, of_set in _grouped(rows, lambda row: row["set"]).items():
+        chart = chart_of(of_set)
+        points = chart.mark_point(filled=True, size=70, opacity=1).encode(
+            shape=alt.Shape("side:N", scale=scale), **encoded
+        )
+        whole = alt.layer(chart.mark_line(strokeWidth=1.5).encode(**encoded), points).properties(width=210, height=160)
+        order = [f"{device:.0%} of the MACs" for device in DEVICES]
+        panels.append(whole.facet(column=alt.Column("device:N", sort=order, title=None), title=name))
+    save_chart(alt.vconcat(*panels), path)

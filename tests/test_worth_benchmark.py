@@ -1,12 +1,15 @@
 """The yardstick: what its table says of made-up results, its rivals' parts, and a run of seconds on the digits."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from trainonce.cost import network_cost
 from trainonce.data import load_dataset
@@ -122,6 +125,27 @@ def test_a_network_alone_trains_for_its_seconds() -> None:
     assert 1.2 < found.seconds < 2.5
     assert found.steps > 3
     assert found.validate > 30  # chance is 10
+
+
+def test_timms_networks_are_the_same_for_all_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create_model(_name: str, *, pretrained: bool, in_chans: int, num_classes: int) -> nn.Module:
+        assert not pretrained, "from scratch"
+        return nn.Sequential(
+            nn.Conv2d(in_chans, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        )
+
+    worth, out = import_module("worth"), tmp_path / "worth.jsonl"
+    bench = worth.Bench(data=load_dataset("digits"), name="digits", geometry=None, minutes=0.01, seed=0, out=out)
+    monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
+    assert list(worth.timm_networks(bench, 0.01)) == []
+    assert "timm is not installed" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    found = list(worth.timm_networks(bench, 0.01))
+    assert [(one.side, one.device) for one in found] == [("mobilenetv3_small_050", None), ("resnet10t", None)]
+    assert [one.macs for one in found] == [6 * 6 * 4 * 9 + 40] * 2
+    assert "| 0.01 | resnet10t |" in import_module("worth_table").table(found)
 
 
 def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
