@@ -63,8 +63,8 @@ def train_once(net: MobileNetV3, data: DataSet, settings: OurSettings, *, second
     Each network's seconds are a third of all.
     """
     began = time.process_time()
-    data = _augmented(data, settings.crop_scale)
     recipe = load_recipe(settings.recipe).at_rate(settings.lr_factor)
+    data = _augmented(data, settings.crop_scale).varied_by(recipe)
     steps = train_for(net, recipe, data, seconds * settings.split[0], seed)
     trained = time.process_time()
     evaluating = EvaluateSettings(calibration_images=settings.calibration_images)

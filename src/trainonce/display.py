@@ -319,9 +319,17 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
     say_images(data)
     say_family(net)
     err.print(
-        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}; "
-        f"into {run.path}"
+        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}, "
+        f"{recipe.optimizer}{f', weights averaged by {recipe.ema:g}' if recipe.ema else ''}; into {run.path}"
     )
+    varied = data.varied_by(recipe).augmentation
+    if recipe.augmentation is not None and varied is not None:
+        low, _ = varied.crop_scale or (1.0, 1.0)
+        erased = f", a box erased in {varied.erase:.0%}" if varied.erase else ""
+        err.print(
+            f"Images varied as the recipe says: crops from {low:.0%} of the area, "
+            f"{'mirrored' if varied.flip else 'not mirrored'}{erased}"
+        )
     err.print(recipe_plan(recipe))
 
 

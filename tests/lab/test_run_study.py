@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from trainonce.data import DataSet, load_dataset
+from trainonce.data import Augmentation, DataSet, load_dataset
 from trainonce.errors import UserError
+from trainonce.evaluate import Evaluator
 from trainonce.lab.pace import GPU_WARM_STEPS, Pace
 from trainonce.lab.run_study import Conductor, StudyDirectory, run_study
 from trainonce.lab.study import Study
 from trainonce.models import MobileNetV3Settings
-from trainonce.recipes import RECIPES, Recipe
+from trainonce.recipes import RECIPES, AugmentationChange, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.train import TrainSettings
 
@@ -201,8 +202,33 @@ def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monke
     recipe = RECIPES["rss"].scaled(0.001).with_batch_size(16)
     once = meter.seconds(model, recipe)
     assert once > 0
+    adamw = recipe.model_copy(update={"optimizer": "adamw"})
+    other = meter.seconds(model, adamw)
     monkeypatch.setattr("trainonce.lab.pace.train_supernet", None)
     assert meter.seconds(model, recipe) == once
+    assert meter.seconds(model, adamw) == other != once, "each timed for itself"
+
+
+def test_subnets_are_recalibrated_on_images_varied_as_the_recipe_says(
+    tiny: Study, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Augmentation | None] = []
+
+    class Noting(Evaluator):
+        def __init__(self, data: DataSet, *settings: Any) -> None:
+            seen.append(data.augmentation)
+            super().__init__(data, *settings)
+
+    monkeypatch.setattr("trainonce.lab.run_study.Evaluator", Noting)
+    plain = tiny.runs[0]
+    asking = plain.recipe.model_copy(update={"augmentation": AugmentationChange(crop_from=0.9)})
+    runs = (plain, plain.model_copy(update={"name": "asking", "seed": 1, "recipe": asking}))
+    study = tiny.model_copy(update={"runs": runs})
+    directory = StudyDirectory(tmp_path / "study")
+    directory.claim(study, digits, provenance={})
+    assert run_study(study, directory, digits)
+    assert digits.augmentation is not None
+    assert seen == [digits.augmentation, digits.augmentation.model_copy(update={"crop_scale": (0.9, 1.0)})]
 
 
 @pytest.mark.parametrize(("device", "warm"), [("cpu", 1), ("cuda", GPU_WARM_STEPS)])

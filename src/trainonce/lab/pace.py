@@ -38,7 +38,8 @@ class Pace:
         alike = phase.model_dump(
             include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher"}
         )
-        key = repr((model, recipe.batch_size, steps, alike))
+        shared = recipe.model_dump(include={"batch_size", "optimizer", "augmentation"}), recipe.ema > 0
+        key = repr((model, shared, steps, alike))
         if key not in self._steps:
             self._steps[key] = self._timed(model, recipe, phase, steps)
         return self._steps[key]
