@@ -56,6 +56,10 @@ class TestTraining:
             pytest.param(recipe_of(phase("uniform")), "float32", id="move"),
             pytest.param(recipe_of(phase("uniform")), "bfloat16", id="bfloat16"),
             pytest.param(recipe_of(phase("uniform", clip_value=0.01), idle_weights="rest"), "float32", id="rest"),
+            pytest.param(recipe_of(phase("uniform"), optimizer="adamw", ema=0.9), "float32", id="adamw"),
+            pytest.param(
+                recipe_of(phase("uniform"), optimizer="adamw", idle_weights="rest"), "float32", id="adamw, rest"
+            ),
             pytest.param(recipe_of(phase("fair", "fair", "fair", label_smoothing=0.1)), "float32", id="fair"),
             pytest.param(recipe_of(phase("smallest", "smallest", "largest")), "float32", id="a form twice in a step"),
             pytest.param(
