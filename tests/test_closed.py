@@ -13,7 +13,7 @@ from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator
 from trainonce.finetune import FinetuneSettings, finetune
 from trainonce.models import MobileNetV3
-from trainonce.recipes import Phase, Recipe
+from trainonce.recipes import AugmentationChange, Phase, Recipe
 from trainonce.run import RunDirectory
 from trainonce.train import TrainSettings, train_supernet
 
@@ -27,6 +27,10 @@ class Rotated(Augmentation):  # type: ignore[misc]  # final
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.rot90(1, (2, 3))
+
+
+class OwnChange(AugmentationChange):  # type: ignore[misc]  # final
+    pass
 
 
 class OwnPhase(Phase):  # type: ignore[misc]  # final
@@ -65,6 +69,11 @@ class TestSubclasses:
         [
             (recipe(kind=OwnRecipe), TrainSettings(), "OwnRecipe is not Recipe itself"),
             (recipe(phase=OwnPhase), TrainSettings(), "OwnPhase is not Phase itself"),
+            (
+                recipe().model_copy(update={"augmentation": OwnChange(flip=True)}),
+                TrainSettings(),
+                "OwnChange is not AugmentationChange itself",
+            ),
             (recipe(), OwnTraining(), "OwnTraining is not TrainSettings itself"),
         ],
     )

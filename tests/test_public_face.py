@@ -16,6 +16,7 @@ def test_the_public_names_are_these() -> None:
     assert set(trainonce.__all__) == {
         "RECIPES",
         "Architecture",
+        "AugmentationChange",
         "Choice",
         "Cost",
         "DataSet",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainonce.evaluate import EvaluateSettings, Evaluator, Score
     from trainonce.fitting import FitSettings, Fitted, fit
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
-    from trainonce.recipes import RECIPES, Phase, Recipe, load_recipe
+    from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe
     from trainonce.run import RunDirectory
     from trainonce.sampling import MacsSampler
     from trainonce.space import Architecture, Choice, SearchSpace
@@ -29,7 +29,7 @@ else:
         "evaluate": ("EvaluateSettings", "Evaluator", "Score"),
         "fitting": ("FitSettings", "Fitted", "fit"),
         "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
-        "recipes": ("RECIPES", "Phase", "Recipe", "load_recipe"),
+        "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
         "run": ("RunDirectory",),
         "sampling": ("MacsSampler",),
         "space": ("Architecture", "Choice", "SearchSpace"),
@@ -49,6 +49,7 @@ else:
 __all__ = [
     "RECIPES",
     "Architecture",
+    "AugmentationChange",
     "Choice",
     "Cost",
     "DataSet",

@@ -133,7 +133,7 @@ class AugmentationChange(Settings):
     """The smallest share of an image's area that a random crop may have; 1 does not crop."""
     flip: bool | Literal["auto"] | None = None
     """Whether half of the images are mirrored left to right. "auto" leaves it to the data set, but never mirrors where
-    every class is named by a single letter or digit: a mirrored one is another, or none."""
+    every class is named by a single letter or a number: a mirrored one is another, or none."""
     erase: float | None = Field(None, ge=0, le=1)
     """The share of the images in which a random box is erased (Zhong 2020, arXiv 1708.04896)."""
 

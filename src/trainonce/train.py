@@ -33,7 +33,7 @@ from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronised
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.precision import Precision, logits_in
-from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
+from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run import RunConfig, RunDirectory, provenance
 from trainonce.sampling import SubnetDraws
 from trainonce.settings import Settings, refuse_subclass
@@ -145,6 +145,8 @@ def train_supernet(
     refuse_subclass(recipe, Recipe)
     for phase in recipe.phases:
         refuse_subclass(phase, Phase)
+    if recipe.augmentation is not None:
+        refuse_subclass(recipe.augmentation, AugmentationChange)
     refuse_subclass(chosen, TrainSettings)
     if not ranks.alone and chosen.device != ranks.device:
         raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")

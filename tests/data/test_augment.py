@@ -241,7 +241,7 @@ class TestErasing:
 
 
 class TestChanged:
-    LETTERS = ("a", "b", "7")
+    LETTERS = ("a", "é", "7", "12")
     WORDS = ("ant", "b", "7")
 
     def test_nothing_asked_is_what_it_was(self) -> None:

@@ -55,7 +55,7 @@ class Augmentation(Settings):
         if change.crop_from is not None:
             update["crop_scale"] = None if change.crop_from == 1 else (change.crop_from, 1.0)
         if change.flip == "auto":
-            update["flip"] = self.flip and not all(len(name) == 1 and name.isalnum() for name in class_names)
+            update["flip"] = self.flip and not all(map(_is_written, class_names))
         elif change.flip is not None:
             update["flip"] = change.flip
         if change.erase is not None:
@@ -82,6 +82,11 @@ class Augmentation(Settings):
         if not 0 <= value <= 1:
             raise ValueError("must be from 0 to 1")
         return value
+
+
+def _is_written(class_name: str) -> bool:
+    """Whether a class is named by a single letter or by a number, as classes of characters are."""
+    return class_name.isdecimal() or (len(class_name) == 1 and class_name.isalpha())
 
 
 def refuse_other_images(images: Tensor) -> None:
