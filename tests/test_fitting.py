@@ -74,7 +74,8 @@ def test_every_device_gets_a_network_that_is_what_is_said(
             assert description["trained"]["finetuned"]["epoch"] == one.finetuned_epochs <= 4
         else:
             assert one.after == one.before
-    assert {finding.state for finding in verify(run.path)} == {"whole", "unchecked"}, "model cards have no sums"
+    unchecked = {str(finding.path.name) for finding in verify(run.path) if finding.state != "whole"}
+    assert unchecked == {"README.md"}, "model cards have no sums"
 
 
 def test_the_one_chosen_is_the_best_scored_within_the_budget(
@@ -144,7 +145,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
         assert row[1] == f"{device['macs'] / 1e6:.3f}"
-        assert row[-1] == f"{device['test']['top1']:.2f}%"
+        assert row[-4] == f"{device['test']['top1']:.2f}%"
         assert device["test"]["images"] == 359
     trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
     trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")

@@ -33,6 +33,7 @@ from trainonce import (
     cli_verify,
     display,
 )
+from trainonce.baseline import baseline
 from trainonce.cli_options import (
     Cluster,
     DataDir,
@@ -73,6 +74,7 @@ from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.memory import is_out_of_memory
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.names import command
+from trainonce.per_class import per_class
 from trainonce.population import (
     MOST_PER_BUCKET,
     best_within,
@@ -295,6 +297,9 @@ def train(
         },
         where="the command line",
     )
+    plain = baseline(images) if resume is None and ranks.first else None
+    if plain is not None:
+        display.err.print(f"For comparison: {plain}")
     if dry_run:
         seconds = estimated_seconds(
             net, images, chosen, settings.device, processes=ranks.size, precision=settings.precision
@@ -328,6 +333,7 @@ def train(
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # another process may have been the one to be told
     if not ranks.first:
         return
+    run.write_baseline(run.baseline() or plain or baseline(images))
     metrics = run.metrics()[-1]
     result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
     if as_json:
@@ -430,6 +436,7 @@ def evaluate(
         return
     display.out.print(f"Top-1 in percent on {lines[0]['images']} {split} images of {data.name}")
     display.out.print(display.population_table(summaries))
+    display.say_baseline(run.baseline() if split == "validate" else None, max(s.maximum for s in summaries))
     middle_macs = f"{chosen[len(chosen) // 2].centre / 1e6:.2g}"
     display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', middle_macs)}")
 
@@ -502,8 +509,10 @@ def extract(
     scores = {"validate": finite(evaluator.score(network), "validate")}
     if test:
         scores["test"] = finite(score(network, data.test, data), "test")
+    classes = per_class(network, data.test if test else data.validate, data)
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, data, run, step, calibration=calibration, scores=scores)
+    description["per_class"] = {"split": "test" if test else "validate", **classes.model_dump(mode="json")}
     if license_name:
         description["license"] = license_name
     write_subnet(path, network, description)
@@ -511,9 +520,11 @@ def extract(
     if as_json:
         display.print_json({"path": str(path), **description})
         return
-    measured = ", ".join(f"{found.top1:.2f}% on {name}" for name, found in scores.items())
+    measured = "; ".join(f"{found} on {name}" for name, found in scores.items())
     cost = net.cost_of(chosen)
     display.out.print(f"{chosen}\n{measured}; {cost.macs / 1e6:.3f} M MACs, {cost.params / 1e6:.3f} M parameters")
+    display.say_per_class(classes, data.class_names)
+    display.say_baseline(run.baseline(), scores["validate"].top1)
     display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
     display.out.print(f"Load it without trainonce: {path}/README.md, its model card, says how.")
 

@@ -12,7 +12,7 @@ from trainonce.cli_options import DataDir, Device, Json, SkipBroken, Threads, Tr
 from trainonce.cli_tools import device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import Stopped
-from trainonce.fitting import FitSettings, Watch, fit
+from trainonce.fitting import FitSettings, Watch, fit, name_of
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.names import command
 from trainonce.recipes import load_recipe
@@ -124,9 +124,13 @@ def fit_devices(
         return
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
     display.out.print(display.fitted_table(fitted))
+    for one in fitted:
+        for sentence in one.per_class.sentences(images.class_names):
+            display.out.print(f"{name_of(one.max_macs)}: {sentence}")
     display.out.print(
-        f"Top-1 on {counted}; the columns before the last are on validate. In {display.duration(seconds)}."
+        f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(seconds)}."
     )
+    display.say_baseline(run.baseline(), max(one.after.top1 for one in fitted))
     display.out.print(
         f"The networks are in {run.subnets}/{first.name} and so on; their README.md says how to load them."
     )

@@ -12,7 +12,7 @@ from trainonce.cli_options import DataDir, DecodeWorkers, Device, DryRun, Json, 
 from trainonce.cli_tools import device_named, stop_on_signal, stoppable, use_threads
 from trainonce.data import DataSet
 from trainonce.errors import Stopped, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, Score, finite, score
 from trainonce.finetune import (
     Finetuned,
     FinetuneProgress,
@@ -129,8 +129,8 @@ def _say_result(
     for split, after in how["after"].items():
         before = how["before"][split]
         display.out.print(
-            f"{split}: top-1 {before['top1']:.2f}% before, {after['top1']:.2f}% after; loss {before['loss']:.4f} "
-            f"before, {after['loss']:.4f} after ({after['images']} images)"
+            f"{split}: top-1 {before['top1']:.2f}% before, {Score(**after)} after; loss {before['loss']:.4f} before, "
+            f"{after['loss']:.4f} after"
         )
     last = result.epochs[-1].score
     display.out.print(

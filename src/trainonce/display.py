@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.table import Table
 
+from trainonce.baseline import Baseline
 from trainonce.data import DataSet
 from trainonce.data.classes import class_warnings, counts_text
 from trainonce.finetune import FinetuneProgress
@@ -21,6 +22,7 @@ from trainonce.lab.summary import ArmSummary
 from trainonce.models import Supernet
 from trainonce.names import printable
 from trainonce.nn import native
+from trainonce.per_class import PerClass
 from trainonce.population import BucketSummary, Line
 from trainonce.recipes import Recipe
 from trainonce.run import RunDirectory
@@ -239,15 +241,16 @@ def search_sentences(outcome: Outcome) -> list[str]:
 
 def fitted_table(fitted: Sequence[Fitted]) -> Table:
     """The network for each device; its directory has the device's name."""
-    table = _table("device", "M MACs", "M params", "from supernet", "fine-tuned", "test")
+    table = _table("device", "M MACs", "M params", "from supernet", "fine-tuned", "test", "95% interval")
     for one in fitted:
         table.add_row(
             name_of(one.max_macs),
             f"{one.macs / 1e6:.3f}",
             f"{one.params / 1e6:.3f}",
             f"{one.before.top1:.2f}%",
-            f"{one.after.top1:.2f}%" if one.finetuned_epochs else "no better",
+            f"{one.after.top1:.2f}%" if one.finetuned_epochs else "as it was",
             f"{one.test.top1:.2f}%",
+            "{:.1f} to {:.1f}".format(*one.test.interval()),
         )
     return table
 
@@ -331,6 +334,29 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
             f"{'mirrored' if varied.flip else 'not mirrored'}{erased}"
         )
     err.print(recipe_plan(recipe))
+
+
+def say_baseline(found: Baseline | None, top1: float) -> None:
+    """Say what a plain classifier makes of the same images, beside `top1` on validate; a warning where that is less."""
+    if found is None:
+        return
+    err.print(f"For comparison: {found}")
+    if top1 < found.top1:
+        err.print(
+            f"Warning: {top1:.1f}% is {found.top1 - top1:.1f} points below that. Train longer, or on smaller images;"
+            " as it is, the plain classifier is the better one.",
+            style="bold red",
+        )
+
+
+def say_per_class(found: PerClass, class_names: Sequence[str]) -> None:
+    """Say which classes are found least."""
+    for sentence in found.sentences(class_names):
+        out.print(sentence)
+    top5 = "" if found.top5 is None else f"top-5 {found.top5:.2f}%; "
+    out.print(
+        f"{top5}confidence and accuracy are {found.calibration_error:.1f} points apart (expected calibration error)"
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:

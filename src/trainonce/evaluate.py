@@ -5,6 +5,7 @@ gets statistics of its own first: the mean over batches of the batch mean and va
 arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
@@ -50,6 +51,20 @@ class Score:
     top1: float
     loss: float
     images: int
+
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of top-1, in percent, as if the images were drawn at random (Wilson, JASA 1927).
+
+        It says how far other images of the same kind would move the figure; not what another training would give.
+        """
+        share, n, z = self.top1 / 100, self.images, 1.959964
+        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.top1:.2f}% (95% interval {low:.1f} to {high:.1f}, {self.images} images)"
 
 
 class Evaluator:
@@ -143,10 +158,17 @@ def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
 @torch.inference_mode()
 def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = None) -> Score:
     """Score a network, in evaluation mode, on a split of `data`."""
-    plain.eval()
     size = batch or _score_batch(split.device)
+    return _score(logits_of(plain, split, data, batch=size), split, size)
+
+
+@torch.inference_mode()
+def logits_of(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = None) -> Iterator[Tensor]:
+    """The logits [B, classes] of a network, put into evaluation mode, for each batch of a split of `data`."""
+    plain.eval()
     device = next(plain.parameters()).device
-    return _score((plain(x_BCHW.to(device)) for x_BCHW in _normalised(split, data, size)), split, size)
+    for x_BCHW in _normalised(split, data, batch or _score_batch(split.device)):
+        yield plain(x_BCHW.to(device))
 
 
 def finite(found: Score, split: str) -> Score:

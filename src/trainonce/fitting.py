@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, final
 from pydantic import Field, field_validator
 
 from trainonce import checkpoint
+from trainonce.baseline import baseline
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluate import EvaluateSettings, Evaluator, Score, finite, score
@@ -29,6 +30,7 @@ from trainonce.finetune import (
 from trainonce.lab.pace import Pace
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import PlainNetwork
+from trainonce.per_class import PerClass, per_class
 from trainonce.population import Bucket, best_within, draw_population, evaluate_population
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
@@ -102,6 +104,8 @@ class Fitted(Settings):
     """On validate, as it is handed over. Its epoch was chosen by it, which flatters a little."""
     test: Score
     """On the test split, read once."""
+    per_class: PerClass
+    """On the test split, class by class."""
 
 
 @final
@@ -209,6 +213,9 @@ class _Fit:
             self.watch.stage("Timing some steps of training")
             recipe = planned_recipe(self.net, recipe, self.data, self.settings)
             self.run.path.mkdir(parents=True, exist_ok=True)
+            plain = baseline(self.data)
+            self.watch.stage(f"For comparison: {plain}")
+            self.run.write_baseline(plain)
             self._record()
         if len(self.done) == len(self.settings.max_macs):
             return self.done
@@ -297,6 +304,7 @@ class _Fit:
         better = tuned is not None and tuned.after.top1 > before.top1
         final = tuned.network if tuned is not None and better else network
         test = finite(score(final, self.data.test, self.data), "test")
+        classes = per_class(final, self.data.test, self.data)
         scores = {"validate": before} if better else {"validate": before, "test": test}
         described = describe_taken(
             self.net, chosen.arch, self.data, self.run, self._step(), calibration=evaluator.settings, scores=scores
@@ -309,6 +317,7 @@ class _Fit:
                 read_subnet(as_trained)[1], tuned, evaluator, how, run=where, provenance=made
             )
             described["scores"] = described["scores"] | {"test": vars(test)}
+        described["per_class"] = {"split": "test", **classes.model_dump(mode="json")}
         write_subnet(place, final, described)
         verify_subnet(place, final)
         cost = self.net.cost_of(chosen.arch)
@@ -323,6 +332,7 @@ class _Fit:
             before=before,
             after=tuned.after if tuned is not None and better else before,
             test=test,
+            per_class=classes,
         )
 
     def _finetuned(

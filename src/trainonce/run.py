@@ -29,6 +29,7 @@ import torch
 from pydantic import Field
 
 from trainonce import checkpoint
+from trainonce.baseline import Baseline
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.exposure import ExposureTable
@@ -123,6 +124,7 @@ class RunDirectory:
         self.search_file = self.path / "search.jsonl"
         self.front_file = self.path / "front.json"
         self.fit_file = self.path / "fit.json"
+        self.baseline_file = self.path / "baseline.json"
         self.latency = self.path / "latency"
         self.checkpoints = self.path / "checkpoints"
         self.kept = self.path / "kept"
@@ -289,6 +291,17 @@ class RunDirectory:
     def searched(self) -> list[dict[str, Any]]:
         """All scores that searches made, as lines of population.jsonl. Raises `UserError` that names a damaged line."""
         return _checked(self.search_file, POPULATION_LINE)
+
+    def write_baseline(self, found: Baseline) -> None:
+        """Record what a plain classifier makes of the run's images."""
+        with _disk_refusing(self.baseline_file):
+            write_atomic(self.baseline_file, to_json(found.model_dump(mode="json")))
+
+    def baseline(self) -> Baseline | None:
+        """What a plain classifier makes of the run's images; None where that was not recorded."""
+        if not is_there(self.baseline_file):
+            return None
+        return Baseline.parse(read_json(self.baseline_file), where=str(self.baseline_file))
 
     def write_front(self, found: dict[str, Any]) -> None:
         """Replace what the last search found. Raises `RunError` where the disk refuses."""
