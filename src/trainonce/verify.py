@@ -27,6 +27,7 @@ State = Literal["whole", "unchecked", "foreign", "damaged"]
 EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin"}
 DOCUMENTS = {
     "run.json",
+    "baseline.json",
     "fit.json",
     "front.json",
     "interference.json",
