@@ -14,6 +14,7 @@ from tests.command_line import trainonce
 
 from trainonce import checkpoint, cli, cli_subnet, display
 from trainonce.data import load_dataset
+from trainonce.evaluate import Score
 from trainonce.finetune import FinetuneProgress
 from trainonce.records import to_json
 from trainonce.run import RunDirectory
@@ -76,7 +77,7 @@ class TestFinetune:
         assert how["after"]["test"]["images"] == 359
         assert description["license"] == "apache-2.0"
         assert network.spec == read_subnet(subnet)[0].spec
-        assert f"{how['after']['test']['top1']:.2f}% after" in result.out
+        assert f"{Score(**how['after']['test'])} after" in result.out
         assert 'license: "apache-2.0"' in (path / "README.md").read_text()
         assert "fine-tuned: 3 epochs on its own" in (path / "README.md").read_text()
 

@@ -140,7 +140,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     result = trainonce(*asked)
     assert result.code == 0, result.err
     assert "180 validate and 359 test images" in result.out
-    rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M", "9M"))]
+    rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M ", "9M "))]
     assert [row[0] for row in rows] == ["0.4M", "9M"]
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
