@@ -16,6 +16,11 @@ from trainonce.data import DataSet, Split, load_dataset
 MakeData = Callable[..., DataSet]
 
 
+def of_splits(data: DataSet, split: Split) -> DataSet:
+    """The data set with the same images in all its splits."""
+    return replace(data, train=split, calibrate=split, validate=split, test=split)
+
+
 def test_it_knows_the_digits_and_says_the_same_again() -> None:
     data = load_dataset("digits")
     first, again = baseline(data), baseline(data)
@@ -29,8 +34,7 @@ def test_two_colours_are_told_apart(make_data: MakeData) -> None:
         labels = torch.arange(count) % 2
         return Split((labels[:, None, None, None] * 200).to(torch.uint8).expand(-1, 1, 8, 8).contiguous(), labels)
 
-    splits = {name: split(20) for name in ("train", "calibrate", "validate", "test")}
-    assert baseline(replace(make_data(), class_names=("dark", "light"), **splits)).top1 == 100
+    assert baseline(of_splits(make_data(class_names=("dark", "light")), split(20))).top1 == 100
 
 
 @pytest.mark.parametrize("side", [1, 3, 40])
@@ -38,8 +42,7 @@ def test_images_of_any_size_and_all_alike_are_scored(make_data: MakeData, side: 
     def split(count: int) -> Split:
         return Split(torch.full((count, 3, side, side), 7, dtype=torch.uint8), torch.arange(count) % 3)
 
-    splits = {name: split(12) for name in ("train", "calibrate", "validate", "test")}
-    found = baseline(replace(make_data(), mean=(0.5,) * 3, std=(0.2,) * 3, **splits))
+    found = baseline(of_splits(make_data(mean=(0.5,) * 3, std=(0.2,) * 3), split(12)))
     assert found.top1 == pytest.approx(100 / 3), "each class is a third, and nothing tells them apart"
 
 

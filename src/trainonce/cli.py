@@ -538,7 +538,9 @@ def list_names(as_json: Json = False) -> None:
         return
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATASET_NAMES)}, or the path of an image folder or .npz file")
-    display.out.print(f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels")
+    display.out.print(
+        f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels, light for trainings of minutes"
+    )
 
 
 for commands in (

@@ -20,6 +20,8 @@ from trainonce.run import RunDirectory
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest network's MACs: the devices, where none is named."""
+SMALLEST_LIGHT = 16
+"""Up to so many pixels the default geometry stays `tiny`."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +50,7 @@ def fit_devices(
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "sandwich",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-fit-SEED.")] = None,
     geometry: Annotated[
-        str | None, typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper.")
+        str | None, typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else light.")
     ] = None,
     width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
     image_size: Annotated[
@@ -85,7 +87,7 @@ def fit_devices(
             image_size=images.image_size,
             in_channels=images.channels,
             num_classes=images.num_classes,
-            geometry=geometry,
+            geometry=geometry or (None if images.image_size <= SMALLEST_LIGHT else "light"),
             **({} if width is None else {"width_mult": width}),
         ),
         seed=seed,

@@ -251,6 +251,20 @@ class TestGeometry:
         overridden = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=2, depths=(1,))
         assert overridden.depths == (1,)
 
+    @pytest.mark.parametrize("side", [5, 8, 16, 28, 32, 48, 64, 100])
+    def test_the_last_map_of_light_is_as_small_as_it_may_be(self, side: int) -> None:
+        """Never under 4 pixels; a further halving would be, or all that there are have been made."""
+        settings = MobileNetV3Settings.for_images(image_size=side, in_channels=1, num_classes=2, geometry="light")
+        net, sizes = MobileNetV3(settings).eval(), list[int]()
+        plain = net.extract(net.space.largest())
+        plain.blocks[-1].register_forward_hook(lambda _module, _args, x: sizes.append(x.shape[-1]))
+        with torch.inference_mode():
+            plain(torch.zeros(1, 1, side, side))
+        assert sizes[0] >= 4
+        halvings = [settings.stem_stride, *settings.strides].count(2)
+        assert -(-sizes[0] // 2) < 4 or halvings == 5
+        assert halvings <= 5
+
 
 class TestElasticResolution:
     def test_the_choice_resizes_the_images(self) -> None:
