@@ -122,6 +122,11 @@ class TestPublished:
             assert phase.dropout_largest_only
             assert (phase.label_smoothing, phase.clip_value) == (0.1, 1.0)
             assert phase.distillation == ("alpha" if name == "alphanet" else "kl")
+        quick, (phase,) = RECIPES["quick"], RECIPES["quick"].phases
+        assert quick.zero_init_residual
+        assert (quick.optimizer, quick.batch_size, quick.passes) == ("sgd", 32, 120)
+        assert (phase.subnets, phase.target) == (("largest", "smallest", "uniform"), "largest")
+        assert 0 < phase.warmup_epochs < phase.epochs
         first, second = RECIPES["deps"].phases
         assert first.epochs == second.epochs
         assert first.keep_largest == {"kernel_size": 1, "depth": 1, "expand_ratio": 1}

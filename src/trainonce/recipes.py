@@ -454,23 +454,23 @@ _RECIPES = (
     ),
     Recipe(
         name="quick",
-        about="For a person's own images and minutes: the sandwich by AdamW on small batches with mild crops.",
+        about="For a person's own images and minutes: the sandwich with mild crops, small batches and high rates.",
         phases=(
             Phase(
                 name="sandwich",
                 epochs=40,
-                lr=0.002,
+                lr=0.02,
                 warmup_epochs=2,
                 subnets=("largest", "smallest", "uniform"),
                 target="largest",
                 distillation="kl",
                 label_smoothing=0.1,
                 dropout_largest_only=True,
+                clip_value=1.0,
             ),
         ),
         batch_size=32,
-        optimizer="adamw",
-        weight_decay=0.02,
+        zero_init_residual=True,
         augmentation=AugmentationChange(crop_from=0.5, flip="auto"),
     ),
     _single(
