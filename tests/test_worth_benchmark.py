@@ -127,6 +127,13 @@ def test_a_network_alone_trains_for_its_seconds() -> None:
     assert found.validate > 30  # chance is 10
 
 
+def test_a_set_that_is_cut_holds_out_as_many_as_a_small_set_would() -> None:
+    loaded = import_module("worth").loaded
+    name, data = loaded("digits", 500)
+    assert (name, len(data.train), len(data.validate), len(data.test)) == ("digits", 500, 100, 359)
+    assert len(loaded("digits", 5000)[1].validate) == 180
+
+
 def test_timms_networks_are_the_same_for_all_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
