@@ -95,7 +95,7 @@ class Fitted(Settings):
     name: str
     """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
     candidates: int
-    """The number of scored subnets within the budget, of which it was the best."""
+    """The number of subnets scored of about this size, of which it was the best."""
     finetuned_epochs: int
     """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
     before: Score
@@ -261,9 +261,10 @@ class _Fit:
         self.watch.stage(
             f"Choosing: up to {count} subnets for each of {devices} devices are scored on the validate split"
         )
+        buckets = [self._bucket(limit) for limit in self.settings.max_macs]
         drawn: list[tuple[Bucket, Architecture]] = []
-        for limit in self.settings.max_macs:
-            drawn += draw_population(self.net.cost, [self._bucket(limit)], count, seed=self.settings.seed)
+        for bucket in buckets:  # one by one: those of devices that are near each other overlap
+            drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
         lines = evaluate_population(
             self.net,
             self._step(),
@@ -277,10 +278,9 @@ class _Fit:
         if self.watch.should_stop():
             raise _StoppedEarlyError
         chosen = []
-        for limit in self.settings.max_macs:
-            best = best_within(lines, max_macs=limit)  # a smaller device's subnet may be the better one
-            fitting = sum(line["macs"] <= limit for line in lines)
-            chosen.append(_Chosen(space.parse(best["arch"]), fitting))
+        for bucket in buckets:
+            fitting = [line for line in lines if line["macs"] in bucket]
+            chosen.append(_Chosen(space.parse(best_within(fitting)["arch"]), len(fitting)))
         return chosen
 
     def _step(self) -> int:
@@ -379,7 +379,7 @@ class _Fit:
 
 
 class _Chosen(NamedTuple):
-    """A device's subnet, and of how many that fit it was the best."""
+    """A device's subnet, and of how many of about its size it was the best."""
 
     arch: Architecture
     candidates: int
