@@ -125,7 +125,7 @@ class TestPublished:
         quick, (phase,) = RECIPES["quick"], RECIPES["quick"].phases
         assert quick.zero_init_residual
         assert (quick.optimizer, quick.batch_size, quick.passes) == ("sgd", 32, 120)
-        assert (phase.subnets, phase.target) == (("largest", "smallest", "uniform"), "largest")
+        assert (phase.subnets, phase.target) == (("uniform",), "labels")
         assert 0 < phase.warmup_epochs < phase.epochs
         first, second = RECIPES["deps"].phases
         assert first.epochs == second.epochs

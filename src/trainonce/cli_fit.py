@@ -47,7 +47,7 @@ def fit_devices(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "sandwich",
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "quick",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-fit-SEED.")] = None,
     geometry: Annotated[
         str | None, typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else light.")
