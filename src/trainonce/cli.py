@@ -312,6 +312,8 @@ def train(
     with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(board_wanted, run) as board:
 
         def on_progress(at: Progress) -> None:
+            if plain is not None and not run.baseline_file.exists():
+                run.write_baseline(plain)
             board(at)
             show(at.step, at.steps, display.training_line(at))
 
@@ -333,7 +335,6 @@ def train(
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # another process may have been the one to be told
     if not ranks.first:
         return
-    run.write_baseline(run.baseline() or plain or baseline(images))
     metrics = run.metrics()[-1]
     result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
     if as_json:
