@@ -57,7 +57,7 @@ def test_the_readme_python_runs(tmp_path: Path) -> None:
     assert shorter != code[1]
     done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Score(top1=") == 2
+    assert done.stdout.count("95% interval") == 2
 
 
 def test_the_version_is_the_changelogs() -> None:
