@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainonce.baseline import ANGLES, CELL, baseline, gradients
+from trainonce.baseline import ANGLES, CELL, TRAIN_IMAGES, baseline, gradients
 from trainonce.data import DataSet, Split, load_dataset
 
 MakeData = Callable[..., DataSet]
@@ -44,6 +44,14 @@ def test_images_of_any_size_and_all_alike_are_scored(make_data: MakeData, side: 
 
     found = baseline(of_splits(make_data(mean=(0.5,) * 3, std=(0.2,) * 3), split(12)))
     assert found.top1 == pytest.approx(100 / 3), "each class is a third, and nothing tells them apart"
+
+
+def test_where_only_one_class_is_drawn_it_is_the_answer(make_data: MakeData) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (TRAIN_IMAGES + 1000, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    train = Split(images, torch.zeros(len(images), dtype=torch.int64))
+    validate = Split(images[:4], torch.tensor([0, 0, 0, 1]))
+    assert baseline(replace(of_splits(make_data(), train), validate=validate)).top1 == 75
 
 
 def by_hand(x_CHW: Tensor) -> NDArray[np.float64]:
