@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from tests.command_line import trainonce
 
-from trainonce import cli_tools
+from trainonce import cli, cli_tools
 from trainonce.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
@@ -110,6 +112,36 @@ class TestStory:
         result = trainonce("train", "--resume", trained, "--device", "cpu")
         assert result.code == 0, result.err
         assert same_files(trained / "checkpoints") == weights
+
+    def test_a_run_stopped_before_its_first_line_has_its_comparison_when_resumed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = RunDirectory(tmp_path / "run")
+        told = cli_tools.Stop()
+        told.number = signal.SIGTERM
+        with monkeypatch.context() as patched:
+            patched.setattr(cli, "stop_on_signal", lambda: nullcontext(told))
+            stopped = trainonce("train", "digits", "--recipe", "spos", "--epochs", "1", *SMALL, "--out", run.path)
+        assert stopped.code == 128 + signal.SIGTERM, stopped.err
+        assert run.baseline() is None
+        assert trainonce("train", "--resume", run.path, "--device", "cpu").code == 0
+        found = run.baseline()
+        assert found is not None
+        assert found.top1 > 95
+        assert "For comparison" not in trainonce("train", "--resume", run.path, "--device", "cpu").err
+
+    def test_the_comparison_warns_beside_what_it_beats(self, evaluated: Path, tmp_path: Path) -> None:
+        """Four steps of training are far below a support vector machine."""
+        plain = RunDirectory(evaluated).baseline()
+        assert plain is not None
+        asked = (
+            ("evaluate", evaluated, "--per-bucket", "2", "--calibration-images", "100", "--device", "cpu"),
+            ("extract", evaluated, "smallest", "--out", tmp_path / "smallest", "--test"),
+        )
+        for arguments in asked:
+            said = " ".join(trainonce(*arguments).err.split())
+            assert f"For comparison: {plain}" in said
+            assert re.search(r"Warning: [\d.]+% is [\d.]+ points below that\. Train longer", said)
 
     def test_an_image_folder(self, tmp_path: Path) -> None:
         images = make_images(tmp_path / "pets", "cat", "dog")

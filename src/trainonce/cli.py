@@ -297,7 +297,7 @@ def train(
         },
         where="the command line",
     )
-    plain = baseline(images) if resume is None and ranks.first else None
+    plain = baseline(images) if ranks.first and not (resume and run.baseline_file.exists()) else None
     if plain is not None:
         display.err.print(f"For comparison: {plain}")
     if dry_run:
