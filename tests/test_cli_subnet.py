@@ -55,6 +55,11 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 class TestFinetune:
+    def test_figures_of_each_class_are_not_those_of_other_weights(self, subnet: Path) -> None:
+        assert "per_class" in read_subnet(subnet)[1]
+        assert trainonce("finetune", subnet, "--epochs", "1", *DEVICE).code == 0
+        assert "per_class" not in read_subnet(subnet.with_name("subnet-finetuned"))[1]
+
     def test_the_story(self, run: Path, subnet: Path) -> None:
         before = contents(subnet)
         result = trainonce("finetune", subnet, "--epochs", "3", "--lr", "0.05", "--test", *DEVICE)

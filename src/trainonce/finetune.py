@@ -180,7 +180,8 @@ def described_finetuned(
 ) -> dict[str, Any]:
     """The description of the fine-tuned subnet: that of the one it came from, with its own scores and how it was made.
 
-    `tests` are the scores on the test split before and after.
+    `tests` are the scores on the test split before and after. The figures of each class, which are of other
+    weights, are left out.
     """
     before, after = {"validate": asdict(result.before)}, {"validate": asdict(result.after)}
     if tests is not None:
@@ -198,7 +199,7 @@ def described_finetuned(
         "provenance": dict(provenance),
         "earlier": trained.get("finetuned"),
     }
-    described = {key: value for key, value in description.items() if key != "sha256"}
+    described = {key: value for key, value in description.items() if key not in {"sha256", "per_class"}}
     return described | {
         "scores": after,
         "recalibrated": evaluator.settings.model_dump(),
