@@ -158,6 +158,18 @@ def test_tuning_takes_the_best_mean() -> None:
     assert conclude(study, [], []).verdict == CANNOT_TELL
 
 
+def test_tuning_says_which_rates_have_no_results() -> None:
+    lines = [
+        line
+        for arm, rate, mean in (("rss", 0.01, 50), ("rss", 0.03, 52), ("ps", 0.01, 40))
+        for line in a_population(f"{arm}@{rate:g}", mean, {"strategy": arm, "rate": rate})
+    ]
+    found = conclude(a_study("tuning", ["rss@0.01", "rss@0.03", "ps@0.01", "ps@0.03", "ps-ofa@0.01"]), lines, [])
+    assert found.verdict == "rss 0.03, ps 0.01, of 1 of 2 rates"
+    assert "ps is best at a rate of 0.01, of 1 of 2 rates" in found.sentence
+    assert found.sentence.endswith("ps-ofa has no results.")
+
+
 @pytest.mark.parametrize(
     ("ratios", "says"),
     [

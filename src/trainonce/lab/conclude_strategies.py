@@ -144,7 +144,8 @@ def _unequal_passes(times: Sequence[Line], pairs: Iterable[tuple[str, str]]) -> 
 def conclude_tuning(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
     """Which learning rate is best for each strategy: the highest mean over seeds of a seed's mean.
 
-    A choice, not a test: there is no p value, and a best rate at the end of the grid is said to be there.
+    A choice, not a test: there is no p value. A best rate at the end of the grid is said to be there, and where rates
+    have no results, not yet or since their loss was not finite, of how many it is the best.
     """
     lines = population_lines(study, results)
     rows: list[Row] = []
@@ -154,15 +155,20 @@ def conclude_tuning(study: Study, results: Sequence[Line], times: Sequence[Line]
         rows.append({"strategy": strategy, "rate": rate, "top1": mean, "seeds": len(groups)})
     if not rows:
         return undecided(study, "no run has results yet")
+    planned = [arm["name"].rpartition("@")[0] for arm in study["arms"]]
     clauses, best = [], []
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+    for strategy in dict.fromkeys(planned):
         own = [row for row in rows if row["strategy"] == strategy]
+        if not own:
+            clauses.append(f"{strategy} has no results")
+            continue
         top = max(own, key=lambda row: row["top1"])
+        of = f", of {len(own)} of {planned.count(strategy)} rates" if len(own) < planned.count(strategy) else ""
         rates = [row["rate"] for row in own]
         edge = ", the largest tried" if top["rate"] == max(rates) else ""
         edge = ", the smallest tried" if top["rate"] == min(rates) else edge
-        clauses.append(f"{strategy} is best at a rate of {top['rate']:g}{edge} ({top['top1']:.1f})")
-        best.append(f"{strategy} {top['rate']:g}")
+        clauses.append(f"{strategy} is best at a rate of {top['rate']:g}{of}{edge} ({top['top1']:.1f})")
+        best.append(f"{strategy} {top['rate']:g}{of}")
     return Conclusion(
         study=study["name"],
         sentence=sentence_of(*clauses),
