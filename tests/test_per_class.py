@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
 
 from trainonce.evaluate import Score
-from trainonce.per_class import CONFIDENCE_BINS, summed_up
+from trainonce.per_class import CONFIDENCE_BINS, by_class
 
 
 @given(classes=st.integers(2, 14), images=st.integers(1, 60), seed=st.integers(0, 10**6))
@@ -21,7 +21,7 @@ def test_it_is_what_scikit_learn_says(classes: int, images: int, seed: int) -> N
         torch.randn(images, classes, generator=generator),
         torch.randint(classes, (images,), generator=generator),
     )
-    found, guess, names = summed_up(logits, labels), logits.argmax(1), list(range(classes))
+    found, guess, names = by_class(logits, labels), logits.argmax(1), list(range(classes))
     assert found.confusion == tuple(map(tuple, confusion_matrix(labels, guess, labels=names).tolist()))
     for ours, theirs, there in (
         (found.recall, recall_score(labels, guess, labels=names, average=None, zero_division=0), labels),
@@ -49,12 +49,12 @@ def test_the_calibration_error_is_its_definition(images: int, seed: int) -> None
         inside = (confidence > number / CONFIDENCE_BINS) & (confidence <= (number + 1) / CONFIDENCE_BINS)
         if inside.any():
             error += inside.sum() / images * abs(right[inside].mean() - confidence[inside].mean())
-    assert summed_up(logits, labels).calibration_error == pytest.approx(100 * error)
+    assert by_class(logits, labels).calibration_error == pytest.approx(100 * error)
 
 
 def test_classes_that_are_never_found_are_named() -> None:
     guess = torch.tensor([0, 0, 1, 1])
-    found = summed_up(torch.eye(4)[guess] * 9, torch.tensor([0, 3, 1, 0]))
+    found = by_class(torch.eye(4)[guess] * 9, torch.tensor([0, 3, 1, 0]))
     assert found.sentences(("cat", "dog", "emu", "fox")) == [
         "Found least: fox 0%, cat 50%, dog 100%",
         "No image at all is taken for emu, fox",
@@ -72,4 +72,4 @@ def test_the_interval_is_wilsons(images: int, share: float) -> None:
 def test_no_warning_reaches_a_person() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        summed_up(torch.zeros(2, 12), torch.tensor([0, 5]))
+        by_class(torch.zeros(2, 12), torch.tensor([0, 5]))

@@ -40,13 +40,17 @@ from trainonce.cli_options import (
     DecodeWorkers,
     Device,
     DryRun,
+    Grey,
+    ImageSize,
     Json,
     MovedData,
+    RecipeName,
     RunArgument,
     Seed,
     SkipBroken,
     Threads,
     TrainImages,
+    Width,
     Workers,
 )
 from trainonce.cli_tools import (
@@ -67,14 +71,14 @@ from trainonce.cli_tools import (
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.distributed import is_first_process, process_group
 from trainonce.errors import RunError, Stopped, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, finite, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, finite
 from trainonce.fanout import LOCAL, ranks_at_work
 from trainonce.files import private_folder
 from trainonce.lab.forgetting import MOST_PROBES
 from trainonce.memory import is_out_of_memory
 from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.names import command
-from trainonce.per_class import per_class
+from trainonce.per_class import score_by_class
 from trainonce.population import (
     MOST_PER_BUCKET,
     best_within,
@@ -143,7 +147,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "rss",
+    recipe: RecipeName = "rss",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-RECIPE-SEED.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this directory. Needs nothing else; name DATA if it moved.")
@@ -162,14 +166,12 @@ def train(
         str | None,
         typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")
-    ] = None,
+    image_size: ImageSize = None,
     resolutions: Annotated[
         str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")
     ] = None,
-    width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    width: Width = None,
+    grey: Grey = False,
     train_images: TrainImages = None,
     stream: Annotated[
         bool | None,
@@ -507,13 +509,13 @@ def extract(
     check_place(path)
     evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
-    scores = {"validate": finite(evaluator.score(network), "validate")}
-    if test:
-        scores["test"] = finite(score(network, data.test, data), "test")
-    classes = per_class(network, data.test if test else data.validate, data)
+    scores = {"validate": evaluator.score(network)} if test else {}
+    last = "test" if test else "validate"
+    scores[last], classes = score_by_class(network, data.test if test else data.validate, data)
+    scores = {split: finite(found, split) for split, found in scores.items()}
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, data, run, step, calibration=calibration, scores=scores)
-    description["per_class"] = {"split": "test" if test else "validate", **classes.model_dump(mode="json")}
+    description["per_class"] = {"split": last, **classes.model_dump(mode="json")}
     if license_name:
         description["license"] = license_name
     write_subnet(path, network, description)

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from trainonce import display
-from trainonce.cli_options import DataDir, Device, Json, SkipBroken, Threads, TrainImages
+from trainonce.cli_options import (
+    DataDir,
+    Device,
+    Grey,
+    ImageSize,
+    Json,
+    RecipeName,
+    Seed,
+    SkipBroken,
+    Threads,
+    TrainImages,
+    Width,
+)
 from trainonce.cli_tools import device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, load_dataset
 from trainonce.errors import Stopped
@@ -47,23 +59,21 @@ def fit_devices(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `trainonce list`) or a .toml file.")] = "quick",
+    recipe: RecipeName = "quick",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-fit-SEED.")] = None,
     geometry: Annotated[
         str | None, typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else light.")
     ] = None,
-    width: Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")
-    ] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    width: Width = None,
+    image_size: ImageSize = None,
+    grey: Grey = False,
     train_images: TrainImages = None,
     skip_broken: SkipBroken = False,
     finetune_lr: Annotated[
         float, typer.Option(min=0, help="Learning rate at the top of the cosine of fine-tuning.")
     ] = 0.01,
     data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random here.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,

@@ -16,6 +16,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `trainonce list`) or a .toml file.")]
+Width = Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")
+]
+Grey = Annotated[bool, typer.Option("--grey", help="Read the images as grey.")]
 TrainImages = Annotated[
     int | None,
     typer.Option(

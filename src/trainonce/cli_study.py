@@ -12,7 +12,7 @@ import torch
 import typer
 
 from trainonce import display
-from trainonce.cli_options import DataDir, Device, DryRun, Json, SkipBroken, Threads, TrainImages
+from trainonce.cli_options import DataDir, Device, DryRun, Grey, ImageSize, Json, SkipBroken, Threads, TrainImages
 from trainonce.cli_tools import bucket_centres, device_named, stop_on_signal, use_threads
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.distributed import ranks_in
@@ -107,8 +107,8 @@ def study(
     calibration_images: Annotated[
         int | None, typer.Option(min=2, help="Augmented images for recalibrating batch norms. Default: 2000.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=4, help="Bring images to this side in pixels.")] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Read the images as grey.")] = False,
+    image_size: ImageSize = None,
+    grey: Grey = False,
     train_images: TrainImages = None,
     skip_broken: SkipBroken = False,
     data_dir: DataDir = None,

@@ -6,7 +6,7 @@ arXiv 2204.09210 uses 2,000 augmented training images in batches of 200).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -124,7 +124,7 @@ class Evaluator:
 
     def score_recalibrated(self, plain: PlainNetwork) -> Score:
         """Recalibrate and score a plain network, which is taken apart: give a copy with weights of its own."""
-        return _score(self._chain.logits(plain), self.split, self._score_batch)
+        return score_of(self._chain.logits(plain), self.split)
 
     @property
     def _score_batch(self) -> int:
@@ -158,8 +158,7 @@ def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
 @torch.inference_mode()
 def score(plain: nn.Module, split: Split, data: DataSet, *, batch: int | None = None) -> Score:
     """Score a network, in evaluation mode, on a split of `data`."""
-    size = batch or _score_batch(split.device)
-    return _score(logits_of(plain, split, data, batch=size), split, size)
+    return score_of(logits_of(plain, split, data, batch=batch), split)
 
 
 @torch.inference_mode()
@@ -189,12 +188,15 @@ def _normalised(split: Split, data: DataSet, size: int) -> Iterator[Tensor]:
         yield x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
-def _score(logits: Iterator[Tensor], split: Split, size: int) -> Score:
-    """Compare the logits [B, classes] of each batch of `size` with the labels; the device is waited for once."""
+def score_of(logits: Iterable[Tensor], split: Split) -> Score:
+    """Compare logits [B, classes], batch by batch in a split's order, with its labels; waits for the device once."""
     sums: list[Tensor] = []
-    for logits_BK, labels_B in zip(logits, torch.split(split.labels, size), strict=True):
-        y_B = labels_B.to(logits_BK.device)
+    done = 0
+    for logits_BK in logits:
+        y_B = split.labels[done : done + len(logits_BK)].to(logits_BK.device)
+        done += len(logits_BK)
         loss = nn.functional.cross_entropy(logits_BK, y_B, reduction="sum")
         sums.append(torch.stack(((logits_BK.argmax(1) == y_B).sum().to(torch.float64), loss.to(torch.float64))))
+    assert done == len(split), (done, len(split))
     correct, loss_sum = torch.stack(sums).sum(0).tolist()
     return Score(top1=100 * correct / len(split), loss=loss_sum / len(split), images=len(split))

@@ -8,7 +8,7 @@ the stages), so that the same call goes on where it stopped.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, NamedTuple, final
 
 from pydantic import Field, field_validator
@@ -17,7 +17,7 @@ from trainonce import checkpoint
 from trainonce.baseline import baseline
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, Score, finite, score
+from trainonce.evaluate import EvaluateSettings, Evaluator, Score, finite
 from trainonce.files import is_there, write_atomic
 from trainonce.finetune import (
     Finetuned,
@@ -30,7 +30,7 @@ from trainonce.finetune import (
 from trainonce.lab.pace import Pace
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import PlainNetwork
-from trainonce.per_class import PerClass, per_class
+from trainonce.per_class import PerClass, score_by_class
 from trainonce.population import Bucket, best_within, draw_population, evaluate_population
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
@@ -223,9 +223,8 @@ class _Fit:
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
             evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
-            for limit, chosen in list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))[
-                len(self.done) :
-            ]:
+            devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
+            for limit, chosen in devices[len(self.done) :]:
                 self.done.append(self._hand_over(evaluator, limit, chosen))
                 self._record()
         return self.done
@@ -299,25 +298,29 @@ class _Fit:
         """Take a device's subnet out, fine-tune it in its share of the time left, score it, write it."""
         network = evaluator.recalibrated(self.net, chosen.arch)
         before = finite(evaluator.score(network), "validate")
-        place = self.run.subnets / name_of(limit)
-        tuned, how = self._finetuned(network, evaluator, limit)
-        better = tuned is not None and tuned.after.top1 > before.top1
-        final = tuned.network if tuned is not None and better else network
-        test = finite(score(final, self.data.test, self.data), "test")
-        classes = per_class(final, self.data.test, self.data)
-        scores = {"validate": before} if better else {"validate": before, "test": test}
+        tuned, how = self._finetuned(network, before, evaluator, limit)
+        final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
+        found, classes = score_by_class(final, self.data.test, self.data)
+        test = finite(found, "test")
         described = describe_taken(
-            self.net, chosen.arch, self.data, self.run, self._step(), calibration=evaluator.settings, scores=scores
+            self.net,
+            chosen.arch,
+            self.data,
+            self.run,
+            self._step(),
+            calibration=evaluator.settings,
+            scores={"validate": before},
         )
-        if tuned is not None and better:
+        if tuned is not None:
             as_trained = self.run.subnets / chosen.arch.id
             write_subnet(as_trained, network, described)
             where, made = str(self.run.path.resolve()), provenance(self.settings.device)
             described = described_finetuned(
                 read_subnet(as_trained)[1], tuned, evaluator, how, run=where, provenance=made
             )
-            described["scores"] = described["scores"] | {"test": vars(test)}
+        described["scores"] = described["scores"] | {"test": asdict(test)}
         described["per_class"] = {"split": "test", **classes.model_dump(mode="json")}
+        place = self.run.subnets / name_of(limit)
         write_subnet(place, final, described)
         verify_subnet(place, final)
         cost = self.net.cost_of(chosen.arch)
@@ -328,17 +331,20 @@ class _Fit:
             params=cost.params,
             name=place.name,
             candidates=chosen.candidates,
-            finetuned_epochs=tuned.epoch if tuned is not None and better else 0,
+            finetuned_epochs=0 if tuned is None else tuned.epoch,
             before=before,
-            after=tuned.after if tuned is not None and better else before,
+            after=after,
             test=test,
             per_class=classes,
         )
 
     def _finetuned(
-        self, network: PlainNetwork, evaluator: Evaluator, limit: float
+        self, network: PlainNetwork, before: Score, evaluator: Evaluator, limit: float
     ) -> tuple[Finetuned | None, FinetuneSettings]:
-        """The subnet fine-tuned in its share of the time left, None where that is too short for an epoch; and how."""
+        """The subnet fine-tuned in its share of the time left, and how.
+
+        None where that is too short for an epoch, or where none was better on validate than `before`.
+        """
         how = FinetuneSettings(epochs=1, lr=self.settings.finetune_lr, label_smoothing=0.1, seed=self.settings.seed)
         share = self.left() / (len(self.settings.max_macs) - len(self.done))
         epochs = int(share / estimated_seconds(network, evaluator, how))
@@ -349,7 +355,7 @@ class _Fit:
         tuned = finetune(network, evaluator, how, on_progress=self.watch.finetuning, should_stop=self.watch.should_stop)
         if tuned is None:
             raise _StoppedEarlyError
-        return tuned, how
+        return (tuned if tuned.after.top1 > before.top1 else None), how
 
     # What is recorded
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainonce.data import DataSet
 from trainonce.data.splits import Split
-from trainonce.evaluate import logits_of
+from trainonce.evaluate import Score, logits_of, score_of
 from trainonce.settings import Settings
 
 CONFIDENCE_BINS = 15
@@ -48,13 +48,14 @@ class PerClass(Settings):
         return said
 
 
-def per_class(network: nn.Module, split: Split, data: DataSet) -> PerClass:
-    """Look at a network, in evaluation mode, class by class on a split of `data`."""
-    logits_NK = torch.cat(list(logits_of(network, split, data))).cpu()
-    return summed_up(logits_NK, split.labels.cpu())
+@torch.inference_mode()
+def score_by_class(network: nn.Module, split: Split, data: DataSet) -> tuple[Score, PerClass]:
+    """Score a network on a split of `data`, as `score` does and class by class, in one pass over the images."""
+    logits = list(logits_of(network, split, data))
+    return score_of(logits, split), by_class(torch.cat(logits).cpu(), split.labels.cpu())
 
 
-def summed_up(logits_NK: Tensor, labels_N: Tensor) -> PerClass:
+def by_class(logits_NK: Tensor, labels_N: Tensor) -> PerClass:
     """What logits [N, classes] say of images with these labels, int64 [N]."""
     classes = logits_NK.shape[1]
     confidence_N, guess_N = logits_NK.double().softmax(1).max(1)

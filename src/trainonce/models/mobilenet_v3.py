@@ -44,8 +44,8 @@ GEOMETRIES: dict[str, dict[str, object]] = {
 }
 """Named geometries. `paper`: maps 16, 8, 4, 2, 2, 1 from 32 pixels; at 224 it is OFA's for ImageNet. `cifar`: 32, 32,
 16, 8, 8, 4, from DepS (Khare 2024): eleven times the MACs, much more accurate. `tiny`: half as wide and shallower, for
-8 x 8 images. `light`: half as wide, one or two blocks a stage, strides that follow the image size (`strides_for`): a
-step takes a third of the time of one of `paper`, for trainings of minutes."""
+8 x 8 images. `light`: half as wide, one or two blocks a stage, strides that follow the image size (`strides_for`),
+for trainings of minutes: on images of 64 pixels a step took a third of the time of one of `paper` (docs/LOG.md)."""
 
 LAST_MAP = 4
 """The least side in pixels of the last map in geometries that follow the image size."""
