@@ -509,10 +509,9 @@ def extract(
     check_place(path)
     evaluator = Evaluator(data, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
-    scores = {"validate": evaluator.score(network)} if test else {}
+    scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
     last = "test" if test else "validate"
-    scores[last], classes = score_by_class(network, data.test if test else data.validate, data)
-    scores = {split: finite(found, split) for split, found in scores.items()}
+    scores[last], classes = score_by_class(network, data.test if test else data.validate, data, last)
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, data, run, step, calibration=calibration, scores=scores)
     description["per_class"] = {"split": last, **classes.model_dump(mode="json")}

@@ -300,8 +300,7 @@ class _Fit:
         before = finite(evaluator.score(network), "validate")
         tuned, how = self._finetuned(network, before, evaluator, limit)
         final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
-        found, classes = score_by_class(final, self.data.test, self.data)
-        test = finite(found, "test")
+        test, classes = score_by_class(final, self.data.test, self.data, "test")
         described = describe_taken(
             self.net,
             chosen.arch,

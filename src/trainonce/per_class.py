@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainonce.data import DataSet
 from trainonce.data.splits import Split
-from trainonce.evaluate import Score, logits_of, score_of
+from trainonce.evaluate import Score, finite, logits_of, score_of
 from trainonce.settings import Settings
 
 CONFIDENCE_BINS = 15
@@ -49,10 +49,14 @@ class PerClass(Settings):
 
 
 @torch.inference_mode()
-def score_by_class(network: nn.Module, split: Split, data: DataSet) -> tuple[Score, PerClass]:
-    """Score a network on a split of `data`, as `score` does and class by class, in one pass over the images."""
+def score_by_class(network: nn.Module, split: Split, data: DataSet, name: str) -> tuple[Score, PerClass]:
+    """Score a network on the split of `data` of that name, as `score` does and class by class, in one pass.
+
+    Raises `RunError` where its loss is no number that records can hold.
+    """
     logits = list(logits_of(network, split, data))
-    return score_of(logits, split), by_class(torch.cat(logits).cpu(), split.labels.cpu())
+    found = finite(score_of(logits, split), name)
+    return found, by_class(torch.cat(logits).cpu(), split.labels.cpu())
 
 
 def by_class(logits_NK: Tensor, labels_N: Tensor) -> PerClass:
