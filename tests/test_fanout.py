@@ -67,6 +67,15 @@ def alive(pid: int) -> bool:
         return False
 
 
+def blocks(pid: int, number: signal.Signals) -> bool:
+    """Whether a process's first thread has the signal blocked, where the system tells (Linux)."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return True
+    mask = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def all_gone(pids: list[int]) -> bool:
     """Whether the processes have all ended, or do so soon."""
     end = time.monotonic() + SOON_S
@@ -252,6 +261,7 @@ def test_workers_die_with_the_caller(work: Any, tmp_path: Path, where: str) -> N
 def test_ctrl_c_reaches_the_caller_alone(work: Any, tmp_path: Path) -> None:
     """As in a terminal, the whole group of processes gets it; the workers are ended by the caller, and say nothing."""
     program, workers = caller(tmp_path, LOCAL)
+    assert all(blocks(pid, signal.SIGINT) for pid in workers)
     os.killpg(program.pid, signal.SIGINT)
     _, said = program.communicate()
     assert program.returncode == -signal.SIGINT

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Hashable
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -46,7 +46,9 @@ class LocalPool(Pool):
     def start(self) -> Connection:
         here, there = get_context("spawn").Pipe()
         process = get_context("spawn").Process(target=_live, args=(there,), name="trainonce worker", daemon=True)
-        # Ctrl-C goes to the whole group of processes, and only this one is to act on it: a blocked signal stays so
+        # Ctrl-C goes to the whole group of processes, and only this one is to act on it: a blocked signal stays so.
+        # The tracker first: where `start` has to start it, that unblocks the signal again (Python 3.11 to 3.13)
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
