@@ -21,7 +21,7 @@ from typing import Any
 from common import machine
 from trainonce.data import DataSet
 from trainonce.errors import RunError
-from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.export import TARGETS
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Baseline
@@ -30,9 +30,9 @@ from trainonce.export.reference import read_reference
 from trainonce.export.tools import weights_sha256
 from trainonce.models import Supernet
 from trainonce.records import append_line, read_json, read_lines
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng
-from trainonce.subnet import describe_subnet, write_subnet
+from trainonce.subnets import describe_subnet, write_subnet
 
 DEFAULT = ("onnx=50", "openvino=3", "executorch=3", "torch=3", "onnx-int8=1")
 KEPT = ("target", "passed", "verdict", "architecture", "supernet_and_extracted", "extracted_and_exported")

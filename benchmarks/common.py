@@ -13,11 +13,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from trainonce.evaluation.stages import Stage, stages_of
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.plain import PlainNetwork
 from trainonce.space import Architecture, derived_rng
-from trainonce.stages import Stage, stages_of
 
 SIDE, CLASSES = 32, 100
 TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "sve")
@@ -64,7 +64,7 @@ class Trainer:
     """A network with an optimizer of its own, which trains one batch at a time.
 
     With `drop`, gradients are dropped before a step, weights that the step left idle get zeros after it, and SGD is
-    torch's fused one, as in `trainonce.train`; else all gradients are zeroed and SGD is the default.
+    torch's fused one, as in `trainonce.training.loop`; else all gradients are zeroed and SGD is the default.
     """
 
     def __init__(self, net: nn.Module, *, drop: bool) -> None:

@@ -24,15 +24,15 @@ from torch.nn import functional as F
 
 from common import machine, middle, random_subnets, ratios, side_by_side, timed
 from trainonce.data import Augmentation, DataSet, Split
-from trainonce.distributed import Share
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.graphs import StepGraph, capture_for
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.precision import Precision, logits_in
+from trainonce.nn.precision import Precision, logits_in
+from trainonce.parallel.distributed import Share
 from trainonce.recipes import RECIPES, Recipe
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
-from trainonce.train import Progress, TrainSettings, train_supernet
+from trainonce.training.graphs import StepGraph, capture_for
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 RSS_EPOCHS, SHORT_EPOCHS, POPULATION = 590, 180, 600
 GOALS = "goals on one H200: RSS under 3 minutes, RSS-Short under 1, 600 subnets under 1"

@@ -15,7 +15,7 @@ from common import machine
 from trainonce.latency import RUNTIMES, BuildSettings, LatencyTable, PredictionError, build_table, check_table
 from trainonce.latency.runtimes import versions_of
 from trainonce.models import Supernet
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 
 
 def line(runtime: str, what: str, error: PredictionError, note: str = "") -> None:

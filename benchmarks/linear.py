@@ -26,10 +26,10 @@ from common import (
     run_stages,
     side_by_side,
 )
+from trainonce.evaluation.stages import Chain
 from trainonce.models import MobileNetV3
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
-from trainonce.stages import Chain
 
 BATCHES = (64, 128, 256)
 IMAGES = (2000, 4000, 8000)

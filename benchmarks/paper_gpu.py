@@ -23,15 +23,15 @@ import torch
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.files import write_atomic
-from trainonce.lab.designs import STUDIES
-from trainonce.lab.run_study import StudyDirectory, run_study
-from trainonce.lab.study import Ground, Study
-from trainonce.lab.summary import write_conclusion
+from trainonce.lab.studies.designs import STUDIES
+from trainonce.lab.studies.run_study import StudyDirectory, run_study
+from trainonce.lab.studies.study import Ground, Study
+from trainonce.lab.studies.summary import write_conclusion
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
 from trainonce.records import to_json
-from trainonce.run import RunDirectory, provenance
-from trainonce.train import Progress, TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory, provenance
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 ARMS = ("rss-short", "rss", "ps", "ps-released")
 """The paper's, in the order of running."""

@@ -26,12 +26,12 @@ from common import (
     ratios,
     timed,
 )
-from trainonce.evaluate import recalibrate
-from trainonce.fanout import fan_out
+from trainonce.evaluation.evaluator import recalibrate
+from trainonce.evaluation.scoring import pieces_of
+from trainonce.evaluation.stages import Chain
 from trainonce.models import MobileNetV3
-from trainonce.scoring import pieces_of
+from trainonce.parallel.fan_out import fan_out
 from trainonce.space import Architecture
-from trainonce.stages import Chain
 
 BATCH = 200
 

@@ -28,13 +28,13 @@ from common import (
     timed,
 )
 from trainonce.data import DataSet, Split
-from trainonce.exposure import Exposure
-from trainonce.lab.forgetting import Prober, default_probes
+from trainonce.lab.measures.forgetting import Prober, default_probes
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
+from trainonce.run.exposure import Exposure
 from trainonce.sampling import MacsSampler
-from trainonce.train import EpochEnd
+from trainonce.training.loop import EpochEnd
 
 TRAIN, HELD_OUT = 45_000, 2000
 

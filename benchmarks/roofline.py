@@ -28,7 +28,7 @@ from common import (
     run_stages,
     side_by_side,
 )
-from trainonce.cost import network_cost, out_size
+from trainonce.cost.macs import network_cost, out_size
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import BlockSpec, NetworkSpec
 from trainonce.space import Architecture

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from common import machine
-from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.statistics import compare
 from trainonce.models import Supernet
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.search import (
     Limit,
     Memo,

@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from common import machine
-from trainonce.cost import Cost
+from trainonce.cost.macs import Cost
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings

@@ -7,15 +7,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from trainonce.data import DataSet
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.finetune import FinetuneSettings, estimated_seconds, finetune
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import Recipe, load_recipe
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.subnets.finetune import FinetuneSettings, estimated_seconds, finetune
+from trainonce.training.loop import TrainSettings, train_supernet
 from worth_rivals import Trained
 from worth_table import DEVICES
 

@@ -25,7 +25,7 @@ from common import channels_last
 from trainonce.data import DataSet
 from trainonce.data.augment import Augmentation, augment
 from trainonce.data.splits import Split
-from trainonce.evaluate import score
+from trainonce.evaluation.evaluator import score
 from trainonce.space import derived_seed
 
 BATCH = 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainonce.lab.statistics import student
-from trainonce.report.charts import chart_of, require_plotting, save_chart
+from trainonce.report.figures.charts import chart_of, require_plotting, save_chart
 
 DEVICES = (0.25, 0.5, 1.0)
 """The devices: shares of the largest subnet's MACs."""

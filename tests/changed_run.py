@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from trainonce import checkpoint
 from trainonce.records import to_json
-from trainonce.run import RunConfig
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunConfig
 
 
 def configured(run: Path, config: dict[str, Any]) -> None:

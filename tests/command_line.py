@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from trainonce import cli
+from trainonce.cli import app as cli
 
 
 class Result(NamedTuple):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainonce import checkpoint
 from trainonce.data import DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 
 torch.set_num_threads(1)
 
@@ -180,7 +180,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[RerunCapture]:
         made.append(RerunCapture(net))
         return made[-1]
 
-    monkeypatch.setattr("trainonce.train.capture_for", capture_for)
+    monkeypatch.setattr("trainonce.training.loop.capture_for", capture_for)
     return made
 
 

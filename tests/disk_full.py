@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from trainonce import checkpoint
 from trainonce.data import DataSet, Split
 from trainonce.errors import RunError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 FREE = resource.RLIM_INFINITY
 

@@ -17,8 +17,8 @@ import torch._dynamo  # the optimizer imports it when it first steps: once here,
 from trainonce.data import Augmentation, DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 KILLS = 20
 LONGEST_DELAY_S = 0.3

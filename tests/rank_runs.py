@@ -21,16 +21,16 @@ import torch._dynamo  # the optimizer imports it when it first steps: once here,
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-import trainonce.train
-from trainonce.cli_tools import Stop, stop_on_signal
+import trainonce.training.loop
+from trainonce.cli.tools import Stop, stop_on_signal
 from trainonce.data import Augmentation, DataSet, Split
-from trainonce.distributed import Ranks, process_group
 from trainonce.errors import RunError, UserError
-from trainonce.lab.forgetting import Prober, ProberSettings
+from trainonce.lab.measures.forgetting import Prober, ProberSettings
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.recipes import RECIPES, Recipe
-from trainonce.run import RunDirectory
-from trainonce.train import Progress, TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 LIMIT_S = 40.0
 """How long a job may take before its ranks count as hung and are killed."""
@@ -152,7 +152,7 @@ def train(job: dict[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
 def one_rank(job: dict[str, Any], rank: int, port: int) -> None:
     folder = Path(job["folder"])
     if "look_every" in job:
-        trainonce.train._look_every = lambda device: int(job["look_every"])
+        trainonce.training.loop._look_every = lambda device: int(job["look_every"])
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with process_group("cpu", timeout=timedelta(seconds=LIMIT_S / 2)) as ranks:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainonce import checkpoint
-from trainonce.averaging import Average
 from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
 from trainonce.recipes import Phase, Recipe
-from trainonce.run import RunDirectory
-from trainonce.train import EpochEnd, TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.averaging import Average
+from trainonce.training.loop import EpochEnd, TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

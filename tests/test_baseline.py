@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainonce.baseline import ANGLES, CELL, TRAIN_IMAGES, baseline, gradients
 from trainonce.data import DataSet, Split, load_dataset
+from trainonce.data.baseline import ANGLES, CELL, TRAIN_IMAGES, baseline, gradients
 
 MakeData = Callable[..., DataSet]
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce.block_graphs import BlockGraphs
 from trainonce.data import Augmentation, DataSet
 from trainonce.errors import RunError
-from trainonce.graphs import CudaRecorder, holds_one_subnet
 from trainonce.models import MobileNetV3
 from trainonce.nn import native
-from trainonce.precision import autocast
+from trainonce.nn.precision import autocast
 from trainonce.recipes import RECIPES, Phase, Recipe
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.training.block_graphs import BlockGraphs
+from trainonce.training.graphs import CudaRecorder, holds_one_subnet
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -128,7 +128,7 @@ class TestTraining:
                 recorder.refuses = "operation not permitted\nand more"
                 return recorder
 
-        monkeypatch.setattr("trainonce.train.capture_for", Refusing)
+        monkeypatch.setattr("trainonce.training.loop.capture_for", Refusing)
         with pytest.raises(RunError, match=r"a block could not be captured .*not permitted\); .* --no-cuda-graphs$"):
             train_supernet(make_net(), recipe_of(phase("uniform")), data, RunDirectory(tmp_path / "run"))
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tests.dying import deaths
 from torch import Tensor
 
-from trainonce import checkpoint
-from trainonce.checkpoint import KEEP, DamagedCheckpoint, load, load_latest, save
 from trainonce.errors import RunError, UserError
 from trainonce.files import write_synced
 from trainonce.records import plain_json
+from trainonce.run import checkpoint
+from trainonce.run.checkpoint import KEEP, DamagedCheckpoint, load, load_latest, save
 
 FILES = ("MANIFEST", "optimizer.safetensors", "state.json", "weights.safetensors")
 Damaged = Callable[[bytes], st.SearchStrategy[bytes]]

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from tests.command_line import trainonce
 
-from trainonce import cli, cli_tools
-from trainonce.distributed import Ranks
+from trainonce.cli import app as cli
+from trainonce.cli import tools as cli_tools
+from trainonce.parallel.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet
-from trainonce.train import train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
+from trainonce.training.loop import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 COMMANDS = ("train", "evaluate", "search", "extract", "draw", "report", "import-ofa", "list")
@@ -410,7 +411,7 @@ def test_precision_is_recorded_and_used_again(tmp_path: Path, monkeypatch: pytes
         used.append((settings.precision, settings.cuda_graphs))
         return train_supernet(*arguments, settings=settings, **named)
 
-    monkeypatch.setattr("trainonce.cli.train_supernet", note)
+    monkeypatch.setattr("trainonce.cli.app.train_supernet", note)
     new, again = ("train", "digits", "--epochs", "0.2", "--out", tmp_path / "run", *SMALL), ("train", "--device", "cpu")
     trainonce(*new, "--precision", "float16").refused("precision.*'float32' or 'bfloat16'")
     assert trainonce(*new, "--precision", "bfloat16", "--no-cuda-graphs").code == 0

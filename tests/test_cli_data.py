@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from tests.command_line import trainonce
 
-from trainonce import cli
+from trainonce.cli import app as cli
 from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
-from trainonce.run import RunDirectory
-from trainonce.subnet import describe_subnet, write_subnet
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import describe_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

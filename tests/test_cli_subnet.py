@@ -12,13 +12,16 @@ import torch
 from tests.changed_run import configured
 from tests.command_line import trainonce
 
-from trainonce import checkpoint, cli, cli_subnet, display
+from trainonce.cli import app as cli
+from trainonce.cli import display
+from trainonce.cli import subnet as cli_subnet
 from trainonce.data import load_dataset
-from trainonce.evaluate import Score
-from trainonce.finetune import FinetuneProgress
+from trainonce.evaluation.evaluator import Score
 from trainonce.records import to_json
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
+from trainonce.subnets.finetune import FinetuneProgress
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 DEVICE = ("--device", "cpu")

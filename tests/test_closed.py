@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from trainonce.data import Augmentation, DataSet, augment, normalise
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.finetune import FinetuneSettings, finetune
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
 from trainonce.recipes import AugmentationChange, Phase, Recipe
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets.finetune import FinetuneSettings, finetune
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -106,7 +106,7 @@ class TestOptimizer:
         def another(network: nn.Module, **_: Any) -> torch.optim.Optimizer:
             return kind(network.parameters(), lr=0.1)
 
-        monkeypatch.setattr("trainonce.optimizers.sgd", another)
+        monkeypatch.setattr("trainonce.training.optimizers.sgd", another)
         with pytest.raises(UserError, match=f"the optimizer is a {kind.__name__}, but training is closed"):
             train_supernet(make_net(), recipe(), make_data(), RunDirectory(tmp_path / "run"))
 
@@ -114,7 +114,7 @@ class TestOptimizer:
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         net, run = make_net(), RunDirectory(tmp_path / "run")
-        from trainonce.train_state import TrainState
+        from trainonce.training.state import TrainState
 
         record = TrainState.record
 

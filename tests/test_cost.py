@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce.cost import Cost, conv_cost, network_cost, out_size
+from trainonce.cost.macs import Cost, conv_cost, network_cost, out_size
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import ops
 from trainonce.nn.plain import BN_MOMENTUM

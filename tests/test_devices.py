@@ -7,11 +7,11 @@ import torch
 from tests.command_line import trainonce
 from tests.conftest import MakeData, MakeNet
 
-from trainonce.devices import check_device
 from trainonce.errors import UserError
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.devices import check_device
+from trainonce.training.loop import TrainSettings, train_supernet
 
 NAMES = ["meta", "abacus", "", "mps", "xpu", "hpu", "mkldnn", "vulkan", "xla", "lazy", "privateuseone", "cuda:77"]
 

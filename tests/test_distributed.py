@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import trainonce
-from trainonce import checkpoint
-from trainonce.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
 from trainonce.errors import RunError, UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.run import RunDirectory
+from trainonce.parallel.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 
 State = dict[str, Tensor]
 HELPER = Path(__file__).with_name("rank_runs.py")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainonce.data import DataSet
 from trainonce.data.augment import Augmentation, augment
-from trainonce.evaluate import EvaluateSettings, Evaluator, recalibrate, score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, recalibrate, score
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.space import Architecture, derived_rng

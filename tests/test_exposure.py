@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.exposure import (
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import RECIPES
+from trainonce.run.directory import RunDirectory
+from trainonce.run.exposure import (
     Exposure,
     ExposureTable,
     expected_exposure,
@@ -21,11 +24,8 @@ from trainonce.exposure import (
     total_variation,
     value_probabilities,
 )
-from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
 from trainonce.space import Architecture, Choice, SearchSpace
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.training.loop import TrainSettings, train_supernet
 
 PAPER = MobileNetV3(MobileNetV3Settings(num_classes=2, width_mult=0.1)).space
 SMALL = SearchSpace(

@@ -17,8 +17,8 @@ import torch
 
 import trainonce
 from trainonce.errors import RunError, UserError
-from trainonce.fanout import LOCAL, RAY, fan_out
-from trainonce.fanout.worker import Done, Failed, Worker
+from trainonce.parallel.fan_out import LOCAL, RAY, fan_out
+from trainonce.parallel.worker import Done, Failed, Worker
 
 HERE = Path(__file__).parent
 SOON_S = 10.0
@@ -227,7 +227,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from fanout_work import Squares
-from trainonce.fanout import fan_out
+from trainonce.parallel.fan_out import fan_out
 if __name__ == "__main__":
     fan_out(Squares(Path(sys.argv[1]), slow_from=0), range(4), on_result=print, workers=2, cluster=sys.argv[2])
 """

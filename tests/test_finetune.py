@@ -13,8 +13,13 @@ from torch.nn import functional as F
 
 from trainonce.data import Augmentation, DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, Score
-from trainonce.finetune import (
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
+from trainonce.models import MobileNetV3
+from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
+from trainonce.nn.plain import PlainNetwork
+from trainonce.subnets import describe_subnet
+from trainonce.subnets.card import model_card
+from trainonce.subnets.finetune import (
     Finetuned,
     FinetuneProgress,
     FinetuneSettings,
@@ -23,11 +28,6 @@ from trainonce.finetune import (
     finetune,
     largest_as_teacher,
 )
-from trainonce.models import MobileNetV3
-from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
-from trainonce.nn.plain import PlainNetwork
-from trainonce.subnet import describe_subnet
-from trainonce.subnet.card import model_card
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from tests.command_line import trainonce
 
-from trainonce import fitting
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluate import score
-from trainonce.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
-from trainonce.lab.pace import Pace
+from trainonce.evaluation.evaluator import score
 from trainonce.models import MobileNetV3
+from trainonce.pipeline import fitting
+from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
+from trainonce.pipeline.pace import Pace
+from trainonce.pipeline.verify import verify
 from trainonce.recipes import RECIPES
 from trainonce.records import read_json
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet
-from trainonce.verify import verify
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

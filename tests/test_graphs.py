@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce import train
 from trainonce.data import Augmentation, DataSet
-from trainonce.graphs import CudaCapture
 from trainonce.models import MobileNetV3
 from trainonce.recipes import Phase, Recipe
-from trainonce.run import RunDirectory
-from trainonce.tally import not_finite
-from trainonce.train import LOOK_EVERY, TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training import loop as train
+from trainonce.training.graphs import CudaCapture
+from trainonce.training.loop import LOOK_EVERY, TrainSettings, train_supernet
+from trainonce.training.tally import not_finite
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -117,7 +117,7 @@ class TestSameAsEager:
                 losses += [float(record.losses_S) for record in records]
                 return not_finite(records)
 
-            monkeypatch.setattr("trainonce.train.not_finite", note)
+            monkeypatch.setattr("trainonce.training.loop.not_finite", note)
             train_supernet(make_net(), recipe_of(HELD), data, run, settings=settings)
         assert_same(graphed, eager)
         assert len(captures) == 1

@@ -16,10 +16,10 @@ from torch import Tensor
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.export.reference import read_reference
-from trainonce.hub import PATH, files_to_push, from_pretrained, push_to_hub, save_pretrained
 from trainonce.models import MobileNetV3
+from trainonce.pipeline.hub import PATH, files_to_push, from_pretrained, push_to_hub, save_pretrained
 from trainonce.records import UncheckedWarning, read_json, to_json
-from trainonce.subnet import FILES, describe_subnet, read_subnet
+from trainonce.subnets import FILES, describe_subnet, read_subnet
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 errors = pytest.importorskip("huggingface_hub.errors")

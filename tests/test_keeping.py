@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from trainonce import checkpoint
-from trainonce.cli import app
+from trainonce.cli.app import app
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -1,6 +1,7 @@
-"""Imports go one way, the two torch-free modules are free of torch, and nothing unpickles."""
+"""A part imports only from those above it in README's map, some are without torch, and nothing unpickles."""
 
 import ast
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -9,49 +10,20 @@ import trainonce
 
 SOURCE = Path(trainonce.__file__).parent
 
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version"),
-    ("limits",),
-    ("files", "settings", "losses", "precision", "space", "distributed", "devices", "names"),
-    ("records",),
-    ("exposure", "recipes"),
-    ("nn", "data", "checkpoint", "fanout"),
-    ("averaging", "baseline", "cost", "memory", "optimizers", "stages"),
-    ("sampling", "models"),
-    ("run", "evaluate", "subnet", "tally", "graphs"),
-    ("block_graphs",),
-    ("train_state", "scoring", "importing", "per_class", "taken"),
-    ("train",),
-    ("population", "latency"),
-    ("search",),
-    ("lab", "export", "finetune"),
-    ("fitting", "verify"),
-    ("hub", "predict"),
-    ("cli_options", "cli_tools", "display", "report"),
-    (
-        "cli_export",
-        "cli_fit",
-        "cli_lab",
-        "cli_latency",
-        "cli_ofa",
-        "cli_report",
-        "cli_search",
-        "cli_study",
-        "cli_subnet",
-        "cli_verify",
-    ),
-    ("cli",),
-    ("__main__",),
-)
-"""From the bottom up. A module or package imports from the layers below its own, and from its own package."""
-
-WITHOUT_TORCH = ("errors", "version", "limits", "files", "names", "records", "settings", "space", "exposure", "recipes")
+README = Path(__file__).parent.parent / "README.md"
 PARTS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"})
+
+
+def floors() -> list[str]:
+    """The modules and packages that README's map names, from the floor up."""
+    _, _, rest = README.read_text(encoding="utf-8").partition("\nsrc/trainonce/")
+    lines = takewhile(lambda line: line.startswith("  "), rest.splitlines()[1:])
+    return [line.split()[0].rstrip("/").removesuffix(".py") for line in lines]
+
+
+FLOORS = floors()
+WITHOUT_TORCH = ("errors", "version", "limits", "files", "names", "records", "settings", "space", "recipes")
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
-
-
-def layer_of(part: str) -> int:
-    return next(number for number, parts in enumerate(LAYERS) if part in parts)
 
 
 def files_of(part: str) -> list[Path]:
@@ -76,26 +48,25 @@ def parts_imported(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imported(path) if name.startswith("trainonce.")} & set(PARTS)
 
 
-def test_every_part_has_one_layer() -> None:
-    listed = [part for layer in LAYERS for part in layer]
-    assert len(listed) == len(set(listed))
-    assert set(PARTS) <= set(listed)
+def test_the_map_names_every_part_once() -> None:
+    assert sorted(FLOORS) == PARTS
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_go_down(part: str) -> None:
     for path in files_of(part):
-        upward = {other for other in parts_imported(path) - {part} if layer_of(other) >= layer_of(part)}
-        assert not upward, f"{path.relative_to(SOURCE)} imports {sorted(upward)}, which is not below it"
+        upward = {other for other in parts_imported(path) - {part} if FLOORS.index(other) >= FLOORS.index(part)}
+        assert not upward, f"{path.relative_to(SOURCE)} imports {sorted(upward)}: not above it in README's map"
 
 
 def test_the_reading_of_imports_sees_what_is_there() -> None:
     assert {"space", "recipes", "cost"} <= parts_imported(SOURCE / "sampling.py")
-    assert "models" in parts_imported(SOURCE / "train.py")
+    assert "models" in parts_imported(SOURCE / "training" / "loop.py")
 
 
 def test_training_knows_nothing_of_evaluation() -> None:
-    assert parts_imported(SOURCE / "train.py").isdisjoint({"evaluate", "population", "subnet", "report", "cli"})
+    found = {other for path in files_of("training") for other in parts_imported(path)}
+    assert found.isdisjoint({"evaluation", "search", "subnets", "export", "lab", "report", "pipeline", "cli"})
 
 
 def test_the_plain_network_stands_alone() -> None:
@@ -124,7 +95,7 @@ def test_parts_without_torch(part: str) -> None:
 
 
 def test_the_search_for_torch_finds_it_where_it_is() -> None:
-    assert needs_torch("losses")
+    assert needs_torch("training")
     assert needs_torch("cost"), "through nn"
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.lab.run_study import StudyDirectory
+from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.models import MobileNetV3
 from trainonce.nn.native import library
 from trainonce.recipes import RECIPES
 from trainonce.records import append_line
-from trainonce.run import RunConfig, RunDirectory
+from trainonce.run.directory import RunConfig, RunDirectory
 
 
 def loop(path: Path) -> None:

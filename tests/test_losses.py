@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainonce.losses import DISTILLATION, adaptive_alpha_divergence, kl_divergence, soft_cross_entropy
+from trainonce.training.losses import DISTILLATION, adaptive_alpha_divergence, kl_divergence, soft_cross_entropy
 
 
 def logits(seed: int, *, batch: int = 6, classes: int = 5, scale: float = 2.0) -> Tensor:

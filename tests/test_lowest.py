@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tests.command_line import trainonce
 
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("plot", "search", "onnx", "hub")

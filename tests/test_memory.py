@@ -13,12 +13,12 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from trainonce.cost.memory import model_size, peak_memory
 from trainonce.data import load_dataset
-from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork, resize
 from trainonce.space import derived_rng
-from trainonce.subnet import describe_subnet, write_subnet
+from trainonce.subnets import describe_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 SAME_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Dropout)

@@ -19,10 +19,10 @@ from tests.data.test_decode import MODES, STORED
 from trainonce.data import DataSet
 from trainonce.data.decode import decode_image
 from trainonce.errors import UserError
+from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
-from trainonce.predict import open_classifier
-from trainonce.subnet import describe_subnet, write_subnet
-from trainonce.subnet.card import model_card
+from trainonce.subnets import describe_subnet, write_subnet
+from trainonce.subnets.card import model_card
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

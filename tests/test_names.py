@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from rich.text import Text
 from tests.command_line import trainonce
 
-from trainonce import display
+from trainonce.cli import display
 from trainonce.errors import UserError
-from trainonce.lab.run_study import StudyDirectory
-from trainonce.lab.study import Arm, load_study
+from trainonce.lab.studies.run_study import StudyDirectory
+from trainonce.lab.studies.study import Arm, load_study
 from trainonce.names import LONGEST_NAME, command, file_name, printable
 from trainonce.recipes import RECIPES, Recipe, load_recipe
 

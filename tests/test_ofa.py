@@ -21,18 +21,18 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from trainonce import checkpoint
-from trainonce.cli import app
+from trainonce.cli.app import app
 from trainonce.data import load_dataset
 from trainonce.errors import RunError, UserError
-from trainonce.importing import import_ofa
 from trainonce.models import MobileNetV3, MobileNetV3Settings, ProxylessNAS, Supernet
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.ofa import OFA_NETWORKS, load_ofa
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.run.importing import import_ofa
 from trainonce.space import Architecture
-from trainonce.subnet import read_subnet
-from trainonce.train import train_supernet
+from trainonce.subnets import read_subnet
+from trainonce.training.loop import train_supernet
 
 NAMES = sorted(OFA_NETWORKS)
 SMALL = {"small mbv3": (MobileNetV3, 0.25), "small proxyless": (ProxylessNAS, 0.5)}

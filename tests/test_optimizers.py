@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainonce import checkpoint
 from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
-from trainonce.optimizers import adamw
 from trainonce.recipes import Phase, Recipe
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.optimizers import adamw
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainonce.data import load_dataset
-from trainonce.lab.run_study import StudyDirectory
+from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.records import read_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

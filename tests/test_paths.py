@@ -13,11 +13,11 @@ import pytest
 
 import trainonce
 from trainonce.data import DataSet, load_dataset
+from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
-from trainonce.predict import open_classifier
 from trainonce.recipes import load_recipe
 from trainonce.report import read_groups, write_report
-from trainonce.subnet import describe_subnet, read_subnet, verify_subnet, write_subnet
+from trainonce.subnets import describe_subnet, read_subnet, verify_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
 
-from trainonce.evaluate import Score
-from trainonce.per_class import CONFIDENCE_BINS, by_class
+from trainonce.evaluation.evaluator import Score
+from trainonce.evaluation.per_class import CONFIDENCE_BINS, by_class
 
 
 @given(classes=st.integers(2, 14), images=st.integers(1, 60), seed=st.integers(0, 10**6))

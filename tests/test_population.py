@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainonce.cost import Cost, CostModel, CostTerm
+from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator, Score
-from trainonce.models import MobileNetV3
-from trainonce.population import (
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
+from trainonce.evaluation.population import (
     Bucket,
     best_within,
     draw_population,
@@ -25,8 +24,9 @@ from trainonce.population import (
     pareto_front,
     summarise,
 )
+from trainonce.models import MobileNetV3
 from trainonce.records import UncheckedWarning, count_file
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, Choice, SearchSpace
 
 MakeNet = Callable[..., MobileNetV3]

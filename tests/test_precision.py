@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainonce import checkpoint
 from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

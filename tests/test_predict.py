@@ -12,10 +12,10 @@ from tests.command_line import trainonce
 
 from trainonce.data import load_dataset
 from trainonce.data.augment import normalise
+from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import resize
-from trainonce.predict import open_classifier
-from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.subnets import describe_subnet, read_subnet, write_subnet
 
 SIZE, RESOLUTION = 12, 8
 

@@ -38,8 +38,10 @@ def test_the_public_names_are_these() -> None:
         "UserError",
         "__version__",
         "fit",
+        "from_pretrained",
         "load_dataset",
         "load_recipe",
+        "push_to_hub",
         "train_supernet",
     }
 

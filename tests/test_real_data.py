@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 
 pytestmark = [
     pytest.mark.real_data,

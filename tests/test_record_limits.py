@@ -10,19 +10,19 @@ import pytest
 import torch
 from tests.command_line import trainonce
 
-from trainonce import checkpoint
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError
-from trainonce.evaluate import EvaluateSettings, Evaluator, Score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
+from trainonce.evaluation.population import draw_population, evaluate_population, make_buckets
 from trainonce.files import LARGEST_NUMBER, fits_record
-from trainonce.lab.forgetting import Prober
-from trainonce.lab.measure import to_json
+from trainonce.lab.measures.forgetting import Prober
+from trainonce.lab.measures.measure import to_json
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.population import draw_population, evaluate_population, make_buckets
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
-from trainonce.train import train_supernet
+from trainonce.training.loop import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 import trainonce
-from trainonce import checkpoint
 from trainonce.data import Augmentation, DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES, AugmentationChange, Recipe, timetable
 from trainonce.records import to_json
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

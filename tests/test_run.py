@@ -15,16 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainonce import checkpoint
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.lab.forgetting import Prober
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.lab.measures.forgetting import Prober
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe
 from trainonce.records import to_json, write_lines
-from trainonce.run import RunConfig, RunDirectory, provenance
-from trainonce.train import train_supernet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunConfig, RunDirectory, provenance
+from trainonce.training.loop import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

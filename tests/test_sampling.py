@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trainonce import sampling
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import Slot

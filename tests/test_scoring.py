@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainonce.data import DataSet
-from trainonce.evaluate import EvaluateSettings, Evaluator, SplitName
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, SplitName
+from trainonce.evaluation.scoring import PIECE, Scoring, pieces_of
 from trainonce.models import MobileNetV3
-from trainonce.scoring import PIECE, Scoring, pieces_of
 from trainonce.space import Architecture
 
 MakeNet = Callable[..., MobileNetV3]

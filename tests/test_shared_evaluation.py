@@ -17,8 +17,8 @@ import pytest
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
-from trainonce.run import RunDirectory
-from trainonce.train import train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import train_supernet
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 WORKERS = ("--workers", "2", "--threads", "2")

@@ -11,11 +11,11 @@ from tests.command_line import trainonce
 from trainonce.data import listing
 from trainonce.data.folder import read_folder
 from trainonce.errors import UserError
-from trainonce.finetune import FinetuneSettings
-from trainonce.lab.designs import STUDIES
-from trainonce.lab.study import EvaluatePlan, Ground, load_study
+from trainonce.lab.studies.designs import STUDIES
+from trainonce.lab.studies.study import EvaluatePlan, Ground, load_study
 from trainonce.recipes import LONGEST_EPOCHS, RECIPES, Phase, load_recipe
 from trainonce.search import SearchSettings
+from trainonce.subnets.finetune import FinetuneSettings
 
 AT_ONCE_S = 3.0  # of computing: a second or less, but for imports
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce.evaluate import recalibrate
+from trainonce.evaluation.evaluator import recalibrate
+from trainonce.evaluation.stages import Chain, Stage
 from trainonce.models import MobileNetV3
 from trainonce.nn import native
 from trainonce.space import Architecture, derived_rng
-from trainonce.stages import Chain, Stage
 
 
 def batches(count: int, size: int, seed: int) -> list[Tensor]:

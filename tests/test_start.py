@@ -69,7 +69,7 @@ def test_a_user_without_a_home_directory(tmp_path: Path) -> None:
     assert said == f"There is no home directory: {folder} is used instead, until it is cleared."
     assert refused.startswith("trainonce: '~/images' is not a data set")
     assert done.returncode == 2
-    code = f"{NOBODY}import os, trainonce.cli as cli; cli._stand_in_for_home(); import altair"
+    code = f"{NOBODY}import os, trainonce.cli.app as cli; cli._stand_in_for_home(); import altair"
     subprocess.run([sys.executable, "-c", code], env=inherited | {"TMPDIR": str(tmp_path)}, check=True)
 
 

@@ -23,14 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainonce import files
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.hub import files_to_push
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.plain import NetworkSpec, PlainNetwork, load
+from trainonce.pipeline.hub import files_to_push
 from trainonce.records import read_json, to_json
 from trainonce.space import Architecture, derived_rng
-from trainonce.subnet import describe_subnet, directory, read_subnet, write_subnet
-from trainonce.subnet.card import model_card
+from trainonce.subnets import describe_subnet, directory, read_subnet, write_subnet
+from trainonce.subnets.card import model_card
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

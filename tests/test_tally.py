@@ -5,7 +5,7 @@ import random
 import torch
 
 from trainonce.space import Architecture
-from trainonce.tally import StepRecord, Tally, not_finite
+from trainonce.training.tally import StepRecord, Tally, not_finite
 
 CPU = torch.device("cpu")
 

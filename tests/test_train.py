@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainonce import checkpoint, train
 from trainonce.data import Augmentation, DataSet
 from trainonce.data.augment import augment
 from trainonce.errors import RunError, UserError
@@ -23,9 +22,11 @@ from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import RECIPES, Phase, PhaseSteps, Recipe, timetable
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, SearchSpace, derived_rng, derived_seed
-from trainonce.train import LOOK_EVERY, Progress, TrainSettings, train_supernet
+from trainonce.training import loop as train
+from trainonce.training.loop import LOOK_EVERY, Progress, TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -487,7 +488,7 @@ class TestTeachers:
             teachers.append(crop_kernels(network))
             return network
 
-        monkeypatch.setattr("trainonce.train_state.crop_kernels", note)
+        monkeypatch.setattr("trainonce.training.state.crop_kernels", note)
         train_supernet(net, recipe, make_data(), run)
         assert len(teachers) == 5, "one for each phase after the first"
         found = checkpoint.load_latest(run.checkpoints)

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from tests.command_line import trainonce
 
-from trainonce import checkpoint
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.exposure import Exposure
-from trainonce.hub import files_to_push
 from trainonce.models import MobileNetV3
+from trainonce.pipeline.hub import files_to_push
+from trainonce.pipeline.verify import verify
 from trainonce.recipes import RECIPES
 from trainonce.records import UncheckedWarning, count_file, write_lines
-from trainonce.run import RunConfig, RunDirectory
-from trainonce.subnet import describe_subnet, write_subnet
-from trainonce.verify import verify
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunConfig, RunDirectory
+from trainonce.run.exposure import Exposure
+from trainonce.subnets import describe_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

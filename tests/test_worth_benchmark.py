@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainonce.cost import network_cost
+from trainonce.cost.macs import network_cost
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.records import read_lines

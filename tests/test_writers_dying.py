@@ -10,18 +10,19 @@ import torch
 from tests.dying import deaths
 from tests.latency_tables import table_with
 
-from trainonce import checkpoint, files
+from trainonce import files
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.files import write_atomic
-from trainonce.lab.run_study import Outcome, StudyDirectory
+from trainonce.lab.studies.run_study import Outcome, StudyDirectory
 from trainonce.latency import LatencyTable
 from trainonce.latency.log import Log
 from trainonce.models import MobileNetV3
 from trainonce.nn.native import library
 from trainonce.recipes import RECIPES
-from trainonce.run import RunConfig, RunDirectory
-from trainonce.subnet import describe_subnet, read_subnet, write_subnet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunConfig, RunDirectory
+from trainonce.subnets import describe_subnet, read_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -10,30 +10,32 @@ from typing import TYPE_CHECKING
 from trainonce.version import __version__
 
 if TYPE_CHECKING:
-    from trainonce.cost import Cost
+    from trainonce.cost.macs import Cost
     from trainonce.data import DataSet, load_dataset
     from trainonce.errors import RunError, UserError
-    from trainonce.evaluate import EvaluateSettings, Evaluator, Score
-    from trainonce.fitting import FitSettings, Fitted, fit
+    from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+    from trainonce.pipeline.fitting import FitSettings, Fitted, fit
+    from trainonce.pipeline.hub import from_pretrained, push_to_hub
     from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe
-    from trainonce.run import RunDirectory
+    from trainonce.run.directory import RunDirectory
     from trainonce.sampling import MacsSampler
     from trainonce.space import Architecture, Choice, SearchSpace
-    from trainonce.train import TrainSettings, train_supernet
+    from trainonce.training.loop import TrainSettings, train_supernet
 else:
     _WHERE = {
-        "cost": ("Cost",),
+        "cost.macs": ("Cost",),
         "data": ("DataSet", "load_dataset"),
         "errors": ("RunError", "UserError"),
-        "evaluate": ("EvaluateSettings", "Evaluator", "Score"),
-        "fitting": ("FitSettings", "Fitted", "fit"),
+        "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
+        "pipeline.fitting": ("FitSettings", "Fitted", "fit"),
         "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
+        "pipeline.hub": ("from_pretrained", "push_to_hub"),
         "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
-        "run": ("RunDirectory",),
+        "run.directory": ("RunDirectory",),
         "sampling": ("MacsSampler",),
         "space": ("Architecture", "Choice", "SearchSpace"),
-        "train": ("TrainSettings", "train_supernet"),
+        "training.loop": ("TrainSettings", "train_supernet"),
     }
 
     def __getattr__(name: str) -> object:
@@ -71,7 +73,9 @@ __all__ = [
     "UserError",
     "__version__",
     "fit",
+    "from_pretrained",
     "load_dataset",
     "load_recipe",
+    "push_to_hub",
     "train_supernet",
 ]

@@ -14,7 +14,7 @@ def main() -> None:
     if before is signal.default_int_handler:  # else whoever started this process wants Ctrl-C to be ignored
         signal.signal(signal.SIGINT, _stop)
     try:
-        from trainonce import cli
+        from trainonce.cli import app as cli
     except UserError as error:  # of a system that is not supported
         sys.stderr.write(f"trainonce: {error}\n")
         sys.exit(2)

@@ -2,7 +2,7 @@
 
 A phase says which part of the space is trained, which subnets a step draws, what they are to reproduce,
 how long, and at which learning rate. Nothing here draws or trains: `trainonce.sampling` draws the
-subnets and `trainonce.train` holds the loop.
+subnets and `trainonce.training.loop` holds the loop.
 
 A person's own recipe is a `Recipe(...)` in Python or the same fields in a TOML file (`load_recipe`).
 """

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.recipes import CYCLED, Slot
 from trainonce.space import Architecture, Choice, Over, derived_rng

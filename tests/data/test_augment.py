@@ -15,7 +15,7 @@ from trainonce.data import augment as public_augment
 from trainonce.data import normalise
 from trainonce.data.augment import CROP_TRIES, Augmentation, _box_sizes, _crop_and_flip, augment
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
-from trainonce.distributed import Ranks
+from trainonce.parallel.distributed import Ranks
 from trainonce.recipes import RECIPES, AugmentationChange
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -20,12 +20,12 @@ import trainonce
 from trainonce.data import DataSet, Split, load_dataset
 from trainonce.data.stream import BATCHES_AHEAD, ImageFiles, default_workers
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 CLASSES, EACH = ("ant", "bee", "cat"), 32

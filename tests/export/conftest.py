@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from trainonce import checkpoint
 from trainonce.data import load_dataset
-from trainonce.evaluate import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.export import TARGETS
 from trainonce.export.certificate import Baseline, Certificate
 from trainonce.export.exporting import export_subnet
 from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
-from trainonce.run import RunConfig, RunDirectory
-from trainonce.subnet import describe_subnet, write_subnet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunConfig, RunDirectory
+from trainonce.subnets import describe_subnet, write_subnet
 
 SUBNETS = 3
 """The smallest, and random ones of which the first takes images of 8 pixels and the second of 6."""

@@ -16,9 +16,8 @@ from onnx import numpy_helper
 from tests.changed_run import configured
 from tests.export.made_up import replaced, sealed, shifted
 
-from trainonce import checkpoint
 from trainonce.errors import RunError, UserError
-from trainonce.evaluate import score
+from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS
 from trainonce.export.certificate import Baseline, certify
 from trainonce.export.compare import Comparison
@@ -27,8 +26,9 @@ from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
 from trainonce.records import read_json
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet, write_subnet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet, write_subnet
 
 Export = Callable[[int], Any]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainonce import checkpoint
-from trainonce.evaluate import EvaluateSettings
+from trainonce.evaluation.evaluator import EvaluateSettings
 from trainonce.export import TARGETS, Target
 from trainonce.export.description import Opened, Written
 from trainonce.export.reference import Reference
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 
 HELD: list[Reference] = []
 

@@ -15,7 +15,7 @@ from tests.export.made_up import shifted
 
 from trainonce.errors import UserError
 from trainonce.export import TARGETS, exporting
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from trainonce.export.executorch import open_executorch
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.integrity import check_file
 from trainonce.export.openvino import SEAL, open_openvino
-from trainonce.subnet import read_subnet
+from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
 pytestmark = pytest.mark.export

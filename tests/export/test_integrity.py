@@ -15,7 +15,7 @@ from tests.damage import flips
 from trainonce.errors import UserError
 from trainonce.export.integrity import check_file
 from trainonce.export.onnx import FILE, open_onnx
-from trainonce.predict import open_classifier
+from trainonce.export.predict import open_classifier
 
 Export = Callable[[int], Any]
 FLIPS = 300

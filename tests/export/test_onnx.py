@@ -18,7 +18,7 @@ from trainonce.errors import UserError
 from trainonce.export.first_difference import first_difference
 from trainonce.export.onnx import FILE, open_onnx, to_onnx
 from trainonce.export.tools import layer_names
-from trainonce.subnet import read_subnet
+from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
 

@@ -21,8 +21,8 @@ from trainonce.export.first_difference import first_difference, layer_outputs
 from trainonce.export.integrity import check_file
 from trainonce.export.reference import read_reference
 from trainonce.records import to_json
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet, write_subnet
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet, write_subnet
 
 Export = Callable[[int], Any]
 

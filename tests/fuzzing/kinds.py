@@ -12,23 +12,23 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from trainonce import checkpoint
 from trainonce.data import DataSet, formats
 from trainonce.data.decode import decode_image
 from trainonce.data.folder import read_folder
 from trainonce.errors import UserError
 from trainonce.export.integrity import check_file
-from trainonce.lab.run_study import StudyDirectory
-from trainonce.lab.study import Ground, load_study
+from trainonce.export.predict import open_classifier
+from trainonce.lab.studies.run_study import StudyDirectory
+from trainonce.lab.studies.study import Ground, load_study
 from trainonce.latency import LatencyTable
 from trainonce.latency.log import Log
 from trainonce.models.ofa import load_ofa
 from trainonce.nn.native import library
-from trainonce.predict import open_classifier
 from trainonce.recipes import load_recipe
 from trainonce.report import read_run, read_study
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
 
 Read = Callable[[Path], object]
 

@@ -15,12 +15,12 @@ from tests.command_line import trainonce
 from tests.fuzzing.kinds import KINDS, LOG_IDENTITY, LOG_LINES, OFA_NAME
 from tests.latency_tables import table_with
 
-from trainonce import checkpoint
 from trainonce.latency.log import Log
 from trainonce.latency.parts import representatives
 from trainonce.models import MobileNetV3
 from trainonce.models.ofa import OFA_NETWORKS
-from trainonce.run import RunDirectory
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
 
 HERE = ("--device", "cpu")
 RECIPE = """name = "mine"

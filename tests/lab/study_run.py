@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from trainonce.data import load_dataset
-from trainonce.lab.run_study import StudyDirectory, run_study
-from trainonce.lab.study import Arm, EvaluatePlan, Study, StudyRun
+from trainonce.lab.studies.run_study import StudyDirectory, run_study
+from trainonce.lab.studies.study import Arm, EvaluatePlan, Study, StudyRun
 from trainonce.models import MobileNetV3Settings
 from trainonce.recipes import RECIPES
 

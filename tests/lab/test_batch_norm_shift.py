@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce.lab.batch_norm import batch_norm_shift, mean_shift, statistics_of
+from trainonce.lab.measures.batch_norm import batch_norm_shift, mean_shift, statistics_of
 from trainonce.models import MobileNetV3
 
 

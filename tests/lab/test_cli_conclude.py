@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from trainonce.cli import app
+from trainonce.cli.app import app
 from trainonce.errors import RunError, UserError
 from trainonce.records import read_json
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from trainonce.cli import app
+from trainonce.cli.app import app
 from trainonce.errors import UserError
-from trainonce.lab.run_study import StudyDirectory
+from trainonce.lab.studies.run_study import StudyDirectory
 
 MINI = """
 about = "Uniform against stratified draws."

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainonce.lab.run_study import StudyDirectory
-from trainonce.lab.summary import conclusion_of
+from trainonce.lab.studies.run_study import StudyDirectory
+from trainonce.lab.studies.summary import conclusion_of
 from trainonce.records import read_json
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainonce.lab.conclude_factorial import factorial_effects
-from trainonce.lab.conclude_strategies import baseline_pairs
-from trainonce.lab.conclusion import CANNOT_TELL, Conclusion
-from trainonce.lab.conclusions import CONCLUSIONS, conclude
 from trainonce.lab.statistics import Comparison, tau
+from trainonce.lab.studies.conclude_factorial import factorial_effects
+from trainonce.lab.studies.conclude_strategies import baseline_pairs
+from trainonce.lab.studies.conclusion import CANNOT_TELL, Conclusion
+from trainonce.lab.studies.conclusions import CONCLUSIONS, conclude
 
 Lines = list[dict[str, Any]]
 SEEDS = (0, 1, 2)

@@ -8,11 +8,11 @@ from itertools import product
 
 import pytest
 
-from trainonce.cost import Cost, CostModel, CostTerm
+from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.errors import UserError
-from trainonce.lab.designs import STUDIES, dose_pool
-from trainonce.lab.share import expected_share
-from trainonce.lab.study import Ground, Study, StudyRun, check_architectures
+from trainonce.lab.studies.designs import STUDIES, dose_pool
+from trainonce.lab.studies.share import expected_share
+from trainonce.lab.studies.study import Ground, Study, StudyRun, check_architectures
 from trainonce.recipes import RECIPES, timetable
 from trainonce.sampling import SubnetDraws
 from trainonce.space import Choice, SearchSpace

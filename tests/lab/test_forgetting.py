@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from trainonce.cli_tools import prober
+from trainonce.cli.tools import prober
 from trainonce.data import Augmentation, DataSet, load_dataset
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.lab.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Phase, Recipe
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
-from trainonce.train import train_supernet
+from trainonce.training.loop import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trainonce.errors import UserError
-from trainonce.lab.gap import stand_alone_gaps
+from trainonce.lab.studies.gap import stand_alone_gaps
 
 
 def line(arm: str, arch: str, seed: int, top1: float) -> dict[str, Any]:

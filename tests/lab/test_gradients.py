@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce.errors import UserError
-from trainonce.lab.gradients import gradient_agreement, gradient_of
+from trainonce.lab.measures.gradients import gradient_agreement, gradient_of
 from trainonce.models import MobileNetV3
 
 nan = float("nan")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainonce.lab.jackknife import jackknife_error, means_without_one
+from trainonce.lab.measures.jackknife import jackknife_error, means_without_one
 
 VALUES = np.random.default_rng(0).normal(3, 2, size=(9, 2))
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from trainonce.cost import Cost, CostModel, CostTerm
+from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.errors import UserError
-from trainonce.exposure import Exposure
-from trainonce.lab.exposure import mean_exposure, selection_bias
+from trainonce.lab.measures.exposure import mean_exposure, selection_bias
 from trainonce.models import MobileNetV3
+from trainonce.run.exposure import Exposure
 from trainonce.space import Choice, SearchSpace
 
 SPACE = SearchSpace(

@@ -13,17 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from trainonce.cli import app, main
+from trainonce.cli.app import app, main
 from trainonce.data import Augmentation, DataSet, Split, load_dataset
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings, Evaluator
-from trainonce.lab.forgetting import default_probes
-from trainonce.lab.measure import MeasureSettings, _training, measure, verdict
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.lab.measures.forgetting import default_probes
+from trainonce.lab.measures.measure import MeasureSettings, _training, measure, verdict
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
 from trainonce.records import read_json
-from trainonce.run import RunDirectory
-from trainonce.train import TrainSettings, train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

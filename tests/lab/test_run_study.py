@@ -17,14 +17,14 @@ import torch
 
 from trainonce.data import Augmentation, DataSet, load_dataset
 from trainonce.errors import UserError
-from trainonce.evaluate import Evaluator
-from trainonce.lab.pace import GPU_WARM_STEPS, Pace
-from trainonce.lab.run_study import Conductor, StudyDirectory, run_study
-from trainonce.lab.study import Study
+from trainonce.evaluation.evaluator import Evaluator
+from trainonce.lab.studies.run_study import Conductor, StudyDirectory, run_study
+from trainonce.lab.studies.study import Study
 from trainonce.models import MobileNetV3Settings
+from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
 from trainonce.recipes import RECIPES, AugmentationChange, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
-from trainonce.train import TrainSettings
+from trainonce.training.loop import TrainSettings
 
 HERE = Path(__file__).parent
 SOON_S = 120.0
@@ -133,7 +133,7 @@ def test_on_a_cluster_a_worker_takes_the_gpu_it_is_given(
 ) -> None:
     """And how many runs are beside it is not made up."""
     given: list[Conductor] = []
-    monkeypatch.setattr("trainonce.lab.run_study.fan_out", lambda conductor, *_, **__: given.append(conductor))
+    monkeypatch.setattr("trainonce.lab.studies.run_study.fan_out", lambda conductor, *_, **__: given.append(conductor))
     directory = StudyDirectory(tmp_path)
     for cluster, workers in (("ray", None), ("ray", 3), ("local", None)):
         run_study(tiny, directory, digits, device="cuda:1", cluster=cluster, workers=workers)
@@ -204,7 +204,7 @@ def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monke
     assert once > 0
     adamw = recipe.model_copy(update={"optimizer": "adamw"})
     other = meter.seconds(model, adamw)
-    monkeypatch.setattr("trainonce.lab.pace.train_supernet", None)
+    monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", None)
     assert meter.seconds(model, recipe) == once
     assert meter.seconds(model, adamw) == other != once, "each timed for itself"
 
@@ -219,7 +219,7 @@ def test_subnets_are_recalibrated_on_images_varied_as_the_recipe_says(
             seen.append(data.augmentation)
             super().__init__(data, *settings)
 
-    monkeypatch.setattr("trainonce.lab.run_study.Evaluator", Noting)
+    monkeypatch.setattr("trainonce.lab.studies.run_study.Evaluator", Noting)
     plain = tiny.runs[0]
     asking = plain.recipe.model_copy(update={"augmentation": AugmentationChange(crop_from=0.9)})
     runs = (plain, plain.model_copy(update={"name": "asking", "seed": 1, "recipe": asking}))
@@ -246,8 +246,8 @@ def test_a_pace_is_measured_as_runs_are_trained(
             clock[0] += seconds
             on_progress(None)
 
-    monkeypatch.setattr("trainonce.lab.pace.train_supernet", train)
-    monkeypatch.setattr("trainonce.lab.pace.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", train)
+    monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: clock[0])
     recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
     model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
     assert Pace(digits, device).seconds(model, recipe) == pytest.approx(10 * 2.0)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from trainonce.errors import UserError
-from trainonce.lab.run_study import subnets_to_score
-from trainonce.lab.study import Ground, Study, check_architectures, load_study
+from trainonce.lab.studies.run_study import subnets_to_score
+from trainonce.lab.studies.study import Ground, Study, check_architectures, load_study
 from trainonce.models import build as build_net
 
 HEAD = """

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from trainonce.lab.study import Arm
-from trainonce.lab.summary import arm_summaries
+from trainonce.lab.studies.study import Arm
+from trainonce.lab.studies.summary import arm_summaries
 
 ARM = Arm(name="a")
 TIMES = [{"arm": "a", "train_seconds": 10.0, "passes": 2.0}, {"arm": "a", "train_seconds": 20.0, "passes": 4.0}]

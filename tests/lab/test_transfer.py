@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce.errors import UserError
-from trainonce.lab.transfer import Transfer, loss_transfer
+from trainonce.lab.measures.transfer import Transfer, loss_transfer
 
 
 def quadratic(w: Tensor, target: Tensor) -> Callable[[float], Tensor]:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from torch import nn
 
-from trainonce.cost import out_size
+from trainonce.cost.macs import out_size
 from trainonce.latency.parts import Piece
 from trainonce.latency.timing import time_ms
 from trainonce.nn.plain import MBConv, PlainNetwork

@@ -11,14 +11,14 @@ import pytest
 from tests import command_line
 from typer.testing import CliRunner, Result
 
-from trainonce import cli
+from trainonce.cli import app as cli
 from trainonce.data import DataSource
 from trainonce.errors import UserError
 from trainonce.latency import BuildSettings, LatencyTable, build
 from trainonce.latency.log import Log
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
-from trainonce.run import RunConfig, RunDirectory
+from trainonce.run.directory import RunConfig, RunDirectory
 
 MakeNet = Callable[..., MobileNetV3]
 QUICK = classmethod(lambda cls, **fields: cls(networks=10, held_out=5, rounds=1, **fields))

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce.cost import Cost, network_cost
+from trainonce.cost.macs import Cost, network_cost
 from trainonce.errors import UserError
-from trainonce.evaluate import recalibrate
+from trainonce.evaluation.evaluator import recalibrate
+from trainonce.evaluation.stages import Chain
 from trainonce.models import ProxylessNAS, ProxylessNASSettings, build
 from trainonce.nn import native
 from trainonce.nn.plain import NetworkSpec, PlainNetwork
 from trainonce.space import Architecture
-from trainonce.stages import Chain
 
 SMALL = ProxylessNASSettings(num_classes=5, width_mult=0.5, resolutions=(24, 32), depths=(1, 2), dropout=0.0)
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.distributed import Ranks
 from trainonce.nn.batch_norm import SynchronisedBatchNorm2d, synchronise, synchronised, synchronised_batch_norm
 from trainonce.nn.ops import ElasticBatchNorm2d
+from trainonce.parallel.distributed import Ranks
 
 RANKS = Ranks(rank=0, size=2)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainonce.distributed import Ranks, Share
 from trainonce.nn.dropout import BatchDropout, DrawnMasks, HeldMasks, batch_dropouts, drawing
+from trainonce.parallel.distributed import Ranks, Share
 
 
 def generator(seed: int = 3) -> torch.Generator:

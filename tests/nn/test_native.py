@@ -418,7 +418,7 @@ def test_several_processes_may_find_the_cache_empty_or_damaged_at_once(
 def test_a_slower_build_is_recorded_as_such(copier: Path, tmp_path: Path) -> None:
     """As by a compiler that does not know the processor."""
     copier.write_text(copier.read_text().replace("echo copier", "echo old").replace("while", REFUSING + "\nwhile"))
-    script = "from trainonce.run import provenance; print(provenance('cpu'))"
+    script = "from trainonce.run.directory import provenance; print(provenance('cpu'))"
     environment = {"CC": str(copier), "TRAINONCE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from trainonce.data import DataSource
+from trainonce.evaluation.population import draw_population, make_buckets
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.population import draw_population, make_buckets
 from trainonce.recipes import RECIPES
 from trainonce.records import to_json, write_lines
-from trainonce.run import RunConfig, RunDirectory
+from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.space import Architecture
 
 ARMS = {"ps-released": -9.0, "ps": -2.0, "rss": 0.0, "rss-short": -3.5}

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainonce.exposure import ExposureTable
-from trainonce.report.exposure import draw_exposure, draw_selection, exposure_info
+from trainonce.report.figures.exposure import draw_exposure, draw_selection, exposure_info
 from trainonce.report.loading import Group, RunRecord
-from trainonce.report.training_sections import selection_section
+from trainonce.report.sections.training import selection_section
+from trainonce.run.exposure import ExposureTable
 
 EMPTY = Group(
     title="",

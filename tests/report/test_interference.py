@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from trainonce.report.interference import (
+from trainonce.report.figures.interference import (
     Measure,
     draw_forgetting,
     draw_interference,
@@ -16,7 +16,7 @@ from trainonce.report.interference import (
     off_diagonal,
 )
 from trainonce.report.loading import Group, RunRecord
-from trainonce.report.probe_sections import forgetting_section, interference_section
+from trainonce.report.sections.probe import forgetting_section, interference_section
 
 EMPTY = Group(
     title="",

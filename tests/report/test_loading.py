@@ -10,8 +10,8 @@ import pytest
 from trainonce.errors import UserError
 from trainonce.records import count_file, read_lines, to_json, write_lines
 from trainonce.report.loading import read_groups
-from trainonce.report.sections import sections_of
-from trainonce.run import RunDirectory
+from trainonce.report.sections.all import sections_of
+from trainonce.run.directory import RunDirectory
 
 
 class Makes(Protocol):

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from trainonce import RECIPES, EvaluateSettings, Evaluator, MobileNetV3, RunDirectory, cli, train_supernet
+from trainonce import RECIPES, EvaluateSettings, Evaluator, MobileNetV3, RunDirectory, train_supernet
+from trainonce.cli import app as cli
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.population import draw_population, evaluate_population, make_buckets
+from trainonce.evaluation.population import draw_population, evaluate_population, make_buckets
 from trainonce.records import read_json, read_lines
 from trainonce.report import build_page, read_groups, write_report
-from trainonce.report.charts import standing_alone
+from trainonce.report.figures.charts import standing_alone
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -152,7 +153,7 @@ def test_what_the_disk_refuses_is_said(studies: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_needs_the_extra(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainonce.report.charts.find_spec", lambda _name: None)
+    monkeypatch.setattr("trainonce.report.figures.charts.find_spec", lambda _name: None)
     with pytest.raises(UserError, match="needs an extra"):
         build_page(read_groups([studies / "dose"]))
 

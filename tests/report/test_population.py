@@ -12,13 +12,12 @@ from PIL import Image
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
+from trainonce.evaluation.population import PAPER_BUCKETS_M, Bucket, make_buckets
+from trainonce.evaluation.population import draw_population as draw_subnets
 from trainonce.models import MobileNetV3
-from trainonce.population import PAPER_BUCKETS_M, Bucket, make_buckets
-from trainonce.population import draw_population as draw_subnets
 from trainonce.recipes import RECIPES
-from trainonce.report.charts import save_chart
-from trainonce.report.loading import read_groups
-from trainonce.report.population import (
+from trainonce.report.figures.charts import save_chart
+from trainonce.report.figures.population import (
     Lead,
     PopulationInfo,
     boxes,
@@ -31,8 +30,9 @@ from trainonce.report.population import (
     readable,
     steps_of_fronts,
 )
-from trainonce.report.population_sections import populations
-from trainonce.run import RunConfig, RunDirectory
+from trainonce.report.loading import read_groups
+from trainonce.report.sections.population import populations
+from trainonce.run.directory import RunConfig, RunDirectory
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(make_run: MakeRun, tmp_pa
 
 
 def test_drawing_without_the_extra_is_refused(info: PopulationInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainonce.report.charts.find_spec", lambda _name: None)
+    monkeypatch.setattr("trainonce.report.figures.charts.find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"pip install 'trainonce\[plot\]'"):
         draw_population(info)
 

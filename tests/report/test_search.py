@@ -11,10 +11,10 @@ from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.records import to_json
+from trainonce.report.figures.search import draw_search, points_of, search_info
 from trainonce.report.loading import read_groups
-from trainonce.report.search import draw_search, points_of, search_info
-from trainonce.report.search_sections import search_section
-from trainonce.run import RunConfig, RunDirectory
+from trainonce.report.sections.search import search_section
+from trainonce.run.directory import RunConfig, RunDirectory
 
 
 def entry(arch: str, top1: float, macs: float, latency: float, *, known: bool = False) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainonce.report.loading import RunRecord
-from trainonce.report.studies import (
+from trainonce.report.figures.studies import (
     dose_info,
     draw_dose,
     draw_effects,
@@ -16,6 +15,7 @@ from trainonce.report.studies import (
     gap_info,
     seeds_info,
 )
+from trainonce.report.loading import RunRecord
 
 
 def run(seed: int, factors: dict[str, Any], **top1: float) -> RunRecord:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from trainonce.report.charts import seed_mean
+from trainonce.report.figures.charts import seed_mean
+from trainonce.report.figures.training import curves_info, draw_curves, draw_times, spoken, times_info
 from trainonce.report.loading import RunRecord
-from trainonce.report.training import curves_info, draw_curves, draw_times, spoken, times_info
 
 
 def run(arm: str, seed: int = 0, **fields: Any) -> RunRecord:

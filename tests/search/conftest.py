@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainonce.data import DataSet
-from trainonce.evaluate import EvaluateSettings, Evaluator, Score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.space import Architecture, derived_seed
 
 

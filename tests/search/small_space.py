@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from trainonce.cost import Cost, CostModel, CostTerm
+from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.search import Limit, Measure, Problem
 from trainonce.space import Architecture, Choice, SearchSpace
 

@@ -19,9 +19,9 @@ from trainonce.latency.parts import representatives
 from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file, read_json, read_lines, write_lines
-from trainonce.run import RunDirectory
-from trainonce.subnet import read_subnet
-from trainonce.train import train_supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
+from trainonce.training.loop import train_supernet
 
 HERE = ("--device", "cpu", "--workers", "1")
 OPTIONS = ("--calibration-images", "20", *HERE)

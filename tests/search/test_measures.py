@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from tests.latency_tables import table_with
 
+from trainonce.cost.memory import model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
 from trainonce.latency.parts import part_names
-from trainonce.memory import model_size, peak_memory
 from trainonce.models import MobileNetV3
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.search import Limit, Measure, Problem, feasible_subnet, measure_named, quantity
 from trainonce.search.measures import NAMES, table_at
 from trainonce.space import Architecture, derived_rng

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from trainonce.errors import UserError
-from trainonce.evaluate import EvaluateSettings
+from trainonce.evaluation.evaluator import EvaluateSettings
+from trainonce.evaluation.population import draw_population, evaluate_population, make_buckets
 from trainonce.models import MobileNetV3
-from trainonce.population import draw_population, evaluate_population, make_buckets
 from trainonce.records import write_lines
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.search import Measure, Memo, Outcome, Problem, SearchSettings, Stopped, outcome_of, search, start_of
 
 SETTINGS = SearchSettings(scores=12, rounds=2, predictor=False, population=8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainonce.models import MobileNetV3
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.search.predictor import GOOD_TAU, LEAST_SUBNETS, accuracy_of, learn
 from trainonce.space import Architecture
 

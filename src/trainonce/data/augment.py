@@ -13,8 +13,8 @@ from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainonce.distributed import Share
 from trainonce.errors import UserError
+from trainonce.parallel.distributed import Share
 from trainonce.recipes import AugmentationChange
 from trainonce.settings import Settings, refuse_subclass
 

@@ -15,7 +15,7 @@ from trainonce.export.description import Opened, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
 from trainonce.latency import time_ms
-from trainonce.run import provenance
+from trainonce.run.directory import provenance
 
 FORMAT = "trainonce-certificate-1"
 FILE = "certificate.json"

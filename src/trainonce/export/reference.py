@@ -17,9 +17,9 @@ from trainonce.export.onnx import to_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.models import Supernet
 from trainonce.nn.plain import PlainNetwork, resize
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
-from trainonce.subnet import read_subnet
+from trainonce.subnets import read_subnet
 
 STATISTICS = ("running_mean", "running_var")
 BATCH = 200

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trainonce.cost import out_size
+from trainonce.cost.macs import out_size
 from trainonce.latency.onnx_graph import trace
 from trainonce.models import Supernet
 from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec, PlainNetwork

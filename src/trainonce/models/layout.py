@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainonce.cost import Cost, CostTerm, block_cost, cached_term, fixed_cost, out_size
+from trainonce.cost.macs import Cost, CostTerm, block_cost, cached_term, fixed_cost, out_size
 from trainonce.nn.plain import BlockSpec, NetworkSpec
 from trainonce.settings import Settings
 from trainonce.space import Architecture, Choice, SearchSpace

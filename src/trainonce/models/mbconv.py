@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.models.layout import Layout, MBConvSettings, block_names
 from trainonce.models.supernet import Supernet
 from trainonce.nn import native

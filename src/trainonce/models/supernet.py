@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from trainonce.cost import Cost, CostModel
+from trainonce.cost.macs import Cost, CostModel
 from trainonce.nn.ops import Slices
 from trainonce.nn.plain import NetworkSpec, PlainNetwork
 from trainonce.settings import Settings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from trainonce.distributed import Ranks
+from trainonce.parallel.distributed import Ranks
 
 
 class Synchronisable(nn.Module):

@@ -25,7 +25,7 @@ class ElasticMBConv(nn.Module):
     """
 
     replayed: Callable[[Tensor, BlockSpec], Tensor] | None = None
-    """What does a forward pass in training mode instead, by replaying it: see `trainonce.block_graphs`."""
+    """What does a forward pass in training mode instead, by replaying it: see `trainonce.training.block_graphs`."""
 
     def __init__(self, largest: BlockSpec, kernel_sizes: tuple[int, ...]) -> None:
         super().__init__()

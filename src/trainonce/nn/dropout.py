@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainonce.distributed import Share
+from trainonce.parallel.distributed import Share
 
 Masks = Callable[[Tensor, float], Tensor]
 """Gives the factors for x [B, ...], of which entries are dropped with a probability: 0, or what scales them up."""

@@ -81,7 +81,7 @@ class ElasticDepthwiseConv2d(nn.Module):
 class ElasticBatchNorm2d(Synchronisable):
     """Batch norm over the first channels; weights and running statistics are shared between widths.
 
-    The statistics of a subnet are therefore a mixture and want recalibrating: see `trainonce.evaluate`.
+    The statistics of a subnet are therefore a mixture and want recalibrating: see `trainonce.evaluation.evaluator`.
     """
 
     running_mean: Tensor

@@ -7,14 +7,12 @@
 Altair is an extra, asked for only when something is drawn.
 """
 
-from trainonce.report.charts import save_chart, seed_mean
-from trainonce.report.exposure import draw_exposure, draw_selection, exposure_info
-from trainonce.report.interference import draw_forgetting, draw_interference, forgetting_info, interference_info
-from trainonce.report.loading import read_groups, read_run, read_study
-from trainonce.report.page import build_page, write_report
-from trainonce.report.population import draw_pareto, draw_population, population_info
-from trainonce.report.search import draw_search, search_info
-from trainonce.report.studies import (
+from trainonce.report.figures.charts import save_chart, seed_mean
+from trainonce.report.figures.exposure import draw_exposure, draw_selection, exposure_info
+from trainonce.report.figures.interference import draw_forgetting, draw_interference, forgetting_info, interference_info
+from trainonce.report.figures.population import draw_pareto, draw_population, population_info
+from trainonce.report.figures.search import draw_search, search_info
+from trainonce.report.figures.studies import (
     dose_info,
     draw_dose,
     draw_effects,
@@ -24,7 +22,9 @@ from trainonce.report.studies import (
     gap_info,
     seeds_info,
 )
-from trainonce.report.training import curves_info, draw_curves, draw_times, times_info
+from trainonce.report.figures.training import curves_info, draw_curves, draw_times, times_info
+from trainonce.report.loading import read_groups, read_run, read_study
+from trainonce.report.page import build_page, write_report
 
 __all__ = [
     "build_page",

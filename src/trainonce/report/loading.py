@@ -13,14 +13,14 @@ from typing import Any, get_args
 import numpy as np
 
 from trainonce.errors import UserError
-from trainonce.evaluate import SplitName
-from trainonce.exposure import ExposureTable
+from trainonce.evaluation.evaluator import SplitName
+from trainonce.evaluation.population import Line, newest_lines
 from trainonce.files import fits_record, is_there
-from trainonce.lab.conclusions import conclude
+from trainonce.lab.studies.conclusions import conclude
 from trainonce.names import file_name, printable
-from trainonce.population import Line, newest_lines
 from trainonce.records import read_json, read_lines
-from trainonce.run import NUMBER, RunConfig, RunDirectory
+from trainonce.run.directory import NUMBER, RunConfig, RunDirectory
+from trainonce.run.exposure import ExposureTable
 from trainonce.search.measures import NAMES as MEASURES
 from trainonce.search.outcome import FORMAT as FRONT_FORMAT
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from trainonce.errors import RunError
 from trainonce.files import write_atomic
-from trainonce.report.charts import require_plotting, theme
+from trainonce.report.figures.charts import require_plotting, theme
 from trainonce.report.loading import Group
 from trainonce.report.parts import Cell, Command, Figure, Section, Table
-from trainonce.report.sections import sections_of
+from trainonce.report.sections.all import sections_of
 from trainonce.version import __version__
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

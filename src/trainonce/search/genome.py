@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.space import Architecture, Choice, SearchSpace
 
 Genes = Mapping[str, int]

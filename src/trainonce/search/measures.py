@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from trainonce.cost.memory import model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
-from trainonce.memory import model_size, peak_memory
 from trainonce.models import Supernet
-from trainonce.run import RunDirectory
+from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 
 COUNTS = {"": 1e6, "k": 1e3, "m": 1e6, "g": 1e9}

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainonce.errors import UserError
-from trainonce.evaluate import Evaluator
-from trainonce.fanout import LOCAL
+from trainonce.evaluation.evaluator import Evaluator
+from trainonce.evaluation.population import Line, of_key, score_key, score_subnets
 from trainonce.models import Supernet
-from trainonce.population import Line, of_key, score_key, score_subnets
-from trainonce.run import RunDirectory
+from trainonce.parallel.fan_out import LOCAL
+from trainonce.run.directory import RunDirectory
 from trainonce.search.problem import Scores
 from trainonce.space import Architecture, SearchSpace
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.search.genome import features
 from trainonce.search.problem import Scores
 from trainonce.space import Architecture

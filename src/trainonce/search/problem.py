@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainonce.cost import CostModel
+from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.search.genome import Genes, decode
 from trainonce.search.measures import Limit, Measure

@@ -1,0 +1,185 @@
+"""`trainonce latency`: a table of what subnets take on this machine, made, shown and checked."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trainonce.cli import display
+from trainonce.cli.options import DryRun, Json, RunArgument
+from trainonce.cli.tools import stoppable
+from trainonce.errors import UserError
+from trainonce.latency import (
+    RUNTIMES,
+    BuildSettings,
+    LatencyTable,
+    build_table,
+    check_table,
+    estimated_seconds,
+)
+from trainonce.latency.build import make_plan
+from trainonce.latency.parts import ENDS
+from trainonce.latency.runtimes import this_machine, versions_of
+from trainonce.latency.table import MOST_BATCH, MOST_THREADS
+from trainonce.records import read_lines
+from trainonce.run.directory import RunDirectory
+
+TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="What subnets take on this machine: a table, and its error.", no_args_is_help=True)
+    group.command()(build)
+    group.command()(show)
+    group.command()(check)
+    app.add_typer(group, name="latency")
+
+
+def build(
+    run_path: RunArgument,
+    runtime: Annotated[str, typer.Option(help=f"What runs the subnets: {', '.join(RUNTIMES)}.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Images in a call.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A fifth of the subnets, half of the turns: for a first look.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine into a table; the run need not be trained. Stopped, it goes on when called again.
+
+    Let the machine do nothing else meanwhile. The table also says how well it predicts subnets it was not made from.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
+    run = RunDirectory(run_path)
+    run.checked_config()
+    net = run.build_supernet()
+    make = BuildSettings.quick if quick else BuildSettings
+    settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
+    path = out or run.latency / f"{runtime}-{threads}-{batch}.json"
+    seconds = estimated_seconds(net, settings)
+    held_out = make_plan(net, settings).held_out
+    display.err.print(
+        f"{held_out.count(False)} subnets to measure and {held_out.count(True)} to check by, {runtime}, {threads} "
+        f"thread{'s' if threads > 1 else ''}, batch {batch}: about {display.duration(seconds)}; into {path}"
+    )
+    if dry_run:
+        if as_json:
+            display.print_json({"seconds": round(seconds, 1), "table": str(path)})
+        return
+    began = time.monotonic()
+    partial = path.with_name(f".{path.name}.measured.jsonl")
+    with stoppable(lambda: _kept(partial)), display.progress() as shown:
+        table = build_table(net, settings, partial_file=partial, out=path, on_progress=shown)
+    if as_json:
+        display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
+        return
+    display.out.print(f"Measured {len(table.parts)} parts.")
+    _say_error(table)
+    display.out.print(f"Wrote {path}")
+
+
+def _kept(partial: Path) -> str:
+    pieces = len(read_lines(partial)) - 1  # the first line says of what
+    if pieces < 1:
+        return "nothing is measured yet"
+    return f"{pieces} pieces of the measurement are kept in {partial}: run the same again to go on"
+
+
+def show(table_path: TableArgument, as_json: Json = False) -> None:
+    """Show where a table was made, its error, and what parts take."""
+    table = LatencyTable.read(table_path)
+    if as_json:
+        display.print_json(table.model_dump(mode="json"))
+        return
+    display.out.print(
+        f"{table.runtime}, {table.threads} thread{'s' if table.threads > 1 else ''}, batch {table.batch}, "
+        f"{', '.join(map(str, table.resolutions))} pixels; made {table.made}\n"
+        f"on {table.machine.get('cpu')}, {table.machine.get('cores')} cores, {table.machine.get('system')}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(table.versions.items()))
+    )
+    _say_error(table)
+    display.out.print(_parts(table))
+
+
+def check(
+    table_path: TableArgument,
+    run_path: RunArgument,
+    networks: Annotated[int, typer.Option(min=2, help="Random subnets to measure.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; the median counts.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure random subnets that a table was not made from on this machine, and compare them with what it predicts."""
+    table = LatencyTable.read(table_path)
+    run = RunDirectory(run_path)
+    run.checked_config()
+    net = run.build_supernet()
+    here, versions = this_machine(), versions_of(table.runtime)
+    for name, then, now in [
+        *((name, table.machine.get(name), here[name]) for name in here),
+        *((name, table.versions.get(name), versions[name]) for name in versions),
+    ]:
+        if then != now:
+            display.err.print(f"The table was made with another {name}: {then}; here it is {now}")
+    with stoppable(lambda: "a check keeps nothing, and the table is as it was"), display.progress() as shown:
+        found = check_table(table, net, networks=networks, rounds=rounds, seed=seed, on_progress=shown)
+    error, (slow, fast) = found.error, found.drift
+    if error.networks < networks:
+        display.err.print(f"The space has only {error.networks} subnets that the table was not made from")
+    if as_json:
+        display.print_json({**error.model_dump(), "drift": found.drift})
+        return
+    display.out.print(
+        f"Here and now: {error}.\nThis is {error.factor:.2f} times what the table says; "
+        f"but for that factor the mean error is {100 * error.scaled_mean:.1f}%.\n"
+        f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile, which is taken out."
+    )
+
+
+def _say_error(table: LatencyTable) -> None:
+    display.out.print(f"On subnets it was not made from: {table.error}.")
+    display.out.print(f"The same measured twice: {table.repeat}. No table can do much better here.")
+    slow, fast = table.drift
+    if slow / fast > 1.1:
+        display.out.print(
+            f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile: it was not quiet, "
+            "and the table would be better made when it is."
+        )
+
+
+def _parts(table: LatencyTable) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("part", "adds ms", "alone ms"):
+        shown.add_column(column, justify="left" if column == "part" else "right")
+    for entry in sorted(table.parts, key=lambda entry: -entry.ms):
+        shown.add_row(_described(entry.part), f"{entry.ms:.4f}", f"{entry.alone_ms:.4f}")
+    return shown
+
+
+def _described(part: dict[str, Any]) -> str:
+    if part.get("part") == ENDS:
+        return f"ends, at {part.get('resolution')} pixels"
+    return (
+        f"{part.get('in_channels')} > {part.get('mid_channels')} > {part.get('out_channels')} channels at "
+        f"{part.get('size')}, kernel {part.get('kernel_size')}, stride {part.get('stride')}"
+        + (", squeeze-excite" if part.get("se_channels") else "")
+        + f", {part.get('activation')}"
+    )
+
+
+def _summary(table: LatencyTable) -> dict[str, Any]:
+    return {
+        "parts": len(table.parts),
+        "drift": table.drift,
+        "error": table.error.model_dump(),
+        "repeat": table.repeat.model_dump(),
+    }

@@ -1,0 +1,87 @@
+"""The commands that show results: `draw` one picture, `report` one page."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from trainonce.cli import display
+from trainonce.cli.options import Json
+from trainonce.cli.tools import bucket_centres
+from trainonce.errors import UserError
+from trainonce.report.figures.charts import save_chart
+from trainonce.report.figures.population import draw_population, population_info
+from trainonce.report.loading import read_groups
+from trainonce.report.page import write_report
+from trainonce.run.directory import RunDirectory
+
+Buckets = Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")]
+BucketHalfWidth = Annotated[
+    float | None,
+    typer.Option(
+        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
+        "where --buckets is not given."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(draw)
+    app.command()(report)
+
+
+def draw(
+    run_paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One or more runs' directories.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = Path("population.png"),
+    split: Annotated[Literal["validate", "test"], typer.Option(help="Whose scores to draw.")] = "validate",
+    buckets: Buckets = "",
+    bucket_half_width: BucketHalfWidth = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the evaluated population: accuracy against MACs, runs side by side."""
+    runs = [RunDirectory(path) for path in run_paths]
+    info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
+    save_chart(draw_population(info), out)
+    if as_json:
+        display.print_json({"picture": str(out), **asdict(info)})
+        return
+    display.out.print(f"Drew {out}")
+
+
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|STUDY...", help="Directories of runs and of studies.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: report.html in the run or study given first.")
+    ] = None,
+    split: Annotated[
+        Literal["validate", "test"] | None,
+        typer.Option(
+            help="Whose scores to show. Default: a study's own; test where all runs have them, else validate."
+        ),
+    ] = None,
+    buckets: Buckets = "",
+    bucket_half_width: BucketHalfWidth = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page that shows runs or studies: figures, their numbers, what was run. It opens offline.
+
+    Needs the small files alone, not the weights.
+    """
+    page = out or paths[0] / "report.html"
+    if page.suffix != ".html":
+        raise UserError(f"a page's name must end in .html, not {page.name!r}")
+    groups = read_groups(paths, split, centres_m=bucket_centres(buckets), half_m=bucket_half_width)
+    write_report(groups, page)
+    if as_json:
+        display.print_json(
+            {"page": str(page), "bytes": page.stat().st_size, "groups": [group.title for group in groups]}
+        )
+        return
+    display.out.print(f"Wrote {page}: open it in a browser; it needs no connection.")

@@ -1,0 +1,38 @@
+"""The command that says whether files are whole."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainonce.cli import display
+from trainonce.cli.options import Json
+from trainonce.pipeline.verify import verify
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="verify")(verify_files)
+
+
+def verify_files(
+    path: Annotated[Path, typer.Argument(metavar="RUN|STUDY|SUBNET|FILE", help="What to look at.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Say of every file of a run, a study, a subnet or an export whether it is whole; exit code 1 where one is damaged.
+
+    whole: it is what was written. unchecked: it has no sum, as those of early versions. foreign: trainonce reads no
+    such file. damaged: it was changed, cut or lost.
+    """
+    findings = verify(path)
+    if as_json:
+        files = [{"path": str(one.path), "state": one.state, "why": one.why} for one in findings]
+        display.print_json({"path": str(path), "files": files})
+    else:
+        for one in findings:
+            display.out.print(f"{one.state:9} {one.why or one.path}")
+        counts = Counter(one.state for one in findings)
+        display.err.print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing there")
+    if any(one.state == "damaged" for one in findings):
+        raise typer.Exit(1)

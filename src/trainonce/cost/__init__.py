@@ -1,0 +1,1 @@
+"""What a subnet costs: multiply-accumulates and parameters, activations at their peak, file size. Not latency."""

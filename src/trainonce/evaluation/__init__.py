@@ -1,0 +1,1 @@
+"""Extract, recalibrate, score: one subnet, many that begin alike, a population. Changes nothing that it evaluates."""

@@ -1,0 +1,276 @@
+"""The population: many subnets drawn by MACs, scored, and summed up.
+
+Each score is one line of `population.jsonl`. A line counts for the weights, split and calibration it was made
+with, so evaluating again does only what is missing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from trainonce.cost.macs import CostModel
+from trainonce.errors import RunError, UserError
+from trainonce.evaluation.evaluator import Evaluator, Score, SplitName
+from trainonce.evaluation.scoring import Piece, Scoring, pieces_of
+from trainonce.files import fits_record
+from trainonce.models import Supernet
+from trainonce.parallel.fan_out import LOCAL, fan_out
+from trainonce.run.directory import RunDirectory
+from trainonce.sampling import MacsSampler
+from trainonce.space import Architecture, Over, derived_rng
+
+Line = dict[str, Any]
+"""One line of `population.jsonl`: arch, id, macs, params, top1 (percent), loss, images, step, split, calibration."""
+
+PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
+"""Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
+
+DRAWS_PER_SUBNET = 200
+"""How often a bucket is drawn from before it is taken to hold no further subnet."""
+
+MOST_PER_BUCKET = 100_000
+"""The most subnets that a bucket may be asked for."""
+
+MANY_WORKERS = 64
+"""How many workers the work is divided for where a cluster's size is not known."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The subnets with MACs within `half` of `centre`."""
+
+    centre: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.centre / 1e6:.2f}±{self.half / 1e6:.2f} M"
+
+    def __contains__(self, macs: float) -> bool:
+        return self.centre - self.half <= macs <= self.centre + self.half
+
+
+def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float | None = None) -> list[Bucket]:
+    """Buckets at centres in million MACs; without any, six spread evenly over the space's range.
+
+    `half_m` is how far each reaches to either side, in million MACs; by default 0.5, or a twentieth of the range
+    where the centres are spread. Raises `UserError` for a number that is not positive and for buckets that overlap.
+    """
+    if not all(0 < number < float("inf") for number in (*centres_m, *([] if half_m is None else [half_m]))):
+        raise UserError("bucket centres and widths must be positive numbers of million MACs")
+    if centres_m:
+        half_m = 0.5 if half_m is None else half_m
+        if any(after - before < 2 * half_m for before, after in pairwise(sorted(centres_m))):
+            raise UserError(f"buckets that reach {half_m:g} M MACs to either side of their centres overlap")
+        return [Bucket(centre * 1e6, half_m * 1e6) for centre in centres_m]
+    sampler = MacsSampler(cost)
+    span = sampler.max_macs - sampler.min_macs
+    half = span / 20 if half_m is None else half_m * 1e6
+    return [Bucket(float(c), half) for c in np.linspace(sampler.min_macs + half, sampler.max_macs - half, 6)]
+
+
+def draw_population(
+    cost: CostModel, buckets: Sequence[Bucket], per_bucket: int, *, seed: int, over: Over = "choices"
+) -> list[tuple[Bucket, Architecture]]:
+    """Distinct subnets of each bucket, drawn without bias from `seed`; fewer where a bucket holds fewer.
+
+    The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any subnet.
+    """
+    sampler = MacsSampler(cost, over=over)
+    drawn = []
+    for bucket in buckets:
+        rng = derived_rng(seed, "population", str(bucket))
+        found: dict[Architecture, None] = {}
+        misses = 0
+        while len(found) < per_bucket and misses < DRAWS_PER_SUBNET:
+            arch = sampler.sample(rng, bucket.centre - bucket.half, bucket.centre + bucket.half)
+            misses = misses + 1 if arch in found else 0
+            found[arch] = None
+        drawn += [(bucket, arch) for arch in found]
+    return drawn
+
+
+def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, Line]:
+    """The lines, by architecture, that were made with the weights of a step as this evaluator would make them."""
+    return {line["arch"]: line for line in of_key(run.population(), score_key(evaluator, step))}
+
+
+def score_key(evaluator: Evaluator, step: int) -> Line:
+    """What says which score a subnet's line has: the weights' step, the split, the calibration."""
+    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
+    return {"step": step, "split": evaluator.split_name, "calibration": calibration}
+
+
+def of_key(lines: Iterable[Line], key: Line) -> list[Line]:
+    """The lines that have such scores."""
+    return [line for line in lines if all(line.get(k) == key[k] for k in key)]
+
+
+def score_subnets(
+    net: Supernet,
+    step: int,
+    evaluator: Evaluator,
+    archs: Sequence[Architecture],
+    *,
+    on_line: Callable[[Line], None],
+    workers: int | None = None,
+    cluster: str = LOCAL,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Score subnets, calling `on_line` with the line of each as it is done, in any order; gives whether all were done.
+
+    `workers`, `cluster` and `should_stop` are `fan_out`'s. A subnet whose loss is no number that a record can hold has
+    no line; when the others are done, `RunError` names it.
+    """
+    key = score_key(evaluator, step)
+    without: dict[Architecture, float] = {}
+
+    def made(piece: Piece, scores: list[Score]) -> None:
+        for arch, score in zip(piece, scores, strict=True):
+            if not fits_record(score.loss):
+                without[arch] = score.loss
+                continue
+            cost = net.cost_of(arch)
+            line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
+            on_line(line | {"top1": score.top1, "loss": score.loss, "images": score.images} | key)
+
+    device = next(net.parameters()).device
+    done = fan_out(
+        Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
+        pieces_of(archs, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
+        on_result=made,
+        workers=workers,
+        cluster=cluster,
+        gpus=int(device.type == "cuda"),
+        should_stop=should_stop,
+    )
+    if done and without:
+        split = evaluator.split_name
+        arch = min(without, key=str)
+        raise RunError(
+            f"{len(without)} of {len(archs)} subnets have no score on {split}, since their loss there is "
+            f"not finite or too large; it is {without[arch]:g} for {arch}. The others are recorded"
+        )
+    return done
+
+
+def evaluate_population(
+    net: Supernet,
+    step: int,
+    evaluator: Evaluator,
+    run: RunDirectory,
+    population: Sequence[tuple[Bucket, Architecture]],
+    *,
+    workers: int | None = None,
+    cluster: str = LOCAL,
+    on_progress: Callable[[int, Line], None] = lambda _done, _line: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Line]:
+    """Score what is not recorded yet of a population drawn; returns a line for each subnet, old and new, in order.
+
+    `step` is the training step of the weights. `workers` and `cluster` are `fan_out`'s: who scores; this process
+    alone records, and without them also scores. `on_progress` gets, for each subnet scored, how many of the
+    population are recorded, and its line. Stops early, with what is done recorded, when `should_stop` says so.
+    """
+    known = recorded(run, evaluator, step)
+    wanted = dict.fromkeys(arch for _, arch in population)
+    missing = [arch for arch in wanted if str(arch) not in known]
+    done = len(wanted) - len(missing)
+
+    def record(line: Line) -> None:
+        nonlocal done
+        run.append_population(line)
+        known[line["arch"]] = line
+        done += 1
+        on_progress(done, line)
+
+    score_subnets(
+        net, step, evaluator, missing, on_line=record, workers=workers, cluster=cluster, should_stop=should_stop
+    )
+    return [known[str(arch)] for arch in wanted if str(arch) in known]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketSummary:
+    """Top-1 in percent over the subnets of a bucket, beside their MACs."""
+
+    bucket: Bucket
+    count: int
+    macs_mean: float
+    minimum: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    maximum: float
+
+
+def summarise(lines: Iterable[Line], buckets: Sequence[Bucket]) -> list[BucketSummary]:
+    """One summary for each bucket that has lines."""
+    lines = list(lines)
+    summaries = []
+    for bucket in buckets:
+        inside = [line for line in lines if line["macs"] in bucket]
+        if not inside:
+            continue
+        quantiles = np.percentile([line["top1"] for line in inside], [0, 25, 50, 75, 100]).tolist()
+        names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
+        summaries.append(
+            BucketSummary(
+                bucket=bucket,
+                count=len(inside),
+                macs_mean=float(np.mean([line["macs"] for line in inside])),
+                **dict(zip(names, quantiles, strict=True)),
+            )
+        )
+    return summaries
+
+
+def pareto_front(lines: Iterable[Line]) -> list[Line]:
+    """The lines that no other beats in both MACs and top-1, by rising MACs; of equals, the first by architecture."""
+    front: list[Line] = []
+    for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"], line["arch"])):
+        if not front or line["top1"] > front[-1]["top1"]:
+            front.append(line)
+    return front
+
+
+def best_within(
+    lines: Iterable[Line],
+    *,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    fits: Callable[[Line], bool] = lambda _line: True,
+) -> Line:
+    """The line of highest top-1 under the budgets; of equals, the one of fewest MACs, then first by architecture.
+
+    `fits` says whether a line keeps other budgets. Raises `UserError` where none fits, naming the smallest.
+    """
+    lines = list(lines)
+    if not lines:
+        raise UserError(
+            "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an "
+            "architecture"
+        )
+    fitting = [
+        line
+        for line in lines
+        if (max_macs is None or line["macs"] <= max_macs) and (max_params is None or line["params"] <= max_params)
+    ]
+    fitting = [line for line in fitting if fits(line)]
+    if not fitting:
+        least = min(lines, key=lambda line: line["macs"])
+        raise UserError(
+            f"no evaluated subnet fits the budget; the smallest has {least['macs'] / 1e6:.3f} M MACs "
+            f"and {least['params'] / 1e6:.3f} M parameters"
+        )
+    return min(fitting, key=lambda line: (-line["top1"], line["macs"], line["arch"]))
+
+
+def newest_lines(lines: Iterable[Line], split: SplitName) -> list[Line]:
+    """The lines on a split that belong together: those made with the newest weights, calibrated as the last one was."""
+    on_split = [line for line in lines if line["split"] == split]
+    step = max((line["step"] for line in on_split), default=0)
+    of_step = [line for line in on_split if line["step"] == step]
+    return [line for line in of_step if line.get("calibration") == of_step[-1].get("calibration")]

@@ -1,0 +1,1 @@
+"""What subnets do to each other, one measure a file. Comparing trainings is for `studies`."""

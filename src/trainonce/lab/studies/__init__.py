@@ -1,0 +1,1 @@
+"""Many runs planned together: their designs, running them, conclusions."""

@@ -1,0 +1,373 @@
+"""Running a study: each run is a piece of work, done by whoever is free, recorded here alone.
+
+A study directory:
+
+study.json        the study with all its runs, the data and where it comes from; written once
+runs/<name>/      ordinary run directories
+results.jsonl     a line for each subnet scored in a run
+times.jsonl       a line for each run that is finished; written after the run's results, so that a run counts with it
+conclusion.json   what follows from the results
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainonce.data import DataSet, DataSource
+from trainonce.errors import RunError, UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.evaluation.population import Bucket, Line, draw_population, evaluate_population, make_buckets
+from trainonce.files import is_there, write_atomic
+from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes
+from trainonce.lab.studies.study import EvaluatePlan, Study, StudyRun
+from trainonce.models import Supernet, build
+from trainonce.names import file_name
+from trainonce.parallel.fan_out import LOCAL, fan_out
+from trainonce.recipes import Recipe, timetable
+from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+from trainonce.space import Architecture
+from trainonce.training.loop import TrainSettings, train_supernet
+
+PROBES = 4
+"""Probes whose forgetting is recorded where the study names none."""
+PROBING = 0.02
+"""Most of a run's arithmetic that looking at probes may take: twice what it may elsewhere."""
+SAVE_EVERY_S = 60.0
+"""Seconds between a run's checkpoints: the most that is lost with a worker."""
+
+
+class StudyDirectory:
+    """A study's files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.study_file = self.path / "study.json"
+        self.results_file = self.path / "results.jsonl"
+        self.times_file = self.path / "times.jsonl"
+        self.conclusion_file = self.path / "conclusion.json"
+        self.runs = self.path / "runs"
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from running the study meanwhile. Raises `UserError` if one does."""
+        return RunDirectory(self.path).lock()
+
+    def run(self, name: str) -> RunDirectory:
+        """The directory of one run. Raises `UserError` for a name that cannot be one."""
+        return RunDirectory(self.runs / file_name(name))
+
+    def recorded(self) -> dict[str, Any]:
+        """What `study.json` says; nothing where there is none.
+
+        Raises `UserError` if it is not valid, and where there are results without it.
+        """
+        if is_there(self.study_file):
+            return read_json(self.study_file)
+        if is_there(self.results_file) or is_there(self.times_file):
+            raise UserError(f"{self.study_file} is missing, though there are results of the study: bring it back")
+        return {}
+
+    def claim(self, study: Study, data: DataSet, *, provenance: dict[str, Any]) -> None:
+        """Write `study.json`, or make sure that the one there is of the same study.
+
+        Raises `UserError` that says what differs.
+        """
+        asked = identity(study, data)
+        recorded = self.recorded()
+        if recorded:
+            self.check(recorded, asked)
+            return
+        if RunDirectory(self.path).config_file.exists():
+            raise UserError(f"{self.path} holds a run: name another directory for the study")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.study_file, to_json(asked | _words(study) | {"provenance": provenance}))
+        except OSError as error:
+            raise RunError(f"cannot write {self.study_file}: {error.strerror}") from error
+
+    def check(self, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Raise `UserError` where what is recorded is of another study than the one asked for."""
+        for key, value in asked.items():
+            if recorded.get(key) != value:
+                what = _difference(key, recorded.get(key), value)
+                raise UserError(
+                    f"{self.study_file} is of another study: {what}. Run it as it was begun, or name another "
+                    "directory with --out"
+                )
+
+    def finished(self) -> list[Line]:
+        """The lines of `times.jsonl`: one for each run that is finished."""
+        return read_lines(self.times_file)
+
+    def results(self) -> list[Line]:
+        """All results of finished runs."""
+        names = {line["run"] for line in self.finished()}
+        return [line for line in read_lines(self.results_file) if line["run"] in names]
+
+    def drop_unfinished(self) -> None:
+        """Forget results of a run whose recording was cut off; it will be recorded again."""
+        if is_there(self.results_file):
+            kept = self.results()
+            if len(kept) < len(read_lines(self.results_file)):
+                write_lines(self.results_file, kept)
+
+    def record(self, outcome: "Outcome") -> None:
+        """Record a finished run, and keep only its newest checkpoint. Raises `RunError` where the disk refuses."""
+        try:
+            for line in outcome.results:
+                append_line(self.results_file, line)
+            append_line(self.times_file, outcome.time)
+        except OSError as error:
+            raise RunError(f"cannot write in {self.path}: {error.strerror}; what it holds is safe") from error
+        checkpoint.keep_newest(self.run(outcome.time["run"]).checkpoints, 1)
+
+
+def identity(study: Study, data: DataSet) -> dict[str, Any]:
+    """What must be the same for a study to go on."""
+    plan = study.model_dump(mode="json", exclude={"design", "about", "question", "arms"})
+    return {"data": data.source.identity(), "data_fingerprint": data.fingerprint(), **plan}
+
+
+def _words(study: Study) -> dict[str, Any]:
+    return study.model_dump(mode="json", include={"design", "about", "question", "arms"})
+
+
+def _difference(key: str, recorded: Any, asked: Any) -> str:
+    """What differs, in words."""
+    if key != "runs":
+        return f"its {key.replace('_', ' ')} was {_short(recorded)} and is {_short(asked)}"
+    before = {run.get("name"): run for run in recorded} if isinstance(recorded, list) else {}
+    for run in asked:
+        other = before.get(run["name"])
+        if other is None:
+            return f"it has no run {run['name']!r}"
+        for field, value in run.items():
+            if other.get(field) != value:
+                return f"the {field} of run {run['name']!r} differs"
+    return f"it has {len(before)} runs, not {len(asked)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run gives: lines of `results.jsonl`, and its line of `times.jsonl`."""
+
+    results: list[Line]
+    time: Line
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conductor:
+    """Makes the function that does one run, from training to results: what `fan_out` takes.
+
+    It travels to workers as it is; a worker loads the images for itself. Where it works in this process,
+    `should_stop` is asked at every step.
+    """
+
+    root: Path
+    plan: EvaluatePlan
+    source: DataSource
+    fingerprint: str
+    data_dir: str | Path | None
+    device: str
+    beside: int | None
+    """How many runs are trained at the same time; None on a cluster that has as many as there is room for."""
+    save_every_s: float = SAVE_EVERY_S
+    should_stop: Callable[[], bool] = _never
+
+    def __call__(self) -> Callable[[StudyRun], Outcome | None]:
+        """The function from a run to its outcome; None where it was stopped."""
+        data = self.source.load(data_dir=self.data_dir, workers=0)
+        if data.fingerprint() != self.fingerprint:
+            raise UserError(f"{self.source.name_or_path} holds other images here than where the study was begun")
+        return _Worker(self, data.to(self.device)).conduct
+
+
+@dataclass(frozen=True)
+class _Worker:
+    given: Conductor
+    data: DataSet
+
+    def conduct(self, run: StudyRun) -> Outcome | None:
+        """Train, or go on training, one run, and score its subnets."""
+        directory = StudyDirectory(self.given.root).run(run.name)
+        net = build(run.family, run.model, seed=run.seed, where=f"run {run.name}").to(self.given.device)
+        prober = self._prober(net, run, directory)
+        began = time.monotonic()
+        finished = train_supernet(
+            net,
+            run.recipe,
+            self.data,
+            directory,
+            seed=run.seed,
+            resume=True,
+            settings=TrainSettings(device=self.given.device, checkpoint_every_s=self.given.save_every_s),
+            should_stop=self.given.should_stop,
+            on_epoch=prober,
+        )
+        seconds = time.monotonic() - began
+        lines = self._score(net, run, directory) if finished else None
+        if lines is None:
+            return None
+        common = {"run": run.name, "arm": run.arm, "seed": run.seed, "factors": run.factors}
+        return Outcome(
+            results=[common | line for line in lines],
+            time=common | self._times(run.recipe, directory.metrics()[-1], seconds),
+        )
+
+    def _prober(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> Prober:
+        """What records the run's forgetting: of its own probes, or of the same few in every run."""
+        texts = self.given.plan.probes if run.probes is None else run.probes
+        probes = [net.space.parse(text) for text in texts] or default_probes(net, PROBES, seed=self.given.plan.seed)
+        settings = ProberSettings(share=PROBING)
+        return Prober(
+            net, run.recipe, self.data, directory, probes=probes, seed=self.given.plan.seed, settings=settings
+        )
+
+    def _times(self, recipe: Recipe, last: Line, seconds: float) -> Line:
+        table = timetable(recipe, self._steps_per_epoch(recipe))
+        return {
+            "train_seconds": float(last.get("seconds", seconds)),
+            "passes": float(last["passes"]),
+            "epochs": float(last["epoch"]),
+            "steps": int(last["step"]),
+            "lr_sum": sum(entry.lr(step) for entry in table for step in range(entry.start, entry.end)),
+            "threads": torch.get_num_threads(),
+            "beside": self.given.beside,
+            "device": self.given.device,
+        }
+
+    def _steps_per_epoch(self, recipe: Recipe) -> int:
+        return len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+
+    def _score(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> list[Line] | None:
+        """The results of the population and the probes; None where it was stopped."""
+        wanted = subnets_to_score(net, self.given.plan, run)
+        settings = EvaluateSettings(calibration_images=self.given.plan.calibration_images, seed=self.given.plan.seed)
+        step = timetable(run.recipe, self._steps_per_epoch(run.recipe))[-1].end
+        evaluator = Evaluator(self.data.varied_by(run.recipe), self.given.plan.split, settings)
+        unique = list(dict.fromkeys(arch for _, arch, _ in wanted))
+        with directory.lock():
+            lines = evaluate_population(
+                net.eval(),
+                step,
+                evaluator,
+                directory,
+                [(Bucket(0, 0), arch) for arch in unique],  # what it takes; only the architectures count
+                should_stop=self.given.should_stop,
+            )
+        if len(lines) < len(unique):
+            return None
+        of = {line["arch"]: line for line in lines}
+        kept = ("arch", "macs", "params", "top1", "loss", "images", "split")
+        return [
+            {key: of[str(arch)][key] for key in kept}
+            | {"bucket": None if bucket is None else round(bucket.centre / 1e6, 6), "probe": probe}
+            for bucket, arch, probe in wanted
+        ]
+
+
+def subnets_to_score(
+    net: Supernet, plan: EvaluatePlan, run: StudyRun
+) -> list[tuple[Bucket | None, Architecture, bool]]:
+    """The population, then the probes: the same in every run of one geometry.
+
+    Each with the bucket it lies in, if any, and whether it is a probe.
+    """
+    buckets = make_buckets(net.cost, plan.buckets_m, plan.half_m)
+    wanted: list[tuple[Bucket | None, Architecture, bool]] = []
+    if plan.per_bucket:
+        population = draw_population(net.cost, buckets, plan.per_bucket, seed=plan.seed)
+        wanted = [(bucket, arch, False) for bucket, arch in population]
+    for text in plan.probes if run.probes is None else run.probes:
+        arch = net.space.parse(text)
+        inside = (bucket for bucket in buckets if net.cost(arch).macs in bucket)
+        wanted.append((next(inside, None), arch, True))
+    return wanted
+
+
+def run_study(
+    study: Study,
+    directory: StudyDirectory,
+    data: DataSet,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    cluster: str = LOCAL,
+    save_every_s: float = SAVE_EVERY_S,
+    on_run: Callable[[Line], None] = lambda _: None,
+    should_stop: Callable[[], bool] = _never,
+) -> bool:
+    """Do every run of a study that is not recorded; gives whether all are.
+
+    The study must have been claimed. Runs write a checkpoint every `save_every_s` seconds. `workers` and `cluster` are
+    `fan_out`'s; on a cluster, workers write into the study's directory, so it must be the same there. A worker that
+    dies leaves its run's checkpoint, from which the next one goes on. `on_run` gets the line of `times.jsonl` of each
+    run recorded.
+    """
+    directory.drop_unfinished()
+    known = {line["run"] for line in directory.finished()}
+    missing = [run for run in study.runs if run.name not in known]
+    here = cluster == LOCAL and min(workers or 1, len(missing)) <= 1
+    conductor = Conductor(
+        root=directory.path.resolve(),
+        plan=study.evaluate,
+        source=data.source,
+        fingerprint=data.fingerprint(),
+        data_dir=Path(data_dir).resolve() if data_dir else None,
+        device=device if cluster == LOCAL else torch.device(device).type,  # a worker there sees its own GPUs alone
+        beside=runs_at_once(workers, cluster, len(missing)),
+        save_every_s=save_every_s,
+        should_stop=should_stop if here else _never,
+    )
+
+    def record(_run: StudyRun, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            directory.record(outcome)
+            on_run(outcome.time)
+
+    fan_out(
+        conductor,
+        missing,
+        on_result=record,
+        workers=workers,
+        cluster=cluster,
+        gpus=int(device != "cpu"),
+        should_stop=should_stop,
+    )
+    return len(directory.finished()) == len(study.runs)
+
+
+def runs_at_once(workers: int | None, cluster: str, missing: int) -> int | None:
+    """How many runs train at the same time; None where only the cluster knows."""
+    if workers is None and cluster != LOCAL:
+        return None
+    return min(workers or 1, max(1, missing))
+
+
+def progress_of(directory: StudyDirectory, run: StudyRun, steps: int) -> float:
+    """The share of a run's steps that its metrics say are done."""
+    file = directory.run(run.name).metrics_file
+    if not file.exists():
+        return 0.0
+    with file.open("rb") as lines:
+        lines.seek(max(0, os.fstat(lines.fileno()).st_size - 4096))
+        last = lines.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    step = last.partition(b'"step": ')[2].partition(b",")[0]
+    return min(1.0, int(step) / steps) if step.isdigit() else 0.0

@@ -1,0 +1,390 @@
+"""From images to a network for each device, in a time that a person gives.
+
+One supernet is trained for most of the time. Then, for each budget of MACs, random subnets near it are scored on the
+validate split, the best is taken out, and what time is left is shared among the devices to fine-tune it. The test split
+is read once for each network that is handed over. What is done is recorded in the run (`fit.json` beside the files of
+the stages), so that the same call goes on where it stopped.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, NamedTuple, final
+
+from pydantic import Field, field_validator
+
+from trainonce.data import DataSet
+from trainonce.data.baseline import baseline
+from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
+from trainonce.evaluation.per_class import PerClass, score_by_class
+from trainonce.evaluation.population import Bucket, best_within, draw_population, evaluate_population
+from trainonce.files import is_there, write_atomic
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.plain import PlainNetwork
+from trainonce.pipeline.pace import Pace
+from trainonce.recipes import Recipe
+from trainonce.records import read_json, to_json
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory, provenance
+from trainonce.settings import Settings, refuse_subclass
+from trainonce.space import Architecture
+from trainonce.subnets import read_subnet, verify_subnet, write_subnet
+from trainonce.subnets.finetune import (
+    Finetuned,
+    FinetuneProgress,
+    FinetuneSettings,
+    described_finetuned,
+    estimated_seconds,
+    finetune,
+)
+from trainonce.subnets.taken import describe_taken
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
+
+TRAINING_SHARE = 0.75
+"""How much of the time the supernet is trained; what is left after it is for choosing and fine-tuning."""
+CHOOSING_SHARE = 0.3
+"""How much of the time left after training goes into choosing subnets."""
+CANDIDATES = 24
+"""The most subnets that are scored for a device."""
+NEAR = 0.85
+"""Candidates for a device have at least this share of its MACs, where there are such subnets."""
+FEWEST_EPOCHS = 2.0
+"""A time that gives fewer passes over the images is refused: nothing would be learned."""
+PACE_PASSES = 12
+"""How many subnets are trained to learn the pace."""
+
+
+def name_of(max_macs: float) -> str:
+    """The name of a device's directory: 5M, 0.8M."""
+    return f"{max_macs / 1e6:.4g}M"
+
+
+@final
+class FitSettings(Settings):
+    """What is wanted, and in what time."""
+
+    minutes: float = Field(gt=0, le=60 * 24 * 366)
+    """Time for everything: training, choosing and fine-tuning."""
+    max_macs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    """The most MACs of each device's network."""
+    finetune_lr: float = Field(0.01, gt=0)
+    """Learning rate at the top of the cosine of fine-tuning, for 64 images."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the training, of the candidates' draw and of fine-tuning."""
+    device: str = "cpu"
+    """Where it is computed: cpu, cuda, cuda:1."""
+
+    @field_validator("max_macs")
+    @classmethod
+    def _check_macs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len({name_of(value) for value in values}) < len(values):
+            raise ValueError("must differ, by more than a ten-thousandth")
+        return values
+
+
+@final
+class Fitted(Settings):
+    """The network for one device."""
+
+    max_macs: float
+    """The device's budget."""
+    arch: str
+    macs: int
+    params: int
+    name: str
+    """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
+    candidates: int
+    """The number of subnets scored of about this size, of which it was the best."""
+    finetuned_epochs: int
+    """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
+    before: Score
+    """On validate, as it came out of the supernet: the best of `candidates`, which flatters a little."""
+    after: Score
+    """On validate, as it is handed over. Its epoch was chosen by it, which flatters a little."""
+    test: Score
+    """On the test split, read once."""
+    per_class: PerClass
+    """On the test split, class by class."""
+
+
+@final
+class FitRecord(Settings):
+    """What `fit.json` holds."""
+
+    settings: FitSettings
+    trained: bool
+    """Whether the supernet is trained."""
+    seconds: float = Field(ge=0)
+    """Seconds spent up to the last stage that is done; while training, up to its beginning."""
+    devices: tuple[Fitted, ...]
+    """Those that are done, in the order of `settings.max_macs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of progress, and who is asked whether to stop (after every step of training)."""
+
+    stage: Callable[[str], None] = lambda _sentence: None
+    training: Callable[[Progress], None] = lambda _progress: None
+    choosing: Callable[[int, int], None] = lambda _done, _all: None
+    finetuning: Callable[[FinetuneProgress], None] = lambda _progress: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def planned_recipe(net: MobileNetV3, recipe: Recipe, data: DataSet, settings: FitSettings) -> Recipe:
+    """`recipe` at the length that trains for `TRAINING_SHARE` of the time here; a few steps are timed.
+
+    Raises `UserError` where the time is too short to learn anything, with the least that would do.
+    """
+    seconds = settings.minutes * 60
+    began = time.monotonic()
+    assert isinstance(net.settings, MobileNetV3Settings), net.settings
+    whole = Pace(data, settings.device).seconds(net.settings, recipe, passes=PACE_PASSES)
+    left = seconds - (time.monotonic() - began)
+    epochs = recipe.epochs * TRAINING_SHARE * left / whole
+    if epochs < FEWEST_EPOCHS:
+        needed = (FEWEST_EPOCHS / recipe.epochs * whole / TRAINING_SHARE + seconds - left) / 60
+        raise UserError(
+            f"{settings.minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images"
+            f" here: give at least {needed:.1f}, or smaller images with --image-size"
+        )
+    return recipe.scaled(epochs / recipe.epochs)
+
+
+def refuse_small_budgets(net: MobileNetV3, max_macs: Sequence[float]) -> None:
+    """Raise `UserError` that names the budgets under which there is no subnet."""
+    least = net.cost_of(net.space.smallest()).macs
+    without = [f"{limit / 1e6:g}" for limit in max_macs if limit < least]
+    if without:
+        raise UserError(
+            f"no subnet fits {' or '.join(without)} million MACs: the smallest has {least / 1e6:.3f}. Ask for more, or "
+            "make all of them smaller with --width or --image-size"
+        )
+
+
+def fit(
+    net: MobileNetV3,
+    recipe: Recipe,
+    data: DataSet,
+    run: RunDirectory,
+    settings: FitSettings,
+    watch: Watch | None = None,
+) -> list[Fitted] | None:
+    """Train `net` by `recipe`, scaled to the time, and hand over a network for each device; None where it was stopped.
+
+    Where `run` holds a fit that was stopped, it goes on with the time that it had left, by the recipe recorded there.
+    Raises `UserError` for a time that is too short, a budget that nothing fits, and a run of something else, and
+    `RunError` as `train_supernet` and `finetune` do.
+    """
+    refuse_subclass(settings, FitSettings)
+    try:
+        return _Fit(net, data, run, settings, watch or Watch()).go(recipe)
+    except _StoppedEarlyError:
+        return None
+
+
+class _StoppedEarlyError(Exception):
+    """It was asked to stop."""
+
+
+class _Fit:
+    def __init__(self, net: MobileNetV3, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch) -> None:
+        refuse_small_budgets(net, settings.max_macs)
+        self.net, self.data = net.to(settings.device), data.to(settings.device)
+        self.run, self.settings, self.watch = run, settings, watch
+        self.began, self.spent = time.monotonic(), 0.0
+        self.trained = False
+        self.done: list[Fitted] = []
+
+    def seconds(self) -> float:
+        """Seconds spent so far, in this and earlier sessions."""
+        return self.spent + time.monotonic() - self.began
+
+    def left(self) -> float:
+        """Seconds of the time given that are left, at least 0."""
+        return max(0.0, self.settings.minutes * 60 - self.seconds())
+
+    def go(self, recipe: Recipe) -> list[Fitted]:
+        """All stages that are not done yet."""
+        if is_there(self.run.config_file):
+            recipe = self._bring_back()
+        else:
+            self.watch.stage("Timing some steps of training")
+            recipe = planned_recipe(self.net, recipe, self.data, self.settings)
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            plain = baseline(self.data)
+            self.watch.stage(f"For comparison: {plain}")
+            self.run.write_baseline(plain)
+            self._record()
+        if len(self.done) == len(self.settings.max_macs):
+            return self.done
+        self._train(recipe)
+        self.data = self.data.varied_by(recipe)
+        with self.run.lock():
+            evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
+            devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
+            for limit, chosen in devices[len(self.done) :]:
+                self.done.append(self._hand_over(evaluator, limit, chosen))
+                self._record()
+        return self.done
+
+    def _train(self, recipe: Recipe) -> None:
+        self.watch.stage(
+            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {TRAINING_SHARE * self.settings.minutes:.3g}"
+            f" of {self.settings.minutes:g} minutes; into {self.run.path}"
+        )
+        finished = train_supernet(
+            self.net,
+            recipe,
+            self.data,
+            self.run,
+            seed=self.settings.seed,
+            resume=is_there(self.run.config_file),
+            settings=TrainSettings(device=self.settings.device),
+            on_progress=self.watch.training,
+            should_stop=self.watch.should_stop,
+        )
+        if not finished:
+            raise _StoppedEarlyError
+        self.trained = True
+        self._record()
+
+    def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
+        """For each device the best subnet on validate of those drawn for it."""
+        space = self.net.space
+        began = time.monotonic()
+        evaluator(self.net, space.build(lambda _, values: values[len(values) // 2]))
+        one, devices = time.monotonic() - began, len(self.settings.max_macs)
+        count = int(min(CANDIDATES, max(1, CHOOSING_SHARE * self.left() / one / devices)))
+        self.watch.stage(
+            f"Choosing: up to {count} subnets for each of {devices} devices are scored on the validate split"
+        )
+        buckets = [self._bucket(limit) for limit in self.settings.max_macs]
+        drawn: list[tuple[Bucket, Architecture]] = []
+        for bucket in buckets:  # one by one: those of devices that are near each other overlap
+            drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
+        lines = evaluate_population(
+            self.net,
+            self._step(),
+            evaluator,
+            self.run,
+            drawn,
+            workers=1,
+            on_progress=lambda done, _line: self.watch.choosing(done, len({arch for _, arch in drawn})),
+            should_stop=self.watch.should_stop,
+        )
+        if self.watch.should_stop():
+            raise _StoppedEarlyError
+        chosen = []
+        for bucket in buckets:
+            fitting = [line for line in lines if line["macs"] in bucket]
+            chosen.append(_Chosen(space.parse(best_within(fitting)["arch"]), len(fitting)))
+        return chosen
+
+    def _step(self) -> int:
+        newest = checkpoint.newest_state(self.run.checkpoints)
+        assert newest is not None, "it was trained"
+        return int(newest[1]["step"])
+
+    def _bucket(self, limit: float) -> Bucket:
+        """The MACs that a device's candidates may have."""
+        low, high = (self.net.cost_of(arch).macs for arch in (self.net.space.smallest(), self.net.space.largest()))
+        top = min(limit, high)
+        bottom = max(low, NEAR * top)
+        return Bucket(centre=(bottom + top) / 2, half=(top - bottom) / 2)
+
+    def _hand_over(self, evaluator: Evaluator, limit: float, chosen: "_Chosen") -> Fitted:
+        """Take a device's subnet out, fine-tune it in its share of the time left, score it, write it."""
+        network = evaluator.recalibrated(self.net, chosen.arch)
+        before = finite(evaluator.score(network), "validate")
+        tuned, how = self._finetuned(network, before, evaluator, limit)
+        final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
+        test, classes = score_by_class(final, self.data.test, self.data, "test")
+        described = describe_taken(
+            self.net,
+            chosen.arch,
+            self.data,
+            self.run,
+            self._step(),
+            calibration=evaluator.settings,
+            scores={"validate": before},
+        )
+        if tuned is not None:
+            as_trained = self.run.subnets / chosen.arch.id
+            write_subnet(as_trained, network, described)
+            where, made = str(self.run.path.resolve()), provenance(self.settings.device)
+            described = described_finetuned(
+                read_subnet(as_trained)[1], tuned, evaluator, how, run=where, provenance=made
+            )
+        described["scores"] = described["scores"] | {"test": asdict(test)}
+        described["per_class"] = {"split": "test", **classes.model_dump(mode="json")}
+        place = self.run.subnets / name_of(limit)
+        write_subnet(place, final, described)
+        verify_subnet(place, final)
+        cost = self.net.cost_of(chosen.arch)
+        return Fitted(
+            max_macs=limit,
+            arch=str(chosen.arch),
+            macs=cost.macs,
+            params=cost.params,
+            name=place.name,
+            candidates=chosen.candidates,
+            finetuned_epochs=0 if tuned is None else tuned.epoch,
+            before=before,
+            after=after,
+            test=test,
+            per_class=classes,
+        )
+
+    def _finetuned(
+        self, network: PlainNetwork, before: Score, evaluator: Evaluator, limit: float
+    ) -> tuple[Finetuned | None, FinetuneSettings]:
+        """The subnet fine-tuned in its share of the time left, and how.
+
+        None where that is too short for an epoch, or where none was better on validate than `before`.
+        """
+        how = FinetuneSettings(epochs=1, lr=self.settings.finetune_lr, label_smoothing=0.1, seed=self.settings.seed)
+        share = self.left() / (len(self.settings.max_macs) - len(self.done))
+        epochs = int(share / estimated_seconds(network, evaluator, how))
+        if epochs < 1:
+            return None, how
+        how = how.model_copy(update={"epochs": epochs})
+        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs} epochs")
+        tuned = finetune(network, evaluator, how, on_progress=self.watch.finetuning, should_stop=self.watch.should_stop)
+        if tuned is None:
+            raise _StoppedEarlyError
+        return (tuned if tuned.after.top1 > before.top1 else None), how
+
+    # What is recorded
+
+    def _record(self) -> None:
+        record = FitRecord(
+            settings=self.settings, trained=self.trained, seconds=self.seconds(), devices=tuple(self.done)
+        )
+        write_atomic(self.run.fit_file, to_json(record.model_dump(mode="json")))
+
+    def _bring_back(self) -> Recipe:
+        """What an earlier session did; gives its recipe. Raises `UserError` where it was asked for something else."""
+        path = self.run.path
+        if not is_there(self.run.fit_file):
+            raise UserError(f"{path} holds a run that is no fit: name another directory with --out")
+        record = FitRecord.parse(read_json(self.run.fit_file), where=str(self.run.fit_file))
+        before = record.settings.model_dump(exclude={"device"})
+        for key, wanted in self.settings.model_dump(exclude={"device"}).items():
+            if before[key] != wanted:
+                raise UserError(
+                    f"{path} was begun with another {key.replace('_', ' ')} ({before[key]}): ask for the same, or name "
+                    "another directory with --out"
+                )
+        self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
+        if not self.trained and (lines := self.run.metrics()):
+            self.spent += lines[-1]["seconds"]
+        return self.run.checked_config().recipe
+
+
+class _Chosen(NamedTuple):
+    """A device's subnet, and of how many of about its size it was the best."""
+
+    arch: Architecture
+    candidates: int

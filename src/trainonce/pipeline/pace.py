@@ -1,0 +1,79 @@
+"""How fast this machine trains a recipe and scores a subnet, measured by doing a little of it."""
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainonce.data import DataSet
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
+from trainonce.run.directory import RunDirectory
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
+
+GPU_WARM_STEPS = 16
+"""Steps before those that are timed on a GPU: most blocks have their graphs captured in them."""
+
+
+@dataclass
+class Pace:
+    """Times steps of phases by training them, everything included, and remembers what it has timed.
+
+    `passes` is how many subnets are trained to time a phase; the sizes that a draw gives vary, so more is surer.
+    """
+
+    data: DataSet
+    device: str = "cpu"
+    _steps: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self, model: MobileNetV3Settings, recipe: Recipe, *, passes: int = 4) -> float:
+        """About how many seconds a recipe takes."""
+        per_epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        return sum(entry.steps * self._step(model, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
+
+    def _step(self, model: MobileNetV3Settings, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
+        phase = entry.phase
+        steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
+        alike = phase.model_dump(
+            include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher"}
+        )
+        shared = recipe.model_dump(include={"batch_size", "optimizer", "augmentation"}), recipe.ema > 0
+        key = repr((model, shared, steps, alike))
+        if key not in self._steps:
+            self._steps[key] = self._timed(model, recipe, phase, steps)
+        return self._steps[key]
+
+    def _timed(self, model: MobileNetV3Settings, recipe: Recipe, phase: Phase, steps: int) -> float:
+        """Seconds of one step: after the largest for a step, so that there is a teacher, and steps to warm up.
+
+        Subnets change at every step even where the recipe holds one for an epoch: epochs whose subnets are held would
+        have to be timed by the dozen before their sizes average out, and a held subnet's step costs the same on the
+        CPU. On a GPU it replays a graph of the whole step there and graphs of its blocks here, which is nearly as fast.
+        """
+        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS
+        epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
+        first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
+        short = recipe.model_copy(update={"phases": (first, phase.model_copy(update=changed))})
+        times: list[float] = []
+
+        def look(_at: Progress) -> None:
+            times.append(time.monotonic())
+
+        with tempfile.TemporaryDirectory(prefix="trainonce-pace-") as folder:
+            settings = TrainSettings(device=self.device, log_every=1, checkpoint_every_s=1e9)
+            net = MobileNetV3(model)
+            train_supernet(net, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
+        return (times[-1] - times[warm]) / steps
+
+
+def scoring_seconds(model: MobileNetV3Settings, data: DataSet, split: str, calibration_images: int) -> float:
+    """About how many seconds it takes to score one subnet of middling size: what evaluating does, once."""
+    net = MobileNetV3(model).eval()
+    settings = EvaluateSettings(calibration_images=calibration_images)
+    evaluator = Evaluator(data, "test" if split == "test" else "validate", settings)
+    middle = net.space.build(lambda _, values: values[len(values) // 2])
+    began = time.monotonic()
+    evaluator(net.to(data.test.device), middle)
+    return time.monotonic() - began

@@ -1,0 +1,1 @@
+"""The report's figures: each computes its numbers and draws them."""

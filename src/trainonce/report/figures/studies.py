@@ -1,0 +1,281 @@
+"""What only a study shows: dose and response, probes alone and inside, arms compared with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainonce.evaluation.population import Line
+from trainonce.lab.studies.gap import stand_alone_gaps
+from trainonce.report.figures.charts import (
+    MEDIAN,
+    ZERO,
+    SeedMean,
+    arm_colour,
+    arm_scale,
+    chart_of,
+    distinct,
+    layered,
+    millions,
+    require_plotting,
+    seed_mean,
+)
+from trainonce.report.loading import RunRecord
+
+if TYPE_CHECKING:
+    import altair as alt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """How many subnets share the weights, and the probes' top-1: one value a seed, its mean over probes."""
+
+    dose: str
+    by_seed: dict[int, float]
+    mean: SeedMean
+
+
+def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
+    """Probe top-1 by dose (the factor `dose`), in rising order with "all" last; none where no run has a dose.
+
+    A seed counts for a dose as the mean over its probes. A probe counts with a seed where it has all doses with it, so
+    that doses are compared on the same probes; where none has all, the doses that fewest have are left out.
+    """
+    found: dict[int | float | str, dict[tuple[int, str], float]] = {}
+    for run in runs:
+        if "dose" in run.factors:
+            scores = {(run.seed, line["arch"]): line["top1"] for line in probe_lines(run)}
+            found.setdefault(run.factors["dose"], {}).update(scores)
+    while found and not set.intersection(*map(set, found.values())):
+        del found[min(found, key=lambda dose: len(found[dose]))]
+    pairs = sorted(set.intersection(*map(set, found.values()))) if found else []
+    doses = []
+    for dose in sorted(found, key=lambda d: (isinstance(d, str), d if not isinstance(d, str) else 0)):
+        values: dict[int, list[float]] = {}
+        for seed, arch in pairs:
+            values.setdefault(seed, []).append(found[dose][seed, arch])
+        by_seed = {seed: float(np.mean(of_seed)) for seed, of_seed in values.items()}
+        doses.append(Dose(dose=str(dose), by_seed=by_seed, mean=seed_mean(by_seed.values())))
+    return doses
+
+
+def probe_lines(run: RunRecord) -> list[Line]:
+    """The scores of a run's probes."""
+    return [line for lines in run.scores.values() for line in lines if line.get("probe")]
+
+
+def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
+    """Top-1 of the probes against the dose: a dot for each seed, the mean and its interval."""
+    require_plotting()
+    import altair as alt
+
+    order = [dose.dose for dose in doses]
+    seeds = [{"dose": d.dose, "seed": seed, "top1": value} for d in doses for seed, value in d.by_seed.items()]
+    means = [{"dose": d.dose, "mean": d.mean.mean, "low": d.mean.low, "high": d.mean.high} for d in doses]
+    x = alt.X("dose:N", sort=order, title="subnets that share the weights", axis=alt.Axis(labelAngle=0))
+    base = chart_of(means).encode(x=x)
+    tips = [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high")]
+    scale = alt.Scale(zero=False)
+    title = "probes' top-1, %"
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, style=MEDIAN)
+    bars = bars.encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", tooltip=tips)
+    line = base.mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
+    line = line.encode(y=alt.Y("mean:Q", title=title, scale=scale), tooltip=tips)
+    dots = chart_of(seeds).mark_circle(size=36, opacity=0.75)
+    dots = dots.encode(
+        x=x,
+        y=alt.Y("top1:Q", scale=scale),
+        color=alt.Color("seed:N", legend=alt.Legend(labelExpr="'seed ' + datum.label")),
+        tooltip=["seed:N", "top1:Q"],
+    )
+    known = [bars] if any(d.mean.low is not None for d in doses) else []
+    return layered(*known, line, dots, height=280)
+
+
+INSIDE = "supernet"
+"""The match of the run that holds the probes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A probe trained alone minus the same probe inside the supernet, in points, over paired seeds."""
+
+    match: str
+    """What was held equal: exposure or epochs."""
+    probe: str
+    label: str
+    macs: float
+    by_seed: dict[int, float]
+    gap: SeedMean
+
+
+def gap_info(runs: Sequence[RunRecord]) -> list[Gap]:
+    """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
+    lines = [
+        line | {"arm": str(run.factors["match"]), "seed": run.seed}
+        for run in runs
+        if "probe" in run.factors or run.factors.get("match") == INSIDE
+        for line in probe_lines(run)
+        if "match" in run.factors
+    ]
+    inside = {(line["seed"], line["arch"]) for line in lines if line["arm"] == INSIDE}
+    newest = {(line["arm"], line["seed"], line["arch"]): line for line in lines}
+    both = [line for line in newest.values() if (line["seed"], line["arch"]) in inside]
+    macs = {line["arch"]: float(line["macs"]) for line in both}
+    order = sorted(macs, key=lambda arch: (macs[arch], arch))
+    labels = dict(zip(order, distinct([millions(macs[arch]) for arch in order]), strict=True))
+    return [
+        Gap(
+            match=match,
+            probe=gap.arch,
+            label=labels[gap.arch],
+            macs=macs[gap.arch],
+            by_seed=gap.by_seed,
+            gap=seed_mean(gap.by_seed.values()),
+        )
+        for match in sorted({line["arm"] for line in both} - {INSIDE})
+        for gap in sorted(stand_alone_gaps(both, alone=match, inside=INSIDE), key=lambda gap: order.index(gap.arch))
+    ]
+
+
+def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
+    """Each probe's gap with its interval; right of zero the supernet cost it accuracy."""
+    require_plotting()
+    import altair as alt
+
+    matches = [f"at equal {match}" for match in dict.fromkeys(gap.match for gap in gaps)]
+    rows = [
+        {"arm": f"at equal {g.match}", "probe": g.label, "arch": g.probe, "gap": g.gap.mean, "seeds": g.gap.seeds}
+        | {"low": g.gap.low, "high": g.gap.high}
+        for g in gaps
+    ]
+    order = list(dict.fromkeys(gap.label for gap in sorted(gaps, key=lambda gap: gap.macs)))
+    base = chart_of(rows).encode(
+        y=alt.Y("probe:N", sort=order, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("arm:N", sort=matches),
+        color=arm_colour(matches),
+        tooltip=["arm:N", "probe:N", *(alt.Tooltip(f"{n}:Q", format=".2f") for n in ("gap", "low", "high")), "arch:N"],
+    )
+    x = alt.X("gap:Q", title="alone − inside, points of top-1")
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
+    dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=x)
+    known = [bars] if any(g.gap.low is not None for g in gaps) else []
+    return layered(_zero(), *known, dots, height=24 * len(gaps))
+
+
+def _zero() -> "alt.Chart":
+    line: alt.Chart = chart_of([{"gap": 0}]).mark_rule(style=ZERO, strokeWidth=1.5)
+    return line.encode(x="gap:Q")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One comparison: a - b in points, with its interval and what follows."""
+
+    label: str
+    difference: float
+    low: float | None
+    high: float | None
+    """Student's 95% interval over seeds; None where one seed allows none."""
+    margin: float
+    verdict: str
+    seeds: int | None
+    seeds_needed: int | None
+    """For showing that there is no difference beyond the margin."""
+    p_difference: float | None
+    p_holm: float | None
+    p_equivalence: float | None
+    sentence: str
+
+
+def effects_info(conclusion: Mapping[str, Any]) -> list[Effect]:
+    """The comparisons that a study's conclusion rests on; none where it has none."""
+    return [
+        Effect(
+            label=" − ".join(map(str, comparison["names"])),
+            difference=comparison["difference"],
+            low=comparison["low"],
+            high=comparison["high"],
+            margin=comparison.get("margin") or 0.5,
+            verdict=comparison["verdict"],
+            seeds=comparison.get("seeds"),
+            seeds_needed=comparison.get("seeds_needed"),
+            p_difference=comparison.get("p_difference"),
+            p_holm=comparison.get("p_holm"),
+            p_equivalence=comparison.get("p_equivalence"),
+            sentence=str(comparison.get("sentence", "")),
+        )
+        for comparison in conclusion.get("comparisons") or []
+        if comparison["difference"] is not None
+    ]
+
+
+def draw_effects(effects: Sequence[Effect]) -> "alt.LayerChart":
+    """Each difference with its interval, over the band within which it counts as none."""
+    require_plotting()
+    import altair as alt
+
+    rows = [
+        {"label": e.label, "gap": e.difference, "low": e.low, "high": e.high, "verdict": e.verdict} for e in effects
+    ]
+    margin = max(effect.margin for effect in effects)
+    band = chart_of([{"left": -margin, "right": margin}]).mark_rect(opacity=0.12, color="#80868f")
+    verdicts = ["better", "equivalent", "cannot tell", "worse"]
+    shapes = ["triangle-right", "square", "circle", "triangle-left"]
+    base = chart_of(rows).encode(
+        y=alt.Y("label:N", sort=[e.label for e in effects], title=None, axis=alt.Axis(grid=True, labelLimit=150)),
+        color=alt.Color("verdict:N", scale=alt.Scale(domain=verdicts)),
+        tooltip=["label:N", "verdict:N", *(alt.Tooltip(f"{n}:Q", format=".2f") for n in ("gap", "low", "high"))],
+    )
+    x = alt.X("gap:Q", title="difference, points of top-1")
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
+    dots = base.mark_point(filled=True, size=80, opacity=1).encode(
+        x=x, shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=shapes))
+    )
+    known = [bars] if any(effect.low is not None for effect in effects) else []
+    return layered(band.encode(x="left:Q", x2="right:Q"), _zero(), *known, dots, height=30 * len(effects))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSeeds:
+    """An arm's mean top-1 over its subnets, one value a seed, and the mean over seeds."""
+
+    arm: str
+    by_seed: dict[int, float]
+    mean: SeedMean
+
+
+def seeds_info(scored: Mapping[str, Sequence[Line]]) -> list[ArmSeeds]:
+    """What each arm scores, seed by seed; `scored` has lines with their `seed` by arm."""
+    arms = []
+    for arm, lines in scored.items():
+        found: dict[int, list[float]] = {}
+        for line in lines:
+            found.setdefault(line["seed"], []).append(line["top1"])
+        by_seed = {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
+        arms.append(ArmSeeds(arm=arm, by_seed=by_seed, mean=seed_mean(by_seed.values())))
+    return arms
+
+
+def draw_seeds(arms: Sequence[ArmSeeds]) -> "alt.LayerChart":
+    """A dot for each seed of each arm, beside the mean and its 95% interval over seeds."""
+    require_plotting()
+    import altair as alt
+
+    names = [arm.arm for arm in arms]
+    seeds = [{"arm": a.arm, "seed": seed, "top1": value} for a in arms for seed, value in a.by_seed.items()]
+    means = [{"arm": a.arm, "mean": a.mean.mean, "low": a.mean.low, "high": a.mean.high} for a in arms]
+    y = alt.Y("arm:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=140))
+    colour = alt.Color("arm:N", scale=arm_scale(names), legend=None)
+    scale = alt.Scale(zero=False)
+    tips = [alt.Tooltip("arm:N"), *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("mean", "low", "high"))]
+    base = chart_of(means).encode(y=y, color=colour, tooltip=tips)
+    title = "mean top-1 over the subnets, %"
+    x = alt.X("low:Q", title=title, scale=scale)
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+    ticks = base.mark_tick(thickness=3, height=18).encode(x=alt.X("mean:Q", scale=scale, title=title))
+    dots = chart_of(seeds).mark_circle(size=44, opacity=0.6)
+    dots = dots.encode(x=alt.X("top1:Q", scale=scale), y=y, color=colour, tooltip=["arm:N", "seed:N", "top1:Q"])
+    known = [bars] if any(a.mean.low is not None for a in arms) else []
+    return layered(*known, ticks, dots, height=34 * len(arms))

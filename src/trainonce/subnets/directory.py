@@ -1,0 +1,217 @@
+"""The directory of a subnet, in a form that the Hugging Face ecosystem reads too.
+
+config.json         the network's sizes, classes, preprocessing, scores, and where it comes from
+model.safetensors   its weights
+model.py            a copy of `trainonce.nn.plain`, which builds and loads it
+README.md           a model card, see `trainonce.subnets.card`; a person may edit it
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from trainonce.cost.memory import WEIGHTS_METADATA
+from trainonce.data import DataSet
+from trainonce.errors import RunError, UserError
+from trainonce.files import partial_directory, put_in_place, read_bytes, standing, write_synced
+from trainonce.models import Supernet
+from trainonce.nn import plain as plain_module
+from trainonce.nn.plain import FORMAT, NetworkSpec, PlainNetwork
+from trainonce.records import read_document, say_unchecked, to_json
+from trainonce.space import Architecture
+from trainonce.subnets.card import model_card
+
+CONFIG, WEIGHTS, MODEL, CARD = FILES = ("config.json", "model.safetensors", "model.py", "README.md")
+"""The files of a subnet's directory."""
+EARLIER_CONFIG = "subnet.json"
+REPLACED = {*FILES, EARLIER_CONFIG, "weights.safetensors", "export", "__pycache__"}
+"""What may be removed where a subnet is replaced: its files, an earlier format's, exports of the old weights, and what
+Python leaves beside model.py."""
+
+# What can be raised by building and filling a network from values that are not what they claim to be.
+_MISFITS = (
+    *(KeyError, IndexError, TypeError, ValueError, ArithmeticError),
+    *(AttributeError, RuntimeError, SafetensorError),
+)
+
+
+def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[str, Any]:
+    """What `config.json` says of the network itself: sizes, cost, classes, preprocessing."""
+    cost = net.cost_of(arch)
+    spec = net.describe(arch)
+    return {
+        "format": FORMAT,
+        "library_name": "trainonce",
+        "model_type": f"trainonce-{net.family.replace('_', '-')}",
+        "architecture": str(arch),
+        "choices": dict(arch),
+        "macs": cost.macs,
+        "params": cost.params,
+        "network": spec.to_json(),
+        "classes": list(data.class_names),
+        "preprocessing": {
+            "resolution": spec.resolution,
+            "channels": spec.in_channels,
+            "layout": "float32 [batch, channels, height, width], (pixel / 255 - mean) / std",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "image_size": data.image_size,
+        },
+    }
+
+
+def check_place(path: str | Path) -> None:
+    """Raise `UserError` where something else than a subnet is there, or lies in one: that is never replaced."""
+    path = Path(path)
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if path.exists() and _format_of(path) is None and not (path.is_dir() and not names):
+        raise UserError(f"{path.resolve()} is there already and is not a subnet: name another directory")
+    for name in names:
+        if name not in REPLACED:
+            raise UserError(
+                f"{path.resolve()} also holds {name}, which is no part of a subnet: move it, or name another directory"
+            )
+
+
+def _format_of(path: Path) -> str | None:
+    """The format that a directory says a subnet in it has, this or an earlier one; None for anything else."""
+    for name in (CONFIG, EARLIER_CONFIG):
+        try:
+            named = json.loads((path / name).read_bytes()).get("format")
+        except (OSError, ValueError, RecursionError, AttributeError):
+            continue
+        if isinstance(named, str) and named.startswith("trainonce-subnet-"):
+            return named
+    return None
+
+
+def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str, Any]) -> None:
+    """Write a subnet's directory, whole or not at all, replacing one that is there with its exports.
+
+    Raises `UserError` where something else than a subnet is there or where the description is none, and `RunError`
+    where the disk refuses.
+    """
+    path = Path(path).resolve()
+    check_place(path)
+    try:
+        _check_values(description)
+    except _MISFITS as error:
+        raise UserError(f"{path} is not written: what describes the subnet does not hold together: {error}") from error
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    contents = {
+        WEIGHTS: tensors_to_bytes(state, metadata=WEIGHTS_METADATA),
+        MODEL: Path(plain_module.__file__).read_bytes(),
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    described = {**description, "format": FORMAT, "sha256": sums}
+    contents[CONFIG], contents[CARD] = to_json(described), model_card(described).encode()
+    try:
+        with partial_directory(path) as partial:
+            check_place(path)  # again: another writer may have been here
+            for name, content in contents.items():
+                write_synced(partial / name, content)
+            put_in_place(partial, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
+    """The network, in evaluation mode on the CPU, and the description of a subnet's directory.
+
+    The directory's own model.py is compared with its checksum and never executed. Raises `UserError` that says what
+    is missing, foreign or damaged.
+    """
+    path = standing(Path(path))
+    if not (path / CONFIG).exists() and (path / EARLIER_CONFIG).exists():
+        raise UserError(f"{path} holds a subnet in an earlier format: take it out again with `trainonce extract`")
+    description, checked = read_document(path / CONFIG)
+    if description.get("format") != FORMAT:
+        raise UserError(f"{path} is not a subnet of this format ({FORMAT})")
+    if not checked:
+        say_unchecked(path / CONFIG)
+    try:
+        content = _checked(path, WEIGHTS, description)
+        _checked(path, MODEL, description)
+        with torch.device("meta"):  # a damaged size must not fill the memory
+            network = PlainNetwork(NetworkSpec.from_json(description["network"])).eval()
+        _check_values(description)
+        _check_fit(description, network)
+        network.load_state_dict(_fitting(tensors_from_bytes(content), network), assign=True)
+    except UserError:
+        raise
+    except _MISFITS as error:
+        raise UserError(f"{path} does not hold together as a subnet: {error}") from error
+    return network.eval(), description
+
+
+def _checked(path: Path, name: str, description: dict[str, Any]) -> bytes:
+    content = read_bytes(path / name)
+    if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
+        raise UserError(f"{path / name} is damaged: its checksum is not the recorded one")
+    return content
+
+
+def _fitting(weights: dict[str, Tensor], network: PlainNetwork) -> dict[str, Tensor]:
+    """Copies of the weights, aligned as torch aligns them, each of the type that the network has there."""
+    for name, tensor in network.state_dict().items():
+        if name in weights and weights[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is {weights[name].dtype} and not {tensor.dtype}")
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+@torch.no_grad()
+def _check_fit(description: dict[str, Any], network: PlainNetwork) -> None:
+    """Raise `ValueError`, or what comes of the attempt, where the description is not of this network."""
+    spec, classes, given = network.spec, description["classes"], description["preprocessing"]
+    side, channels = given["resolution"], given["channels"]
+    if (side, channels) != (spec.resolution, spec.in_channels):
+        raise ValueError("its preprocessing is of another size than its network")
+    logits = network(torch.empty(1, channels, side, side, device="meta"))
+    if logits.shape[1] != len(classes) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not one name for each output")
+    for key in ("mean", "std"):
+        if len(given[key]) != channels or not all(math.isfinite(number) for number in given[key]):
+            raise ValueError(f"its {key} is not one number for each channel")
+    if not all(number > 0 for number in given["std"]):
+        raise ValueError("its std is not positive")
+
+
+def _check_values(description: dict[str, Any]) -> None:
+    """Raise `ValueError`, or what comes of the attempt, where the description cannot be used or written again."""
+    for key, kind in (("architecture", str), ("macs", int), ("params", int)):
+        if not isinstance(description[key], kind):
+            raise ValueError(f"its {key} is {description[key]!r:.100}")
+    for key in ("trained", "scores", "recalibrated"):
+        if not isinstance(description.get(key), dict | None):
+            raise ValueError(f"its {key} is {description[key]!r:.100}")
+    for split, found in (description.get("scores") or {}).items():
+        if not all(math.isfinite(found[key]) for key in ("top1", "loss", "images")):
+            raise ValueError(f"its score on {split!r:.100} is {found!r:.100}")
+    size = description["preprocessing"].get("image_size")
+    if size is not None and not (isinstance(size, int) and size >= 1):
+        raise ValueError(f"its image size is {size!r:.100}")
+    to_json(description)
+    model_card(description).encode()
+
+
+def verify_subnet(path: str | Path, network: PlainNetwork) -> None:
+    """Reload a subnet just written and compare its output with the network's, to the last bit, on random images.
+
+    Raises `RunError` where they differ.
+    """
+    path = Path(path)
+    reloaded, _ = read_subnet(path)
+    spec = reloaded.spec
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randn(4, spec.in_channels, spec.resolution, spec.resolution, generator=generator)
+    with torch.inference_mode():
+        if not torch.equal(network.cpu().eval()(x_BCHW), reloaded(x_BCHW)):
+            raise RunError(f"the subnet reloaded from {path} computes something else than the one written")

@@ -1,0 +1,320 @@
+"""Fine-tuning: train one extracted subnet on its own, for those who want the last point of accuracy.
+
+Ordinary training of a plain network from the weights that it was taken out with: SGD on a cosine, the run's training
+images and augmentation, if wanted also a teacher's output (Hinton 2015, arXiv 1503.02531; OFA, arXiv 1908.09791,
+section 3.3). What a step draws follows from the seed and the step alone, as in `trainonce.training.loop`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainonce.data.augment import augment
+from trainonce.data.splits import Batch
+from trainonce.errors import RunError, UserError
+from trainonce.evaluation.evaluator import Evaluator, Score, finite, recalibrate
+from trainonce.files import fits_record
+from trainonce.models import Supernet
+from trainonce.nn.cropping import crop_kernels
+from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
+from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
+from trainonce.nn.plain import PlainNetwork
+from trainonce.parallel.distributed import Share
+from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
+from trainonce.settings import Settings, refuse_subclass
+from trainonce.space import derived_seed
+from trainonce.training.losses import DISTILLATION
+from trainonce.training.optimizers import sgd
+from trainonce.training.tally import Tally
+
+LOG_EVERY = 20
+"""Steps between two reports of progress."""
+TIMED_STEPS = 4
+"""Steps that an estimate of time is made from, after one that warms up."""
+
+
+@final
+class FinetuneSettings(Settings):
+    """How a subnet is fine-tuned."""
+
+    epochs: int = Field(ge=1, le=int(LONGEST_EPOCHS))
+    """Passes over the training images; one cosine goes over all of them."""
+    lr: float = Field(0.01, gt=0)
+    """Learning rate at the top of the cosine, for this batch size."""
+    batch_size: int = Field(64, ge=2)
+    """Images in a step; a ragged last batch is left out of the epoch."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Nesterov momentum."""
+    weight_decay: float = Field(3e-5, ge=0)
+    """Weight decay; none on batch norm and biases."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the loss against the labels."""
+    distill: bool = False
+    """Whether the teacher's output is learned beside the labels."""
+    distillation: Literal["soft", "kl", "alpha"] = "soft"
+    """The loss against the teacher, as in a recipe's phase."""
+    distillation_weight: float = Field(1.0, gt=0)
+    """How much the loss against the teacher counts beside that against the labels."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the images' order, their augmentation and dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneProgress:
+    """Where fine-tuning stands: `loss` and `top1` (percent, on augmented images) are since the report before."""
+
+    step: int
+    steps: int
+    epoch: float
+    lr: float
+    loss: float
+    top1: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What an epoch came to: the mean training loss, and the score on the evaluator's split after it."""
+
+    epoch: int
+    loss: float
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """The network of the best epoch, recalibrated, in evaluation mode, and what all of them came to."""
+
+    network: PlainNetwork
+    epoch: int
+    before: Score
+    after: Score
+    epochs: tuple[Epoch, ...]
+    seconds: float
+
+
+def finetune(
+    network: PlainNetwork,
+    evaluator: Evaluator,
+    settings: FinetuneSettings,
+    *,
+    teacher: nn.Module | None = None,
+    on_progress: Callable[[FinetuneProgress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Finetuned | None:
+    """Train a copy of `network` on the evaluator's training images; None where `should_stop` ended it.
+
+    After each epoch the batch norms of a copy are recalibrated and it is scored on the evaluator's split, which must
+    be validate; the epoch of the highest top-1 is kept, of equals the one of lowest loss. With `settings.distill`
+    `teacher` is a frozen network on the device of `network` (see `largest_as_teacher`). Nothing is written. Raises
+    `UserError` where there is no teacher to learn from, and `RunError` where a loss or score is not finite.
+    """
+    assert evaluator.split_name == "validate", "the test split chooses nothing"
+    refuse_subclass(settings, FinetuneSettings)
+    began = time.monotonic()
+    loop = _Loop(network, evaluator, settings, teacher)
+    before = finite(evaluator.score(_copy(network)), "validate")
+    epochs: list[Epoch] = []
+    kept: dict[str, Tensor] = {}
+    for number in range(1, settings.epochs + 1):
+        loss = loop.epoch(number, on_progress, should_stop)
+        if loss is None:
+            return None
+        score = finite(evaluator.score_recalibrated(loop.network()), "validate")
+        found = Epoch(epoch=number, loss=loss, score=score)
+        epochs.append(found)
+        if found is max(epochs, key=_goodness):
+            kept = loop.network().state_dict()
+    best = max(epochs, key=_goodness)
+    chosen = _copy(network)
+    chosen.load_state_dict(kept)
+    recalibrate(chosen, evaluator.calibration_batches)
+    return Finetuned(
+        network=chosen,
+        epoch=best.epoch,
+        before=before,
+        after=evaluator.score(chosen),
+        epochs=tuple(epochs),
+        seconds=time.monotonic() - began,
+    )
+
+
+def largest_as_teacher(net: Supernet, evaluator: Evaluator) -> nn.Module:
+    """The supernet's largest network, recalibrated and frozen, in evaluation mode."""
+    largest = evaluator.recalibrated(net, net.space.largest())
+    return with_fast_blocks(crop_kernels(largest)).requires_grad_(requires_grad=False)
+
+
+def estimated_seconds(
+    network: PlainNetwork, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
+) -> float:
+    """About how long `finetune` takes: a few steps and one scoring are timed, on copies."""
+    loop = _Loop(network, evaluator, settings, teacher)
+    batch = evaluator.data.train.batch(next(loop.rows(1)))
+    loop.step(0, batch)
+    began = time.monotonic()
+    loss = sum(loop.step(number, batch)[0] for number in range(TIMED_STEPS))
+    float(loss)  # waits for the device
+    step = (time.monotonic() - began) / TIMED_STEPS
+    began = time.monotonic()
+    evaluator.score_recalibrated(loop.network())
+    return step * loop.steps + (time.monotonic() - began) * settings.epochs
+
+
+def described_finetuned(
+    description: Mapping[str, Any],
+    result: Finetuned,
+    evaluator: Evaluator,
+    settings: FinetuneSettings,
+    *,
+    tests: tuple[Score, Score] | None = None,
+    run: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The description of the fine-tuned subnet: that of the one it came from, with its own scores and how it was made.
+
+    `tests` are the scores on the test split before and after. The figures of each class, which are of other
+    weights, are left out.
+    """
+    before, after = {"validate": asdict(result.before)}, {"validate": asdict(result.after)}
+    if tests is not None:
+        before["test"], after["test"] = map(asdict, tests)
+    trained = dict(description.get("trained") or {})
+    finetuned = {
+        "from_sha256": description["sha256"]["model.safetensors"],
+        "run": run,
+        "settings": settings.model_dump(),
+        "epoch": result.epoch,
+        "before": before,
+        "after": after,
+        "epochs": [asdict(epoch) for epoch in result.epochs],
+        "seconds": round(result.seconds, 1),
+        "provenance": dict(provenance),
+        "earlier": trained.get("finetuned"),
+    }
+    described = {key: value for key, value in description.items() if key not in {"sha256", "per_class"}}
+    return described | {
+        "scores": after,
+        "recalibrated": evaluator.settings.model_dump(),
+        "trained": trained | {"finetuned": finetuned},
+    }
+
+
+def _goodness(epoch: Epoch) -> tuple[float, float]:
+    return epoch.score.top1, -epoch.score.loss
+
+
+def _copy(network: PlainNetwork) -> PlainNetwork:
+    """A plain network with weights of its own, in evaluation mode, whatever blocks `network` has."""
+    with torch.device("meta"):  # initialising would draw from the global generator
+        plain = PlainNetwork(network.spec)
+    plain.load_state_dict({name: t.detach().clone() for name, t in network.state_dict().items()}, assign=True)
+    return plain.requires_grad_().eval()
+
+
+class _Loop:
+    def __init__(
+        self, network: PlainNetwork, evaluator: Evaluator, settings: FinetuneSettings, teacher: nn.Module | None
+    ) -> None:
+        if settings.distill and teacher is None:
+            raise UserError("distillation needs a teacher to learn from")
+        self.data, self.settings = evaluator.data, settings
+        self.teacher = teacher if settings.distill else None
+        self.device = next(network.parameters()).device
+        self.student = with_fast_blocks(_copy(network), TrainedMBConv).train()
+        self.dropouts = batch_dropouts(self.student)
+        size = min(settings.batch_size, len(self.data.train))
+        self.share = Share(0, size, size)
+        self.per_epoch = len(self.data.train) // size
+        phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr)
+        [self.cosine] = timetable(Recipe(name="fine-tune", about="One subnet.", phases=(phase,)), self.per_epoch)
+        self.steps = self.cosine.steps
+        self.optimizer = sgd(
+            self.student, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.began = time.monotonic()
+
+    def network(self) -> PlainNetwork:
+        """The network as it stands: a copy."""
+        return _copy(self.student)
+
+    def rows(self, epoch: int) -> Iterator[Tensor]:
+        """The rows of an epoch's batches, in an order of its own."""
+        shuffle = torch.Generator().manual_seed(derived_seed(self.settings.seed, "order", epoch))
+        order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
+        return iter(torch.split(order[: self.per_epoch * self.share.total], self.share.total))
+
+    def epoch(
+        self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
+    ) -> float | None:
+        """Train an epoch, counted from 1, and give its mean loss; None where it was ended."""
+        before, tally, whole = (epoch - 1) * self.per_epoch, Tally(self.device), Tally(self.device)
+        with closing(self.data.train.batches(self.rows(epoch))) as batches:
+            for done, batch in enumerate(batches, start=before + 1):
+                if should_stop():
+                    return None
+                loss, hits = self.step(done - 1, batch)
+                for sums in (tally, whole):
+                    sums.add(loss[None], hits, self.share.total)
+                if done % LOG_EVERY == 0 or done == self.steps:
+                    on_progress(self._progress(done, tally))
+                    tally = Tally(self.device)
+        mean = whole.mean_loss()
+        _refuse_not_finite(mean, epoch * self.per_epoch)
+        return mean
+
+    def step(self, number: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Train step `number`, from 0; gives its loss and how many images were classified rightly, scalars."""
+        x_BCHW = augment(
+            batch.images_BCHW,
+            self.data.augmentation,
+            mean=self.data.mean,
+            std=self.data.std,
+            generator=self._generator("augment", number),
+        ).contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.cosine.lr(number)
+        self.optimizer.zero_grad()
+        with drawing(self.dropouts, DrawnMasks(self._generator("dropout", number), self.share)):
+            logits_BK = self.student(x_BCHW)
+        loss = self._loss(logits_BK, batch.labels_B, x_BCHW)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
+
+    def _loss(self, logits_BK: Tensor, y_B: Tensor, x_BCHW: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits_BK, y_B, label_smoothing=self.settings.label_smoothing)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            teacher_BK = self.teacher(x_BCHW)
+        distil = DISTILLATION[self.settings.distillation]
+        return loss + self.settings.distillation_weight * distil(logits_BK, teacher_BK)
+
+    def _generator(self, *key: int | str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *key))
+
+    def _progress(self, done: int, tally: Tally) -> FinetuneProgress:
+        loss = tally.mean_loss()
+        _refuse_not_finite(loss, done)
+        return FinetuneProgress(
+            step=done,
+            steps=self.steps,
+            epoch=done / self.per_epoch,
+            lr=self.cosine.lr(done - 1),
+            loss=loss,
+            top1=tally.top1(),
+            seconds_left=(time.monotonic() - self.began) / done * (self.steps - done),
+        )
+
+
+def _refuse_not_finite(loss: float, step: int) -> None:
+    if not fits_record(loss):
+        raise RunError(f"by step {step} the loss is {loss:g}: try a lower learning rate; nothing was written")

@@ -1,0 +1,44 @@
+"""What is written down of a subnet that is taken out of a run: the network itself, its scores, where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from trainonce.data import DataSet
+from trainonce.evaluation.evaluator import EvaluateSettings, Score
+from trainonce.models import Supernet
+from trainonce.run.directory import RunDirectory
+from trainonce.space import Architecture
+from trainonce.subnets import describe_subnet
+
+
+def describe_taken(
+    net: Supernet,
+    arch: Architecture,
+    data: DataSet,
+    run: RunDirectory,
+    step: int,
+    *,
+    calibration: EvaluateSettings | None,
+    scores: Mapping[str, Score],
+) -> dict[str, Any]:
+    """The description of a subnet of the weights of a step of a run, as `trainonce.subnets.write_subnet` takes it.
+
+    `calibration` is how its batch norms were recalibrated, None where they are the supernet's; `scores` are by split.
+    """
+    config = run.config()
+    return describe_subnet(net, arch, data) | {
+        "recalibrated": None if calibration is None else calibration.model_dump(),
+        "scores": {split: asdict(score) for split, score in scores.items()},
+        "trained": {
+            "run": str(run.path.resolve()),
+            "data": data.name,
+            "data_fingerprint": config.data_fingerprint,
+            "recipe": config.recipe.name,
+            "epochs": config.recipe.epochs,
+            "passes": config.recipe.passes,
+            "seed": config.seed,
+            "step": step,
+            "provenance": config.provenance,
+        },
+    }

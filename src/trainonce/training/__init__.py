@@ -1,0 +1,1 @@
+"""The one training loop, its state, losses, optimizers, CUDA graphs. Knows nothing of evaluation."""

@@ -1,0 +1,521 @@
+"""The one training loop. Every strategy is a recipe that it reads; it knows nothing of evaluation.
+
+What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
+phase and the step alone, so a resumed run goes on as if never stopped, ranks agree without talking, and the global
+generators are left as they were. Each rank trains its share of every batch; one exchange a step adds up what they
+found. On a GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import tee
+from typing import Annotated, NamedTuple, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainonce.cost.memory import refuse_large_batch
+from trainonce.data import DataSet
+from trainonce.data.augment import augment
+from trainonce.data.splits import Batch
+from trainonce.errors import RunError, UserError
+from trainonce.models import Supernet
+from trainonce.nn.batch_norm import synchronised
+from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
+from trainonce.nn.precision import Precision, logits_in
+from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
+from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, phase_at, timetable
+from trainonce.run.directory import RunConfig, RunDirectory, provenance
+from trainonce.sampling import SubnetDraws
+from trainonce.settings import Settings, refuse_subclass
+from trainonce.space import Architecture, derived_rng, derived_seed
+from trainonce.training.block_graphs import BlockGraphs
+from trainonce.training.devices import check_device
+from trainonce.training.graphs import StepGraph, capture_for, holds_one_subnet
+from trainonce.training.losses import DISTILLATION
+from trainonce.training.state import TrainState, check_identity
+from trainonce.training.tally import StepRecord, Tally, not_finite
+
+WORTH_CAPTURING = 4.0
+"""How many steps a subnet must be held for its step to be captured whole on a GPU: capturing takes as long as some."""
+LOOK_EVERY = 10
+"""Steps between two looks at what a GPU has recorded: losses that are not finite, ranks that want to stop."""
+
+
+@final
+class TrainSettings(Settings):
+    """How a run is carried out. With one process the weights do not depend on it, up to rounding."""
+
+    device: str = "cpu"
+    """Where the network and the images live: cpu, cuda, cuda:1."""
+    checkpoint_every_s: float = Field(60.0, ge=0)
+    """Seconds between checkpoints; one is also written at the end and when the run is stopped."""
+    log_every: int = Field(20, ge=1)
+    """Steps that one line of metrics sums up."""
+    sync_batch_norm: bool = False
+    """Whether batch norm takes its statistics from the images of all processes, rather than each from its own."""
+    precision: Precision = "float32"
+    """The numbers that networks compute in. Weights, gradients and momenta are float32 with bfloat16 too."""
+    cuda_graphs: bool = True
+    """Whether, on a GPU, steps of a subnet that is held for an epoch are captured once and replayed, and in other steps
+    the blocks, in each of their forms."""
+    keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the steps after which the weights are kept for good, beside the checkpoints: 0.1 keeps a tenth's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training stands after a line of metrics."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps of the whole run."""
+    phase: str
+    """Name of the phase."""
+    epoch: float
+    """Passes over the images done, counted by steps."""
+    lr: float
+    """Learning rate of the last step."""
+    loss: float
+    """Mean loss of the subnets since the line before."""
+    top1: float
+    """Percent of the (augmented) training images classified rightly since the line before."""
+    macs: int
+    """MACs of the last subnet trained."""
+    arch: Architecture
+    """The last subnet trained."""
+    seconds_left: float
+    """Estimate from the time the subnets took so far."""
+
+
+class EpochEnd(NamedTuple):
+    """Where training stands when it hands over for a look: after the last step of an epoch, or of the run."""
+
+    step: int
+    """Steps done."""
+    epoch: float
+    """Passes over the images done, counted by steps: a whole number, but perhaps at the end of the run."""
+    last: bool
+    """Whether the run is done."""
+
+
+class _Wish(NamedTuple):
+    """What a rank wants beside training on."""
+
+    stop: bool = False
+    save: bool = False
+
+
+def train_supernet(
+    net: Supernet,
+    recipe: Recipe,
+    data: DataSet,
+    run: RunDirectory,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    settings: TrainSettings | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
+) -> bool:
+    """Train `net` in place by `recipe`; `run` gets run.json, metrics, exposure and checkpoints.
+
+    With `resume` a run that is there goes on from its newest whole checkpoint: bit for bit on the CPU with the same
+    number of threads and processes, up to rounding elsewhere. `should_stop` is asked after every step; when it
+    says so, a checkpoint is written and False is returned; True when the recipe is finished. Raises `RunError` when
+    a loss or weight is not finite or the disk refuses, and `UserError` when there is a run already or, to resume,
+    one of another network, recipe, seed or data.
+
+    `on_epoch` is called on rank 0 after the last step of every epoch, and of the run, and before a checkpoint of that
+    step: what it does must leave `net` and its mode as they are, and is done again where a run resumes from before.
+
+    With `ranks` (see `trainonce.parallel.process_group`) every process calls this alike, and each trains its share of
+    each batch. Rank 0 alone reads and writes `run` and reports progress; any rank's `should_stop` stops all, some
+    steps later; all return or raise the same, and hold the same network when they return.
+    """
+    chosen, ranks = settings or TrainSettings(), ranks or Ranks()
+    refuse_subclass(recipe, Recipe)
+    for phase in recipe.phases:
+        refuse_subclass(phase, Phase)
+    if recipe.augmentation is not None:
+        refuse_subclass(recipe.augmentation, AugmentationChange)
+    refuse_subclass(chosen, TrainSettings)
+    if not ranks.alone and chosen.device != ranks.device:
+        raise UserError(f"the processes were joined for {ranks.device}, but the settings' device is {chosen.device}")
+    check_device(chosen.device)
+    config = RunConfig(
+        seed=seed,
+        data=data.source,
+        data_fingerprint=data.fingerprint(),
+        family=net.family,
+        model=net.settings.model_dump(mode="json"),
+        recipe=recipe,
+        sync_batch_norm=chosen.sync_batch_norm,
+        precision=chosen.precision,
+        keep_at=chosen.keep_at,
+        provenance=provenance(chosen.device) | {"processes": ranks.size},
+    )
+    with ExitStack() as stack:
+        with ranks.together():
+            refuse_large_step(net, recipe, data, ranks, chosen.device)
+            if ranks.first:
+                stack.enter_context(run.lock())
+            loop = _Loop(net, config, data, run, chosen, ranks)  # refuses a recipe that does not fit
+        _check_same_run(config, ranks)
+        with ranks.together():
+            if ranks.first:
+                _claim(run, config, resume=resume)
+        if chosen.sync_batch_norm and not ranks.alone:
+            stack.enter_context(synchronised(net, ranks))
+        finished = loop.go(on_progress or _ignore, on_epoch or _ignore, should_stop or (lambda: False))
+        ranks.copy_from_first(net.buffers())
+        return finished
+
+
+def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks, device: str) -> None:
+    """Raise `UserError` where, on a CPU, a step's images or the largest subnet's maps would not fit into memory."""
+    if device == "cpu":
+        share = ranks.share(min(recipe.batch_size, len(data.train)))
+        refuse_large_batch(len(share), net.describe(net.space.largest()), data.image_size)
+
+
+def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
+    """Raise `UserError` where ranks were given different seeds, data, networks or recipes."""
+    first, *others = ranks.collect_json(config.identity())
+    for rank, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other[key] != value:
+                raise everywhere(UserError(f"process {rank} has another {key.replace('_', ' ')} than process 0"))
+
+
+def _claim(run: RunDirectory, config: RunConfig, *, resume: bool) -> None:
+    if resume and run.config_file.exists():
+        if run.config().imported is not None:
+            raise UserError(f"the weights of {run.path} were imported: no training stopped there that could go on")
+        check_identity(run.config().identity(), config.identity(), where=run.config_file)
+    else:
+        run.create(config)
+
+
+def _ignore(_: object) -> None:
+    """Nothing is to be done."""
+
+
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
+class _Loop:
+    def __init__(
+        self,
+        net: Supernet,
+        config: RunConfig,
+        data: DataSet,
+        run: RunDirectory,
+        settings: TrainSettings,
+        ranks: Ranks,
+    ) -> None:
+        self.net = net.to(settings.device)
+        self.run, self.settings, self.ranks = run, settings, ranks
+        self.recipe, self.seed = config.recipe, config.seed
+        self.data = data.varied_by(self.recipe).to(settings.device)
+        self.share = ranks.share(min(self.recipe.batch_size, len(data.train)))
+        self.steps_per_epoch = len(data.train) // self.share.total
+        self.table = timetable(self.recipe, self.steps_per_epoch)
+        self.steps = self.table[-1].end
+        self.keep_steps = {max(1, round(share * self.steps)) for share in settings.keep_at}
+        self.state = TrainState(self.net, config, self.table, run, ranks)
+        self.device = self.state.device
+        self.look_every = _look_every(self.device)
+        self.unseen: list[StepRecord] = []
+        self.wish = _Wish()
+        self.wishes = torch.zeros(len(_Wish()), device=self.device)
+        self.dropouts = batch_dropouts(net)
+        exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
+        capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
+        self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.share, capture)
+        self.replaying_blocks: Callable[[], AbstractContextManager[None]] = (
+            nullcontext if capture is None else BlockGraphs(self.net, capture).replaying
+        )
+        self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
+        self.draws = {
+            entry.index: SubnetDraws(
+                entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)), entry.phase.cycle
+            )
+            for entry in self.table
+        }
+        self.one_subnet = {
+            e.index
+            for e in self.table
+            if holds_one_subnet(e.phase, self.draws[e.index].space)
+            and (e.phase.hold == "step" or e.hold_steps >= WORTH_CAPTURING)
+        }
+
+    def go(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_epoch: Callable[[EpochEnd], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        self.state.restore()
+        whole, own = tee(self._rows_from(self.state.step))
+        with closing(self.data.train.batches(rows_B[self.share.rows] for rows_B in own)) as batches:
+            self.batches = zip(whole, batches, strict=False)
+            finished = self._train(on_progress, on_epoch, should_stop)
+        self.state.end()
+        return finished
+
+    def _train(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_epoch: Callable[[EpochEnd], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        state, first_step, began = self.state, self.state.step, time.monotonic()
+        saved = began
+        self.net.train()
+        while state.step < self.steps:
+            entry = phase_at(self.table, state.step)
+            if state.step == entry.start:
+                state.begin_phase(entry)
+            lr, arch = self._step(entry)
+            state.step += 1
+            done = state.step == self.steps
+            if state.tally.steps == self.settings.log_every or state.step == entry.end:
+                self._look()
+                left = self._passes_done(self.steps) - self._passes_done(state.step)
+                pace = (time.monotonic() - began) / (self._passes_done(state.step) - self._passes_done(first_step))
+                self._log(on_progress, entry, lr, arch, seconds_left=left * pace)
+            if self.ranks.first and (done or state.step % self.steps_per_epoch == 0):
+                end = EpochEnd(step=state.step, epoch=state.step / self.steps_per_epoch, last=done)
+                state.aside(partial(on_epoch, end), looking=True)
+            if state.step in self.keep_steps:
+                self._look()
+                state.aside(state.keep)
+            wish = self._wish(should_stop, saved) if self.ranks.alone else self._wish_of_all()
+            stop = wish.stop and not done
+            if stop or wish.save or done:
+                self._look()
+                state.save()
+                saved = time.monotonic()
+            if stop:
+                return False
+            if not self.ranks.alone:
+                self.wish = self._wish(should_stop, saved)  # goes with the next step's sums
+        return True
+
+    def _wish(self, should_stop: Callable[[], bool], saved: float) -> _Wish:
+        due = time.monotonic() - saved >= self.settings.checkpoint_every_s
+        return _Wish(stop=should_stop(), save=due and self.ranks.first)
+
+    def _wish_of_all(self) -> _Wish:
+        """What any rank wished in the steps since the last look, where all look; nothing elsewhere."""
+        if self.state.step % self.look_every:
+            return _Wish()
+        self._look()
+        stop, save = self.wishes.gt(0).tolist()
+        self.wishes.zero_()
+        return _Wish(stop=stop, save=save)
+
+    def _passes_done(self, step: int) -> int:
+        return sum(len(e.phase.subnets) * (min(step, e.end) - e.start) for e in self.table if step > e.start)
+
+    # One step
+
+    def _step(self, entry: PhaseSteps) -> tuple[float, Architecture]:
+        """Train one batch; returns the learning rate and the last architecture."""
+        state, phase = self.state, entry.phase
+        assert state.optimizer is not None
+        in_phase = state.step - entry.start
+        x_BCHW, y_B, rows_B = self._batch(entry.index, in_phase)
+        turn = entry.turn(state.step)
+        rng = derived_rng(self.seed, "subnets", entry.index, turn)
+        draws = self.draws[entry.index].draw(rng, turn)
+        state.optimizer.zero_grad()
+        masks = self._generator("dropout", entry.index, in_phase)
+        if self.graph is not None and entry.index in self.one_subnet:
+            archs: tuple[Architecture, ...] = (draws[0][0],)
+            losses_S, hits = self.graph.run(
+                (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
+            )
+        else:
+            with drawing(self.dropouts, DrawnMasks(masks, self.share)), self.replaying_blocks():
+                archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
+        losses_S, hits = self._exchange(losses_S, hits)
+        lr = entry.lr(state.step)
+        self.unseen.append(
+            StepRecord(step=state.step, phase=phase.name, lr=lr, archs=archs, rows_B=rows_B, losses_S=losses_S)
+        )
+        if self.look_every == 1:
+            self._look()
+        if phase.clip_value is not None:
+            nn.utils.clip_grad_value_(self.net.parameters(), phase.clip_value)
+        if self.recipe.idle_weights == "move":
+            state.let_idle_weights_move()
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        state.average_weights()
+        state.tally.add(losses_S, hits, self.share.total)
+        state.record(archs, lr)
+        return lr, archs[-1]
+
+    def _passes(
+        self, phase: Phase, in_phase: int, draws: list[list[Architecture]], x_BCHW: Tensor, y_B: Tensor
+    ) -> tuple[tuple[Architecture, ...], Tensor, Tensor]:
+        """Add up the gradients of a step's S subnets; gives them, their losses [S], and hits, a scalar.
+
+        Gradients and losses are of this rank's share in the mean over the whole batch.
+        """
+        largest_logits_BK = None
+        teacher_BK = self._taught(phase, x_BCHW)
+        archs: list[Architecture] = []
+        losses: list[Tensor] = []
+        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        for slot, candidates in zip(phase.subnets, draws, strict=True):
+            for dropout in self.dropouts:
+                dropout.train(slot == "largest" or not phase.dropout_largest_only)
+            arch = self._choose(slot, candidates, x_BCHW, y_B)
+            logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)
+            loss = self._loss(phase, logits_BK, y_B, teacher_BK, largest_logits_BK) * self.share.fraction
+            if phase.target == "largest" and largest_logits_BK is None:
+                largest_logits_BK = logits_BK.detach()
+            torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
+            archs.append(arch)
+            losses.append(loss.detach())
+            hits += (logits_BK.argmax(1) == y_B).sum()
+        return tuple(archs), torch.stack(losses), hits
+
+    def _exchange(self, losses_S: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum gradients, losses, hits and wishes over all ranks: the one exchange of a step."""
+        if self.ranks.alone:
+            return losses_S, hits
+        wishes = [losses_S.new_full((1,), float(wish)) for wish in self.wish]
+        sums = sum_gradients(self.net.parameters(), torch.cat([losses_S, hits[None], *wishes]), self.ranks)
+        losses_S, hits_1, wishes_W = torch.split(sums, [len(losses_S), 1, len(wishes)])
+        self.wishes += wishes_W
+        return losses_S, hits_1[0]
+
+    def _generator(self, *key: int | str) -> torch.Generator:
+        """A generator on the device that follows from the run's seed and `key`."""
+        return torch.Generator(self.device).manual_seed(derived_seed(self.seed, *key))
+
+    def _rows_from(self, step: int) -> Iterator[Tensor]:
+        """The rows of every whole batch from `step` to the end.
+
+        A new order each epoch; a ragged end is left out of it.
+        """
+        size = self.share.total
+        for entry in self.table:
+            first = max(0, step - entry.start)
+            for in_phase in range(first, entry.steps):
+                epoch, batch = divmod(in_phase, self.steps_per_epoch)
+                if batch == 0 or in_phase == first:
+                    shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", entry.index, epoch))
+                    order = torch.randperm(len(self.data.train), generator=shuffle)
+                    order = order.to(self.data.train.labels.device, non_blocking=True)
+                yield order[batch * size : (batch + 1) * size]
+
+    def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's augmented images and labels of a step, and the rows of the whole batch."""
+        rows_B, (_, images_BCHW, y_B) = next(self.batches)
+        x_BCHW = augment(
+            images_BCHW,
+            self.data.augmentation,
+            mean=self.data.mean,
+            std=self.data.std,
+            generator=self._generator("augment", phase, in_phase),
+            share=self.share,
+        )
+        return x_BCHW.contiguous(memory_format=torch.channels_last), y_B, rows_B
+
+    @torch.no_grad()
+    def _choose(self, slot: str, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:
+        """The candidate of lowest (best_up) or highest loss on this batch. Waits for the device, and for all ranks.
+
+        The trials normalise by the batch, as training does, and move the running statistics as it does.
+        """
+        if len(candidates) == 1:
+            return candidates[0]
+        logits = (logits_in(self.settings.precision, self.net, x_BCHW, arch) for arch in candidates)
+        losses = torch.stack([F.cross_entropy(logits_BK, y_B) for logits_BK in logits])
+        losses = self.ranks.sum(losses * self.share.fraction)
+        return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
+
+    @torch.no_grad()
+    def _taught(self, phase: Phase, x_BCHW: Tensor) -> Tensor | None:
+        """The frozen teacher's logits, which all subnets of a step learn from; None where there is no teacher."""
+        if phase.target != "labels+teacher":
+            return None
+        assert self.state.teacher is not None
+        return logits_in(self.settings.precision, self.state.teacher, x_BCHW)
+
+    def _loss(
+        self,
+        phase: Phase,
+        logits_BK: Tensor,
+        y_B: Tensor,
+        teacher_BK: Tensor | None,
+        largest_logits_BK: Tensor | None,
+    ) -> Tensor:
+        distil = DISTILLATION[phase.distillation]
+        if largest_logits_BK is not None:
+            return distil(logits_BK, largest_logits_BK)
+        loss = F.cross_entropy(logits_BK, y_B, label_smoothing=phase.label_smoothing)
+        if teacher_BK is not None:
+            loss = phase.label_weight * loss + phase.teacher_weight * distil(logits_BK, teacher_BK)
+        return loss
+
+    def _weight(self, phase: Phase, in_phase: int, *, first: bool) -> float:
+        if first or not phase.ramp_epochs:
+            return 1.0
+        return min(1.0, in_phase / (phase.ramp_epochs * self.steps_per_epoch))
+
+    # Looking and recording
+
+    def _look(self) -> None:
+        """Wait for the steps done since the last look; raise `RunError` where one had a loss that is not finite."""
+        found = not_finite(self.unseen)
+        self.unseen.clear()
+        if found is not None:
+            when = "before" if self.look_every == 1 else "after"
+            raise everywhere(RunError(f"{found}; stopped {when} the step. {self.state.last_good()}"))
+
+    def _log(
+        self,
+        on_progress: Callable[[Progress], None],
+        entry: PhaseSteps,
+        lr: float,
+        arch: Architecture,
+        *,
+        seconds_left: float,
+    ) -> None:
+        """Record a line of metrics and report it, by rank 0, and begin the next."""
+        tally, step = self.state.tally, self.state.step
+        self.state.tally = Tally(self.device)
+        if not self.ranks.first:
+            return
+        progress = Progress(
+            step=step,
+            steps=self.steps,
+            phase=entry.phase.name,
+            epoch=step / self.steps_per_epoch,
+            lr=lr,
+            loss=tally.mean_loss(),
+            top1=tally.top1(),
+            macs=self.net.cost_of(arch).macs,
+            arch=arch,
+            seconds_left=seconds_left,
+        )
+        line = {k: v for k, v in vars(progress).items() if k not in ("seconds_left", "steps")}
+        passes = self._passes_done(step) / self.steps_per_epoch
+        self.run.append_metrics(line | {"arch": str(arch), "passes": passes, "seconds": self.state.seconds()})
+        on_progress(progress)
