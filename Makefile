@@ -62,7 +62,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	touch $@
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -q -o filterwarnings=default tests/test_lowest.py tests/test_hub.py
+	$(LOWEST)/bin/python -m pytest -q -o filterwarnings=default tests/test_lowest.py tests/pipeline/test_hub.py
 
 test-export: $(INSTALLED)
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,openvino,executorch]'

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.dying import deaths
+from tests.support.dying import deaths
 
 from trainonce import files
 from trainonce.errors import UserError

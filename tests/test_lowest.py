@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.run.directory import RunDirectory
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.text import Text
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.cli import display
 from trainonce.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError

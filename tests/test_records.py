@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.dying import deaths
+from tests.support.dying import deaths
 
 from trainonce import files, records
 from trainonce.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.data import listing
 from trainonce.data.folder import read_folder

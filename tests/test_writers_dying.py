@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.dying import deaths
-from tests.latency_tables import table_with
+from tests.support.dying import deaths
+from tests.support.latency_tables import table_with
 
 from trainonce import files
 from trainonce.data import DataSet

@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.changed_run import configured
-from tests.export.made_up import replaced, sealed, shifted
+from tests.support.changed_run import configured
+from tests.support.made_up import replaced, sealed, shifted
 
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.command_line import trainonce
-from tests.export.made_up import shifted
+from tests.support.command_line import trainonce
+from tests.support.made_up import shifted
 
 from trainonce.errors import UserError
 from trainonce.export import TARGETS, exporting

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.damage import flips
-from tests.export.made_up import replaced
+from tests.support.damage import flips
+from tests.support.made_up import replaced
 
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS

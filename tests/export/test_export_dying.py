@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.dying import deaths
 from tests.export.conftest import Exported
+from tests.support.dying import deaths
 
 from trainonce.export import Target
 from trainonce.export.description import Opened, Written

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from tests.damage import flips
+from tests.support.damage import flips
 
 from trainonce.errors import UserError
 from trainonce.export.integrity import check_file

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.damage import flips
+from tests.support.damage import flips
 
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, torch_export

@@ -11,9 +11,9 @@ from types import ModuleType
 import numpy as np
 import torch
 from PIL import Image
-from tests.command_line import trainonce
 from tests.fuzzing.kinds import KINDS, LOG_IDENTITY, LOG_LINES, OFA_NAME
-from tests.latency_tables import table_with
+from tests.support.command_line import trainonce
+from tests.support.latency_tables import table_with
 
 from trainonce.latency.log import Log
 from trainonce.latency.parts import representatives
@@ -76,7 +76,9 @@ def make(folder: Path) -> None:
 def know_ofa() -> ModuleType:
     """Let `load_ofa` know a narrow network of OFA's definition; gives the module that makes its weights."""
     OFA_NETWORKS[OFA_NAME] = (MobileNetV3, 0.25)
-    spec = importlib.util.spec_from_file_location("ofa_reference", Path(__file__).parents[1] / "ofa_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "ofa_reference", Path(__file__).parents[1] / "support" / "ofa_reference.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

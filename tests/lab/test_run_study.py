@@ -26,7 +26,7 @@ from trainonce.recipes import RECIPES, AugmentationChange, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.training.loop import TrainSettings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SOON_S = 120.0
 COMPARED = ("run", "arm", "seed", "arch", "macs", "params", "top1", "images", "split", "bucket", "probe")
 

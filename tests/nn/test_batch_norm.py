@@ -1,4 +1,4 @@
-"""Batch norm over all ranks against torch's own; tests/test_distributed.py has it between processes."""
+"""Batch norm over all ranks against torch's own; tests/parallel/test_distributed.py has it between processes."""
 
 import torch
 from torch import Tensor, nn

@@ -369,7 +369,7 @@ def damages(content: bytes) -> Iterator[bytes]:
 
 def used(times: int, files: list[Path], kept: Path, **environment: str) -> list[Any]:
     """What processes found that used the kernels: how each ended and what it said."""
-    program = Path(__file__).with_name("kernel_cache_run.py")
+    program = Path(__file__).parents[1] / "support" / "kernel_cache_run.py"
     done = subprocess.run(
         [sys.executable, str(program), str(kept), str(times), *map(str, files)],
         env=os.environ | environment,

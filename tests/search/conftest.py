@@ -28,7 +28,7 @@ class MadeUp(Evaluator):
 def small() -> Iterator[Any]:
     """The module `small_space`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
+        patch.syspath_prepend(Path(__file__).parents[1] / "support")
         yield importlib.import_module("small_space")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.latency_tables import table_with
+from tests.support.latency_tables import table_with
 
 from trainonce.cost.memory import model_size, peak_memory
 from trainonce.errors import UserError

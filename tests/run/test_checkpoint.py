@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.dying import deaths
+from tests.support.dying import deaths
 from torch import Tensor
 
 from trainonce.errors import RunError, UserError
@@ -237,7 +237,7 @@ class TestDiskRefuses:
 
     def test_a_full_disk(self, tmp_path: Path) -> None:
         """In a process whose files may not grow past a limit, as on a full disk."""
-        script = Path(__file__).with_name("disk_full.py")
+        script = Path(__file__).parents[1] / "support" / "disk_full.py"
         result = subprocess.run(
             [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
         )

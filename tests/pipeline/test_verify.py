@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError

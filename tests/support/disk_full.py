@@ -1,4 +1,4 @@
-"""Run by test_checkpoint.py: saving and training in a process whose files may not grow past a limit."""
+"""Run by run/test_checkpoint.py: saving and training in a process whose files may not grow past a limit."""
 
 import json
 import resource

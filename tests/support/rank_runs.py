@@ -1,4 +1,4 @@
-"""Run by test_distributed.py: trains in several processes at a time, as a line of JSON on stdin says, again and again.
+"""Run by parallel/test_distributed.py: trains in several processes at a time, as each line of JSON on stdin says.
 
 This process imports torch once and forks a child for every rank; it never computes anything itself. Each job is
 answered by a line with the ranks' exit codes; what else there is to know the ranks write to their folder.

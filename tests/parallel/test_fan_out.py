@@ -20,7 +20,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.parallel.fan_out import LOCAL, RAY, fan_out
 from trainonce.parallel.worker import Done, Failed, Worker
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SOON_S = 10.0
 NO_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
 WITH_RAY = pytest.param(RAY, marks=[pytest.mark.ray, NO_RAY])

@@ -44,7 +44,7 @@ channels would be as many before as behind it, which OFA's never are."""
 def ofa() -> Iterator[Any]:
     """The module `ofa_reference`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
+        patch.syspath_prepend(Path(__file__).parents[1] / "support")
         yield importlib.import_module("ofa_reference")
     sys.modules.pop("ofa_reference")
 

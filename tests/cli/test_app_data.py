@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.cli import app as cli
 from trainonce.data import DataSet

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.data import load_dataset
 from trainonce.data.augment import normalise

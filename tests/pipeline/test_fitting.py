@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.command_line import trainonce
+from tests.support.command_line import trainonce
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.command_line import trainonce
 from tests.conftest import MakeData, MakeNet
+from tests.support.command_line import trainonce
 
 from trainonce.errors import UserError
 from trainonce.recipes import RECIPES

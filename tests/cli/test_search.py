@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.command_line import trainonce
-from tests.latency_tables import table_with
+from tests.support.command_line import trainonce
+from tests.support.latency_tables import table_with
 
 from trainonce.data import load_dataset
 from trainonce.latency import LatencyTable

@@ -1,4 +1,4 @@
-"""Run by test_resume.py: a training run killed at random moments, and one that dies before every file operation.
+"""Run by training/test_resume.py: a training run killed at random moments, and one dying before every file operation.
 
 This process imports torch once and forks a child for every life of a run; it never computes anything itself.
 """

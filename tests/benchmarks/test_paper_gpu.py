@@ -14,7 +14,7 @@ from trainonce.data import load_dataset
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.records import read_json
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.dying import deaths
+from tests.support.dying import deaths
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

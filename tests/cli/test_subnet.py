@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.changed_run import configured
-from tests.command_line import trainonce
+from tests.support.changed_run import configured
+from tests.support.command_line import trainonce
 
 from trainonce.cli import app as cli
 from trainonce.cli import display

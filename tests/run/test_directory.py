@@ -28,7 +28,7 @@ from trainonce.training.loop import train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
-RECORDED = Path(__file__).parents[1] / "docs" / "results"
+RECORDED = Path(__file__).parents[2] / "docs" / "results"
 JUNK: st.SearchStrategy[object] = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
 )

@@ -30,7 +30,7 @@ from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 
 State = dict[str, Tensor]
-HELPER = Path(__file__).with_name("rank_runs.py")
+HELPER = Path(__file__).parents[1] / "support" / "rank_runs.py"
 ENVIRONMENT = os.environ | {
     "COLUMNS": "200",
     "OMP_NUM_THREADS": "1",

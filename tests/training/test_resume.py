@@ -276,7 +276,7 @@ class TestDamaged:
 @pytest.mark.long
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Twenty SIGKILLs at random moments, and a death before every single file operation of a run."""
-    script = Path(__file__).with_name("killed_run.py")
+    script = Path(__file__).parents[1] / "support" / "killed_run.py"
     result = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True, timeout=250
     )

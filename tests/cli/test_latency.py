@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import command_line
+from tests.support import command_line
 from typer.testing import CliRunner, Result
 
 from trainonce.cli import app as cli
