@@ -59,6 +59,15 @@ def test_imports_go_down(part: str) -> None:
         assert not upward, f"{path.relative_to(SOURCE)} imports {sorted(upward)}: not above it in README's map"
 
 
+def test_tests_lie_as_the_source_does() -> None:
+    """A room of tests for each package that has any; beside them what tests share, and what tests the benchmarks."""
+    tests = Path(__file__).parent
+    rooms = {path.parent.relative_to(tests).parts[0] for path in tests.rglob("test_*.py") if path.parent != tests}
+    assert rooms - set(PARTS) <= {"benchmarks", "fuzzing"}
+    long = [path.name for path in tests.rglob("*.py") if len(path.read_text(encoding="utf-8").splitlines()) > 500]
+    assert long == [], "divide them by subject"
+
+
 def test_the_reading_of_imports_sees_what_is_there() -> None:
     assert {"space", "recipes", "cost"} <= parts_imported(SOURCE / "sampling.py")
     assert "models" in parts_imported(SOURCE / "training" / "loop.py")
