@@ -24,13 +24,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from trainonce.errors import UserError
 from trainonce.limits import refuse_beyond_memory
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 try:
     import fcntl
@@ -297,7 +297,7 @@ def check_zip(path: Path) -> bool:
     return summed
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path) -> "dict[str, NDArray[Any]]":
     """The arrays of an .npz file, without pickle. Raises `UserError` that names the file and the key.
 
     What the archive says of its members' sizes is compared with the memory there is before anything is inflated, and
@@ -323,8 +323,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _array(content: bytes, where: str) -> NDArray[Any]:
+def _array(content: bytes, where: str) -> "NDArray[Any]":
     """The array of an .npy file's bytes."""
+    import numpy as np  # only here: the command line, which has no arrays, starts without it
+
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except _NPY_ERRORS as error:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tests.support.command_line import trainonce
 
-from trainonce.cli import app as cli
 from trainonce.cli import tools as cli_tools
+from trainonce.cli.stopping import Stop
 from trainonce.parallel.distributed import Ranks
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
@@ -118,10 +118,10 @@ class TestStory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = RunDirectory(tmp_path / "run")
-        told = cli_tools.Stop()
+        told = Stop()
         told.number = signal.SIGTERM
         with monkeypatch.context() as patched:
-            patched.setattr(cli, "stop_on_signal", lambda: nullcontext(told))
+            patched.setattr("trainonce.cli.train.stop_on_signal", lambda: nullcontext(told))
             stopped = trainonce("train", "digits", "--recipe", "spos", "--epochs", "1", *SMALL, "--out", run.path)
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         assert run.baseline() is None
@@ -334,7 +334,7 @@ class TestOthersRefuse:
     def test_workers_that_cannot_be(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trainonce("evaluate", trained, "--cluster", "cloud9").refused("--cluster takes local, ray, or .*; not 'cloud9'")
         trainonce("evaluate", trained, "--cluster", "ray", "--dry-run").refused("not known beforehand: name --workers")
-        monkeypatch.setattr(cli_tools, "ranks_in", lambda *_: Ranks(rank=0, size=2))
+        monkeypatch.setattr("trainonce.parallel.distributed.ranks_in", lambda *_: Ranks(rank=0, size=2))
         trainonce("evaluate", trained, "--workers", "2").refused("under torchrun the ranks do the work")
         monkeypatch.undo()
         monkeypatch.setenv("RANK", "0")
@@ -411,7 +411,7 @@ def test_precision_is_recorded_and_used_again(tmp_path: Path, monkeypatch: pytes
         used.append((settings.precision, settings.cuda_graphs))
         return train_supernet(*arguments, settings=settings, **named)
 
-    monkeypatch.setattr("trainonce.cli.app.train_supernet", note)
+    monkeypatch.setattr("trainonce.training.loop.train_supernet", note)
     new, again = ("train", "digits", "--epochs", "0.2", "--out", tmp_path / "run", *SMALL), ("train", "--device", "cpu")
     trainonce(*new, "--precision", "float16").refused("precision.*'float32' or 'bfloat16'")
     assert trainonce(*new, "--precision", "bfloat16", "--no-cuda-graphs").code == 0

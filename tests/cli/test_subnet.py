@@ -12,9 +12,7 @@ import torch
 from tests.support.changed_run import configured
 from tests.support.command_line import trainonce
 
-from trainonce.cli import app as cli
 from trainonce.cli import display
-from trainonce.cli import subnet as cli_subnet
 from trainonce.data import load_dataset
 from trainonce.evaluation.evaluator import Score
 from trainonce.records import to_json
@@ -127,9 +125,9 @@ class TestFinetune:
         self, subnet: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
     ) -> None:
         before = contents(subnet.parent)
-        for name in ("Evaluator", "described_finetuned"):
+        for name in ("trainonce.evaluation.evaluator.Evaluator", "trainonce.subnets.finetune.described_finetuned"):
             with monkeypatch.context() as patched:
-                patched.setattr(cli_subnet, name, lambda *_, **__: signal.raise_signal(number))
+                patched.setattr(name, lambda *_, **__: signal.raise_signal(number))
                 result = trainonce("finetune", subnet, "--epochs", "1", *DEVICE)
             result.refused("stopped; nothing was written", code=code)
             assert contents(subnet.parent) == before
@@ -229,7 +227,7 @@ class TestExtractRefuses:
     def test_a_place_is_looked_at_before_the_work(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delattr(cli, "Evaluator")
+        monkeypatch.setattr("trainonce.evaluation.evaluator.Evaluator", None)
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "holiday.jpg").write_text("irreplaceable")
         trainonce("extract", run, "smallest", "--out", tmp_path / "photos", *DEVICE).refused("is not a subnet: name")
@@ -249,7 +247,7 @@ class TestPush:
             seen.append((path, repo_id, private, token, commit_message))
             return "https://huggingface.co/someone/pets/commit/1"
 
-        monkeypatch.setattr(cli_subnet, "push_to_hub", pushed)
+        monkeypatch.setattr("trainonce.pipeline.hub.push_to_hub", pushed)
         options = ("--private", "--token", "hf_x", "--message", "Pets")
         result = trainonce("push", subnet, "someone/pets", *options)
         assert result.out.strip().endswith("https://huggingface.co/someone/pets/commit/1")

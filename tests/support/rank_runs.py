@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 import trainonce.training.loop
-from trainonce.cli.tools import Stop, stop_on_signal
+from trainonce.cli.stopping import Stop, stop_on_signal
 from trainonce.data import Augmentation, DataSet, Split
 from trainonce.errors import RunError, UserError
 from trainonce.lab.measures.forgetting import Prober, ProberSettings

@@ -1,34 +1,35 @@
 """What the command line shows: progress while it works, tables when it is done. Nothing here computes."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.table import Table
 
-from trainonce.data import DataSet
-from trainonce.data.baseline import Baseline
-from trainonce.data.classes import class_warnings, counts_text
-from trainonce.evaluation.per_class import PerClass
-from trainonce.evaluation.population import BucketSummary, Line
-from trainonce.lab.studies.study import Study
-from trainonce.lab.studies.summary import ArmSummary
-from trainonce.models import Supernet
 from trainonce.names import printable
-from trainonce.nn import native
-from trainonce.pipeline.fitting import Fitted, name_of
-from trainonce.recipes import Recipe
-from trainonce.run.directory import RunDirectory
-from trainonce.search import Outcome, Problem
-from trainonce.search.measures import SHOWN
-from trainonce.subnets.finetune import FinetuneProgress
-from trainonce.training.loop import Progress as TrainProgress
+
+if TYPE_CHECKING:
+    from trainonce.data import DataSet
+    from trainonce.data.baseline import Baseline
+    from trainonce.evaluation.per_class import PerClass
+    from trainonce.evaluation.population import BucketSummary, Line
+    from trainonce.lab.studies.study import Study
+    from trainonce.lab.studies.summary import ArmSummary
+    from trainonce.models import Supernet
+    from trainonce.pipeline.fitting import Fitted
+    from trainonce.recipes import Recipe
+    from trainonce.run.directory import RunDirectory
+    from trainonce.search import Outcome, Problem
+    from trainonce.subnets.finetune import FinetuneProgress
+    from trainonce.training.loop import Progress as TrainProgress
 
 
 class _Printable(Console):
@@ -191,6 +192,8 @@ def limits_text(problem: Problem) -> str:
 
 def front_table(outcome: Outcome) -> Table:
     """The search's front and random search's, in one table by falling top-1."""
+    from trainonce.search.measures import SHOWN
+
     found = {entry.arch: (entry, "search") for entry in outcome.search.front}
     for entry in outcome.control.front if outcome.control else []:
         found[entry.arch] = (entry, "both" if entry.arch in found else "random")
@@ -241,6 +244,8 @@ def search_sentences(outcome: Outcome) -> list[str]:
 
 def fitted_table(fitted: Sequence[Fitted]) -> Table:
     """The network for each device; its directory has the device's name."""
+    from trainonce.pipeline.fitting import name_of
+
     table = _table("device", "M MACs", "M params", "from supernet", "fine-tuned", "test", "95% interval")
     for one in fitted:
         table.add_row(
@@ -287,6 +292,8 @@ def say_streamed(data: DataSet) -> None:
 
 def say_classes(data: DataSet) -> None:
     """Say how many training images each class has, and what is worth a warning about that."""
+    from trainonce.data.classes import class_warnings, counts_text
+
     err.print(f"Training images: {counts_text(data)}")
     for warning in class_warnings(data):
         err.print(f"Warning: {warning}")
@@ -294,6 +301,8 @@ def say_classes(data: DataSet) -> None:
 
 def say_slow(device: str) -> None:
     """Say why the native kernels are not used or not kept, where the processor computes."""
+    from trainonce.nn import native
+
     if device == "cpu" and native.remark():
         err.print(native.remark())
 

@@ -1,28 +1,23 @@
-"""The commands that bring a subnet to a device: `export` writes and certifies files, `predict` classifies images."""
+"""`trainonce export`: files that run on a device, each with a certificate."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, known
 from trainonce.cli.options import DataDir, Json, MovedData, Threads
-from trainonce.cli.tools import for_each, stoppable, use_threads
-from trainonce.data.decode import KINDS
+from trainonce.cli.stopping import importing, stoppable
+from trainonce.cli.tools import for_each, use_threads
 from trainonce.errors import RunError, UserError
-from trainonce.export import TARGETS, Target
-from trainonce.export.certificate import FILE as CERTIFICATE
-from trainonce.export.certificate import Baseline, Certificate
-from trainonce.export.exporting import check_export, export_subnet, renew
-from trainonce.export.predict import open_classifier
-from trainonce.export.reference import Reference, read_reference
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(export)
-    app.command()(predict)
+if TYPE_CHECKING:
+    from trainonce.export import Target
+    from trainonce.export.certificate import Baseline, Certificate
+    from trainonce.export.reference import Reference
 
 
 def export(
@@ -31,7 +26,9 @@ def export(
     ],
     to: Annotated[
         list[str],
-        typer.Option(metavar="|".join(TARGETS), help="What to write; may be given several times.", show_default=False),
+        typer.Option(
+            metavar="|".join(known.TARGETS), help="What to write; may be given several times.", show_default=False
+        ),
     ],
     run: Annotated[
         Path | None,
@@ -57,6 +54,10 @@ def export(
     The same images go through the supernet, the extracted network and the file. A difference is exit code 1 and names
     the first layer that differs.
     """
+    with importing():
+        from trainonce.export.certificate import Baseline
+        from trainonce.export.reference import read_reference
+
     use_threads(threads)
     targets = [_target(name) for name in dict.fromkeys(to)]
     place = out or subnet / "export"
@@ -94,6 +95,8 @@ def _exported(
     baseline: Baseline, target: Target, out: Path, max_loss: float, *, check: bool, as_json: bool
 ) -> dict[str, Any]:
     """Write or check one target, say how that went, and give what --json says of it."""
+    from trainonce.export.exporting import check_export, export_subnet
+
     work = check_export if check else export_subnet
     place, certificate = work(baseline, target, out, max_loss=max_loss)
     if not as_json:
@@ -104,44 +107,17 @@ def _exported(
 
 
 def _renew(place: Path, certificate: Certificate) -> None:
+    from trainonce.export.exporting import renew
+
     try:
         renew(place, certificate)
     except RunError as error:
         display.err.print(f"The certificate was not renewed: {error}.")
 
 
-def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="SUBNET|FILE.onnx", help="A subnet's directory or its ONNX file.", show_default=False),
-    ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=f"{KINDS} files.", show_default=False)],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Classify image files, with torch from a subnet's directory or with ONNX Runtime from its ONNX file."""
-    classifier = open_classifier(model)
-    if classifier.unchecked:
-        display.err.print(f"Note: {classifier.unchecked}.")
-    answers: list[dict[str, Any]] = []
-    for answer in classifier.predict(images, top):
-        if isinstance(answer.found, UserError):
-            answers.append({"image": str(answer.path), "error": str(answer.found)})
-            display.err.print(f"{answer.found}.")
-            continue
-        classes = [{"class": name, "probability": p} for name, p in answer.found]
-        answers.append({"image": str(answer.path), "classes": classes})
-        if not as_json:
-            said = ", ".join(f"{name} {100 * p:.1f}%" for name, p in answer.found)
-            display.out.print(f"{answer.path}: {said}")
-    if as_json:
-        display.print_json({"model": str(model), "predictions": answers})
-    bad = sum("error" in answer for answer in answers)
-    if bad:
-        raise RunError(f"{bad} of {len(images)} images could not be classified")
-
-
 def _target(name: str) -> Target:
+    from trainonce.export import TARGETS
+
     if name not in TARGETS:
         raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
     return TARGETS[name]
@@ -155,6 +131,8 @@ def _say_left_out(reference: Reference) -> None:
 
 
 def _say(target: Target, place: Path, certificate: Certificate) -> None:
+    from trainonce.export.certificate import FILE as CERTIFICATE
+
     size = sum(file["bytes"] for file in certificate.files.values())
     lines = [f"{target.name}: {certificate.verdict}."]
     scores = [f"{name} {value:.2f}%" for name, value in certificate.top1.items() if isinstance(value, float)]

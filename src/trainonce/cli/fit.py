@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainonce.cli import display
+from trainonce.cli.known import DATA_SETS, GEOMETRIES
 from trainonce.cli.options import (
     DataDir,
     Device,
@@ -21,14 +22,10 @@ from trainonce.cli.options import (
     TrainImages,
     Width,
 )
-from trainonce.cli.tools import device_named, stop_on_signal, use_threads
-from trainonce.data import DATASET_NAMES, load_dataset
+from trainonce.cli.stopping import importing, stop_on_signal
+from trainonce.cli.tools import device_named, use_threads
 from trainonce.errors import Stopped
-from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
 from trainonce.names import command
-from trainonce.pipeline.fitting import FitSettings, Watch, fit, name_of
-from trainonce.recipes import load_recipe
-from trainonce.run.directory import RunDirectory
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest network's MACs: the devices, where none is named."""
@@ -36,16 +33,11 @@ SMALLEST_LIGHT = 16
 """Up to so many pixels the default geometry stays `tiny`."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command(name="fit")(fit_devices)
-
-
-def fit_devices(
+def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help=f"An image folder (one class a folder), an .npz file or a data set ({', '.join(DATASET_NAMES)}).",
+            help=f"An image folder (one class a folder), an .npz file or a data set ({', '.join(DATA_SETS)}).",
             show_default=False,
         ),
     ],
@@ -83,6 +75,13 @@ def fit_devices(
     Trains a supernet for three quarters of the time, chooses a subnet for each budget on the validate split, fine-tunes
     it in the time left, scores it on the test split and writes its directory. Stopped, the same command goes on.
     """
+    with importing():
+        from trainonce.data import load_dataset
+        from trainonce.models import MobileNetV3, MobileNetV3Settings
+        from trainonce.pipeline.fitting import FitSettings, Watch, fit, name_of
+        from trainonce.recipes import load_recipe
+        from trainonce.run.directory import RunDirectory
+
     use_threads(threads)
     images = load_dataset(
         data,

@@ -1,43 +1,30 @@
 """`trainonce latency`: a table of what subnets take on this machine, made, shown and checked."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from trainonce.cli import display
+from trainonce.cli.known import MOST_BATCH, MOST_THREADS, RUNTIMES
 from trainonce.cli.options import DryRun, Json, RunArgument
-from trainonce.cli.tools import stoppable
+from trainonce.cli.stopping import importing, stoppable
 from trainonce.errors import UserError
-from trainonce.latency import (
-    RUNTIMES,
-    BuildSettings,
-    LatencyTable,
-    build_table,
-    check_table,
-    estimated_seconds,
-)
-from trainonce.latency.build import make_plan
-from trainonce.latency.parts import ENDS
-from trainonce.latency.runtimes import this_machine, versions_of
-from trainonce.latency.table import MOST_BATCH, MOST_THREADS
-from trainonce.records import read_lines
-from trainonce.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from trainonce.latency import LatencyTable
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(help="What subnets take on this machine: a table, and its error.", no_args_is_help=True)
-    group.command()(build)
-    group.command()(show)
-    group.command()(check)
-    app.add_typer(group, name="latency")
+latency = typer.Typer(help="What subnets take on this machine: a table, and its error.", no_args_is_help=True)
 
 
+@latency.command()
 def build(
     run_path: RunArgument,
     runtime: Annotated[str, typer.Option(help=f"What runs the subnets: {', '.join(RUNTIMES)}.")] = "onnxruntime",
@@ -57,6 +44,11 @@ def build(
 
     Let the machine do nothing else meanwhile. The table also says how well it predicts subnets it was not made from.
     """
+    with importing():
+        from trainonce.latency import BuildSettings, build_table, estimated_seconds
+        from trainonce.latency.build import make_plan
+        from trainonce.run.directory import RunDirectory
+
     if runtime not in RUNTIMES:
         raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
     run = RunDirectory(run_path)
@@ -88,14 +80,20 @@ def build(
 
 
 def _kept(partial: Path) -> str:
+    from trainonce.records import read_lines
+
     pieces = len(read_lines(partial)) - 1  # the first line says of what
     if pieces < 1:
         return "nothing is measured yet"
     return f"{pieces} pieces of the measurement are kept in {partial}: run the same again to go on"
 
 
+@latency.command()
 def show(table_path: TableArgument, as_json: Json = False) -> None:
     """Show where a table was made, its error, and what parts take."""
+    with importing():
+        from trainonce.latency import LatencyTable
+
     table = LatencyTable.read(table_path)
     if as_json:
         display.print_json(table.model_dump(mode="json"))
@@ -110,6 +108,7 @@ def show(table_path: TableArgument, as_json: Json = False) -> None:
     display.out.print(_parts(table))
 
 
+@latency.command()
 def check(
     table_path: TableArgument,
     run_path: RunArgument,
@@ -119,6 +118,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Measure random subnets that a table was not made from on this machine, and compare them with what it predicts."""
+    with importing():
+        from trainonce.latency import LatencyTable, check_table
+        from trainonce.latency.runtimes import this_machine, versions_of
+        from trainonce.run.directory import RunDirectory
+
     table = LatencyTable.read(table_path)
     run = RunDirectory(run_path)
     run.checked_config()
@@ -166,6 +170,8 @@ def _parts(table: LatencyTable) -> Table:
 
 
 def _described(part: dict[str, Any]) -> str:
+    from trainonce.latency.parts import ENDS
+
     if part.get("part") == ENDS:
         return f"ends, at {part.get('resolution')} pixels"
     return (

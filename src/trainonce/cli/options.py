@@ -57,3 +57,33 @@ Cluster = Annotated[
         help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address.",
     ),
 ]
+MaxMacs = Annotated[str | None, typer.Option(help="Most MACs: 10 or 10M is ten million.", show_default=False)]
+MaxParams = Annotated[str | None, typer.Option(help="Most parameters: 3 or 3M is three million.", show_default=False)]
+MaxLatency = Annotated[
+    str | None, typer.Option(help="Most time for one image, as a latency table says, such as 5ms.", show_default=False)
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Most memory of activations at once, such as 500kB.", show_default=False)
+]
+MaxSize = Annotated[
+    str | None, typer.Option(help="Largest file of the weights in float32, such as 10MB.", show_default=False)
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TABLE",
+        help="A table that `latency build` made: a file, or a name in RUN/latency. Default: the only one there.",
+        show_default=False,
+    ),
+]
+Buckets = Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")]
+BucketHalfWidth = Annotated[
+    float | None,
+    typer.Option(
+        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
+        "where --buckets is not given."
+    ),
+]
+SubnetArgument = Annotated[
+    Path, typer.Argument(metavar="SUBNET", help="A subnet's directory, as `extract` writes it.", show_default=False)
+]

@@ -7,29 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.options import Json
+from trainonce.cli.options import BucketHalfWidth, Buckets, Json
+from trainonce.cli.stopping import importing
 from trainonce.cli.tools import bucket_centres
 from trainonce.errors import UserError
-from trainonce.report.figures.charts import save_chart
-from trainonce.report.figures.population import draw_population, population_info
-from trainonce.report.loading import read_groups
-from trainonce.report.page import write_report
-from trainonce.run.directory import RunDirectory
-
-Buckets = Annotated[str, typer.Option(help="Bucket centres in million MACs, or paper. Default: six, evenly.")]
-BucketHalfWidth = Annotated[
-    float | None,
-    typer.Option(
-        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
-        "where --buckets is not given."
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(draw)
-    app.command()(report)
 
 
 def draw(
@@ -43,6 +24,11 @@ def draw(
     as_json: Json = False,
 ) -> None:
     """Draw the evaluated population: accuracy against MACs, runs side by side."""
+    with importing():
+        from trainonce.report.figures.charts import save_chart
+        from trainonce.report.figures.population import draw_population, population_info
+        from trainonce.run.directory import RunDirectory
+
     runs = [RunDirectory(path) for path in run_paths]
     info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
     save_chart(draw_population(info), out)
@@ -74,6 +60,10 @@ def report(
 
     Needs the small files alone, not the weights.
     """
+    with importing():
+        from trainonce.report.loading import read_groups
+        from trainonce.report.page import write_report
+
     page = out or paths[0] / "report.html"
     if page.suffix != ".html":
         raise UserError(f"a page's name must end in .html, not {page.name!r}")

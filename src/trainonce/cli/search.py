@@ -1,14 +1,16 @@
 """The command that searches, and the options for budgets that it shares with `extract`."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from trainonce.cli import display
+from trainonce.cli.known import LOCAL, MEASURES, MOST_SCORES
 from trainonce.cli.options import (
     Cluster,
     DataDir,
@@ -16,81 +18,48 @@ from trainonce.cli.options import (
     Device,
     DryRun,
     Json,
+    Latency,
+    MaxLatency,
+    MaxMacs,
+    MaxMemory,
+    MaxParams,
+    MaxSize,
     MovedData,
     RunArgument,
     Threads,
     Workers,
 )
-from trainonce.cli.tools import cluster_chosen, device_named, planned_workers, stop_on_signal, use_threads
+from trainonce.cli.stopping import importing, stop_on_signal
+from trainonce.cli.tools import cluster_chosen, device_named, planned_workers, use_threads
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.evaluation.population import Line, newest_lines
-from trainonce.latency import LatencyTable
-from trainonce.models import Supernet
 from trainonce.names import command
-from trainonce.parallel.fan_out import LOCAL, ranks_at_work
-from trainonce.run.directory import RunDirectory, provenance
-from trainonce.search import (
-    Limit,
-    Memo,
-    Outcome,
-    Problem,
-    SearchSettings,
-    Start,
-    Stopped,
-    feasible_subnet,
-    measure_named,
-    outcome_of,
-    quantity,
-    search,
-    start_of,
-)
-from trainonce.search.algorithm import MOST_SCORES
-from trainonce.search.evolution import require_optuna
-from trainonce.search.measures import NAMES, table_at
-from trainonce.search.memo import first_line, name_of
-from trainonce.search.outcome import FORMAT
 
-MaxMacs = Annotated[str | None, typer.Option(help="Most MACs: 10 or 10M is ten million.", show_default=False)]
-MaxParams = Annotated[str | None, typer.Option(help="Most parameters: 3 or 3M is three million.", show_default=False)]
-MaxLatency = Annotated[
-    str | None, typer.Option(help="Most time for one image, as a latency table says, such as 5ms.", show_default=False)
-]
-MaxMemory = Annotated[
-    str | None, typer.Option(help="Most memory of activations at once, such as 500kB.", show_default=False)
-]
-MaxSize = Annotated[
-    str | None, typer.Option(help="Largest file of the weights in float32, such as 10MB.", show_default=False)
-]
-Latency = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TABLE",
-        help="A table that `latency build` made: a file, or a name in RUN/latency. Default: the only one there.",
-        show_default=False,
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="search")(search_run)
+if TYPE_CHECKING:
+    from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+    from trainonce.evaluation.population import Line
+    from trainonce.models import Supernet
+    from trainonce.run.directory import RunDirectory
+    from trainonce.search import Limit, Memo, Outcome, Problem, SearchSettings, Start
 
 
 def limits_of(net: Supernet, texts: Mapping[str, str | None], table: Path | None) -> list[Limit]:
     """The limits that options name, by measure. Raises `UserError` for what is no quantity, and for a table missing."""
+    from trainonce.search import Limit, measure_named, quantity
+
     most = {name: quantity(name, text) for name, text in texts.items() if text is not None}
     return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in most.items()]
 
 
 def calibration_of(run: RunDirectory, line: Line) -> EvaluateSettings:
     """As a recorded score was calibrated; as usual where its line does not say. Raises `UserError` for damage."""
+    from trainonce.evaluation.evaluator import EvaluateSettings
+
     file = run.search_file if "search" in line else run.population_file
     said = line.get("calibration")
     return EvaluateSettings.parse(said, where=str(file)) if isinstance(said, dict) else EvaluateSettings()
 
 
-def search_run(
+def search(
     context: typer.Context,
     run_path: RunArgument,
     max_macs: MaxMacs = None,
@@ -101,7 +70,9 @@ def search_run(
     latency: Latency = None,
     minimise: Annotated[
         str,
-        typer.Option(help=f"What to keep small beside a high top-1, of {', '.join(NAMES)}. Default: what has a limit."),
+        typer.Option(
+            help=f"What to keep small beside a high top-1, of {', '.join(MEASURES)}. Default: what has a limit."
+        ),
     ] = "",
     scores: Annotated[
         int, typer.Option(min=1, max=MOST_SCORES, help="True scores to ask for; random search gets as many.")
@@ -130,6 +101,16 @@ def search_run(
 
     Every score is recorded in RUN/search.jsonl and never made again, so the same command goes on where it was stopped.
     """
+    with importing():
+        import torch
+
+        from trainonce.evaluation.evaluator import Evaluator
+        from trainonce.parallel.fan_out import ranks_at_work
+        from trainonce.run.directory import RunDirectory
+        from trainonce.search import Memo, SearchSettings, Stopped, feasible_subnet, outcome_of, search, start_of
+        from trainonce.search.evolution import require_optuna
+        from trainonce.search.measures import table_at
+
     require_optuna()
     if not context.with_resource(ranks_at_work()):
         return
@@ -137,7 +118,7 @@ def search_run(
     cluster, workers = cluster_chosen(cluster, workers)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
-    texts = dict(zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
+    texts = dict(zip(MEASURES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
     table = table_at(run, latency)
     problem = _problem(net, texts, table, minimise)
     feasible = feasible_subnet(problem)
@@ -206,6 +187,8 @@ def search_run(
 
 
 def _problem(net: Supernet, texts: Mapping[str, str | None], table: Path | None, minimise: str) -> Problem:
+    from trainonce.search import Problem, measure_named
+
     limits = limits_of(net, texts, table)
     limited = {limit.measure.name: limit.measure for limit in limits}
     names = [name.strip() for name in minimise.split(",")] if minimise else list(limited) or ["macs"]
@@ -220,6 +203,10 @@ def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> Evalu
 
     Then with as many images as were asked for, where they were.
     """
+    from trainonce.evaluation.evaluator import EvaluateSettings
+    from trainonce.evaluation.population import newest_lines
+    from trainonce.search.memo import first_line, name_of
+
     searched = run.searched()
     first = first_line(searched, name_of(step, plan))
     if first is not None:
@@ -235,6 +222,8 @@ def _plan(
     problem: Problem, settings: SearchSettings, table: Path | None, calibration_images: int | None
 ) -> dict[str, Any]:
     """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
+    from trainonce.latency import LatencyTable
+
     told = problem.to_json()
     used = table if "latency" in {*told["minimised"], *told["limits"]} else None
     return {
@@ -257,6 +246,9 @@ def _found(
     device: str,
 ) -> dict[str, Any]:
     """What front.json holds."""
+    from trainonce.run.directory import provenance
+    from trainonce.search.outcome import FORMAT
+
     return {
         "format": FORMAT,
         "name": start.name,

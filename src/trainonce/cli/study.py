@@ -1,60 +1,44 @@
 """`trainonce study`: many runs planned, run and reported together."""
 
+from __future__ import annotations
+
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, known
+from trainonce.cli.known import DATA_SETS, GEOMETRIES, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
 from trainonce.cli.options import DataDir, Device, DryRun, Grey, ImageSize, Json, SkipBroken, Threads, TrainImages
-from trainonce.cli.tools import bucket_centres, device_named, stop_on_signal, use_threads
-from trainonce.data import DATASET_NAMES, DataSet, load_dataset
+from trainonce.cli.stopping import importing, stop_on_signal
+from trainonce.cli.tools import bucket_centres, device_named, use_threads
 from trainonce.errors import UserError
-from trainonce.evaluation.population import MOST_PER_BUCKET, Line
-from trainonce.lab.studies.designs import STUDIES
-from trainonce.lab.studies.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
-from trainonce.lab.studies.study import (
-    LONGEST_SCALE,
-    MOST_SEEDS,
-    Ground,
-    Study,
-    StudyFile,
-    StudyRun,
-    check_architectures,
-    load_study,
-)
-from trainonce.lab.studies.summary import arm_summaries, write_conclusion
-from trainonce.models import GEOMETRIES, MobileNetV3, MobileNetV3Settings
-from trainonce.parallel.distributed import ranks_in
-from trainonce.parallel.fan_out import LOCAL
-from trainonce.pipeline.pace import Pace, scoring_seconds
-from trainonce.recipes import RECIPES, timetable
-from trainonce.run.directory import provenance
+
+if TYPE_CHECKING:
+    from trainonce.data import DataSet
+    from trainonce.evaluation.population import Line
+    from trainonce.lab.studies.run_study import StudyDirectory
+    from trainonce.lab.studies.study import Ground, Study, StudyFile, StudyRun
+    from trainonce.pipeline.pace import Pace
 
 LOOK_EVERY_S = 2.0
 """How often running runs are looked at for progress."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(study)
-
-
 def study(
     name: Annotated[
         str,
-        typer.Argument(help=f"A study ({', '.join(STUDIES)}) or a .toml file with your own.", show_default=False),
+        typer.Argument(help=f"A study ({', '.join(known.STUDIES)}) or a .toml file with your own.", show_default=False),
     ],
     data: Annotated[
         str | None,
         typer.Argument(
-            help=f"A data set ({', '.join(DATASET_NAMES)}), or the path of an image folder or .npz file. Default: the "
+            help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder or .npz file. Default: the "
             "file's own.",
             show_default=False,
         ),
@@ -137,6 +121,15 @@ def study(
 
     Run the same command again to go on; what is recorded is not done again.
     """
+    with importing():
+        from trainonce.data import load_dataset
+        from trainonce.lab.studies.designs import STUDIES
+        from trainonce.lab.studies.run_study import StudyDirectory, identity, run_study
+        from trainonce.lab.studies.study import Ground, check_architectures, load_study
+        from trainonce.parallel.distributed import ranks_in
+        from trainonce.pipeline.pace import Pace
+        from trainonce.run.directory import provenance
+
     if ranks_in(os.environ, "cpu").size > 1:
         raise UserError("a study's runs are divided by --workers or --cluster, not by torchrun")
     use_threads(threads)
@@ -235,6 +228,8 @@ def study(
 
 def _rates(given: Sequence[str]) -> dict[str, float]:
     """Factors by recipe. Raises `UserError` for what is no known recipe and positive number."""
+    from trainonce.recipes import RECIPES
+
     rates = {}
     for text in given:
         name, _, number = text.partition("=")
@@ -251,6 +246,9 @@ def _rates(given: Sequence[str]) -> dict[str, float]:
 
 
 def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
+
+    from trainonce.lab.studies.designs import STUDIES
+
     if file is None:
         return STUDIES[name].study(ground)
     if ground.rates:
@@ -260,6 +258,8 @@ def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
 
 def _workers(device: str, workers: int | None, cluster: str, runs: int) -> int | None:
     """How many runs at a time; None where only the cluster knows."""
+    import torch
+
     if workers is None and cluster == LOCAL:
         workers = torch.get_num_threads() if device == "cpu" else 1
     return None if workers is None else max(1, min(workers, runs))
@@ -269,19 +269,29 @@ class _threads_of_a_worker:
     """Inside, torch has as many threads as a worker will have."""
 
     def __init__(self, device: str, workers: int | None, cluster: str) -> None:
+        import torch
+
         self.before = torch.get_num_threads()
         at_once = _workers(device, workers, cluster, self.before) or self.before
         self.inside = max(1, self.before // at_once) if cluster == LOCAL else 1
 
     def __enter__(self) -> None:
+        import torch
+
         torch.set_num_threads(self.inside)
 
     def __exit__(self, *_: object) -> None:
+        import torch
+
         torch.set_num_threads(self.before)
 
 
 def _estimates(study: Study, missing: Sequence[StudyRun], meter: Pace, images: DataSet) -> dict[str, float]:
     """About how many seconds each missing run takes by itself. Timed for one seed; the others are taken to be alike."""
+    from trainonce.lab.studies.run_study import subnets_to_score
+    from trainonce.models import MobileNetV3, MobileNetV3Settings
+    from trainonce.pipeline.pace import scoring_seconds
+
     known: dict[str, float] = {}
     scoring: dict[str, float] = {}
     estimates = {}
@@ -319,6 +329,8 @@ class _Watch:
 
     def work(self) -> tuple[float, dict[str, float]]:
         """The estimated seconds of work that are done, and the share done of each run that is under way."""
+        from trainonce.lab.studies.run_study import progress_of
+
         shares = {
             run.name: progress_of(self.directory, run, self.steps[run.name])
             for run in self.study.runs
@@ -347,6 +359,8 @@ class _Watch:
 
 
 def _steps(run: StudyRun, images: DataSet) -> int:
+    from trainonce.recipes import timetable
+
     per_epoch = len(images.train) // min(run.recipe.batch_size, len(images.train))
     return timetable(run.recipe, per_epoch)[-1].end
 
@@ -358,6 +372,8 @@ def _announce(study: Study, images: DataSet, directory: StudyDirectory) -> None:
 
 
 def _report(study: Study, directory: StudyDirectory, *, as_json: bool) -> None:
+    from trainonce.lab.studies.summary import arm_summaries, write_conclusion
+
     summaries = arm_summaries(study.arms, directory.results(), directory.finished())
     conclusion = write_conclusion(directory)
     if as_json:

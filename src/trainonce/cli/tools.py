@@ -1,31 +1,27 @@
 """What the commands share: stopping on signals, reading options, estimating time, TensorBoard."""
 
+from __future__ import annotations
+
 import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 import typer
-from torch.nn import functional as F
 
-from trainonce.data import DataSet
-from trainonce.errors import RunError, Stopped, UserError
-from trainonce.evaluation.population import PAPER_BUCKETS_M
-from trainonce.lab.measures.forgetting import Prober, default_probes
-from trainonce.models import Supernet
-from trainonce.nn.precision import Precision, logits_in
-from trainonce.parallel.distributed import ranks_in
-from trainonce.parallel.fan_out import LOCAL, TORCHRUN
-from trainonce.recipes import Recipe
-from trainonce.run.directory import RunDirectory
-from trainonce.sampling import CANDIDATES, SubnetDraws
-from trainonce.training.devices import check_device
-from trainonce.training.loop import Progress
+from trainonce.cli.known import LOCAL
+from trainonce.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from trainonce.data import DataSet
+    from trainonce.lab.measures.forgetting import Prober
+    from trainonce.models import Supernet
+    from trainonce.nn.precision import Precision
+    from trainonce.recipes import Recipe
+    from trainonce.run.directory import RunDirectory
+    from trainonce.training.loop import Progress
 
 WORTH_WORKERS_S = 30.0
 """How much work it takes until starting workers, of some seconds each, is worth it."""
@@ -37,51 +33,10 @@ START_UP_S = 4.0
 
 def use_threads(threads: int | None) -> None:
     """Let torch compute with so many threads; None: as it would."""
+    import torch
+
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-class Stop:
-    """The signal that asked to stop, if one did."""
-
-    number: int | None = None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C does interrupt."""
-    stop = Stop()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if stop.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def stoppable(kept: Callable[[], str]) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM end the work at once: `kept` says in a sentence what is kept and how to go on."""
-    stop = Stop()
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        stop.number = stop.number or number
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped(f"stopped; {kept()}", 128 + (stop.number or signal.SIGINT)) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 T = TypeVar("T")
@@ -148,6 +103,12 @@ def estimated_seconds(
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
     Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from trainonce.nn.precision import logits_in
+    from trainonce.sampling import CANDIDATES, SubnetDraws
+
     batch_size = min(recipe.batch_size, len(data.train))
     x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
     x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
@@ -174,6 +135,8 @@ def prober(
     net: Supernet, recipe: Recipe, data: DataSet, run: RunDirectory, *, count: int | None, seed: int
 ) -> Prober | None:
     """What looks at probes while training: `count` of them, by default those looked at before or `PROBES`."""
+    from trainonce.lab.measures.forgetting import Prober, default_probes
+
     before = () if count is not None else dict.fromkeys(line["probe"] for line in run.forgetting())
     probes = tuple(net.space.parse(text) for text in before)
     probes = probes or default_probes(net, PROBES if count is None else count, seed=seed)
@@ -195,6 +158,8 @@ def refuse_beside(context: typer.Context, option: str, allowed: set[str]) -> Non
 
 def bucket_centres(text: str) -> tuple[float, ...]:
     """The centres that --buckets names: numbers, the paper's for `paper`, none for nothing."""
+    from trainonce.evaluation.population import PAPER_BUCKETS_M
+
     return PAPER_BUCKETS_M if text == "paper" else numbers(text, "--buckets", float) if text else ()
 
 
@@ -208,6 +173,10 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any,
 
 def device_named(name: str) -> str:
     """The torch device of that name, `auto` being a GPU if there is one. Raises `UserError` where it cannot train."""
+    import torch
+
+    from trainonce.training.devices import check_device
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device(name)
@@ -216,6 +185,9 @@ def device_named(name: str) -> str:
 
 def cluster_chosen(cluster: str, workers: int | None) -> tuple[str, int | None]:
     """Who is to work: what the options say, or torchrun's ranks. Raises `UserError` where it is asked for both."""
+    from trainonce.parallel.distributed import ranks_in
+    from trainonce.parallel.fan_out import TORCHRUN
+
     size = ranks_in(os.environ, "cpu").size
     if size == 1:
         return cluster, workers
@@ -231,6 +203,8 @@ def planned_workers(
 
     Without a number asked for: one for each CPU thread where that is worth it, else this process alone.
     """
+    import torch
+
     threads = torch.get_num_threads()
     if count == 0:
         return workers or 1, 0.0

@@ -8,15 +8,10 @@ import typer
 
 from trainonce.cli import display
 from trainonce.cli.options import Json
-from trainonce.pipeline.verify import verify
+from trainonce.cli.stopping import importing
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="verify")(verify_files)
-
-
-def verify_files(
+def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|STUDY|SUBNET|FILE", help="What to look at.", show_default=False)],
     as_json: Json = False,
 ) -> None:
@@ -25,6 +20,9 @@ def verify_files(
     whole: it is what was written. unchecked: it has no sum, as those of early versions. foreign: trainonce reads no
     such file. damaged: it was changed, cut or lost.
     """
+    with importing():
+        from trainonce.pipeline.verify import verify
+
     findings = verify(path)
     if as_json:
         files = [{"path": str(one.path), "state": one.state, "why": one.why} for one in findings]

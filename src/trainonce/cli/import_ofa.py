@@ -6,21 +6,14 @@ from typing import Annotated
 import typer
 
 from trainonce.cli import display
+from trainonce.cli.known import OFA_NETWORKS, OFA_RESOLUTIONS
 from trainonce.cli.options import DataDir, DecodeWorkers, Json, SkipBroken
+from trainonce.cli.stopping import importing
 from trainonce.cli.tools import numbers
-from trainonce.data import load_dataset
-from trainonce.models.ofa import OFA_NETWORKS, OFA_RESOLUTIONS
 from trainonce.names import command
-from trainonce.run.directory import RunDirectory
-from trainonce.run.importing import import_ofa
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="import-ofa")(import_ofa_run)
-
-
-def import_ofa_run(
+def import_ofa(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The file of weights, as OFA publishes it.", show_default=False)
     ],
@@ -54,6 +47,11 @@ def import_ofa_run(
 
     The file is read by torch's safe loader, which runs none of its code. Nothing is trained.
     """
+    with importing():
+        from trainonce.data import load_dataset
+        from trainonce.run.directory import RunDirectory
+        from trainonce.run.importing import import_ofa
+
     sizes = numbers(resolutions, "--resolutions", int)
     run = RunDirectory(out or Path("runs") / name)
     images = load_dataset(

@@ -1,31 +1,24 @@
-"""The laboratory's commands."""
+"""`trainonce measure`: what the subnets of a run do to each other."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from trainonce.cli import display
+from trainonce.cli.known import MOST_PROBES
 from trainonce.cli.options import DataDir, Device, Json, MovedData, RunArgument, Threads
-from trainonce.cli.tools import device_named, for_each, use_threads
-from trainonce.errors import RunError, UserError
+from trainonce.cli.stopping import importing
+from trainonce.cli.tools import device_named, use_threads
 from trainonce.files import write_atomic
-from trainonce.lab.measures.forgetting import MOST_PROBES, default_probes
-from trainonce.lab.measures.measure import MeasureSettings, measure, verdict
-from trainonce.lab.studies.run_study import StudyDirectory
-from trainonce.lab.studies.summary import conclusion_of, write_conclusion
-from trainonce.records import to_json
-from trainonce.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from trainonce.run.directory import RunDirectory
 
 
-def register(app: typer.Typer) -> None:
-    """Add the laboratory's commands."""
-    app.command(name="measure")(measure_run)
-    app.command(name="conclude")(conclude_studies)
-
-
-def measure_run(
+def measure(
     run_path: RunArgument,
     probes: Annotated[
         int, typer.Option(min=2, max=MOST_PROBES, help="Subnets to compare: smallest, largest, and others in between.")
@@ -49,6 +42,12 @@ def measure_run(
 
     Also along its training, on the weights that `train --keep-at` kept.
     """
+    with importing():
+        from trainonce.lab.measures.forgetting import default_probes
+        from trainonce.lab.measures.measure import MeasureSettings, measure
+        from trainonce.records import to_json
+        from trainonce.run.directory import RunDirectory
+
     use_threads(threads)
     run = RunDirectory(run_path)
     net, step = run.load_supernet()
@@ -80,6 +79,8 @@ def measure_run(
 
 
 def _say(found: dict[str, Any], run: RunDirectory) -> None:
+    from trainonce.lab.measures.measure import verdict
+
     transfer, gradient, scores = found["transfer"], found["gradient"], found["statistics"]
     display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
     display.out.print(_matrix(found, transfer["r"], transfer["r_error"]))
@@ -120,59 +121,4 @@ def _matrix(found: dict[str, Any], rows: list[list[float | None]], errors: list[
         table.add_column(label, justify="right")
     for label, row, own in zip(found["labels"], rows, errors, strict=True):
         table.add_row(label, *(_with_error(value, error) for value, error in zip(row, own, strict=True)))
-    return table
-
-
-def conclude_studies(
-    paths: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies' directories.", show_default=False)],
-    spread: Annotated[
-        bool,
-        typer.Option(
-            "--spread",
-            help="Only say how far differences spread between seeds, and how many seeds it takes to show that there "
-            "is none; write nothing. For planning more seeds without looking at what was found.",
-        ),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Conclude studies anew from their recorded results; writes STUDY/conclusion.json."""
-    directories = [StudyDirectory(path) for path in paths]
-    for directory in directories:
-        if not directory.recorded():
-            raise UserError(f"{directory.path} holds no study (there is no {directory.study_file.name} in it)")
-    found: dict[str, Any] = {}
-    for directory, conclusion in for_each(directories, conclusion_of if spread else write_conclusion):
-        if isinstance(conclusion, Exception):
-            display.err.print(f"{directory.path} failed: {conclusion}.")
-            continue
-        found[str(directory.path)] = _spreads(conclusion) if spread else conclusion
-        if not as_json:
-            _say_conclusion(directory.path, conclusion, spread=spread)
-    if as_json:
-        display.print_json(found)
-    if len(found) < len(directories):
-        raise RunError(f"{len(directories) - len(found)} of {len(directories)} studies could not be concluded")
-
-
-def _say_conclusion(path: Path, conclusion: dict[str, Any], *, spread: bool) -> None:
-    if spread:
-        display.out.print(path)
-        display.out.print(_spread_table(_spreads(conclusion)))
-    else:
-        display.out.print(f"{path}: {conclusion['sentence']}")
-
-
-def _spreads(conclusion: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each comparison what says nothing of its difference."""
-    keys = ("names", "seeds", "sd", "margin", "seeds_needed")
-    return [{key: comparison[key] for key in keys} for comparison in conclusion["comparisons"]]
-
-
-def _spread_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("difference", "seeds", "spread between seeds, points", "seeds to show equivalence"):
-        table.add_column(name, justify="left" if name == "difference" else "right")
-    for row in rows:
-        shown = ("–", "–") if row["sd"] is None else (f"{row['sd']:.2f}", f"{row['seeds_needed']:,}")
-        table.add_row(" − ".join(row["names"]), str(row["seeds"]), *shown)
     return table

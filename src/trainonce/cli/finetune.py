@@ -1,43 +1,27 @@
-"""The commands on a subnet's directory: `finetune` it, `push` it to the Hub."""
+"""`trainonce finetune`: a subnet trained further on its own."""
+
+from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, Threads
-from trainonce.cli.tools import device_named, stop_on_signal, stoppable, use_threads
-from trainonce.data import DataSet
+from trainonce.cli.options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, SubnetArgument, Threads
+from trainonce.cli.stopping import importing, stop_on_signal, stoppable
+from trainonce.cli.tools import device_named, use_threads
 from trainonce.errors import Stopped, UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite, score
-from trainonce.pipeline.hub import files_to_push, push_to_hub
-from trainonce.run.directory import RunDirectory, provenance
-from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
-from trainonce.subnets.finetune import (
-    Finetuned,
-    FinetuneProgress,
-    FinetuneSettings,
-    described_finetuned,
-    estimated_seconds,
-    finetune,
-    largest_as_teacher,
-)
 
-SubnetArgument = Annotated[
-    Path, typer.Argument(metavar="SUBNET", help="A subnet's directory, as `extract` writes it.", show_default=False)
-]
+if TYPE_CHECKING:
+    from trainonce.data import DataSet
+    from trainonce.evaluation.evaluator import EvaluateSettings
+    from trainonce.run.directory import RunDirectory
+    from trainonce.subnets.finetune import Finetuned, FinetuneProgress, FinetuneSettings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="finetune")(finetune_subnet)
-    app.command()(push)
-
-
-def finetune_subnet(
+def finetune(
     subnet: SubnetArgument,
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.", show_default=False)],
     run_path: Annotated[
@@ -63,6 +47,20 @@ def finetune_subnet(
 
     The epoch that is best on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
     """
+    with importing():
+        import torch
+
+        from trainonce.evaluation.evaluator import Evaluator, finite, score
+        from trainonce.run.directory import provenance
+        from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
+        from trainonce.subnets.finetune import (
+            FinetuneSettings,
+            described_finetuned,
+            estimated_seconds,
+            finetune,
+            largest_as_teacher,
+        )
+
     use_threads(threads)
     settings = FinetuneSettings.parse(
         {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed},
@@ -122,6 +120,8 @@ def finetune_subnet(
 def _say_result(
     path: Path, result: Finetuned, described: dict[str, Any], settings: FinetuneSettings, *, as_json: bool
 ) -> None:
+    from trainonce.evaluation.evaluator import Score
+
     if as_json:
         display.print_json({"path": str(path), **described})
         return
@@ -142,6 +142,8 @@ def _say_result(
 
 
 def _run_of(description: dict[str, Any], given: Path | None, subnet: Path) -> RunDirectory:
+    from trainonce.run.directory import RunDirectory
+
     recorded = (description.get("trained") or {}).get("run")
     if given is None and not isinstance(recorded, str):
         raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
@@ -172,38 +174,6 @@ def _refuse_other_images(description: dict[str, Any], run: RunDirectory, data: D
 
 def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
     """How the subnet's batch norms were calibrated; the default way where they were not."""
+    from trainonce.evaluation.evaluator import EvaluateSettings
+
     return EvaluateSettings.parse(description.get("recalibrated") or {}, where=f"{subnet}, recalibrated")
-
-
-def push(
-    subnet: SubnetArgument,
-    repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="The repository; it is made if need be.", show_default=False)
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Make it private, if it is made.")] = False,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="HF_TOKEN", show_envvar=True, help="A token that may write. Default: the one of `hf auth login`."
-        ),
-    ] = None,
-    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded; upload nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Upload a subnet's directory, with its model card and exports, to the Hugging Face Hub."""
-    names = files_to_push(subnet)
-    if dry_run:
-        sizes = {str(name): (subnet / name).stat().st_size for name in names}
-        if as_json:
-            display.print_json({"repository": repository, "files": sizes})
-            return
-        for name, size in sizes.items():
-            display.out.print(f"{size:>12,}  {name}")
-        display.err.print(f"Would be uploaded to {repository}.")
-        return
-    address = push_to_hub(subnet, repository, private=private, token=token or None, commit_message=message)
-    if as_json:
-        display.print_json({"repository": repository, "commit": address, "files": [str(name) for name in names]})
-        return
-    display.out.print(f"Uploaded {len(names)} files: {address}")

@@ -1,0 +1,27 @@
+"""What options can name, and the most they can ask for, without importing what knows it: torch takes seconds.
+
+Each is said again by its owner, named behind it; a test compares them.
+"""
+
+DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")  # data.DATASET_NAMES
+PICTURES = "JPEG, PNG, WebP, BMP or TIFF"  # data.decode.KINDS
+GEOMETRIES = ("paper", "cifar", "tiny", "light")  # models.GEOMETRIES
+OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS
+    "ofa_mbv3_d234_e346_k357_w1.0",
+    "ofa_mbv3_d234_e346_k357_w1.2",
+    "ofa_proxyless_d234_e346_k357_w1.3",
+)
+OFA_RESOLUTIONS = (128, 160, 192, 224)  # models.ofa.OFA_RESOLUTIONS
+STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.designs.STUDIES
+MEASURES = ("macs", "params", "latency", "memory", "size")  # search.measures.NAMES
+TARGETS = ("onnx", "onnx-int8", "openvino", "executorch", "torch")  # export.TARGETS
+RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
+LOCAL = "local"  # parallel.fan_out.LOCAL
+
+MOST_PER_BUCKET = 100_000  # evaluation.population.MOST_PER_BUCKET
+MOST_PROBES = 1000  # lab.measures.forgetting.MOST_PROBES
+MOST_SCORES = 1_000_000  # search.algorithm.MOST_SCORES
+MOST_THREADS = 1024  # latency.table.MOST_THREADS
+MOST_BATCH = 4096  # latency.table.MOST_BATCH
+LONGEST_SCALE = 1000.0  # lab.studies.study.LONGEST_SCALE
+MOST_SEEDS = 1000  # lab.studies.study.MOST_SEEDS

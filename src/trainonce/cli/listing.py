@@ -1,0 +1,22 @@
+"""`trainonce list`."""
+
+from trainonce.cli import display
+from trainonce.cli.known import DATA_SETS, GEOMETRIES
+from trainonce.cli.options import Json
+
+
+def list_names(as_json: Json = False) -> None:
+    """List the recipes, data sets and geometries."""
+    from trainonce.recipes import RECIPES
+
+    if as_json:
+        from trainonce.models import GEOMETRIES as SETTINGS
+
+        recipes = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
+        display.print_json({"recipes": recipes, "data": DATA_SETS, "geometries": SETTINGS})
+        return
+    display.out.print(display.recipes_table(list(RECIPES.values())))
+    display.out.print(f"\nData sets: {', '.join(DATA_SETS)}, or the path of an image folder or .npz file")
+    display.out.print(
+        f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels, light for trainings of minutes"
+    )
