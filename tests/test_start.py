@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from trainonce import UserError, load_dataset
+from trainonce.cli.app import app
 
 SLOW = "import sys, time\nsys.stdout.write('importing')\nsys.stdout.flush()\ntime.sleep(100)\n"
 SCRIPT = "from trainonce.__main__ import main; main()"
 
 
-@pytest.mark.parametrize("how", [("-m", "trainonce", "list"), ("-c", SCRIPT, "list")], ids=["module", "script"])
+@pytest.mark.parametrize("how", [("-m", "trainonce", "train"), ("-c", SCRIPT, "train")], ids=["module", "script"])
 def test_ctrl_c_while_modules_are_imported(how: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(SLOW)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -30,6 +31,44 @@ def test_ctrl_c_while_modules_are_imported(how: tuple[str, ...], tmp_path: Path)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == "trainonce: stopped\n"
     assert process.returncode == 130
+
+
+HEAVY = {"torch", "numpy", "scipy", "sklearn", "pandas", "PIL", "safetensors", "optuna", "altair"}
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+def modules_after(arguments: list[str], folder: Path, **environment: str) -> tuple[set[str], str]:
+    """The modules at the end of `trainonce ARGUMENTS`, and what it printed."""
+    kept = folder / "modules"
+    keep = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=open({str(kept)!r}, 'w'))); "
+    named = "sys.argv[0] = 'trainonce'; "
+    done = subprocess.run(
+        [sys.executable, "-c", keep + named + SCRIPT, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(kept.read_text().split()), done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["train", "--help"], ["latency", "--help"]])
+def test_what_computes_nothing_imports_nothing_that_computes(arguments: list[str], tmp_path: Path) -> None:
+    loaded, _ = modules_after(arguments, tmp_path)
+    assert "typer" in loaded
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("trainonce extr", "extract"), *((f"trainonce {c} --js", "--json") for c in COMMANDS)]
+)
+def test_nor_does_completion(words: str, expected: str, tmp_path: Path) -> None:
+    """Of commands, and of each command's options."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_TRAINONCE_COMPLETE": "complete_bash"}
+    loaded, out = modules_after([], tmp_path, **asked)
+    assert expected in out.split()
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
 
 
 def test_a_system_without_fcntl_is_a_sentence() -> None:

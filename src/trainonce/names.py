@@ -4,6 +4,9 @@ import os
 import shlex
 import unicodedata
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from trainonce.errors import UserError
 
@@ -48,6 +51,10 @@ def file_name(name: str) -> str:
             f"a name becomes part of a path: it has no slash, no blank at an end and no . - ~ in front, as {name!r} has"
         )
     return name
+
+
+FileName = Annotated[str, AfterValidator(file_name)]
+"""A field of settings that becomes part of a path."""
 
 
 def command(*words: str | Path) -> str:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, Self, final
 from pydantic import Field, model_validator
 
 from trainonce.errors import UserError
-from trainonce.settings import FileName, Settings
+from trainonce.names import FileName
+from trainonce.settings import Settings
 from trainonce.space import SearchSpace
 
 Slot = Literal["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up", "cycle"]

@@ -1,15 +1,11 @@
 """The base of every settings value: frozen, keyword-only, no unknown keys, readable errors."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trainonce.errors import UserError
-from trainonce.names import file_name
-
-FileName = Annotated[str, AfterValidator(file_name)]
-"""A field of settings that becomes part of a path."""
 
 
 class Settings(BaseModel):

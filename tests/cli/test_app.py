@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tests.support.command_line import trainonce
 
-from trainonce.cli import tools as cli_tools
 from trainonce.cli.stopping import Stop
 from trainonce.parallel.distributed import Ranks
+from trainonce.pipeline import machine
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
 from trainonce.run.directory import RunDirectory
@@ -334,7 +334,7 @@ class TestOthersRefuse:
     def test_workers_that_cannot_be(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trainonce("evaluate", trained, "--cluster", "cloud9").refused("--cluster takes local, ray, or .*; not 'cloud9'")
         trainonce("evaluate", trained, "--cluster", "ray", "--dry-run").refused("not known beforehand: name --workers")
-        monkeypatch.setattr("trainonce.parallel.distributed.ranks_in", lambda *_: Ranks(rank=0, size=2))
+        monkeypatch.setattr(machine, "ranks_in", lambda *_: Ranks(rank=0, size=2))
         trainonce("evaluate", trained, "--workers", "2").refused("under torchrun the ranks do the work")
         monkeypatch.undo()
         monkeypatch.setenv("RANK", "0")
@@ -380,10 +380,10 @@ class TestPlannedWorkers:
             self.threads.append(torch.get_num_threads())
             self.now += 2.0 if torch.get_num_threads() == 2 else 3.0
 
-        return cli_tools.planned_workers(working, count, workers, cluster=cluster, device=device)
+        return machine.planned_workers(working, count, workers, cluster=cluster, device=device)
 
     def test_of_itself(self) -> None:
-        start = cli_tools.START_UP_S
+        start = machine.START_UP_S
         assert self.plan(0) == (1, 0.0)
         assert self.plan(14) == (1, 28.0)
         assert self.plan(15) == (2, start + 8 * 3.0)
@@ -391,7 +391,7 @@ class TestPlannedWorkers:
         assert self.threads == [2, 2, 1, 2]
 
     def test_as_asked(self) -> None:
-        start = cli_tools.START_UP_S
+        start = machine.START_UP_S
         assert self.plan(100, 1) == (1, 200.0)
         assert self.plan(100, 4) == (4, start + 25 * 3.0)
         assert self.plan(3, 4) == (3, start + 3.0)

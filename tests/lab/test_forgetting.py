@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from trainonce.cli.tools import prober
 from trainonce.data import Augmentation, DataSet, load_dataset
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.pipeline.training import prober
 from trainonce.recipes import RECIPES, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture

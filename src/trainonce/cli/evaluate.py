@@ -23,7 +23,7 @@ from trainonce.cli.options import (
     Workers,
 )
 from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import bucket_centres, cluster_chosen, device_named, planned_workers, use_threads
+from trainonce.cli.tools import bucket_centres
 from trainonce.names import command
 
 
@@ -76,6 +76,7 @@ def evaluate(
             summarise,
         )
         from trainonce.parallel.fan_out import ranks_at_work
+        from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
         from trainonce.run.directory import RunDirectory
 
     if not context.with_resource(ranks_at_work()):

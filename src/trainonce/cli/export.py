@@ -11,7 +11,7 @@ import typer
 from trainonce.cli import display, known
 from trainonce.cli.options import DataDir, Json, MovedData, Threads
 from trainonce.cli.stopping import importing, stoppable
-from trainonce.cli.tools import for_each, use_threads
+from trainonce.cli.tools import for_each
 from trainonce.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def export(
     with importing():
         from trainonce.export.certificate import Baseline
         from trainonce.export.reference import read_reference
+        from trainonce.pipeline.machine import use_threads
 
     use_threads(threads)
     targets = [_target(name) for name in dict.fromkeys(to)]

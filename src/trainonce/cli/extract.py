@@ -24,7 +24,7 @@ from trainonce.cli.options import (
     Threads,
 )
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import device_named, given, refuse_beside, use_threads
+from trainonce.cli.tools import given, refuse_beside
 
 
 def extract(
@@ -68,6 +68,7 @@ def extract(
         from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, finite
         from trainonce.evaluation.per_class import score_by_class
         from trainonce.evaluation.population import best_within, newest_lines
+        from trainonce.pipeline.machine import device_named, use_threads
         from trainonce.run.directory import RunDirectory
         from trainonce.search.measures import table_at
         from trainonce.subnets import check_place, verify_subnet, write_subnet

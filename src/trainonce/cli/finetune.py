@@ -11,7 +11,6 @@ import typer
 from trainonce.cli import display
 from trainonce.cli.options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, SubnetArgument, Threads
 from trainonce.cli.stopping import importing, stop_on_signal, stoppable
-from trainonce.cli.tools import device_named, use_threads
 from trainonce.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ def finetune(
         import torch
 
         from trainonce.evaluation.evaluator import Evaluator, finite, score
+        from trainonce.pipeline.machine import device_named, use_threads
         from trainonce.run.directory import provenance
         from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
         from trainonce.subnets.finetune import (

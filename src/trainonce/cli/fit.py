@@ -23,7 +23,6 @@ from trainonce.cli.options import (
     Width,
 )
 from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import device_named, use_threads
 from trainonce.errors import Stopped
 from trainonce.names import command
 
@@ -79,6 +78,7 @@ def fit(
         from trainonce.data import load_dataset
         from trainonce.models import MobileNetV3, MobileNetV3Settings
         from trainonce.pipeline.fitting import FitSettings, Watch, fit, name_of
+        from trainonce.pipeline.machine import device_named, use_threads
         from trainonce.recipes import load_recipe
         from trainonce.run.directory import RunDirectory
 

@@ -11,7 +11,6 @@ from trainonce.cli import display
 from trainonce.cli.known import MOST_PROBES
 from trainonce.cli.options import DataDir, Device, Json, MovedData, RunArgument, Threads
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import device_named, use_threads
 from trainonce.files import write_atomic
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def measure(
     with importing():
         from trainonce.lab.measures.forgetting import default_probes
         from trainonce.lab.measures.measure import MeasureSettings, measure
+        from trainonce.pipeline.machine import device_named, use_threads
         from trainonce.records import to_json
         from trainonce.run.directory import RunDirectory
 

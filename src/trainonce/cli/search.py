@@ -30,7 +30,6 @@ from trainonce.cli.options import (
     Workers,
 )
 from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import cluster_chosen, device_named, planned_workers, use_threads
 from trainonce.errors import UserError
 from trainonce.names import command
 
@@ -106,6 +105,7 @@ def search(
 
         from trainonce.evaluation.evaluator import Evaluator
         from trainonce.parallel.fan_out import ranks_at_work
+        from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
         from trainonce.run.directory import RunDirectory
         from trainonce.search import Memo, SearchSettings, Stopped, feasible_subnet, outcome_of, search, start_of
         from trainonce.search.evolution import require_optuna

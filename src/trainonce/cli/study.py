@@ -16,7 +16,7 @@ from trainonce.cli import display, known
 from trainonce.cli.known import DATA_SETS, GEOMETRIES, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
 from trainonce.cli.options import DataDir, Device, DryRun, Grey, ImageSize, Json, SkipBroken, Threads, TrainImages
 from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import bucket_centres, device_named, use_threads
+from trainonce.cli.tools import bucket_centres
 from trainonce.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def study(
         from trainonce.lab.studies.run_study import StudyDirectory, identity, run_study
         from trainonce.lab.studies.study import Ground, check_architectures, load_study
         from trainonce.parallel.distributed import ranks_in
+        from trainonce.pipeline.machine import device_named, use_threads
         from trainonce.pipeline.pace import Pace
         from trainonce.run.directory import provenance
 

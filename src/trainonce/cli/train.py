@@ -27,16 +27,7 @@ from trainonce.cli.options import (
     Width,
 )
 from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import (
-    device_named,
-    estimated_seconds,
-    numbers,
-    prober,
-    refuse_beside,
-    scaled,
-    tensorboard_writer,
-    use_threads,
-)
+from trainonce.cli.tools import numbers, refuse_beside
 from trainonce.errors import UserError
 from trainonce.names import command
 
@@ -168,6 +159,8 @@ def train(
         from trainonce.data.baseline import baseline
         from trainonce.models import MobileNetV3, MobileNetV3Settings
         from trainonce.parallel.distributed import process_group
+        from trainonce.pipeline.machine import device_named, use_threads
+        from trainonce.pipeline.training import estimated_seconds, prober, scaled, tensorboard_writer
         from trainonce.recipes import load_recipe
         from trainonce.run import checkpoint
         from trainonce.run.directory import RunDirectory

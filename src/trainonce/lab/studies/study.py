@@ -17,9 +17,10 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, draw_population, make_buckets
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.names import FileName
 from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
-from trainonce.settings import FileName, Settings
+from trainonce.settings import Settings
 
 Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
