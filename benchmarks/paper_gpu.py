@@ -23,7 +23,7 @@ import torch
 from trainonce.data import DATASET_NAMES, DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.files import write_atomic
-from trainonce.lab.studies.designs import STUDIES
+from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.run_study import StudyDirectory, run_study
 from trainonce.lab.studies.study import Ground, Study
 from trainonce.lab.studies.summary import write_conclusion

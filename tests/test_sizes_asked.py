@@ -11,7 +11,7 @@ from tests.support.command_line import trainonce
 from trainonce.data import listing
 from trainonce.data.folder import read_folder
 from trainonce.errors import UserError
-from trainonce.lab.studies.designs import STUDIES
+from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.study import EvaluatePlan, Ground, load_study
 from trainonce.recipes import LONGEST_EPOCHS, RECIPES, Phase, load_recipe
 from trainonce.search import SearchSettings

@@ -9,7 +9,7 @@ from trainonce.cli import known
 from trainonce.data import decode
 from trainonce.evaluation import population
 from trainonce.lab.measures import forgetting
-from trainonce.lab.studies import designs, study
+from trainonce.lab.studies import built_in, study
 from trainonce.latency import table
 from trainonce.models import ofa
 from trainonce.parallel import fan_out
@@ -21,7 +21,7 @@ OWNERS: dict[str, object] = {
     "GEOMETRIES": models.GEOMETRIES,
     "OFA_NETWORKS": ofa.OFA_NETWORKS,
     "OFA_RESOLUTIONS": ofa.OFA_RESOLUTIONS,
-    "STUDIES": designs.STUDIES,
+    "STUDIES": built_in.STUDIES,
     "MEASURES": measures.NAMES,
     "TARGETS": export.TARGETS,
     "RUNTIMES": latency.RUNTIMES,

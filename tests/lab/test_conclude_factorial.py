@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.support.study_results import a_study, cells, compared
 
-from trainonce.lab.studies.conclude_factorial import factorial_effects
+from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
-from trainonce.lab.studies.conclusions import conclude
+from trainonce.lab.studies.factorial import factorial_effects
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -25,7 +25,7 @@ def test_effects_are_the_coefficients_of_least_squares() -> None:
     lines = [line | {"top1": float(rng.normal())} for line in cells({}) if line["seed"] == 0 and line["arch"] == "a0"]
     signs = np.array(
         [
-            [1 if line["factors"][n] in ("shrinking", "yes", "stratified") else -1 for n in line["factors"]]
+            [1 if line["factors"][n] in ("shrinking", "teacher", "stratified") else -1 for n in line["factors"]]
             for line in lines
         ]
     )

@@ -6,18 +6,16 @@ import pytest
 from tests.support.study_results import SEEDS, a_line, a_study, compared, doses, solo
 
 from trainonce.lab.statistics import tau
+from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
-from trainonce.lab.studies.conclusions import conclude
 
 
 @pytest.mark.parametrize(
     ("slope", "all_gap", "verdict"),
     [(-0.5, -4, "falling"), (0.5, 4, "rising"), (-0.01, 0.02, "flat"), (-0.5, 4, CANNOT_TELL), (0, -3, "falling")],
 )
-@pytest.mark.parametrize("names", [True, False])
-def test_doses(slope: float, all_gap: float, verdict: str, names: bool) -> None:
-    """Whether the factor names the probe's architecture or its number."""
-    found = conclude(a_study("dose"), doses(slope, all_gap, names=names), [])
+def test_doses(slope: float, all_gap: float, verdict: str) -> None:
+    found = conclude(a_study("dose"), doses(slope, all_gap), [])
     assert found.verdict == verdict
     assert compared(found, "64 subnets", "1 subnet").difference == pytest.approx(6 * slope)
     assert compared(found, "all subnets", "1 subnet").difference == pytest.approx(all_gap)
@@ -40,7 +38,7 @@ def test_a_probe_alone_for_as_long_tells_transfer_from_harm() -> None:
         a_line("k-1-double", s, {"probe": n, "dose": 1, "turns": "double"}, p, 60 + 5 * n + s + 6, probe=True)
         for s, (n, p) in product(SEEDS, enumerate("pq"))
     ]
-    found = conclude(a_study("dose"), doses(0.5, 4, names=False) + double, [])
+    found = conclude(a_study("dose"), doses(0.5, 4) + double, [])
     assert found.verdict == "rising"
     assert compared(found, "all subnets", "1 subnet").difference == pytest.approx(4)
     against = compared(found, "all subnets", "the probe alone for as many steps in all")
@@ -65,9 +63,8 @@ def test_dose_table_has_the_mean_at_every_dose() -> None:
     ("gap", "noise", "verdict"),
     [(2, 0.05, "worse off inside"), (-2, 0.05, "better off inside"), (0.1, 0.05, "equivalent"), (1, 3, CANNOT_TELL)],
 )
-@pytest.mark.parametrize("roles", [True, False])
-def test_solo_gaps(gap: float, noise: float, verdict: str, roles: bool) -> None:
-    lines = [line | {"top1": 66.0} if "supernet" in line["arm"] else line for line in solo(gap, noise, roles=roles)]
+def test_solo_gaps(gap: float, noise: float, verdict: str) -> None:
+    lines = [line | {"top1": 66.0} if "supernet" in line["arm"] else line for line in solo(gap, noise)]
     lines = [
         line if line["arm"] == "supernet" else line | {"top1": 66 + gap + noise * (line["seed"] - 1)} for line in lines
     ]
@@ -95,9 +92,9 @@ def test_solo_says_both_matches_and_ranks() -> None:
 
 
 def test_solo_keeps_two_supernets_apart() -> None:
-    lines = [line for line in solo(2, roles=False) if line["arm"] != "supernet"]
+    lines = [line for line in solo(2) if line["arm"] != "supernet"]
     for name, more in (("rss", 0), ("spos", 3)):
-        inside = [line for line in solo(2, roles=False) if line["arm"] == "supernet"]
+        inside = [line for line in solo(2) if line["arm"] == "supernet"]
         factors = {"match": "supernet", "strategy": name}
         lines += [x | {"arm": f"supernet-{name}", "factors": factors, "top1": x["top1"] + more} for x in inside]
     found = conclude(a_study("solo"), lines, [])

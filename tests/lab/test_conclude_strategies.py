@@ -1,5 +1,8 @@
 """The conclusions of studies that compare strategies, on made-up lines whose truth is known."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 from tests.support.study_results import (
     BASELINE,
@@ -13,9 +16,10 @@ from tests.support.study_results import (
     geometries,
 )
 
-from trainonce.lab.studies.conclude_strategies import baseline_pairs
+from trainonce.lab.studies.baseline import pairs_of
+from trainonce.lab.studies.built_in import STUDIES, conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
-from trainonce.lab.studies.conclusions import conclude
+from trainonce.lab.studies.study import Ground
 
 
 def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
@@ -81,6 +85,13 @@ def test_the_papers_comparison_is_at_equal_epochs() -> None:
     assert "; stratified is 5.0 points better than ps@rss-passes (" in says
 
 
+def a_tuning(grid: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """A `tuning` of these strategies and rates."""
+    planned = [(f"{strategy}@{rate:g}", {"strategy": strategy, "rate": rate}) for strategy, rate in grid]
+    runs = [{"name": f"{arm}-seed0", "arm": arm, "seed": 0, "factors": factors} for arm, factors in planned]
+    return a_study("tuning", [arm for arm, _ in planned]) | {"runs": runs}
+
+
 def test_tuning_takes_the_best_mean() -> None:
     """Means over seeds, of which one alone says otherwise; the ends of the grid are said."""
     means = {
@@ -99,7 +110,7 @@ def test_tuning_takes_the_best_mean() -> None:
     worse = [
         line | {"top1": line["top1"] - 4} if (line["arm"], line["seed"]) == ("rss@0.03", 2) else line for line in lines
     ]
-    study = a_study("tuning", dict.fromkeys(line["arm"] for line in lines))
+    study = a_tuning(means)
     found = conclude(study, lines, [])
     assert found.verdict == "rss 0.03, ps 0.08"
     assert (
@@ -116,7 +127,8 @@ def test_tuning_says_which_rates_have_no_results() -> None:
         for arm, rate, mean in (("rss", 0.01, 50), ("rss", 0.03, 52), ("ps", 0.01, 40))
         for line in a_population(f"{arm}@{rate:g}", mean, {"strategy": arm, "rate": rate})
     ]
-    found = conclude(a_study("tuning", ["rss@0.01", "rss@0.03", "ps@0.01", "ps@0.03", "ps-ofa@0.01"]), lines, [])
+    grid = [("rss", 0.01), ("rss", 0.03), ("ps", 0.01), ("ps", 0.03), ("ps-ofa", 0.01)]
+    found = conclude(a_tuning(grid), lines, [])
     assert found.verdict == "rss 0.03, ps 0.01, of 1 of 2 rates"
     assert "ps is best at a rate of 0.01, of 1 of 2 rates" in found.sentence
     assert found.sentence.endswith("ps-ofa has no results.")
@@ -196,9 +208,20 @@ def test_times_that_do_not_compare_are_said_to() -> None:
     assert "may not compare" in conclude(BASELINE, a_baseline(), times).notes[-1]
 
 
-def test_arms_are_compared_inside_their_match() -> None:
-    match = {"ps": "passes", "rss": "passes", "ps@rss-seconds": "seconds", "rss@s": "seconds", "sandwich": "passes"}
-    assert baseline_pairs(match) == [("rss", "ps"), ("rss@s", "ps@rss-seconds"), ("rss", "sandwich")]
+def test_every_arm_has_a_rival() -> None:
+    """Of those that are planned; and one of earlier versions, which was trained for as long as ps."""
+    assert pairs_of(["ps-released", "ps", "rss", "rss-short", "rss@ps-seconds"]) == [
+        ("rss", "ps-released"),
+        ("rss", "ps"),
+        ("rss", "rss-short"),
+        ("rss@ps-seconds", "ps"),
+        ("ps-released", "ps"),
+    ]
+    rates = {"rss": 3.0, "ps": 8.0}
+    ground = Ground(image_size=8, channels=1, classes=10, train_images=1280, scale=0.1, seeds=(0,), rates=rates)
+    arms = [arm.name for arm in STUDIES["baseline"].study(ground).arms]
+    assert {arm for pair in pairs_of(arms) for arm in pair} == set(arms)
+    assert pairs_of(["ps", "ps-ofa"]) == [], "without rss"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +236,7 @@ def test_arms_are_compared_inside_their_match() -> None:
 def test_what_was_registered_is_compared(tuned: tuple[str, ...], published: tuple[str, str]) -> None:
     """Whichever of rss and ps has a tuned rate beside its published one."""
     arms = ["rss", "stratified", "ps", "ps@rss-passes", "ps-released", *(f"{arm}-published" for arm in tuned)]
-    pairs = baseline_pairs(dict.fromkeys(arms, "epochs"))
+    pairs = pairs_of(arms)
     assert ("rss", "ps") in pairs
     assert published in pairs
     assert ("ps-released", published[1]) in pairs
@@ -246,9 +269,8 @@ def test_notes_say_how_many_seeds_equivalence_takes() -> None:
         (3, 3, 200, CANNOT_TELL),
     ],
 )
-@pytest.mark.parametrize("factor", [True, False])
-def test_geometries(paper: float, cifar: float, noise: float, verdict: str, factor: bool) -> None:
-    found = conclude(a_study("geometry"), geometries(paper, cifar, noise, factor), [])
+def test_geometries(paper: float, cifar: float, noise: float, verdict: str) -> None:
+    found = conclude(a_study("geometry"), geometries(paper, cifar, noise), [])
     assert found.verdict == verdict
     for geometry, difference in (("paper", paper), ("cifar", cifar)):
         names = (f"rss in the {geometry} geometry", f"ps in the {geometry} geometry")

@@ -17,11 +17,11 @@ from tests.support.study_results import (
     solo,
 )
 
+from trainonce.lab.studies.built_in import STUDIES, conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
-from trainonce.lab.studies.conclusions import CONCLUSIONS, conclude
 
 
-@pytest.mark.parametrize("name", [*CONCLUSIONS, "of my own"])
+@pytest.mark.parametrize("name", [*STUDIES, "of my own"])
 def test_no_results_cannot_tell(name: str) -> None:
     found = conclude(a_study(name), [], [])
     assert found.verdict == CANNOT_TELL

@@ -10,7 +10,8 @@ import pytest
 
 from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.errors import UserError
-from trainonce.lab.studies.designs import STUDIES, dose_pool
+from trainonce.lab.studies.built_in import STUDIES
+from trainonce.lab.studies.dose import dose_pool
 from trainonce.lab.studies.share import expected_share
 from trainonce.lab.studies.study import Ground, Study, StudyRun, check_architectures
 from trainonce.recipes import RECIPES, timetable

@@ -2,36 +2,27 @@
 
 from typing import Any
 
-import pytest
-
-from trainonce.errors import UserError
 from trainonce.lab.studies.gap import stand_alone_gaps
 
 
-def line(arm: str, arch: str, seed: int, top1: float) -> dict[str, Any]:
-    return {"run": f"{arm}-{seed}", "arm": arm, "arch": arch, "seed": seed, "top1": top1, "macs": 1}
+def line(arch: str, seed: int, top1: float) -> dict[str, Any]:
+    return {"arch": arch, "seed": seed, "top1": top1, "macs": 7}
 
 
-LINES = [
-    line("super", "a", 0, 70.0),
-    line("super", "b", 0, 60.0),
-    line("super", "a", 1, 72.0),
-    line("alone", "a", 0, 75.0),
-    line("alone", "a", 1, 73.0),
-    line("alone", "b", 0, 58.0),
-    line("alone", "b", 2, 99.0),  # no partner
-    line("another", "a", 0, 0.0),
-]
+INSIDE = [line("a", 0, 70.0), line("b", 0, 60.0), line("a", 1, 72.0)]
+ALONE = [line("b", 0, 58.0), line("a", 1, 73.0), line("a", 0, 75.0), line("b", 2, 99.0)]
+"""The last has no partner."""
 
 
 def test_by_hand() -> None:
-    a, b = stand_alone_gaps(LINES, alone="alone", inside="super")
-    assert (a.arch, a.by_seed, a.mean) == ("a", {0: 5.0, 1: 1.0}, 3.0)
-    assert (b.arch, b.by_seed, b.mean) == ("b", {0: -2.0}, -2.0)
+    gaps = stand_alone_gaps(ALONE, INSIDE)
+    assert [(gap.arch, gap.seed, gap.points) for gap in gaps] == [("a", 0, 5.0), ("b", 0, -2.0), ("a", 1, 1.0)]
+    assert (gaps[0].alone, gaps[0].inside, gaps[0].macs) == (75.0, 70.0, 7)
 
 
-def test_refusals() -> None:
-    with pytest.raises(UserError, match="no subnet is scored with the same seed in both 'alone' and 'else'"):
-        stand_alone_gaps(LINES, alone="alone", inside="else")
-    with pytest.raises(UserError, match="the arm 'super' scores a twice with seed 0"):
-        stand_alone_gaps([*LINES, LINES[0]], alone="alone", inside="super")
+def test_of_lines_that_repeat_the_last_counts() -> None:
+    assert stand_alone_gaps([*ALONE, line("a", 0, 71.0)], [*INSIDE, line("a", 0, 71.5)])[0].points == -0.5
+
+
+def test_nothing_in_common() -> None:
+    assert stand_alone_gaps(ALONE[:1], INSIDE[:1]) == []

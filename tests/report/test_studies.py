@@ -37,6 +37,13 @@ def test_doses_come_in_rising_order_each_seed_a_mean_over_probes() -> None:
     draw_dose(doses).to_dict()
 
 
+def test_the_probe_alone_with_double_turns_is_no_dose() -> None:
+    """It shares with none, as the dose of 1 does, but has other turns than all doses."""
+    runs = [run(0, {"dose": 1, "turns": "own"}, a=50), run(0, {"dose": 16, "turns": "own"}, a=40)]
+    double = run(0, {"dose": 1, "turns": "double"}, a=70)
+    assert dose_info([*runs, double]) == dose_info(runs)
+
+
 def test_doses_of_a_half_done_study_are_compared_on_the_same_probes() -> None:
     """Sharing changes nothing, but the better probe b has no result yet with all, and seed 1 none with 2."""
     runs = [run(0, {"dose": 2}, a=60), run(0, {"dose": 2}, b=80), run(0, {"dose": "all"}, a=60)]

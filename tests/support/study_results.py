@@ -61,16 +61,14 @@ BASELINE = a_study("baseline", ("ps-released", "ps", "rss", "rss-short", "rss@ps
 # dose
 
 
-def doses(slope: float, all_gap: float, seed_noise: float = 0.01, names: bool = True) -> Lines:
+def doses(slope: float, all_gap: float, seed_noise: float = 0.01) -> Lines:
     """Two probes at K = 1, 2, 4, 16, 64 and all; `slope` points for each doubling, and all `all_gap` from K = 1."""
     lines = []
     for seed, (number, probe), dose in product(SEEDS, enumerate("pq"), (1, 2, 4, 16, 64, "all")):
         change = all_gap if dose == "all" else slope * math.log2(dose)  # type: ignore[arg-type]
         change *= 1 + (seed - 1) * seed_noise
-        factors = {"probe": probe, "subnets": dose} if names else {"probe": number, "dose": dose}
+        factors = {"dose": dose, "probe": number}
         lines.append(a_line(f"k-{dose}", seed, factors, probe, 60 + 5 * number + seed + change, probe=True))
-        if names:
-            lines.append(a_line(f"k-{dose}", seed, factors, "qp"[number], 0, probe=True))
     return lines
 
 
@@ -79,15 +77,14 @@ def doses(slope: float, all_gap: float, seed_noise: float = 0.01, names: bool = 
 PROBES = [f"p{i}" for i in range(8)]
 
 
-def solo(gap: float, noise: float = 0.05, buckets: bool = False, roles: bool = True) -> Lines:
+def solo(gap: float, noise: float = 0.05, buckets: bool = False) -> Lines:
     """Eight probes: inside 60, 61 … 67; alone `gap` better at equal exposure and 3 points more at equal epochs."""
     lines = []
     for seed, (i, probe) in product(SEEDS, enumerate(PROBES)):
         more = {"probe": True, "bucket": float(i // 4) if buckets else None}
-        inside = {"role": "supernet"} if roles else {"match": "supernet"}
-        lines.append(a_line("supernet", seed, inside, probe, 60 + i, **more))
+        lines.append(a_line("supernet", seed, {"match": "supernet"}, probe, 60 + i, **more))
         for match, extra in (("exposure", 0), ("epochs", 3)):
-            factors = {"match": match, "probe": probe if roles else i} | ({"role": "alone"} if roles else {})
+            factors = {"match": match, "probe": i}
             alone = 60 + (i ^ 1) + gap + extra + noise * (seed - 1)
             lines.append(a_line(f"alone-{match}", seed, factors, probe, alone, **more))
     return lines
@@ -102,7 +99,7 @@ def cells(effect: dict[str, float], noise: float = 0.02, shared: bool = True) ->
     for order, teacher, sampler in product((-1, 1), repeat=3):
         factors = {
             "order": "shrinking" if order > 0 else "none",
-            "distillation": "yes" if teacher > 0 else "no",
+            "distillation": "teacher" if teacher > 0 else "none",
             "sampler": "stratified" if sampler > 0 else "uniform",
         }
         sign = {"order": order, "distillation": teacher, "sampler": sampler, "order x sampler": order * sampler}
@@ -117,11 +114,11 @@ def cells(effect: dict[str, float], noise: float = 0.02, shared: bool = True) ->
 # geometry
 
 
-def geometries(paper: float, cifar: float, noise: float = 1, factor: bool = True) -> Lines:
+def geometries(paper: float, cifar: float, noise: float = 1) -> Lines:
     lines = []
     for geometry, difference in (("paper", paper), ("cifar", cifar)):
         for strategy in ("ps", "rss"):
-            factors = {"geometry": geometry} | ({"strategy": strategy} if factor else {})
+            factors = {"geometry": geometry, "strategy": strategy}
             rss = strategy == "rss"
             mean = (50 if geometry == "paper" else 80) + difference * rss
             lines += a_population(f"{strategy}-{geometry}", mean, factors, noise=noise * rss)

@@ -12,7 +12,7 @@ OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS
     "ofa_proxyless_d234_e346_k357_w1.3",
 )
 OFA_RESOLUTIONS = (128, 160, 192, 224)  # models.ofa.OFA_RESOLUTIONS
-STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.designs.STUDIES
+STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.built_in.STUDIES
 MEASURES = ("macs", "params", "latency", "memory", "size")  # search.measures.NAMES
 TARGETS = ("onnx", "onnx-int8", "openvino", "executorch", "torch")  # export.TARGETS
 RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES

@@ -123,7 +123,7 @@ def study(
     """
     with importing():
         from trainonce.data import load_dataset
-        from trainonce.lab.studies.designs import STUDIES
+        from trainonce.lab.studies.built_in import STUDIES
         from trainonce.lab.studies.run_study import StudyDirectory, identity, run_study
         from trainonce.lab.studies.study import Ground, check_architectures, load_study
         from trainonce.parallel.distributed import ranks_in
@@ -248,7 +248,7 @@ def _rates(given: Sequence[str]) -> dict[str, float]:
 
 def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
 
-    from trainonce.lab.studies.designs import STUDIES
+    from trainonce.lab.studies.built_in import STUDIES
 
     if file is None:
         return STUDIES[name].study(ground)

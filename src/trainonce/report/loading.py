@@ -16,7 +16,7 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import Line, newest_lines
 from trainonce.files import fits_record, is_there
-from trainonce.lab.studies.conclusions import conclude
+from trainonce.lab.studies.built_in import conclude
 from trainonce.names import file_name, printable
 from trainonce.records import read_json, read_lines
 from trainonce.run.directory import NUMBER, RunConfig, RunDirectory

@@ -62,16 +62,9 @@ def population_lines(study: Study, results: Iterable[Line]) -> list[Line]:
 
 
 def probe_lines(study: Study, results: Iterable[Line]) -> list[Line]:
-    """The lines of probes on the study's split; where a run's factors name its probe's architecture, of that alone."""
+    """The lines of probes on the study's split."""
     split = study["evaluate"]["split"]
-    probes = [x for x in results if x["split"] == split and x["probe"]]
-    architectures = {x["arch"] for x in probes}
-    return [x for x in probes if x["factors"].get("probe") in {None, x["arch"]} or _no_name(x, architectures)]
-
-
-def _no_name(line: Line, architectures: set[str]) -> bool:
-    """Whether the factor is the probe's number, not its architecture: such a run scores its own probe alone."""
-    return line["factors"]["probe"] not in architectures
+    return [x for x in results if x["split"] == split and x["probe"]]
 
 
 def where(lines: Iterable[Line], **factors: Any) -> list[Line]:

@@ -1,45 +1,36 @@
 """The stand-alone gap: what a subnet loses, or gains, by living in a supernet. The decisive quantity."""
 
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from trainonce.errors import UserError
+from trainonce.lab.studies.conclusion import Line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A subnet trained alone against the same subnet inside the supernet, in points of top-1."""
+    """A subnet trained alone against the same subnet inside the supernet, with the same seed; top-1 in percent."""
 
     arch: str
-    """The subnet."""
-    by_seed: dict[int, float]
-    """For each seed that has both: top-1 alone less top-1 inside. Positive: sharing harms; negative: it helps."""
+    seed: int
+    macs: int
+    alone: float
+    inside: float
 
     @property
-    def mean(self) -> float:
-        """The mean over seeds."""
-        return statistics.fmean(self.by_seed.values())
+    def points(self) -> float:
+        """Top-1 alone less top-1 inside. Positive: sharing harms; negative: it helps."""
+        return self.alone - self.inside
 
 
-def stand_alone_gaps(lines: Iterable[Mapping[str, Any]], *, alone: str, inside: str) -> list[Gap]:
-    """The gaps of all subnets that were scored in both arms of a study, from the lines of its results.
+def stand_alone_gaps(alone: Iterable[Line], inside: Iterable[Line]) -> list[Gap]:
+    """The gaps of all subnets that were scored both alone and inside with a seed, by seed and architecture.
 
-    The arms say what is equal: the exposure of the subnet's weights, or the epochs. Raises `UserError` where the arms
-    have no subnet and seed in common, or one scores a subnet twice with a seed.
+    The caller's choice of lines says what is equal: the exposure of the subnet's weights, or the epochs. Of lines that
+    repeat, the last counts.
     """
-    scores: dict[tuple[str, int, str], float] = {}
-    for line in lines:
-        if line["arm"] in (alone, inside):
-            key = (str(line["arch"]), int(line["seed"]), str(line["arm"]))
-            if key in scores:
-                raise UserError(f"the arm {key[2]!r} scores {key[0]} twice with seed {key[1]}")
-            scores[key] = float(line["top1"])
-    gaps: dict[str, dict[int, float]] = {}
-    for arch, seed, arm in scores:
-        if arm == alone and (arch, seed, inside) in scores:
-            gaps.setdefault(arch, {})[seed] = scores[arch, seed, alone] - scores[arch, seed, inside]
-    if not gaps:
-        raise UserError(f"no subnet is scored with the same seed in both {alone!r} and {inside!r}")
-    return [Gap(arch=arch, by_seed=dict(sorted(by_seed.items()))) for arch, by_seed in gaps.items()]
+    within = {(line["seed"], line["arch"]): line["top1"] for line in inside}
+    found = {(line["seed"], line["arch"]): line for line in alone if (line["seed"], line["arch"]) in within}
+    return [
+        Gap(arch=arch, seed=seed, macs=line["macs"], alone=line["top1"], inside=within[seed, arch])
+        for (seed, arch), line in sorted(found.items())
+    ]

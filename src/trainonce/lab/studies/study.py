@@ -1,7 +1,7 @@
 """A study as a value: many runs planned at once, how they are scored, and a person's own from a TOML file.
 
-Nothing here trains: `trainonce.lab.studies.designs` makes the five built-in studies,
-`trainonce.lab.studies.run_study` runs any.
+Nothing here trains: the built-in studies have a module each beside this one (`trainonce.lab.studies.built_in` is their
+table), and `trainonce.lab.studies.run_study` runs any.
 """
 
 import tomllib

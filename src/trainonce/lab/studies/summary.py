@@ -8,7 +8,7 @@ import numpy as np
 
 from trainonce.evaluation.population import Line
 from trainonce.files import write_atomic
-from trainonce.lab.studies.conclusions import conclude
+from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.lab.studies.study import Arm
 from trainonce.records import to_json

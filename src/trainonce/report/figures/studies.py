@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainonce.evaluation.population import Line
-from trainonce.lab.studies.gap import stand_alone_gaps
+from trainonce.lab.studies.dose import DOUBLE_TURNS, Subnets, subnets_of
+from trainonce.lab.studies.gap import Gap, stand_alone_gaps
+from trainonce.lab.studies.solo import INSIDE
 from trainonce.report.figures.charts import (
     MEDIAN,
     ZERO,
@@ -39,19 +41,20 @@ class Dose:
 def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     """Probe top-1 by dose (the factor `dose`), in rising order with "all" last; none where no run has a dose.
 
+    The control whose probe alone has more turns is left out.
     A seed counts for a dose as the mean over its probes. A probe counts with a seed where it has all doses with it, so
     that doses are compared on the same probes; where none has all, the doses that fewest have are left out.
     """
-    found: dict[int | float | str, dict[tuple[int, str], float]] = {}
+    found: dict[Subnets, dict[tuple[int, str], float]] = {}
     for run in runs:
-        if "dose" in run.factors:
+        if "dose" in run.factors and (dose := subnets_of(run.factors)) != DOUBLE_TURNS:
             scores = {(run.seed, line["arch"]): line["top1"] for line in probe_lines(run)}
-            found.setdefault(run.factors["dose"], {}).update(scores)
+            found.setdefault(dose, {}).update(scores)
     while found and not set.intersection(*map(set, found.values())):
         del found[min(found, key=lambda dose: len(found[dose]))]
     pairs = sorted(set.intersection(*map(set, found.values()))) if found else []
     doses = []
-    for dose in sorted(found, key=lambda d: (isinstance(d, str), d if not isinstance(d, str) else 0)):
+    for dose in sorted(found, key=lambda d: (isinstance(d, str), d)):
         values: dict[int, list[float]] = {}
         for seed, arch in pairs:
             values.setdefault(seed, []).append(found[dose][seed, arch])
@@ -93,12 +96,8 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
     return layered(*known, line, dots, height=280)
 
 
-INSIDE = "supernet"
-"""The match of the run that holds the probes."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Gap:
+class ProbeGap:
     """A probe trained alone minus the same probe inside the supernet, in points, over paired seeds."""
 
     match: str
@@ -110,36 +109,42 @@ class Gap:
     gap: SeedMean
 
 
-def gap_info(runs: Sequence[RunRecord]) -> list[Gap]:
+def gap_info(runs: Sequence[RunRecord]) -> list[ProbeGap]:
     """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
-    lines = [
-        line | {"arm": str(run.factors["match"]), "seed": run.seed}
-        for run in runs
-        if "probe" in run.factors or run.factors.get("match") == INSIDE
-        for line in probe_lines(run)
-        if "match" in run.factors
-    ]
-    inside = {(line["seed"], line["arch"]) for line in lines if line["arm"] == INSIDE}
-    newest = {(line["arm"], line["seed"], line["arch"]): line for line in lines}
-    both = [line for line in newest.values() if (line["seed"], line["arch"]) in inside]
-    macs = {line["arch"]: float(line["macs"]) for line in both}
+    lines: dict[str, list[Line]] = {}
+    for run in runs:
+        if "match" in run.factors and ("probe" in run.factors or run.factors["match"] == INSIDE):
+            own = lines.setdefault(str(run.factors["match"]), [])
+            own += [line | {"seed": run.seed} for line in probe_lines(run)]
+    inside = lines.pop(INSIDE, [])
+    found = {match: _by_probe(stand_alone_gaps(alone, inside)) for match, alone in sorted(lines.items())}
+    macs = {arch: float(gaps[0].macs) for probes in found.values() for arch, gaps in probes.items()}
     order = sorted(macs, key=lambda arch: (macs[arch], arch))
     labels = dict(zip(order, distinct([millions(macs[arch]) for arch in order]), strict=True))
     return [
-        Gap(
+        ProbeGap(
             match=match,
-            probe=gap.arch,
-            label=labels[gap.arch],
-            macs=macs[gap.arch],
-            by_seed=gap.by_seed,
-            gap=seed_mean(gap.by_seed.values()),
+            probe=arch,
+            label=labels[arch],
+            macs=macs[arch],
+            by_seed=(points := {gap.seed: gap.points for gap in probes[arch]}),
+            gap=seed_mean(points.values()),
         )
-        for match in sorted({line["arm"] for line in both} - {INSIDE})
-        for gap in sorted(stand_alone_gaps(both, alone=match, inside=INSIDE), key=lambda gap: order.index(gap.arch))
+        for match, probes in found.items()
+        for arch in order
+        if arch in probes
     ]
 
 
-def draw_gaps(gaps: Sequence[Gap]) -> "alt.LayerChart":
+def _by_probe(gaps: Sequence[Gap]) -> dict[str, list[Gap]]:
+    """Each probe's gaps, by rising seed."""
+    found: dict[str, list[Gap]] = {}
+    for gap in gaps:
+        found.setdefault(gap.arch, []).append(gap)
+    return found
+
+
+def draw_gaps(gaps: Sequence[ProbeGap]) -> "alt.LayerChart":
     """Each probe's gap with its interval; right of zero the supernet cost it accuracy."""
     require_plotting()
     import altair as alt

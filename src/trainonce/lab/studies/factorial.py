@@ -1,11 +1,14 @@
-"""What the `factorial` study forces: main effects, interactions, and mitigation against selection bias."""
+"""The study `factorial`: does mitigating interference matter more than removing selection bias?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
+from trainonce.errors import UserError
 from trainonce.lab.statistics import Comparison, against_zero, corrected
 from trainonce.lab.studies.conclusion import (
     CANNOT_TELL,
@@ -24,11 +27,24 @@ from trainonce.lab.studies.conclusion import (
     sentence_of,
     undecided,
 )
+from trainonce.lab.studies.design import Built, Design, planned_run
+from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe, Slot
+
+SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
+    ("kernel", 120, {"depth": 1, "expand_ratio": 1}),
+    ("depth 1", 25, {"depth": 2, "expand_ratio": 1}),
+    ("depth 2", 120, {"expand_ratio": 1}),
+    ("expand 1", 25, {"expand_ratio": 2}),
+    ("expand 2", 120, {}),
+)
+"""Progressive Shrinking's order: a phase's name, its epochs, and what it keeps."""
+LARGEST_EPOCHS = 180.0
+NO_ORDER: tuple[tuple[str, float, dict[str, int]], ...] = tuple((name, epochs, {}) for name, epochs, _ in SHRINKING)
+"""The same phases on the whole space."""
 
 FACTORS = {"order": ("none", "shrinking"), "distillation": ("none", "teacher"), "sampler": ("uniform", "stratified")}
-"""The factorial study's factors, each with its low and its high level."""
-SYNONYMS = {("distillation", "no"): "none", ("distillation", "yes"): "teacher"}
-"""Other names of levels."""
+"""The factors, each with its low and its high level."""
 WORDS = {
     "order": "shrinking order instead of none",
     "distillation": "distillation instead of labels alone",
@@ -39,7 +55,69 @@ HURTS = "sampler hurts"
 """The verdict where the sampler's effect is the largest and stratified draws cost accuracy."""
 
 
-def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _build(ground: Ground) -> Built:
+    arms: list[Arm] = []
+    recipes: dict[str, Recipe] = {}
+    factors_of: dict[str, Factors] = {}
+    for order, distillation, sampler in product(
+        reversed(FACTORS["order"]), reversed(FACTORS["distillation"]), FACTORS["sampler"]
+    ):
+        levels_on = [level for level in (order, distillation, sampler) if level not in ("none", "uniform")]
+        name = "+".join(levels_on) or "none"
+        about = (
+            f"{'Shrinking order' if order == 'shrinking' else 'No order'}, "
+            f"{'with' if distillation == 'teacher' else 'without'} a teacher, {sampler} sampler"
+        )
+        arms.append(Arm(name=name, about=about))
+        recipes[name] = factorial_recipe(ground, order=order, distillation=distillation, sampler=sampler)
+        factors_of[name] = {"order": order, "distillation": distillation, "sampler": sampler}
+    model = ground.model()
+    runs = [
+        planned_run(arm.name, seed, recipes[arm.name], model, factors=factors_of[arm.name])
+        for seed, arm in product(ground.seeds, arms)
+    ]
+    return Built(arms=arms, runs=runs, evaluate={})
+
+
+def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: str) -> Recipe:
+    """One cell: the largest first, then one subnet a step in five phases, each with a cosine of its own.
+
+    Steps and the learning rate at every step are the same in every cell. With a teacher the two losses are averaged,
+    so that a step is as large as with labels alone. Channels are sorted where widths begin to shrink: before each
+    expand phase of the order, else before the first phase that trains the whole space.
+
+    Raises `UserError` where the scale is so small that a phase would have no step.
+    """
+    base = ground.at_batch_size(RECIPES["spos"])
+    later = SHRINKING if order == "shrinking" else NO_ORDER
+    lengths = [LARGEST_EPOCHS, *(epochs for _, epochs, _ in later)]
+    per_epoch = ground.steps_per_epoch(base)
+    ends = [round(math.fsum(lengths[: i + 1]) * ground.scale * per_epoch) for i in range(len(lengths))]
+    steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    if min(steps) < 1:
+        raise UserError(f"at a scale of {ground.scale:g} a phase of the factorial has no step: take a larger --scale")
+    slot: Slot = "stratified" if sampler == "stratified" else "uniform"
+    averaged = {"target": "labels+teacher", "label_weight": 0.5, "teacher_weight": 0.5}
+    taught: dict[str, Any] = averaged if distillation == "teacher" else {}
+    lr = base.phases[0].lr
+    phases = [Phase(name="largest", epochs=steps[0] / per_epoch, lr=lr, keep_largest=ONLY_LARGEST)]
+    for i, ((name, _, kept), length) in enumerate(zip(later, steps[1:], strict=True)):
+        phases.append(
+            Phase(
+                name=name,
+                epochs=length / per_epoch,
+                lr=lr,
+                keep_largest=kept,
+                subnets=(slot,),
+                **taught,
+                sort_channels="expand" in name if order == "shrinking" else i == 0,
+            )
+        )
+    about = f"Order: {order}; distillation: {distillation}; sampler: {sampler}."
+    return base.model_copy(update={"name": "factorial", "about": about, "phases": tuple(phases)})
+
+
+def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
     """Which of order, distillation and sampler matters most, and does mitigation matter less than selection bias?
 
     The effects are the contrasts of a 2x2x2 design: the mean of the four cells where the product of the factors' signs
@@ -60,7 +138,7 @@ def conclude_factorial(study: Study, results: Sequence[Line], times: Sequence[Li
     both = {s: (np.array(v) + effects["distillation"][s]).tolist() for s, v in effects["order"].items()}
     rivals = {"order": effects["order"], "distillation": effects["distillation"], "both mitigations": both}
     contests = {name: _contest(effects["sampler"], values, name) for name, values in rivals.items()}
-    verdict = _factorial_verdict(list(contests.values()), comparisons["sampler"].difference)
+    verdict = _verdict(list(contests.values()), comparisons["sampler"].difference)
     sure = comparisons[largest].verdict in ("better", "worse")
     lead = "the largest effect is" if sure else "the largest estimate is"
     return Conclusion(
@@ -105,8 +183,7 @@ def factorial_effects(lines: Sequence[Line]) -> dict[str, dict[int, list[float]]
 
 def _signs(line: Line) -> tuple[int, ...]:
     """The cell of a line: +1 for each factor at its high level, -1 at its low one, 0 where it is at neither."""
-    levels = {name: str(line["factors"].get(name)) for name in FACTORS}
-    values = {name: SYNONYMS.get((name, level), level) for name, level in levels.items()}
+    values = {name: line["factors"][name] for name in FACTORS}
     return tuple(
         1 if values[name] == high else -1 if values[name] == low else 0 for name, (low, high) in FACTORS.items()
     )
@@ -150,7 +227,7 @@ def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequenc
     return replace(found, sentence=text)
 
 
-def _factorial_verdict(contests: Sequence[Comparison], sampler: float) -> str:
+def _verdict(contests: Sequence[Comparison], sampler: float) -> str:
     """A sampler that matters most shows selection bias only where removing it, by the stratified one, helps."""
     if all(found.verdict == "better" for found in contests):
         return "selection bias" if sampler > 0 else HURTS
@@ -175,3 +252,13 @@ def _contest_says(verdict: str, contests: Mapping[str, Comparison]) -> str:
         return f"{hurts if verdict == HURTS else helps}: {nearest.sentence}"
     winner = min(filter(_beaten, contests.values()), key=lambda found: found.difference)
     return f"mitigation matters more than selection bias: {winner.sentence}"
+
+
+FACTORIAL = Design(
+    name="factorial",
+    about="Shrinking order, distillation and MACs-stratified sampling, each with and without, in all eight "
+    "combinations, at equal passes and the same learning rate and size of gradient at every step.",
+    question="Does mitigating interference matter more than removing selection bias?",
+    build=_build,
+    conclude=_conclude,
+)

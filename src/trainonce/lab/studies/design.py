@@ -1,0 +1,118 @@
+"""What a built-in study is: how it is planned on a `Ground`, and how it is concluded; and what plans share.
+
+A study of ours is one module beside this: its `Design`, and under it the arms and the conclusion that read each other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainonce.errors import UserError
+from trainonce.lab.studies.conclusion import Conclusion, Line
+from trainonce.lab.studies.conclusion import Study as Recorded
+from trainonce.lab.studies.study import Arm, Factors, Ground, Study, StudyRun, in_seed_order
+from trainonce.recipes import RECIPES, Recipe, timetable
+from trainonce.settings import Settings
+
+FEWEST_HELD = 50
+"""How many different draws a run must make, so that what is compared is the strategy and not a few subnets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A built-in study."""
+
+    name: str
+    about: str
+    question: str
+    build: Callable[[Ground], "Built"]
+    """Its arms and runs."""
+    conclude: Callable[[Recorded, Sequence[Line], Sequence[Line]], Conclusion]
+    """From study.json, the lines of results.jsonl and those of times.jsonl to what they force. Lines may be missing, as
+    when a study was stopped: then less can be told. Designs and measures: docs/statistics.md.
+    """
+    own_buckets: bool = False
+    """Whether its probes are drawn from buckets of its own, which cannot be others."""
+    tunable: tuple[str, ...] = ()
+    """The recipes that it takes tuned learning rates of."""
+
+    def study(self, ground: Ground) -> Study:
+        """The study on this ground. Raises `UserError` where the scale leaves nothing to train."""
+        for name in ground.rates:
+            if name not in self.tunable:
+                takes = f"takes those of {', '.join(self.tunable)}" if self.tunable else "takes none"
+                raise UserError(f"{self.name} takes no learning rate of {name}: it {takes}")
+        built = self.build(ground)
+        return Study(
+            name=self.name,
+            design=self.name,
+            about=self.about,
+            question=self.question,
+            scale=ground.scale,
+            seeds=ground.seeds,
+            arms=tuple(built.arms),
+            runs=in_seed_order(built.runs),
+            evaluate=ground.plan(**built.evaluate),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What is particular to a design: its arms and runs, and how it departs from the usual evaluation."""
+
+    arms: Sequence[Arm]
+    runs: Sequence[StudyRun]
+    evaluate: dict[str, Any]
+
+
+def planned_run(
+    arm: str,
+    seed: int,
+    recipe: Recipe,
+    model: Settings,
+    *,
+    part: str = "",
+    factors: Factors,
+    probes: tuple[str, ...] | None = None,
+) -> StudyRun:
+    """A run of an arm; `part` tells runs of one arm and seed apart."""
+    return StudyRun(
+        name=f"{arm}{part}-seed{seed}",
+        arm=arm,
+        seed=seed,
+        factors=factors,
+        recipe=recipe,
+        model=model.model_dump(mode="json"),
+        probes=probes,
+    )
+
+
+def at_epochs(ground: Ground, recipe: Recipe) -> Recipe:
+    """A recipe at its own length, times the scale.
+
+    Raises `UserError` where it draws so few subnets that it is not the strategy any more.
+    """
+    scaled = ground.at_batch_size(recipe.scaled(ground.scale))
+    table = timetable(scaled, ground.steps_per_epoch(scaled))
+    turns = sum(entry.turns for entry in table)
+    if turns < FEWEST_HELD:
+        raise UserError(
+            f"at a scale of {ground.scale:g} {recipe.name} would train {turns} draws of subnets in all, and fewer than "
+            f"{FEWEST_HELD} are not {recipe.name}: take a larger --scale"
+        )
+    return scaled
+
+
+def cycle_recipe(name: str, cycle: tuple[str, ...], steps: int, ground: Ground, **fields: Any) -> Recipe:
+    """One phase of so many steps that goes round `cycle`, on RSS's settings."""
+    base = ground.at_batch_size(RECIPES["spos"])
+    phase = base.phases[0].model_copy(
+        update={
+            "name": name,
+            "epochs": steps / ground.steps_per_epoch(base),
+            "subnets": ("cycle",),
+            "cycle": cycle,
+            **fields,
+        }
+    )
+    return base.model_copy(update={"name": name, "about": f"{name}, in turn.", "phases": (phase,)})
