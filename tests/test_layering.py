@@ -22,7 +22,7 @@ def floors() -> list[str]:
 
 
 FLOORS = floors()
-WITHOUT_TORCH = ("errors", "version", "limits", "files", "names", "records", "settings", "space", "recipes")
+WITHOUT_TORCH = ("errors", "version", "limits", "lazy", "files", "names", "records", "settings", "space", "recipes")
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 
 

@@ -41,6 +41,7 @@ def test_the_public_names_are_these() -> None:
         "from_pretrained",
         "load_dataset",
         "load_recipe",
+        "pipeline",
         "push_to_hub",
         "train_supernet",
     }

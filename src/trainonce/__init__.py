@@ -4,9 +4,10 @@ Names are imported when they are first asked for: torch takes seconds, in which 
 to stop.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from trainonce import pipeline
+from trainonce.lazy import names_from
 from trainonce.version import __version__
 
 if TYPE_CHECKING:
@@ -23,26 +24,23 @@ if TYPE_CHECKING:
     from trainonce.space import Architecture, Choice, SearchSpace
     from trainonce.training.loop import TrainSettings, train_supernet
 else:
-    _WHERE = {
-        "cost.macs": ("Cost",),
-        "data": ("DataSet", "load_dataset"),
-        "errors": ("RunError", "UserError"),
-        "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
-        "pipeline.fitting": ("FitSettings", "Fitted", "fit"),
-        "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
-        "pipeline.hub": ("from_pretrained", "push_to_hub"),
-        "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
-        "run.directory": ("RunDirectory",),
-        "sampling": ("MacsSampler",),
-        "space": ("Architecture", "Choice", "SearchSpace"),
-        "training.loop": ("TrainSettings", "train_supernet"),
-    }
-
-    def __getattr__(name: str) -> object:
-        for module, names in _WHERE.items():
-            if name in names:
-                return getattr(import_module(f"trainonce.{module}"), name)
-        raise AttributeError(f"module 'trainonce' has no attribute {name!r}")
+    __getattr__ = names_from(
+        __name__,
+        {
+            "cost.macs": ("Cost",),
+            "data": ("DataSet", "load_dataset"),
+            "errors": ("RunError", "UserError"),
+            "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
+            "pipeline.fitting": ("FitSettings", "Fitted", "fit"),
+            "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
+            "pipeline.hub": ("from_pretrained", "push_to_hub"),
+            "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
+            "run.directory": ("RunDirectory",),
+            "sampling": ("MacsSampler",),
+            "space": ("Architecture", "Choice", "SearchSpace"),
+            "training.loop": ("TrainSettings", "train_supernet"),
+        },
+    )
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
@@ -76,6 +74,7 @@ __all__ = [
     "from_pretrained",
     "load_dataset",
     "load_recipe",
+    "pipeline",
     "push_to_hub",
     "train_supernet",
 ]

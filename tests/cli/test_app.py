@@ -121,7 +121,7 @@ class TestStory:
         told = Stop()
         told.number = signal.SIGTERM
         with monkeypatch.context() as patched:
-            patched.setattr("trainonce.cli.train.stop_on_signal", lambda: nullcontext(told))
+            patched.setattr("trainonce.cli.tools.stop_on_signal", lambda: nullcontext(told))
             stopped = trainonce("train", "digits", "--recipe", "spos", "--epochs", "1", *SMALL, "--out", run.path)
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         assert run.baseline() is None
@@ -411,7 +411,7 @@ def test_precision_is_recorded_and_used_again(tmp_path: Path, monkeypatch: pytes
         used.append((settings.precision, settings.cuda_graphs))
         return train_supernet(*arguments, settings=settings, **named)
 
-    monkeypatch.setattr("trainonce.training.loop.train_supernet", note)
+    monkeypatch.setattr("trainonce.pipeline.training.train_supernet", note)
     new, again = ("train", "digits", "--epochs", "0.2", "--out", tmp_path / "run", *SMALL), ("train", "--device", "cpu")
     trainonce(*new, "--precision", "float16").refused("precision.*'float32' or 'bfloat16'")
     assert trainonce(*new, "--precision", "bfloat16", "--no-cuda-graphs").code == 0

@@ -64,14 +64,14 @@ class TestSizes:
     def test_what_no_comparison_foresaw_is_a_sentence(
         self, monkeypatch: pytest.MonkeyPatch, exhaust: Callable[..., object]
     ) -> None:
-        monkeypatch.setattr("trainonce.data.load_dataset", exhaust)
+        monkeypatch.setattr("trainonce.pipeline.training.load_dataset", exhaust)
         trainonce("train", "digits").refused("the memory is full; what was saved is safe", code=1)
 
     def test_other_errors_keep_their_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("a fault of ours")
 
-        monkeypatch.setattr("trainonce.data.load_dataset", fail)
+        monkeypatch.setattr("trainonce.pipeline.training.load_dataset", fail)
         with pytest.raises(RuntimeError, match="a fault of ours"):
             trainonce("train", "digits")
 

@@ -227,7 +227,7 @@ class TestExtractRefuses:
     def test_a_place_is_looked_at_before_the_work(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("trainonce.evaluation.evaluator.Evaluator", None)
+        monkeypatch.delattr("trainonce.pipeline.extracting.Evaluator")
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "holiday.jpg").write_text("irreplaceable")
         trainonce("extract", run, "smallest", "--out", tmp_path / "photos", *DEVICE).refused("is not a subnet: name")

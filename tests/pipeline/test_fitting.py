@@ -14,7 +14,7 @@ from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
 from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
 from trainonce.pipeline.pace import Pace
-from trainonce.pipeline.verify import verify
+from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory

@@ -14,7 +14,7 @@ from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.pipeline.hub import files_to_push
-from trainonce.pipeline.verify import verify
+from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
 from trainonce.records import UncheckedWarning, count_file, write_lines
 from trainonce.run import checkpoint

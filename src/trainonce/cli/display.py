@@ -265,6 +265,11 @@ def subnet_line(line: Line) -> str:
     return f"{line['top1']:.2f}% at {line['macs'] / 1e6:.3f} M MACs, {line['params'] / 1e6:.3f} M parameters"
 
 
+def scoring_line(line: Line, seconds_left: float) -> str:
+    """The last subnet scored, and how long the others will take, in a line."""
+    return f"{subnet_line(line)}; {duration(seconds_left)} left"
+
+
 def training_line(at: TrainProgress) -> str:
     """Where training stands, in a line."""
     return (
@@ -373,9 +378,9 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def say_duration(seconds: float, as_json: bool, workers: int = 1) -> None:
+def say_duration(seconds: float, as_json: bool, workers: int | None = 1) -> None:
     """Say what a dry run found: how long it would take here; as JSON on stdout too where that is asked for."""
     if as_json:
-        print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers > 1 else {}))
-    shared = f" by {workers} workers" if workers > 1 else ""
+        print_json({"seconds": round(seconds, 1)} | ({"workers": workers} if workers and workers > 1 else {}))
+    shared = f" by {workers} workers" if workers and workers > 1 else ""
     err.print(f"Would take about {duration(seconds)}{shared} on this machine.")

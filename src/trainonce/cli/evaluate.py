@@ -1,8 +1,9 @@
 """`trainonce evaluate`."""
 
-import time
+from __future__ import annotations
+
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,9 +23,12 @@ from trainonce.cli.options import (
     Threads,
     Workers,
 )
-from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import bucket_centres
+from trainonce.cli.stopping import importing
+from trainonce.cli.tools import bucket_centres, work
 from trainonce.names import command
+
+if TYPE_CHECKING:
+    from trainonce.pipeline.evaluating import Evaluated, EvaluatePlan
 
 
 def evaluate(
@@ -65,73 +69,59 @@ def evaluate(
     What is recorded already is not done again. Under torchrun, the ranks share the work and the first one records.
     """
     with importing():
-        import torch
-
-        from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-        from trainonce.evaluation.population import (
-            draw_population,
-            evaluate_population,
-            make_buckets,
-            recorded,
-            summarise,
-        )
         from trainonce.parallel.fan_out import ranks_at_work
-        from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
-        from trainonce.run.directory import RunDirectory
+        from trainonce.pipeline import evaluate
 
     if not context.with_resource(ranks_at_work()):
         return
-    use_threads(threads)
-    cluster, workers = cluster_chosen(cluster, workers)
-    run = RunDirectory(run_path)
-    net, step = run.load_supernet()
-    chosen = make_buckets(net.cost, bucket_centres(buckets), bucket_half_width)
-    population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
-    display.err.print(f"{len(population)} subnets in {len(chosen)} buckets, {split} split, weights of step {step}")
-    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers)
-    display.say_streamed(data)
-    settled = torch.device(device_named(device))
-    display.say_slow(settled.type)
-    net, data = net.to(settled), data.to(settled)
-    settings = EvaluateSettings(calibration_images=calibration_images, seed=seed)
-    evaluator = Evaluator(data, split, settings)
-    known = recorded(run, evaluator, step)
-    before = sum(str(arch) in known for _, arch in population)
-    if dry_run or (workers is None and cluster == LOCAL):
-        middle = population[len(population) // 2][1]
-        workers, seconds = planned_workers(
-            lambda: evaluator(net, middle), len(population) - before, workers, cluster=cluster, device=settled.type
-        )
-        if dry_run:
-            display.say_duration(seconds, as_json, workers)
-            return
-    began = time.monotonic()
-    with run.lock(), stop_on_signal() as stop, display.progress() as show:
-
-        def on_progress(done: int, line: dict[str, Any]) -> None:
-            left = (time.monotonic() - began) / (done - before) * (len(population) - done)
-            show(done, len(population), f"{display.subnet_line(line)}; {display.duration(left)} left")
-
-        lines = evaluate_population(
-            net,
-            step,
-            evaluator,
-            run,
-            population,
+    with work() as at_work:
+        done = evaluate(
+            run_path,
+            split=split,
+            buckets=bucket_centres(buckets),
+            bucket_half_width=bucket_half_width,
+            per_bucket=per_bucket,
+            over=over,
+            calibration_images=calibration_images,
+            data=data_path,
+            data_dir=data_dir,
+            seed=seed,
+            device=device,
+            threads=threads,
             workers=workers,
+            decode_workers=decode_workers,
             cluster=cluster,
-            on_progress=on_progress,
-            should_stop=lambda: stop.number is not None,
+            dry_run=dry_run,
+            on_plan=_say_plan,
+            on_start=at_work.start,
+            on_progress=lambda at: at_work.show(at.done, at.total, display.scoring_line(at.line, at.seconds_left)),
+            should_stop=at_work.should_stop,
         )
-    if stop.number is not None:
-        display.err.print(f"Stopped; {len(lines)} of {len(population)} subnets are recorded. Run it again to go on.")
-        raise typer.Exit(128 + stop.number)
-    summaries = summarise(lines, chosen)
-    if as_json:
-        display.print_json({"run": str(run.path), "split": split, "buckets": [asdict(s) for s in summaries]})
-        return
-    display.out.print(f"Top-1 in percent on {lines[0]['images']} {split} images of {data.name}")
-    display.out.print(display.population_table(summaries))
-    display.say_baseline(run.baseline() if split == "validate" else None, max(s.maximum for s in summaries))
-    middle_macs = f"{chosen[len(chosen) // 2].centre / 1e6:.2g}"
+    if dry_run:
+        display.say_duration(done.seconds, as_json, done.workers)
+    elif at_work.stopped_by is not None:
+        total = len(done.plan.population)
+        display.err.print(f"Stopped; {len(done.lines)} of {total} subnets are recorded. Run it again to go on.")
+        raise typer.Exit(128 + at_work.stopped_by)
+    elif as_json:
+        summaries = [asdict(summary) for summary in done.summaries]
+        display.print_json({"run": str(done.plan.run.path), "split": split, "buckets": summaries})
+    else:
+        _say(done)
+
+
+def _say_plan(plan: EvaluatePlan) -> None:
+    count, buckets = len(plan.population), len(plan.buckets)
+    display.err.print(f"{count} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
+    display.say_streamed(plan.data)
+    display.say_slow(plan.device)
+
+
+def _say(done: Evaluated) -> None:
+    plan, run = done.plan, done.plan.run
+    display.out.print(f"Top-1 in percent on {done.lines[0]['images']} {plan.split} images of {plan.data.name}")
+    display.out.print(display.population_table(done.summaries))
+    best = max(summary.maximum for summary in done.summaries)
+    display.say_baseline(run.baseline() if plan.split == "validate" else None, best)
+    middle_macs = f"{plan.buckets[len(plan.buckets) // 2].centre / 1e6:.2g}"
     display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', middle_macs)}")

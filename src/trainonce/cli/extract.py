@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli import search as cli_search
-from trainonce.cli.known import MEASURES
 from trainonce.cli.options import (
     DataDir,
     DecodeWorkers,
@@ -24,7 +22,7 @@ from trainonce.cli.options import (
     Threads,
 )
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import given, refuse_beside
+from trainonce.cli.tools import given
 
 
 def extract(
@@ -65,59 +63,36 @@ def extract(
 ) -> None:
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
     with importing():
-        from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, finite
-        from trainonce.evaluation.per_class import score_by_class
-        from trainonce.evaluation.population import best_within, newest_lines
-        from trainonce.pipeline.machine import device_named, use_threads
-        from trainonce.run.directory import RunDirectory
-        from trainonce.search.measures import table_at
-        from trainonce.subnets import check_place, verify_subnet, write_subnet
-        from trainonce.subnets.taken import describe_taken
+        from trainonce.pipeline import extract
 
-    use_threads(threads)
-    run = RunDirectory(run_path)
-    net, step = run.load_supernet()
-    data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(device_named(device))
-    display.say_streamed(data)
-    net, settings = net.to(device_named(device)), EvaluateSettings(seed=seed)
-    if arch is not None:
-        budgets = {f"max_{name}" for name in MEASURES} | {"latency"}
-        refuse_budget = {p.name for p in context.command.params if p.name} - budgets
-        refuse_beside(context, "an architecture", refuse_budget)
-    else:
-        texts = dict(zip(MEASURES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True))
-        limits = cli_search.limits_of(net, texts, table_at(run, latency))
-        recorded_lines = [*run.population(), *run.searched()]
-        lines = newest_lines((line for line in recorded_lines if line["step"] == step), "validate")
-        best = best_within(
-            lines,
-            fits=lambda line: all(limit.violation(net.space.parse(line["arch"])) <= 0 for limit in limits),
-        )
-        arch = str(best["arch"])
-        if not given(context, "seed"):
-            settings = cli_search.calibration_of(run, best)
-    chosen = net.space.parse(arch)
-    path = out or run.subnets / chosen.id
-    check_place(path)
-    evaluator = Evaluator(data, "validate", settings)
-    network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
-    scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
-    last = "test" if test else "validate"
-    scores[last], classes = score_by_class(network, data.test if test else data.validate, data, last)
-    calibration = evaluator.settings if recalibrate else None
-    description = describe_taken(net, chosen, data, run, step, calibration=calibration, scores=scores)
-    description["per_class"] = {"split": last, **classes.model_dump(mode="json")}
-    if license_name:
-        description["license"] = license_name
-    write_subnet(path, network, description)
-    verify_subnet(path, network)
+    done = extract(
+        run_path,
+        arch,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency=max_latency,
+        max_memory=max_memory,
+        max_size=max_size,
+        latency=latency,
+        recalibrate=recalibrate,
+        test=test,
+        out=out,
+        license=license_name,
+        data=data_path,
+        data_dir=data_dir,
+        seed=seed if given(context, "seed") else None,
+        device=device,
+        threads=threads,
+        decode_workers=decode_workers,
+        on_data=display.say_streamed,
+    )
     if as_json:
-        display.print_json({"path": str(path), **description})
+        display.print_json({"path": str(done.path), **done.description})
         return
-    measured = "; ".join(f"{found} on {name}" for name, found in scores.items())
-    cost = net.cost_of(chosen)
-    display.out.print(f"{chosen}\n{measured}; {cost.macs / 1e6:.3f} M MACs, {cost.params / 1e6:.3f} M parameters")
-    display.say_per_class(classes, data.class_names)
-    display.say_baseline(run.baseline(), scores["validate"].top1)
-    display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
-    display.out.print(f"Load it without trainonce: {path}/README.md, its model card, says how.")
+    measured = "; ".join(f"{found} on {name}" for name, found in done.scores.items())
+    macs, params = done.cost.macs / 1e6, done.cost.params / 1e6
+    display.out.print(f"{done.arch}\n{measured}; {macs:.3f} M MACs, {params:.3f} M parameters")
+    display.say_per_class(done.per_class, done.class_names)
+    display.say_baseline(done.run.baseline(), done.scores["validate"].top1)
+    display.out.print(f"Written to {done.path}; reloaded, and its output is the same to the last bit.")
+    display.out.print(f"Load it without trainonce: {done.path}/README.md, its model card, says how.")

@@ -10,7 +10,6 @@ from trainonce.cli import display
 from trainonce.cli.options import BucketHalfWidth, Buckets, Json
 from trainonce.cli.stopping import importing
 from trainonce.cli.tools import bucket_centres
-from trainonce.errors import UserError
 
 
 def draw(
@@ -25,13 +24,9 @@ def draw(
 ) -> None:
     """Draw the evaluated population: accuracy against MACs, runs side by side."""
     with importing():
-        from trainonce.report.figures.charts import save_chart
-        from trainonce.report.figures.population import draw_population, population_info
-        from trainonce.run.directory import RunDirectory
+        from trainonce.pipeline import draw
 
-    runs = [RunDirectory(path) for path in run_paths]
-    info = population_info(runs, split, bucket_centres(buckets), bucket_half_width)
-    save_chart(draw_population(info), out)
+    info = draw(*run_paths, out=out, split=split, buckets=bucket_centres(buckets), bucket_half_width=bucket_half_width)
     if as_json:
         display.print_json({"picture": str(out), **asdict(info)})
         return
@@ -61,17 +56,10 @@ def report(
     Needs the small files alone, not the weights.
     """
     with importing():
-        from trainonce.report.loading import read_groups
-        from trainonce.report.page import write_report
+        from trainonce.pipeline import report
 
-    page = out or paths[0] / "report.html"
-    if page.suffix != ".html":
-        raise UserError(f"a page's name must end in .html, not {page.name!r}")
-    groups = read_groups(paths, split, centres_m=bucket_centres(buckets), half_m=bucket_half_width)
-    write_report(groups, page)
+    done = report(*paths, out=out, split=split, buckets=bucket_centres(buckets), bucket_half_width=bucket_half_width)
     if as_json:
-        display.print_json(
-            {"page": str(page), "bytes": page.stat().st_size, "groups": [group.title for group in groups]}
-        )
+        display.print_json({"page": str(done.page), "bytes": done.page.stat().st_size, "groups": list(done.groups)})
         return
-    display.out.print(f"Wrote {page}: open it in a browser; it needs no connection.")
+    display.out.print(f"Wrote {done.page}: open it in a browser; it needs no connection.")

@@ -1,11 +1,46 @@
 """What the commands share: reading options, and going on after a refusal."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeVar
 
 import typer
 
+from trainonce.cli import display
+from trainonce.cli.stopping import Stop, stop_on_signal
 from trainonce.errors import RunError, UserError
+
+
+class Work:
+    """Work that is shown, and that Ctrl-C and SIGTERM stop once it has begun; until then they end the command."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._stop = Stop()
+        self.show: Callable[[int, int, str], None] = lambda _done, _total, _text: None
+        """Shows progress: what is done of how much, and a text."""
+
+    def start(self) -> None:
+        """Begin it."""
+        self._stop = self._stack.enter_context(stop_on_signal())
+        self.show = self._stack.enter_context(display.progress())
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that asked to stop, if one did."""
+        return self._stop.number
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked to stop."""
+        return self._stop.number is not None
+
+
+@contextmanager
+def work() -> Iterator[Work]:
+    """Inside, work can be begun; at the end signals do again what they did, and progress is not shown any more."""
+    with ExitStack() as stack:
+        yield Work(stack)
+
 
 T = TypeVar("T")
 Found = TypeVar("Found")
@@ -36,14 +71,16 @@ def refuse_beside(context: typer.Context, option: str, allowed: set[str]) -> Non
     """Raise `UserError` where the command line has options beside `option` that it would silently leave unused."""
     for parameter in context.command.params:
         if parameter.name and parameter.name not in allowed and given(context, parameter.name):
-            raise UserError(f"{parameter.opts[0]} cannot be given together with {option}")
+            refusal = UserError(f"{parameter.opts[0]} cannot be given together with {option}")
+            refusal.everywhere = True
+            raise refusal
 
 
-def bucket_centres(text: str) -> tuple[float, ...]:
+def bucket_centres(text: str) -> tuple[float, ...] | Literal["paper"]:
     """The centres that --buckets names: numbers, the paper's for `paper`, none for nothing."""
-    from trainonce.evaluation.population import PAPER_BUCKETS_M
-
-    return PAPER_BUCKETS_M if text == "paper" else numbers(text, "--buckets", float) if text else ()
+    if text == "paper":
+        return "paper"
+    return numbers(text, "--buckets", float) if text else ()
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any, ...]:

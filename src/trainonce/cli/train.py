@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,14 +25,12 @@ from trainonce.cli.options import (
     TrainImages,
     Width,
 )
-from trainonce.cli.stopping import importing, stop_on_signal
-from trainonce.cli.tools import numbers, refuse_beside
-from trainonce.errors import UserError
+from trainonce.cli.stopping import importing
+from trainonce.cli.tools import numbers, refuse_beside, work
 from trainonce.names import command
 
 if TYPE_CHECKING:
-    from trainonce.training.loop import Progress
-
+    from trainonce.pipeline.training import Trained, TrainPlan
 
 BESIDE_RESUME = {
     "resume",
@@ -54,98 +51,109 @@ BESIDE_RESUME = {
 }
 
 
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder (one class a folder) or .npz file.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-RECIPE-SEED.")]
+Resume = Annotated[
+    Path | None, typer.Option(help="Continue the run in this directory. Needs nothing else; name DATA if it moved.")
+]
+Epochs = Annotated[float | None, typer.Option(min=0, help="Scale the recipe to this many epochs; proportions stay.")]
+Passes = Annotated[
+    float | None,
+    typer.Option(min=0, help="Scale it to this many subnet passes over the images: what it costs."),
+]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")]
+Geometry = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
+]
+Resolutions = Annotated[str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Leave a folder's images on disk and decode them as they are needed, or hold them all in memory. "
+        "Default: stream what would take more than a quarter of the memory.",
+        show_default=False,
+    ),
+]
+CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")]
+Probes = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MOST_PROBES,
+        help="Subnets, from the smallest to the largest, that are scored now and then while training, in at most "
+        "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, those looked at before, "
+        "if any were.",
+        show_default=False,
+    ),
+]
+SyncBn = Annotated[
+    bool | None,
+    typer.Option(
+        "--sync-bn/--no-sync-bn",
+        help="With several processes, normalise by the images of all. Default: no; resumed, as before.",
+        show_default=False,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16",
+        help="The numbers that networks compute in; weights are float32. Default: float32; resumed, as before.",
+        show_default=False,
+    ),
+]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps, or their blocks, as CUDA graphs."),
+]
+KeepAt = Annotated[
+    str | None,
+    typer.Option(
+        help="Shares of the training after which the weights are kept for good, such as 0.1,0.5: `measure` looks "
+        "at them too. Default: none; resumed, as before.",
+        show_default=False,
+    ),
+]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")]
+
+
 def train(
     context: typer.Context,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder (one class a folder) "
-            "or .npz file.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Data = None,
     recipe: RecipeName = "rss",
-    out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-RECIPE-SEED.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this directory. Needs nothing else; name DATA if it moved.")
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(min=0, help="Scale the recipe to this many epochs; proportions stay.")
-    ] = None,
-    passes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Scale it to this many subnet passes over the images: what it costs."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
-    ] = None,
-    geometry: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
-    ] = None,
+    out: Out = None,
+    resume: Resume = None,
+    epochs: Epochs = None,
+    passes: Passes = None,
+    batch_size: BatchSize = None,
+    geometry: Geometry = None,
     image_size: ImageSize = None,
-    resolutions: Annotated[
-        str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")
-    ] = None,
+    resolutions: Resolutions = None,
     width: Width = None,
     grey: Grey = False,
     train_images: TrainImages = None,
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream",
-            help="Leave a folder's images on disk and decode them as they are needed, or hold them all in memory. "
-            "Default: stream what would take more than a quarter of the memory.",
-            show_default=False,
-        ),
-    ] = None,
+    stream: Stream = None,
     decode_workers: DecodeWorkers = None,
     skip_broken: SkipBroken = False,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
-    checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
-    probes: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=MOST_PROBES,
-            help="Subnets, from the smallest to the largest, that are scored now and then while training, in at most "
-            "a hundredth of its arithmetic: they show what is forgotten. Default: 4; resumed, those looked at before, "
-            "if any were.",
-            show_default=False,
-        ),
-    ] = None,
-    sync_bn: Annotated[
-        bool | None,
-        typer.Option(
-            "--sync-bn/--no-sync-bn",
-            help="With several processes, normalise by the images of all. Default: no; resumed, as before.",
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float32|bfloat16",
-            help="The numbers that networks compute in; weights are float32. Default: float32; resumed, as before.",
-            show_default=False,
-        ),
-    ] = None,
-    cuda_graphs: Annotated[
-        bool,
-        typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, replay steps, or their blocks, as CUDA graphs."),
-    ] = True,
-    keep_at: Annotated[
-        str | None,
-        typer.Option(
-            help="Shares of the training after which the weights are kept for good, such as 0.1,0.5: `measure` looks "
-            "at them too. Default: none; resumed, as before.",
-            show_default=False,
-        ),
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")] = False,
+    checkpoint_every: CheckpointEvery = 60.0,
+    probes: Probes = None,
+    sync_bn: SyncBn = None,
+    precision: Precision = None,
+    cuda_graphs: CudaGraphs = True,
+    keep_at: KeepAt = None,
+    tensorboard: Tensorboard = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -154,124 +162,73 @@ def train(
     Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped. Several processes or hosts:
     `torchrun --nproc-per-node 2 -m trainonce train …` trains one supernet together.
     """
+    if resume is not None:
+        refuse_beside(context, "--resume", BESIDE_RESUME)
+    kept = None if keep_at is None else numbers(keep_at, "--keep-at", float)
+    sizes = None if resolutions is None else numbers(resolutions, "--resolutions", int)
     with importing():
-        from trainonce.data import load_dataset
-        from trainonce.data.baseline import baseline
-        from trainonce.models import MobileNetV3, MobileNetV3Settings
-        from trainonce.parallel.distributed import process_group
-        from trainonce.pipeline.machine import device_named, use_threads
-        from trainonce.pipeline.training import estimated_seconds, prober, scaled, tensorboard_writer
-        from trainonce.recipes import load_recipe
-        from trainonce.run import checkpoint
-        from trainonce.run.directory import RunDirectory
-        from trainonce.training.loop import TrainSettings, refuse_large_step, train_supernet
+        from trainonce.parallel.distributed import is_first_process
+        from trainonce.pipeline import train
 
-    use_threads(threads)
-    ranks = context.with_resource(process_group(device_named(device)))
-    context.with_resource(display.silent(not ranks.first))
-    kept = () if keep_at is None else numbers(keep_at, "--keep-at", float)
-    with ranks.together():
-        if resume is not None:
-            refuse_beside(context, "--resume", BESIDE_RESUME)
-            run = RunDirectory(resume)
-            config = run.config()
-            images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
-            net, chosen, seed = run.build_supernet(), config.recipe, config.seed
-            sync_bn = config.sync_batch_norm if sync_bn is None else sync_bn
-            precision = precision or config.precision
-            kept = config.keep_at if keep_at is None else kept
-            newest = checkpoint.newest(run.checkpoints)
-            if newest is None and run.metrics():
-                raise UserError(
-                    f"{resume} was trained before but its checkpoints are gone: there is nothing to go on from"
-                )
-            display.err.print(f"Resuming {resume} at {newest.name if newest else 'its beginning'}")
-        else:
-            if data is None:
-                raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
-            chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-            images = load_dataset(
-                data,
-                data_dir=data_dir,
-                image_size=image_size,
-                grey=grey,
-                train_images=train_images,
-                stream=stream,
-                workers=decode_workers,
-                skip_broken=skip_broken,
-            )
-            fields: dict[str, Any] = {} if width is None else {"width_mult": width}
-            if resolutions is not None:
-                fields["resolutions"] = numbers(resolutions, "--resolutions", int)
-            net = MobileNetV3(
-                MobileNetV3Settings.for_images(
-                    image_size=images.image_size,
-                    in_channels=images.channels,
-                    num_classes=images.num_classes,
-                    geometry=geometry,
-                    **fields,
-                ),
-                seed=seed,
-            )
-            run = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}")
-        refuse_large_step(net, chosen, images, ranks, ranks.device)
-    display.announce(images, net, chosen, run)
-    display.say_slow(ranks.device)
-    settings = TrainSettings.parse(
-        {
-            "device": ranks.device,
-            "checkpoint_every_s": checkpoint_every,
-            "sync_batch_norm": bool(sync_bn),
-            "precision": precision or "float32",
-            "cuda_graphs": cuda_graphs,
-            "keep_at": kept,
-        },
-        where="the command line",
-    )
-    plain = baseline(images) if ranks.first and not (resume and run.baseline_file.exists()) else None
-    if plain is not None:
-        display.err.print(f"For comparison: {plain}")
-    if dry_run:
-        seconds = estimated_seconds(
-            net, images, chosen, settings.device, processes=ranks.size, precision=settings.precision
-        )
-        display.say_duration(seconds, as_json and ranks.first)
-        return
-    began = time.monotonic()
-    board_wanted = tensorboard and ranks.first
-    look = prober(net.to(ranks.device), chosen, images, run, count=probes, seed=seed) if ranks.first else None
-    with stop_on_signal() as stop, display.progress() as show, tensorboard_writer(board_wanted, run) as board:
-
-        def on_progress(at: Progress) -> None:
-            if plain is not None and not run.baseline_file.exists():
-                run.write_baseline(plain)
-            board(at)
-            show(at.step, at.steps, display.training_line(at))
-
-        finished = train_supernet(
-            net,
-            chosen,
-            images,
-            run,
+    with display.silent(not is_first_process()), work() as at_work:
+        done = train(
+            data,
+            recipe=recipe,
+            out=out,
+            resume=resume,
+            epochs=epochs,
+            passes=passes,
+            batch_size=batch_size,
+            geometry=geometry,
+            image_size=image_size,
+            resolutions=sizes,
+            width=width,
+            grey=grey,
+            train_images=train_images,
+            stream=stream,
+            decode_workers=decode_workers,
+            skip_broken=skip_broken,
+            data_dir=data_dir,
             seed=seed,
-            resume=resume is not None,
-            settings=settings,
-            on_progress=on_progress,
-            on_epoch=look,
-            should_stop=lambda: stop.number is not None,
-            ranks=ranks,
+            device=device,
+            threads=threads,
+            checkpoint_every=checkpoint_every,
+            probes=probes,
+            sync_bn=sync_bn,
+            precision=precision,
+            cuda_graphs=cuda_graphs,
+            keep_at=kept,
+            tensorboard=tensorboard,
+            dry_run=dry_run,
+            on_plan=_say_plan,
+            on_baseline=lambda found: display.err.print(f"For comparison: {found}"),
+            on_start=at_work.start,
+            on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at)),
+            should_stop=at_work.should_stop,
+            where="the command line",
         )
-    if not finished:
-        display.err.print(f"Stopped and saved. Go on with: {command('trainonce', 'train', '--resume', run.path)}")
-        raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # another process may have been the one to be told
-    if not ranks.first:
-        return
-    metrics = run.metrics()[-1]
-    result = {"run": str(run.path), "seconds": round(time.monotonic() - began, 1), **metrics}
-    if as_json:
-        display.print_json(result)
-        return
-    display.out.print(
-        f"Trained in {display.duration(result['seconds'])}: training loss {metrics['loss']:.3f}, "
-        f"top-1 {metrics['top1']:.1f}% on augmented images.\nNext: {command('trainonce', 'evaluate', run.path)}"
-    )
+        _say(done, at_work.stopped_by, dry_run=dry_run, as_json=as_json and is_first_process())
+
+
+def _say_plan(plan: TrainPlan) -> None:
+    if plan.resumed_at is not None:
+        display.err.print(f"Resuming {plan.run.path} at {plan.resumed_at}")
+    display.announce(plan.data, plan.net, plan.recipe, plan.run)
+    display.say_slow(plan.settings.device)
+
+
+def _say(done: Trained, stopped_by: int | None, *, dry_run: bool, as_json: bool) -> None:
+    run = done.plan.run.path
+    if dry_run:
+        display.say_duration(done.seconds, as_json)
+    elif not done.finished:
+        display.err.print(f"Stopped and saved. Go on with: {command('trainonce', 'train', '--resume', run)}")
+        raise typer.Exit(128 + (stopped_by or signal.SIGTERM))  # another process may have been the one to be told
+    elif done.metrics is not None:
+        if as_json:
+            display.print_json({"run": str(run), "seconds": round(done.seconds, 1), **done.metrics})
+            return
+        display.out.print(
+            f"Trained in {display.duration(done.seconds)}: training loss {done.metrics['loss']:.3f}, "
+            f"top-1 {done.metrics['top1']:.1f}% on augmented images.\nNext: {command('trainonce', 'evaluate', run)}"
+        )

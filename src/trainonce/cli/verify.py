@@ -21,7 +21,7 @@ def verify(
     such file. damaged: it was changed, cut or lost.
     """
     with importing():
-        from trainonce.pipeline.verify import verify
+        from trainonce.pipeline.verifying import verify
 
     findings = verify(path)
     if as_json:

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainonce.errors import RunError, UserError
 from trainonce.nn.plain import PlainNetwork
-from trainonce.pipeline.verify import refuse_damage, verify
+from trainonce.pipeline.verifying import refuse_damage, verify
 from trainonce.records import read_json, to_json
 from trainonce.subnets import FILES, read_subnet, verify_subnet, write_subnet
 

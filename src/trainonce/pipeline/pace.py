@@ -1,15 +1,21 @@
 """How fast this machine trains a recipe and scores a subnet, measured by doing a little of it."""
 
+import random
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch.nn import functional as F
+
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
+from trainonce.sampling import CANDIDATES, SubnetDraws
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 GPU_WARM_STEPS = 16
@@ -77,3 +83,40 @@ def scoring_seconds(model: MobileNetV3Settings, data: DataSet, split: str, calib
     began = time.monotonic()
     evaluator(net.to(data.test.device), middle)
     return time.monotonic() - began
+
+
+def estimated_seconds(
+    net: Supernet,
+    data: DataSet,
+    recipe: Recipe,
+    device: str,
+    *,
+    processes: int = 1,
+    precision: Precision = "float32",
+) -> float:
+    """About how long a recipe takes on a device: a few batches timed for each phase.
+
+    With several processes each times its share of a batch; what they say to each other is left out.
+    A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
+    Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
+    """
+    batch_size = min(recipe.batch_size, len(data.train))
+    x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
+    x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
+    net = net.to(device).train()
+    seconds = 0.0
+    for phase in recipe.phases:
+        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
+        began, passes = 0.0, 0
+        for trial in range(4):
+            if trial == 1:  # the first warms up
+                began = time.monotonic()
+            for arch, *_ in draws.draw(random.Random(trial), trial):
+                torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
+                passes += trial > 0
+            float(next(net.parameters()).detach().flatten()[0])  # waits for the device
+        pace = (time.monotonic() - began) / passes
+        trials = sum(slot in ("best_up", "worst_up") for slot in phase.subnets) * CANDIDATES
+        extra = (trials + (phase.target == "labels+teacher")) / 3
+        seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
+    return seconds

@@ -1,25 +1,253 @@
 """A supernet trained into a run directory, or further in one."""
 
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch.nn import functional as F
-
-from trainonce.data import DataSet
+from trainonce.data import DataSet, load_dataset
+from trainonce.data.baseline import Baseline, baseline
 from trainonce.errors import UserError
 from trainonce.lab.measures.forgetting import Prober, default_probes
-from trainonce.models import Supernet
-from trainonce.nn.precision import Precision, logits_in
-from trainonce.recipes import Recipe
+from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.parallel.distributed import Ranks, process_group
+from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.pipeline.pace import estimated_seconds
+from trainonce.recipes import Recipe, load_recipe
+from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.sampling import CANDIDATES, SubnetDraws
-from trainonce.training.loop import Progress
+from trainonce.training.loop import Progress, TrainSettings, refuse_large_step, train_supernet
 
 PROBES = 4
 """How many subnets are looked at while training, unless it is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What is about to be trained."""
+
+    run: RunDirectory
+    data: DataSet
+    net: Supernet
+    recipe: Recipe
+    settings: TrainSettings
+    seed: int
+    resumed_at: str | None = None
+    """The checkpoint that the run goes on from, or its beginning; None where it is a new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a training ended."""
+
+    plan: TrainPlan
+    seconds: float
+    """What it took; after a dry run, about what it would take."""
+    finished: bool
+    """Whether all of it is trained: not where `should_stop` said so, nor after a dry run."""
+    metrics: dict[str, Any] | None
+    """The last line of metrics.jsonl: loss, top1 (percent, of augmented images), …; None unless finished.
+
+    Under torchrun the first process alone has it.
+    """
+
+
+def train(
+    data: str | Path | None = None,
+    *,
+    recipe: str | Path = "rss",
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    epochs: float | None = None,
+    passes: float | None = None,
+    batch_size: int | None = None,
+    geometry: str | None = None,
+    image_size: int | None = None,
+    resolutions: Sequence[int] | None = None,
+    width: float | None = None,
+    grey: bool = False,
+    train_images: int | None = None,
+    stream: bool | None = None,
+    decode_workers: int | None = None,
+    skip_broken: bool = False,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    checkpoint_every: float = 60.0,
+    probes: int | None = None,
+    sync_bn: bool | None = None,
+    precision: str | None = None,
+    cuda_graphs: bool = True,
+    keep_at: Sequence[float] | None = None,
+    tensorboard: bool = False,
+    dry_run: bool = False,
+    on_plan: Callable[[TrainPlan], None] = lambda _: None,
+    on_baseline: Callable[[Baseline], None] = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    where: str = "the options",
+) -> Trained:
+    """Train a supernet on images into a run directory: `trainonce train`, whose options these are.
+
+    `data` is a data set's name, an image folder or an .npz file; the run is in `out`, or runs/DATA-RECIPE-SEED. With
+    `resume`, a run's directory, it goes on from its newest checkpoint, to the weights of a run that never stopped; then
+    `data` says where the images are now, if they have moved, and what the run is made of cannot be given.
+    Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
+    there on `should_stop` is asked, and ends it with everything saved. `where` is what refusals call the options.
+    Raises `UserError` for what cannot be, before anything is written, and `RunError` where it cannot go on.
+    """
+    use_threads(threads)
+    with process_group(device_named(device)) as ranks:
+        with ranks.together():
+            if resume is None:
+                if data is None:
+                    raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
+                chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
+                images = load_dataset(
+                    data,
+                    data_dir=data_dir,
+                    image_size=image_size,
+                    grey=grey,
+                    train_images=train_images,
+                    stream=stream,
+                    workers=decode_workers,
+                    skip_broken=skip_broken,
+                )
+                net = supernet_for(images, geometry=geometry, width=width, resolutions=resolutions, seed=seed)
+                run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
+            else:
+                made_of = (recipe != "rss", out, epochs, passes, batch_size, geometry, image_size, resolutions, width)
+                _refuse_beside_resume(*made_of, grey, train_images, skip_broken, seed, dry_run)
+                run = RunDirectory(resume)
+                images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
+                net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
+                resumed_at = _resumed_at(run)
+                sync_bn = run.config().sync_batch_norm if sync_bn is None else sync_bn
+                precision = precision or run.config().precision
+                keep_at = run.config().keep_at if keep_at is None else keep_at
+            refuse_large_step(net, chosen, images, ranks, ranks.device)
+        values = {
+            "device": ranks.device,
+            "checkpoint_every_s": checkpoint_every,
+            "sync_batch_norm": bool(sync_bn),
+            "precision": precision or "float32",
+            "cuda_graphs": cuda_graphs,
+            "keep_at": tuple(keep_at or ()),
+        }
+        plan = TrainPlan(
+            run=run,
+            data=images,
+            net=net,
+            recipe=chosen,
+            settings=TrainSettings.parse(values, where=where),
+            seed=seed,
+            resumed_at=resumed_at,
+        )
+        on_plan(plan)
+        plain = baseline(images) if ranks.first and not (resume and run.baseline_file.exists()) else None
+        if plain is not None:
+            on_baseline(plain)
+        if dry_run:
+            seconds = estimated_seconds(
+                *(net, images, chosen, ranks.device), processes=ranks.size, precision=plan.settings.precision
+            )
+            return Trained(plan=plan, seconds=seconds, finished=False, metrics=None)
+        return _trained(
+            *(plan, ranks, plain),
+            probes=probes,
+            tensorboard=tensorboard,
+            on_start=on_start,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+
+
+MADE_OF = (
+    *("recipe", "out", "epochs", "passes", "batch-size", "geometry", "image-size", "resolutions", "width"),
+    *("grey", "train-images", "skip-broken", "seed", "dry-run"),
+)
+"""The options that say what a new run is made of."""
+
+
+def _refuse_beside_resume(*values: object) -> None:
+    for name, value in zip(MADE_OF, values, strict=True):
+        if value not in (None, False, 0):
+            raise UserError(f"--{name} cannot be given together with --resume")
+
+
+def _resumed_at(run: RunDirectory) -> str:
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None and run.metrics():
+        raise UserError(f"{run.path} was trained before but its checkpoints are gone: there is nothing to go on from")
+    return newest.name if newest else "its beginning"
+
+
+def _trained(
+    plan: TrainPlan,
+    ranks: Ranks,
+    plain: Baseline | None,
+    *,
+    probes: int | None,
+    tensorboard: bool,
+    on_start: Callable[[], None],
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Trained:
+    """Train what is planned; `plain` is recorded with the first line of metrics."""
+    began, run = time.monotonic(), plan.run
+    look = None
+    if ranks.first:
+        look = prober(plan.net.to(ranks.device), plan.recipe, plan.data, run, count=probes, seed=plan.seed)
+    on_start()
+    with tensorboard_writer(tensorboard and ranks.first, run) as board:
+
+        def note(at: Progress) -> None:
+            if plain is not None and not run.baseline_file.exists():
+                run.write_baseline(plain)
+            board(at)
+            on_progress(at)
+
+        finished = train_supernet(
+            plan.net,
+            plan.recipe,
+            plan.data,
+            run,
+            seed=plan.seed,
+            resume=plan.resumed_at is not None,
+            settings=plan.settings,
+            on_progress=note,
+            on_epoch=look,
+            should_stop=should_stop,
+            ranks=ranks,
+        )
+    metrics = run.metrics()[-1] if finished and ranks.first else None
+    return Trained(plan=plan, seconds=time.monotonic() - began, finished=finished, metrics=metrics)
+
+
+def supernet_for(
+    data: DataSet,
+    *,
+    geometry: str | None = None,
+    width: float | None = None,
+    resolutions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Supernet:
+    """An untrained supernet for these images. Raises `UserError` for what cannot be one."""
+    fields: dict[str, Any] = {} if width is None else {"width_mult": width}
+    if resolutions is not None:
+        fields["resolutions"] = tuple(resolutions)
+    settings = MobileNetV3Settings.for_images(
+        image_size=data.image_size,
+        in_channels=data.channels,
+        num_classes=data.num_classes,
+        geometry=geometry,
+        **fields,
+    )
+    return MobileNetV3(settings, seed=seed)
 
 
 @contextmanager
@@ -50,43 +278,6 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     if passes is not None:
         recipe = recipe.scaled(passes / recipe.passes)
     return recipe if batch_size is None else recipe.with_batch_size(batch_size)
-
-
-def estimated_seconds(
-    net: Supernet,
-    data: DataSet,
-    recipe: Recipe,
-    device: str,
-    *,
-    processes: int = 1,
-    precision: Precision = "float32",
-) -> float:
-    """About how long a recipe takes on a device: a few batches timed for each phase.
-
-    With several processes each times its share of a batch; what they say to each other is left out.
-    A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
-    Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
-    """
-    batch_size = min(recipe.batch_size, len(data.train))
-    x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
-    x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
-    net = net.to(device).train()
-    seconds = 0.0
-    for phase in recipe.phases:
-        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
-        began, passes = 0.0, 0
-        for trial in range(4):
-            if trial == 1:  # the first warms up
-                began = time.monotonic()
-            for arch, *_ in draws.draw(random.Random(trial), trial):
-                torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
-                passes += trial > 0
-            float(next(net.parameters()).detach().flatten()[0])  # waits for the device
-        pace = (time.monotonic() - began) / passes
-        trials = sum(slot in ("best_up", "worst_up") for slot in phase.subnets) * CANDIDATES
-        extra = (trials + (phase.target == "labels+teacher")) / 3
-        seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
-    return seconds
 
 
 def prober(

@@ -1,0 +1,119 @@
+"""One subnet taken out of a run, into a directory that loads with torch and safetensors alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainonce.cost.macs import Cost
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
+from trainonce.evaluation.per_class import PerClass, score_by_class
+from trainonce.evaluation.population import Line, best_within, newest_lines
+from trainonce.models import Supernet
+from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
+from trainonce.run.directory import RunDirectory
+from trainonce.search.measures import table_at
+from trainonce.space import Architecture
+from trainonce.subnets import check_place, verify_subnet, write_subnet
+from trainonce.subnets.taken import describe_taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """A subnet that was taken out."""
+
+    run: RunDirectory
+    path: Path
+    """Its directory."""
+    arch: Architecture
+    cost: Cost
+    scores: dict[str, Score]
+    """By split: validate, and test where that was asked for."""
+    per_class: PerClass
+    """On the last of these splits, class by class."""
+    class_names: tuple[str, ...]
+    description: dict[str, Any]
+    """What its config.json holds."""
+
+
+def extract(
+    run: str | Path,
+    arch: str | None = None,
+    *,
+    max_macs: Amount | None = None,
+    max_params: Amount | None = None,
+    max_latency: Amount | None = None,
+    max_memory: Amount | None = None,
+    max_size: Amount | None = None,
+    latency: str | None = None,
+    recalibrate: bool = True,
+    test: bool = False,
+    out: str | Path | None = None,
+    license: str | None = None,
+    data: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    decode_workers: int | None = None,
+    on_data: Callable[[DataSet], None] = lambda _: None,
+) -> Extracted:
+    """Take one subnet out of a run: `trainonce extract`, whose options these are.
+
+    `arch` is an architecture, `largest` or `smallest`; without it the best under the budget of all that are scored is
+    taken. It is written to `out`, or to RUN/subnets/ID. `seed` is the calibration's: by default as the subnet was
+    scored, 0 where it was not. `on_data` is called with the images before the work. Raises `UserError` for what cannot
+    be, before anything is written, and `RunError` where its scores are not finite.
+    """
+    use_threads(threads)
+    place = RunDirectory(run)
+    net, step = place.load_supernet()
+    settled = device_named(device)
+    images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
+    on_data(images)
+    net, settings = net.to(settled), EvaluateSettings(seed=seed or 0)
+    most = budget(max_macs, max_params, max_latency, max_memory, max_size)
+    if arch is None:
+        best = _best(place, net, step, most, latency)
+        arch = str(best["arch"])
+        settings = calibration_of(place, best) if seed is None else settings
+    elif most or latency:
+        option = f"max-{next(iter(most))}" if most else "latency"
+        raise UserError(f"--{option} cannot be given together with an architecture")
+    chosen = net.space.parse(arch)
+    path = Path(out or place.subnets / chosen.id)
+    check_place(path)
+    evaluator = Evaluator(images, "validate", settings)
+    network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
+    scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
+    last = "test" if test else "validate"
+    scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
+    calibration = evaluator.settings if recalibrate else None
+    description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
+    description["per_class"] = {"split": last, **classes.model_dump(mode="json")}
+    if license:
+        description["license"] = license
+    write_subnet(path, network, description)
+    verify_subnet(path, network)
+    return Extracted(
+        run=place,
+        path=path,
+        arch=chosen,
+        cost=net.cost_of(chosen),
+        scores=scores,
+        per_class=classes,
+        class_names=tuple(images.class_names),
+        description=description,
+    )
+
+
+def _best(run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None) -> Line:
+    """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
+    limits = limits_of(net, most, table_at(run, latency))
+    lines = newest_lines((line for line in (*run.population(), *run.searched()) if line["step"] == step), "validate")
+    return best_within(
+        lines, fits=lambda line: all(limit.violation(net.space.parse(line["arch"])) <= 0 for limit in limits)
+    )

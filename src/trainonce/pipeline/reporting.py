@@ -1,0 +1,59 @@
+"""What runs and studies came to, as a page that opens offline, or as one picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import SplitName
+from trainonce.pipeline.evaluating import Buckets, centres_of
+from trainonce.report.figures.charts import save_chart
+from trainonce.report.figures.population import PopulationInfo, draw_population, population_info
+from trainonce.report.loading import read_groups
+from trainonce.report.page import write_report
+from trainonce.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page that was written."""
+
+    page: Path
+    groups: tuple[str, ...]
+    """The titles of what it shows: the runs beside each other, and each study."""
+
+
+def report(
+    *paths: str | Path,
+    out: str | Path | None = None,
+    split: SplitName | None = None,
+    buckets: Buckets = (),
+    bucket_half_width: float | None = None,
+) -> Report:
+    """Write one page that shows runs or studies, by their directories: `trainonce report`, whose options these are.
+
+    The page is `out`, or report.html in the directory given first. Raises `UserError` for what cannot be read or drawn.
+    """
+    if not paths:
+        raise UserError("name the directory of a run or of a study to report on")
+    page = Path(out or Path(paths[0]) / "report.html")
+    if page.suffix != ".html":
+        raise UserError(f"a page's name must end in .html, not {page.name!r}")
+    groups = read_groups([Path(path) for path in paths], split, centres_m=centres_of(buckets), half_m=bucket_half_width)
+    write_report(groups, page)
+    return Report(page=page, groups=tuple(group.title for group in groups))
+
+
+def draw(
+    *runs: str | Path,
+    out: str | Path = "population.png",
+    split: SplitName = "validate",
+    buckets: Buckets = (),
+    bucket_half_width: float | None = None,
+) -> PopulationInfo:
+    """Draw the evaluated populations of runs side by side into `out`, a .png, .svg or .pdf: `trainonce draw`.
+
+    What the picture shows comes back. Raises `UserError` for what cannot be read or drawn.
+    """
+    info = population_info([RunDirectory(run) for run in runs], split, centres_of(buckets), bucket_half_width)
+    save_chart(draw_population(info), Path(out))
+    return info

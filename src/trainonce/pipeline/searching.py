@@ -1,0 +1,304 @@
+"""The best subnets of a run under a budget, searched for beside random search."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.evaluation.population import Line, newest_lines
+from trainonce.latency import LatencyTable
+from trainonce.models import Supernet
+from trainonce.parallel.fan_out import LOCAL
+from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
+from trainonce.run.directory import RunDirectory, provenance
+from trainonce.search import (
+    Limit,
+    Memo,
+    Outcome,
+    Problem,
+    SearchSettings,
+    Start,
+    Stopped,
+    feasible_subnet,
+    measure_named,
+    outcome_of,
+    quantity,
+    start_of,
+)
+from trainonce.search.algorithm import search as search_problem
+from trainonce.search.evolution import require_optuna
+from trainonce.search.measures import NAMES, table_at
+from trainonce.search.memo import first_line, name_of
+from trainonce.search.outcome import FORMAT
+
+Amount = str | float
+"""A number with its unit, such as 10M or 5ms; without one millions, or milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What is about to be searched for."""
+
+    run: RunDirectory
+    step: int
+    """The weights are of so many steps of training."""
+    net: Supernet
+    data: DataSet
+    problem: Problem
+    known: int
+    """True scores that are recorded already."""
+    total: int
+    """True scores that the search, and random search beside it, ask for."""
+    device: str
+
+
+class SearchProgress(NamedTuple):
+    """Where a search stands after a true score."""
+
+    done: int
+    total: int
+    line: Line
+    """What is recorded of the subnet."""
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """What a search came to."""
+
+    plan: SearchPlan
+    outcome: Outcome | None
+    """The front and the best subnet, and random search's; None unless finished."""
+    front: dict[str, Any] | None
+    """What RUN/front.json holds; None unless finished."""
+    test: dict[str, Any] | None
+    """The better subnet on the test split, where that was asked for: arch, top1, loss, images."""
+    asked: int
+    """True scores that were asked for so far."""
+    made: int
+    """Those of them that were not recorded before."""
+    seconds: float
+    """What it took; after a dry run, about what it would take."""
+    finished: bool
+
+
+def search(
+    run: str | Path,
+    *,
+    max_macs: Amount | None = None,
+    max_params: Amount | None = None,
+    max_latency: Amount | None = None,
+    max_memory: Amount | None = None,
+    max_size: Amount | None = None,
+    latency: str | None = None,
+    minimise: Sequence[str] = (),
+    scores: int = 100,
+    predictor: bool = True,
+    control: bool = True,
+    test: bool = False,
+    calibration_images: int | None = None,
+    data: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    workers: int | None = None,
+    decode_workers: int | None = None,
+    cluster: str = LOCAL,
+    dry_run: bool = False,
+    on_plan: Callable[[SearchPlan], None] = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_progress: Callable[[SearchProgress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Searched:
+    """Search a run for its best subnets under a budget: `trainonce search`, whose options these are.
+
+    It writes RUN/front.json; every score is recorded in RUN/search.jsonl and never made again. `on_start` is called
+    where the search begins: from there on `should_stop` is asked. Under torchrun, call it inside
+    `trainonce.parallel.fan_out.ranks_at_work`, on the rank that leads.
+    Raises `UserError` for what cannot be, for a budget that no subnet meets, and without the extra `search`.
+    """
+    require_optuna()
+    use_threads(threads)
+    cluster, workers = cluster_chosen(cluster, workers)
+    place = RunDirectory(run)
+    net, step = place.load_supernet()
+    table = table_at(place, latency)
+    problem = _problem(net, budget(max_macs, max_params, max_latency, max_memory, max_size), table, minimise)
+    feasible = feasible_subnet(problem)
+    settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
+    images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
+    if len(images.validate) == 0:
+        raise UserError(f"{images.name} has no validate images, and a search reads no others: give it some")
+    settled = device_named(device)
+    net, images = net.to(settled), images.to(settled)
+    follows = _follows_from(problem, settings, table, calibration_images)
+    evaluator = Evaluator(images, "validate", _calibration(place, step, follows))
+    start = start_of(place, evaluator, step, net.space, follows)
+    total = scores * (2 if control else 1)
+    plan = SearchPlan(
+        run=place,
+        step=step,
+        net=net,
+        data=images,
+        problem=problem,
+        known=len(start.scores),
+        total=total,
+        device=settled,
+    )
+    on_plan(plan)
+    if dry_run or (workers is None and cluster == LOCAL):
+        batch = max(1, scores // (settings.rounds + 1))
+        workers, seconds = planned_workers(
+            lambda: evaluator(net, feasible), batch, workers, cluster=cluster, device=settled
+        )
+        if dry_run:
+            return _unfinished(plan, seconds * total / batch)
+    began = time.monotonic()
+    with place.lock():
+        on_start()
+
+        def note(asked: int, line: Line) -> None:
+            left = (time.monotonic() - began) / memo.made * (total - asked)
+            on_progress(SearchProgress(asked, total, line, left))
+
+        memo = Memo(
+            *(place, net, step, evaluator, start),
+            workers=workers,
+            cluster=cluster,
+            on_progress=note,
+            should_stop=should_stop,
+        )
+        try:
+            outcome = outcome_of(problem, start.scores, search_problem(problem, start.scores, memo, settings))
+            tested = _tested(memo, outcome, images) if test else None
+        except Stopped:
+            return _unfinished(plan, time.monotonic() - began, asked=memo.asked, made=memo.made)
+        front = _front(place, evaluator, step, follows, table, start, outcome, tested, settled)
+        place.write_front(front)
+    return Searched(
+        plan=plan,
+        outcome=outcome,
+        front=front,
+        test=tested,
+        asked=memo.asked,
+        made=memo.made,
+        seconds=time.monotonic() - began,
+        finished=True,
+    )
+
+
+def budget(
+    max_macs: Amount | None,
+    max_params: Amount | None,
+    max_latency: Amount | None,
+    max_memory: Amount | None,
+    max_size: Amount | None,
+) -> dict[str, Amount]:
+    """The limits that are given, by measure."""
+    most = zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True)
+    return {name: amount for name, amount in most if amount is not None}
+
+
+def limits_of(net: Supernet, most: Mapping[str, Amount], table: Path | None) -> list[Limit]:
+    """The limits of a budget. Raises `UserError` for what is no quantity, and for a table missing."""
+    values = {name: quantity(name, str(amount)) for name, amount in most.items()}
+    return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in values.items()]
+
+
+def calibration_of(run: RunDirectory, line: Line) -> EvaluateSettings:
+    """As a recorded score was calibrated; as usual where its line does not say. Raises `UserError` for damage."""
+    file = run.search_file if "search" in line else run.population_file
+    said = line.get("calibration")
+    return EvaluateSettings.parse(said, where=str(file)) if isinstance(said, dict) else EvaluateSettings()
+
+
+def _problem(net: Supernet, most: Mapping[str, Amount], table: Path | None, minimise: Sequence[str]) -> Problem:
+    limits = limits_of(net, most, table)
+    limited = {limit.measure.name: limit.measure for limit in limits}
+    names = list(minimise) or list(limited) or ["macs"]
+    if len(set(names)) < len(names):
+        raise UserError(f"--minimise names a measure twice: {','.join(minimise)}")
+    measures = [limited.get(name) or measure_named(name, net, latency_table=table) for name in names]
+    return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(measures))
+
+
+def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> EvaluateSettings:
+    """As this search began; else as the scores recorded with these weights were made, so that they count.
+
+    Then with as many images as were asked for, where they were.
+    """
+    searched = run.searched()
+    first = first_line(searched, name_of(step, plan))
+    if first is not None:
+        return calibration_of(run, first)
+    recorded = [line for line in (*searched, *run.population()) if line["step"] == step]
+    lines = newest_lines(recorded, "validate")
+    settings = calibration_of(run, lines[-1]) if lines else EvaluateSettings()
+    images = plan["calibration_images"]
+    return settings if images is None else settings.model_copy(update={"calibration_images": images})
+
+
+def _follows_from(
+    problem: Problem, settings: SearchSettings, table: Path | None, calibration_images: int | None
+) -> dict[str, Any]:
+    """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
+    told = problem.to_json()
+    used = table if "latency" in {*told["minimised"], *told["limits"]} else None
+    return {
+        "settings": settings.model_dump(),
+        **told,
+        "latency_sha256": None if used is None else LatencyTable.read(used).sha256,
+        "calibration_images": calibration_images,
+    }
+
+
+def _tested(memo: Memo, outcome: Outcome, data: DataSet) -> dict[str, Any]:
+    """The best subnet on the test split; its score is recorded, too."""
+    examiner = Memo(
+        *(memo.run, memo.net, memo.step, Evaluator(data, "test", memo.evaluator.settings), memo.start),
+        workers=memo.workers,
+        cluster=memo.cluster,
+        should_stop=memo.should_stop,
+    )
+    best = outcome.best.arch
+    examiner([best])
+    return {name: examiner.lines[best][name] for name in ("arch", "top1", "loss", "images")}
+
+
+def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int = 0) -> Searched:
+    return Searched(
+        plan=plan, outcome=None, front=None, test=None, asked=asked, made=made, seconds=seconds, finished=False
+    )
+
+
+def _front(
+    run: RunDirectory,
+    evaluator: Evaluator,
+    step: int,
+    plan: dict[str, Any],
+    table: Path | None,
+    start: Start,
+    outcome: Outcome,
+    tested: dict[str, Any] | None,
+    device: str,
+) -> dict[str, Any]:
+    """What front.json holds."""
+    return {
+        "format": FORMAT,
+        "name": start.name,
+        "run": str(run.path),
+        "step": step,
+        "split": evaluator.split_name,
+        "images": len(evaluator.split),
+        "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
+        **plan,
+        "latency_table": str(table) if plan["latency_sha256"] else None,
+        **outcome.to_json(),
+        "test": tested,
+        "provenance": provenance(device),
+    }
