@@ -13,10 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from trainonce.evaluation.stages import Stage, stages_of
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.plain import PlainNetwork
+from trainonce.nn.stages import Stage, stages_of
 from trainonce.space import Architecture, derived_rng
 
 SIDE, CLASSES = 32, 100

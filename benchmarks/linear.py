@@ -26,7 +26,7 @@ from common import (
     run_stages,
     side_by_side,
 )
-from trainonce.evaluation.stages import Chain
+from trainonce.evaluation.chain import Chain
 from trainonce.models import MobileNetV3
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng

@@ -26,9 +26,9 @@ from common import (
     ratios,
     timed,
 )
+from trainonce.evaluation.chain import Chain
 from trainonce.evaluation.evaluator import recalibrate
 from trainonce.evaluation.scoring import pieces_of
-from trainonce.evaluation.stages import Chain
 from trainonce.models import MobileNetV3
 from trainonce.parallel.fan_out import fan_out
 from trainonce.space import Architecture

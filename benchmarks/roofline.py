@@ -28,8 +28,9 @@ from common import (
     run_stages,
     side_by_side,
 )
-from trainonce.cost.macs import network_cost, out_size
+from trainonce.cost.macs import out_size
 from trainonce.models import MobileNetV3
+from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn.plain import BlockSpec, NetworkSpec
 from trainonce.space import Architecture
 

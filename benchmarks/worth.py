@@ -43,7 +43,7 @@ from trainonce.cost.macs import Cost
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
+from trainonce.nn.fast import with_fast_blocks
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
 from worth_rivals import Images, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
@@ -168,7 +168,7 @@ def alone(bench: Bench, rate: float, sharing: int) -> Iterator[Result]:
             print(f"{bench.name}: no architecture was chosen yet: {ALONE} needs {OURS}")
             return
         arch = net.space.parse(chosen[device])
-        network = with_fast_blocks(net.extract(arch), TrainedMBConv)
+        network = with_fast_blocks(net.extract(arch), trained=True)
         trained = train_alone(network, bench.data, seconds=bench.seconds / sharing, rate=rate, seed=bench.seed)
         yield bench.result(
             ALONE,

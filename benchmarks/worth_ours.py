@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
-from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -150,13 +151,13 @@ def choose(
 class Finetuned(NamedTuple):
     """A network, its top-1 on validate, and what was done."""
 
-    network: PlainNetwork
+    network: nn.Module
     validate: float
     about: dict[str, Any]
 
 
 def finetuned(
-    network: PlainNetwork, before: float, evaluator: Evaluator, seconds: float, rate: float, seed: int
+    network: nn.Module, before: float, evaluator: Evaluator, seconds: float, rate: float, seed: int
 ) -> Finetuned:
     """Finetune within so many CPU seconds: whole epochs, or one over as many images as fit; or not where nothing fits.
 

@@ -23,9 +23,9 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 WITHIN = (
-    *("files", "records", "checkpoint", "limits", "cli", "__main__", "train_state", "data.download", "data.formats"),
-    *("data.listing", "data.stream", "data.load.load_entry", "export.integrity", "latency.log"),
-    *("report.loading.checked_lines", "nn.native", "fanout"),
+    *("files", "records", "run.checkpoint", "limits", "cli", "__main__", "training.state", "data.download"),
+    *("data.formats", "data.listing", "data.stream", "data.load.load_entry", "export.integrity", "latency.log"),
+    *("report.loading.checked_lines", "nn.native", "parallel"),
 )
 """Modules, or functions, that only our own code calls."""
 

@@ -129,7 +129,7 @@ class TestPublished:
         assert 0 < phase.warmup_epochs < phase.epochs
         first, second = RECIPES["deps"].phases
         assert first.epochs == second.epochs
-        assert first.keep_largest == {"kernel_size": 1, "depth": 1, "expand_ratio": 1}
+        assert first.keep_largest == {"kernel": 1, "depth": 1, "width": 1}
         assert (second.ramp_epochs, second.sort_channels, second.distillation) == (5, True, "soft")
         assert (first.cosine, second.cosine) == ("recipe", "recipe")
 
@@ -431,8 +431,18 @@ class TestOwn:
             load_recipe(str(tmp_path / "deep.toml"))
 
     def test_a_phase_of_choices_that_are_not_there(self) -> None:
-        with pytest.raises(UserError, match=r"no choice matches 'width'; the choices are stage1\.depth"):
-            Phase(name="a", epochs=1, restrict={"width": (1,)}).subspace(space())
+        with pytest.raises(UserError, match=r"no choice matches 'widths'; the choices are stage1\.depth"):
+            Phase(name="a", epochs=1, restrict={"widths": (1,)}).subspace(space())
+
+    def test_roles_that_a_space_lacks_are_passed_over_and_said(self) -> None:
+        phase = Phase(name="a", epochs=1, keep_largest={"depth": 1}, restrict={"resolution": (8,)})
+        assert phase.subspace(space()) == space().keep_largest({"depth": 1})
+        assert phase.passed_over(space()) == ("resolution",)
+
+    def test_other_names_of_roles_are_roles(self) -> None:
+        """Recipes of earlier versions, in run.json and in files of people's own, are the same values."""
+        earlier = Phase(name="a", epochs=1, keep_largest={"kernel_size": 1}, couple={"expand_ratio": "depth"})
+        assert earlier == Phase(name="a", epochs=1, keep_largest={"kernel": 1}, couple={"width": "depth"})
 
 
 TOML_VALUES = st.sampled_from(

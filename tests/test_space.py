@@ -106,6 +106,14 @@ class TestCount:
         found = every(space)
         assert space.count() == len(found) == len(as_set(found))
 
+    @settings(max_examples=60, deadline=None)
+    @given(spaces())
+    def test_all_are_enumerated_once(self, space: SearchSpace) -> None:
+        found = list(space.architectures())
+        assert as_set(found) == as_set(every(space))
+        assert len(found) == space.count()
+        assert all(arch in space for arch in found)
+
     def test_known_counts(self) -> None:
         assert SMALL.count() == len(every(SMALL)) == 18
         assert stages(2).count() == (6 + 6**2 + 6**3) ** 2
@@ -375,13 +383,42 @@ class TestCouple:
         assert as_set(every(coupled)) == as_set(kept)
         assert coupled.count() == 2 + 4 + 8
 
+    def test_other_numbers_of_values(self) -> None:
+        """The i-th of n goes with the one that lies as far between the ends."""
+        coupled = stages().couple("kernel", "depth")
+        partners = {arch["stage1.depth"]: arch["stage1.block1.kernel_size"] for arch in map(dict, every(coupled))}
+        assert partners == {1: 3, 2: 5, 3: 5}
+
     def test_refusals(self) -> None:
         with pytest.raises(UserError, match=r"stage1\.depth does not depend on a choice 'kernel_size'"):
             stages().couple("depth", "kernel_size")
-        with pytest.raises(UserError, match=r"stage1\.block1\.kernel_size has 2 values and stage1\.depth 3"):
-            stages().couple("kernel_size", "depth")
         with pytest.raises(UserError, match="no choice matches 'expand'"):
             stages().couple("expand", "depth")
+
+
+class TestRoles:
+    def test_a_role_is_every_choice_that_has_it(self) -> None:
+        space = SearchSpace(
+            (
+                Choice(name="a.size", values=(3, 5), role="kernel"),
+                Choice(name="b.kernel", values=(3, 5)),
+                Choice(name="c.kernel_size", values=(3, 5)),
+                Choice(name="d.size", values=(3, 5)),
+            )
+        )
+        assert [choice.name for choice in space.matching("kernel")] == ["a.size", "b.kernel", "c.kernel_size"]
+        assert space.keep_largest({"kernel": 1}).count() == 2
+        assert space.keep_largest({"*.size": 1}).count() == 4
+
+    def test_roles_that_a_space_lacks_are_passed_over(self) -> None:
+        space = stages()
+        assert as_set(every(space.restrict({"resolution": (8,)}))) == as_set(every(space))
+        assert as_set(every(space.keep_largest({"resolution": 1}))) == as_set(every(space))
+        assert as_set(every(space.couple("resolution", "depth"))) == as_set(every(space))
+
+    def test_others_are_refused(self) -> None:
+        with pytest.raises(UserError, match="the role 'length' is none of resolution, depth, width, kernel"):
+            Choice(name="a", values=(1,), role="length")
 
 
 class TestMaking:

@@ -104,7 +104,7 @@ def write(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> Callable[[f
 
 def bias_of(path: Path) -> float:
     network, _ = read_subnet(path)
-    return float(network.classifier.bias.detach()[0])
+    return float(network.get_parameter("classifier.bias").detach()[0])
 
 
 def test_a_subnet_that_is_replaced_is_the_old_one_or_the_new_one(

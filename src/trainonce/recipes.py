@@ -10,16 +10,17 @@ A person's own recipe is a `Recipe(...)` in Python or the same fields in a TOML 
 import difflib
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, TypeVar, final
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trainonce.errors import UserError
 from trainonce.names import FileName
 from trainonce.settings import Settings
-from trainonce.space import SearchSpace
+from trainonce.space import OTHER_NAMES, ROLES, SearchSpace
 
 Slot = Literal["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up", "cycle"]
 """How one subnet of a step is drawn, from the phase's part of the space:
@@ -33,6 +34,20 @@ best_up     of three subnets near the MACs of a uniform one, the one with the lo
 worst_up    likewise the one with the highest (AttentiveNAS, arXiv 2011.09011, section 3.2)
 cycle       the next of the phase's `cycle`, over and over
 """
+
+
+def _in_roles(given: Any) -> Any:
+    """A table of roles, names or patterns, in which other names of roles are roles."""
+    if not isinstance(given, Mapping):
+        return given
+    return {
+        OTHER_NAMES.get(name, name): OTHER_NAMES.get(value, value) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+
+
+T = TypeVar("T")
+ByRole = Annotated[dict[str, T], BeforeValidator(_in_roles)]
 
 LONGEST_EPOCHS = 1e6
 """The most passes over the images that a phase may take."""
@@ -56,12 +71,13 @@ class Phase(Settings):
     cosine: Literal["phase", "recipe", "cumulative"] = "phase"
     """Where the cosine starts and ends: over this phase; over the whole recipe; or, as in the paper's released
     code, started with the recipe and ended with this phase, so that later phases begin far down the curve."""
-    keep_largest: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Trains only the part of the space where choices by these names have their n largest values."""
-    restrict: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """Trains only the part of the space where choices by these names or patterns have these values."""
-    couple: dict[str, str] = Field(default_factory=dict)
-    """Fixes choices by the ones they depend on, the i-th value by the i-th: {"expand_ratio": "depth"}."""
+    keep_largest: ByRole[Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Trains only the part of the space where choices of these roles ("kernel", "depth", "width", "resolution"), names
+    or patterns have their n largest values. Roles that a family lacks are passed over."""
+    restrict: ByRole[tuple[int, ...]] = Field(default_factory=dict)
+    """Trains only the part of the space where choices of these roles, names or patterns have these values."""
+    couple: ByRole[str] = Field(default_factory=dict)
+    """Fixes choices by the ones they depend on, the i-th value by the i-th: {"width": "depth"}."""
     subnets: tuple[Slot, ...] = ("uniform",)
     """How each subnet of a step is drawn. Their gradients are summed before the one optimizer step."""
     cycle: tuple[str, ...] = ()
@@ -117,6 +133,11 @@ class Phase(Settings):
         if self.label_weight + self.teacher_weight == 0:
             raise ValueError("label_weight and teacher_weight cannot both be 0")
         return self
+
+    def passed_over(self, space: SearchSpace) -> tuple[str, ...]:
+        """The roles that the phase names and `space` lacks: the phase does without them."""
+        asked = dict.fromkeys((*self.keep_largest, *self.restrict, *self.couple, *self.couple.values()))
+        return tuple(name for name in asked if name in ROLES and not space.matching(name))
 
     def subspace(self, space: SearchSpace) -> SearchSpace:
         """The part of `space` that the phase trains. Raises `UserError` for a name that matches nothing."""
@@ -286,7 +307,7 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
     return tuple(table)
 
 
-ONLY_LARGEST = {"kernel_size": 1, "depth": 1, "expand_ratio": 1}
+ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
 """Keeps the largest network, at any resolution."""
 
 
@@ -314,10 +335,10 @@ def _progressive_shrinking(
             label_smoothing=fields.get("label_smoothing", 0.0),
             keep_largest=ONLY_LARGEST,
         ),
-        phase("kernel", 120, kernel, 1, {"depth": 1, "expand_ratio": 1}, **later),
-        phase("depth 1", 25, first, 2, {"depth": 2, "expand_ratio": 1}),
-        phase("depth 2", 120, second, 2, {"expand_ratio": 1}, **later),
-        phase("expand 1", 25, first, 4, {"expand_ratio": 2}, **sort),
+        phase("kernel", 120, kernel, 1, {"depth": 1, "width": 1}, **later),
+        phase("depth 1", 25, first, 2, {"depth": 2, "width": 1}),
+        phase("depth 2", 120, second, 2, {"width": 1}, **later),
+        phase("expand 1", 25, first, 4, {"width": 2}, **sort),
         phase("expand 2", 120, second, 4, {}, **sort, **later),
     )
 
@@ -426,7 +447,7 @@ _RECIPES = (
                     name=name,
                     epochs=epochs,
                     lr=0.01 / divisor,
-                    couple={"expand_ratio": "depth"},
+                    couple={"width": "depth"},
                     subnets=("uniform",) * 4,
                     target="labels+teacher",
                     sort_channels=name == "coupled 1",

@@ -57,6 +57,14 @@ class MacsSampler:
         """Of cells: a memory of what follows from the cell alone."""
         self._after: dict[tuple[int, State], tuple[int, Floats]] = {}
 
+    def holds(self, low: float, high: float) -> bool:
+        """Whether a subnet with `low` <= MACs <= `high` is found."""
+        try:
+            self.sample(derived_rng("holds"), low, high)
+        except UserError:
+            return False
+        return True
+
     def sample(self, rng: random.Random, low: float, high: float) -> Architecture:
         """Draw one architecture with `low` <= MACs <= `high`.
 

@@ -18,6 +18,13 @@ from typing import Literal
 
 from trainonce.errors import UserError
 
+ROLES = ("resolution", "depth", "width", "kernel")
+"""What a choice can be of a network: the side of its input, how many blocks, how many channels inside, how large a
+kernel."""
+
+OTHER_NAMES = {"kernel_size": "kernel", "expand_ratio": "width"}
+"""What choices of a role are called in the literature of MBConv networks, and roles in recipes of earlier versions."""
+
 Over = Literal["choices", "subnets"]
 """What a uniform draw is uniform over: the values of each choice, or the distinct subnets."""
 
@@ -86,12 +93,20 @@ class Choice:
     values: tuple[int, ...]
     parent: str | None = None
     allowed: Mapping[int, tuple[int, ...]] | None = None
+    role: str | None = None
+    """Which of `ROLES` it has: what recipes call it by in every family. By default what its name ends with, if that
+    is one, or one of `OTHER_NAMES`."""
 
     def __post_init__(self) -> None:
         if not self.values or list(self.values) != sorted(set(self.values)) or min(self.values) < 0:
             raise UserError(f"{self.name}: the values must be distinct, rising and not negative: {self.values}")
         if (self.parent is None) != (self.allowed is None):
             raise UserError(f"{self.name}: `parent` and `allowed` go together")
+        by_name = OTHER_NAMES.get(self.last_name, self.last_name)
+        if self.role is None and by_name in ROLES:
+            object.__setattr__(self, "role", by_name)
+        if self.role is not None and self.role not in ROLES:
+            raise UserError(f"{self.name}: the role {self.role!r} is none of {', '.join(ROLES)}")
         if self.allowed is not None:
             for values in self.allowed.values():
                 if not values or list(values) != sorted(set(values)) or not set(values) <= set(self.values):
@@ -99,6 +114,11 @@ class Choice:
 
     def __hash__(self) -> int:
         return hash((self.name, self.values, self.parent))
+
+    @property
+    def last_name(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition(".")[2]
 
     def open_values(self, parent_value: int | None) -> tuple[int, ...]:
         """The values open where the parent has `parent_value` (None: it does not exist or there is none)."""
@@ -143,6 +163,21 @@ class SearchSpace:
             if open_values:
                 values[choice.name] = pick(choice, open_values)
         return Architecture(tuple(values.items()))
+
+    def architectures(self) -> Iterator[Architecture]:
+        """Every architecture, in the order of its choices' values. Count them first: `count()`."""
+
+        def grown(values: dict[str, int], left: Sequence[Choice]) -> Iterator[Architecture]:
+            if not left:
+                yield Architecture(tuple(values.items()))
+                return
+            open_values = left[0].open_values(values.get(left[0].parent) if left[0].parent else None)
+            for value in open_values:
+                yield from grown({**values, left[0].name: value}, left[1:])
+            if not open_values:
+                yield from grown(values, left[1:])
+
+        return grown({}, self.choices)
 
     def largest(self) -> Architecture:
         """The architecture with the largest value of every choice."""
@@ -250,20 +285,20 @@ class SearchSpace:
         return arch
 
     def matching(self, pattern: str) -> list[Choice]:
-        """The choices whose name, or last part of it, matches a pattern (`depth`, `stage2.*`).
+        """The choices of a role (`kernel`), or whose name, or last part of it, matches a pattern (`stage2.*`).
 
-        Raises `UserError` that lists the names where there is none.
+        A role that the space lacks gives none. Raises `UserError` that lists the names where a pattern matches nothing.
         """
-        found = [c for c in self.choices if fnmatchcase(c.name, pattern) or c.name.split(".")[-1] == pattern]
-        if not found:
+        found = [c for c in self.choices if fnmatchcase(c.name, pattern) or pattern in (c.last_name, c.role)]
+        if not found and pattern not in ROLES:
             raise UserError(f"no choice matches {pattern!r}; the choices are {', '.join(self._by_name)}")
         return found
 
     def restrict(self, values: Mapping[str, Sequence[int]]) -> "SearchSpace":
         """The part of the space in which the choices matching each pattern keep only the values given.
 
-        Its architectures are architectures of this space. Raises `UserError` for a pattern that matches
-        nothing, a value that a choice does not have, and a choice left without a value.
+        Its architectures are architectures of this space. Roles that it lacks are passed over. Raises `UserError` for
+        another pattern that matches nothing, a value that a choice does not have, and a choice left without a value.
         """
         keep: dict[str, set[int]] = {choice.name: set(choice.values) for choice in self.choices}
         for pattern, wanted in values.items():
@@ -278,7 +313,8 @@ class SearchSpace:
     def keep_largest(self, counts: Mapping[str, int]) -> "SearchSpace":
         """The part of the space in which the choices matching each pattern keep their n largest values.
 
-        Raises `UserError` for a pattern that matches nothing and for an n below 1.
+        Roles that it lacks are passed over. Raises `UserError` for another pattern that matches nothing and for an n
+        below 1.
         """
         keep: dict[str, set[int]] = {choice.name: set(choice.values) for choice in self.choices}
         for pattern, count in counts.items():
@@ -289,12 +325,15 @@ class SearchSpace:
         return self._keep(keep)
 
     def couple(self, child: str, parent: str) -> "SearchSpace":
-        """The space in which each `child` choice is fixed by the `parent` choice of its group.
+        """The space in which each `child` choice is fixed by the `parent` choice that it depends on.
 
-        The i-th value of the parent goes with the i-th value of the child, as in CompOFA
-        (arXiv 2104.12642, section 3). `child` and `parent` are last parts of names.
-        Raises `UserError` where a child has no such parent or another number of values.
+        The i-th value of the parent goes with the i-th value of the child, as in CompOFA (arXiv 2104.12642, section 3);
+        where the child has another number of values, with the one that lies as far between its ends. `child` and
+        `parent` are roles or last parts of names; where the space lacks one of these roles it stays as it is.
+        Raises `UserError` where a child has no such parent.
         """
+        if not self.matching(child) or not self.matching(parent):
+            return self
         coupled = []
         children = {choice.name for choice in self.matching(child)}
         for choice in self.choices:
@@ -302,14 +341,10 @@ class SearchSpace:
                 coupled.append(choice)
                 continue
             above = self._by_name.get(choice.parent or "")
-            if above is None or above.name.split(".")[-1] != parent or choice.allowed is None:
+            if above is None or parent not in (above.last_name, above.role) or choice.allowed is None:
                 raise UserError(f"{choice.name} does not depend on a choice '{parent}'")
-            if len(above.values) != len(choice.values):
-                raise UserError(
-                    f"{choice.name} has {len(choice.values)} values and {above.name} {len(above.values)}: "
-                    "coupling needs as many"
-                )
-            partner = dict(zip(above.values, choice.values, strict=True))
+            last, steps = len(choice.values) - 1, max(1, len(above.values) - 1)
+            partner = {v: choice.values[(2 * i * last + steps) // (2 * steps)] for i, v in enumerate(above.values)}
             for value, open_values in choice.allowed.items():
                 if partner[value] not in open_values:
                     raise UserError(f"{choice.name} may not be {partner[value]} where {above.name} is {value}")

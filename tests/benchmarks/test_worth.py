@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainonce.cost.macs import network_cost
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models.mbconv_cost import network_cost
 from trainonce.records import read_lines
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

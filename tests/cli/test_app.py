@@ -173,7 +173,7 @@ class TestHelp:
         found = json.loads(trainonce("list", "--json").out)
         assert set(found["recipes"]) == set(RECIPES)
         assert "digits" in found["data"]
-        assert "tiny" in found["geometries"]
+        assert "tiny" in found["families"]["mobilenet_v3"]
 
     def test_version(self) -> None:
         assert re.fullmatch(r"\d+\.\d+\.\d+\n", trainonce("--version").out)

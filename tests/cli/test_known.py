@@ -18,7 +18,8 @@ from trainonce.search import algorithm, measures
 OWNERS: dict[str, object] = {
     "DATA_SETS": data.DATASET_NAMES,
     "PICTURES": decode.KINDS,
-    "GEOMETRIES": models.GEOMETRIES,
+    "FAMILIES": {name: tuple(family.settings_type.geometries) for name, family in models.FAMILIES.items()},
+    "DEFAULT_FAMILY": models.MobileNetV3.family,
     "OFA_NETWORKS": ofa.OFA_NETWORKS,
     "OFA_RESOLUTIONS": ofa.OFA_RESOLUTIONS,
     "STUDIES": built_in.STUDIES,
@@ -44,4 +45,4 @@ def test_every_name_has_an_owner() -> None:
 def test_it_is_what_its_owner_says(name: str) -> None:
     owned = OWNERS[name]
     names = isinstance(owned, Iterable) and not isinstance(owned, str)
-    assert vars(known)[name] == (tuple(owned) if names else owned)  # type: ignore[arg-type]
+    assert vars(known)[name] == (owned if name == "FAMILIES" else tuple(owned) if names else owned)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce.cost.macs import Cost, conv_cost, network_cost, out_size
+from trainonce.cost.macs import Cost, conv_cost, out_size
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn import ops
 from trainonce.nn.plain import BN_MOMENTUM
 from trainonce.space import Architecture

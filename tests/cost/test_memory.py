@@ -9,13 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.small_resnet_plain import SmallSpec
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from trainonce.cost.memory import model_size, peak_memory
+from trainonce.cost.liveness import traced_peak
+from trainonce.cost.macs import counted_cost
+from trainonce.cost.memory import model_size, peak_memory, peak_values
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3
+from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork, resize
 from trainonce.space import derived_rng
 from trainonce.subnets import describe_subnet, write_subnet
@@ -102,6 +106,21 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
 @given(spec=specs())
 def test_the_peak_is_that_of_the_simulated_network(spec: NetworkSpec) -> None:
     assert peak_memory(spec) == 4 * simulated_peak(spec)
+
+
+@settings(max_examples=20, deadline=None)
+@given(spec=specs())
+def test_the_general_way_counts_what_the_closed_forms_do(spec: NetworkSpec) -> None:
+    assert traced_peak(spec) == peak_values(spec)
+    assert counted_cost(spec) == network_cost(spec)
+
+
+def test_the_general_way_by_hand() -> None:
+    """The residual block holds its input, 16 values of 4 x 4, beside its two maps of 32 inside."""
+    spec = SmallSpec(resolution=8, in_channels=1, channels=16, widths=(32,), num_classes=3)
+    assert peak_memory(spec) == 4 * 16 * (16 + 32 + 16)
+    spec = SmallSpec(resolution=8, in_channels=1, channels=2, widths=(1,), num_classes=3)
+    assert peak_memory(spec) == 4 * (64 + 2 * 16), "the image beside what the stem makes of it"
 
 
 def test_the_peak_of_random_subnets_is_that_of_the_simulated_networks(make_net: MakeNet) -> None:

@@ -163,7 +163,7 @@ class TestEvaluator:
     def test_the_statistics_are_those_of_the_calibration_images(self, net: MobileNetV3, make_data: MakeData) -> None:
         evaluator = Evaluator(make_data(), settings=SETTINGS)
         plain = evaluator.recalibrated(net, net.space.largest())
-        stem, norm = plain.stem[0], plain.stem[1]
+        stem, norm = plain.get_submodule("stem.0"), plain.get_submodule("stem.1")
         assert isinstance(norm, nn.BatchNorm2d)
         outs = [stem(x).detach() for x in evaluator.calibration_batches]
         expected = torch.stack([x.mean((0, 2, 3)) for x in outs]).mean(0)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainonce.evaluation.chain import Chain
 from trainonce.evaluation.evaluator import recalibrate
-from trainonce.evaluation.stages import Chain, Stage
 from trainonce.models import MobileNetV3
 from trainonce.nn import native
+from trainonce.nn.stages import Stage
 from trainonce.space import Architecture, derived_rng
 
 

@@ -167,7 +167,7 @@ class TestFailures:
     def test_a_network_that_is_not_the_supernets(self, home: RunDirectory, tmp_path: Path) -> None:
         network, description = read_subnet(home.subnets / "0")
         with torch.no_grad():
-            network.classifier.weight[0] += 0.1
+            network.get_parameter("classifier.weight")[0] += 0.1
         write_subnet(tmp_path / "other", network, description)
         baseline = Baseline.of(read_reference(tmp_path / "other", run=home.path, images=4))
         with pytest.raises(RunError, match="the extracted network is not the supernet's subnet: logits differ by"):

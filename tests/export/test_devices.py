@@ -18,6 +18,7 @@ from trainonce.export.executorch import open_executorch
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.integrity import check_file
 from trainonce.export.openvino import SEAL, open_openvino
+from trainonce.nn.kinds import spec_of
 from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
@@ -150,7 +151,7 @@ class TestExecuTorch:
 
         method = Runtime.get().load_program(executorch_place / "model.pte").load_method("forward")
         network, _ = read_subnet(exported(0).subnet)
-        side = network.spec.resolution
+        side = spec_of(network).resolution
         for _ in range(3):
             x_1CHW = torch.randn(1, 1, side, side)
             with torch.inference_mode():

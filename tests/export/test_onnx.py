@@ -18,6 +18,7 @@ from trainonce.errors import UserError
 from trainonce.export.first_difference import first_difference
 from trainonce.export.onnx import FILE, open_onnx, to_onnx
 from trainonce.export.tools import layer_names
+from trainonce.nn.kinds import spec_of
 from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
@@ -33,7 +34,7 @@ def content_of(exported: Export, number: int = 0) -> bytes:
 def test_onnx_runtime_computes_the_extracted_network(exported: Export, number: int, batch: int) -> None:
     """Through ONNX Runtime's own interface, on images of the subnet's resolution."""
     network, _ = read_subnet(exported(number).subnet)
-    side = network.spec.resolution
+    side = spec_of(network).resolution
     x_BCHW = torch.randn(batch, 1, side, side, generator=torch.Generator().manual_seed(batch))
     session = onnxruntime.InferenceSession(str(exported(number).place / FILE), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(["logits"], {"images": x_BCHW.numpy()})[0])

@@ -46,7 +46,7 @@ def test_names_of_a_supernets_layers(make_net: Callable[..., MobileNetV3]) -> No
         if name.endswith("running_mean"):
             buffer.copy_(torch.randn(buffer.shape))
     archs = [net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(4))]
-    found = batch_norm_shift([statistics_of(net.extract(arch), arch) for arch in archs])
+    found = batch_norm_shift([statistics_of(net, net.extract(arch), arch) for arch in archs])
     assert {name.partition(".")[0] for name in found} >= {"stem", "first", "stage1", "stage5", "final"}
     assert len(found) == sum(name.endswith("running_mean") for name, _ in net.named_buffers())
     for shift in found.values():

@@ -20,7 +20,7 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import Evaluator
 from trainonce.lab.studies.run_study import Conductor, StudyDirectory, run_study
 from trainonce.lab.studies.study import Study
-from trainonce.models import MobileNetV3Settings
+from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
 from trainonce.recipes import RECIPES, AugmentationChange, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
@@ -198,15 +198,15 @@ class TestAnotherStudy:
 
 def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Pace(digits)
-    model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
+    net = build(tiny.runs[0].family, tiny.runs[0].model)
     recipe = RECIPES["rss"].scaled(0.001).with_batch_size(16)
-    once = meter.seconds(model, recipe)
+    once = meter.seconds(net, recipe)
     assert once > 0
     adamw = recipe.model_copy(update={"optimizer": "adamw"})
-    other = meter.seconds(model, adamw)
+    other = meter.seconds(net, adamw)
     monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", None)
-    assert meter.seconds(model, recipe) == once
-    assert meter.seconds(model, adamw) == other != once, "each timed for itself"
+    assert meter.seconds(net, recipe) == once
+    assert meter.seconds(net, adamw) == other != once, "each timed for itself"
 
 
 def test_subnets_are_recalibrated_on_images_varied_as_the_recipe_says(
@@ -249,5 +249,5 @@ def test_a_pace_is_measured_as_runs_are_trained(
     monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", train)
     monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: clock[0])
     recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
-    model = MobileNetV3Settings.parse(tiny.runs[0].model, where="here")
-    assert Pace(digits, device).seconds(model, recipe) == pytest.approx(10 * 2.0)
+    net = build(tiny.runs[0].family, tiny.runs[0].model)
+    assert Pace(digits, device).seconds(net, recipe) == pytest.approx(10 * 2.0)

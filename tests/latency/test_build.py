@@ -2,18 +2,22 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.small_resnet import SmallResNet, SmallSettings
 
 from trainonce.errors import UserError
 from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, estimated_seconds
 from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
-from trainonce.latency.parts import sized_network
+from trainonce.latency.parts import Piece, sized_network
+from trainonce.latency.timing import time_ms
 from trainonce.models import MobileNetV3
+from trainonce.nn.kinds import spec_of
 from trainonce.records import append_line, read_lines, write_lines
 from trainonce.space import derived_rng
 
@@ -311,3 +315,22 @@ def test_a_real_table(make_net: MakeNet, runtime: str, tmp_path: Path) -> None:
     assert all(entry.alone_ms > 0 for entry in table.parts)
     assert all(table.predict_ms(spec) > 0 for spec in unseen(net))
     assert check_table(table, net, networks=3, rounds=1).error.networks == 3
+
+
+def test_networks_that_are_no_blocks_are_measured_whole() -> None:
+    """Each takes what its channels say."""
+    net, now = SmallResNet(SmallSettings(num_classes=3, blocks=5), seed=0), [0.0]
+
+    def prepare(module: Any, shape: tuple[int, ...]) -> Callable[[], None]:
+        network = module.module if isinstance(module, Piece) else module
+        assert shape[1:] == (3, 32, 32)
+        ms = sum(spec_of(network).to_json()["widths"])
+
+        def call() -> None:
+            now[0] += 1e-3 * ms
+
+        return call
+
+    table = build_table(net, FEW, prepare=prepare, timer=partial(time_ms, clock=lambda: now[0]))
+    for arch in net.space.architectures():
+        assert table.predict_ms(net.describe(arch)) == pytest.approx(sum(arch.values()), rel=0.02)

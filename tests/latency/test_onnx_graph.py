@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainonce.errors import UserError
 from trainonce.latency.onnx_graph import onnx_bytes
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec, MBConv
@@ -96,13 +95,19 @@ def test_a_convolution_with_a_bias_before_its_batch_norm() -> None:
         np.testing.assert_allclose(run(layers, x), layers(x).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_layer_without_translation_is_named() -> None:
-    with pytest.raises(UserError, match="the layer GELU of this network has no translation"):
-        onnx_bytes(nn.Sequential(nn.GELU()), (1, 2))
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
 
-    class Sine(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sin(x)
 
-    with pytest.raises(UserError, match=r"the operation .*sin.* has no translation"):
-        onnx_bytes(Sine(), (1, 2))
+class Branching(nn.Module):
+    """What torch.fx cannot trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x if x.shape[0] > 1 else x + 1
+
+
+@pytest.mark.parametrize("module", [nn.GELU(), Sine(), Branching()], ids=["layer", "operation", "branch"])
+def test_what_has_no_translation_goes_through_the_exporter(module: nn.Module) -> None:
+    x = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(4))
+    np.testing.assert_allclose(run(module, x), module(x).numpy(), rtol=1e-5, atol=1e-5)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.support.small_resnet import SmallResNet, SmallSettings
 
+from trainonce.errors import UserError
 from trainonce.latency.parts import part_names, pieces, representatives, sized_network
 from trainonce.latency.runtimes import with_random_weights
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models import MobileNetV3, MobileNetV3Settings, ResNet, ResNetSettings
 from trainonce.space import Architecture, SearchSpace, derived_rng
 
 MakeNet = Callable[..., MobileNetV3]
@@ -82,10 +84,47 @@ def test_weights_keep_values_in_range(make_net: MakeNet) -> None:
     network = with_random_weights(sized_network(net.describe(net.space.largest())))
     before = torch.get_rng_state()
     outputs: list[torch.Tensor] = []
-    for block in network.blocks:
+    blocks = network.get_submodule("blocks")
+    for block in blocks.children():
         block.register_forward_hook(lambda module, args, out: outputs.append(out))
     with torch.inference_mode():
         network(torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert len(outputs) == 31
     assert all(1e-6 < float(out.abs().mean()) < 1e6 for out in outputs)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_the_parts_of_a_resnet_are_the_network(bottleneck: bool) -> None:
+    """Put one after the other, parts give maps of the shapes that the next one takes, and the logits at the end."""
+    more = {"channels": (32, 64), "strides": (1, 2), "bottleneck": bottleneck, "resolutions": (8, 12)}
+    net = ResNet(ResNetSettings.parse({"num_classes": 3, **more}, where="here"), seed=1)
+    found, rng = set(representatives(net)), derived_rng("parts of a resnet")
+    for _ in range(20):
+        spec = net.describe(net.space.sample(rng))
+        names = part_names(spec)
+        assert set(names) <= found
+        before, after = pieces(names[0], spec)
+        x = torch.empty(2, *before.shape, device="meta")
+        for piece in (before, *(pieces(name, spec)[0] for name in names[1:]), after):
+            assert x.shape[1:] == piece.shape
+            x = piece(x)
+        assert x.shape == (2, 3)
+
+
+def test_networks_without_blocks_are_parts_themselves() -> None:
+    net = SmallResNet(SmallSettings(num_classes=3), seed=0)
+    parts = representatives(net)
+    assert len(parts) == net.space.count() == 9
+    for name, spec in parts.items():
+        assert part_names(spec) == [name]
+        (piece,) = pieces(name, spec)
+        assert piece.shape == (3, 32, 32)
+
+
+def test_too_many_of_them_are_refused() -> None:
+    net = SmallResNet(SmallSettings(num_classes=3, blocks=7), seed=0)
+    with pytest.raises(
+        UserError, match=r"not made of blocks, so each of 2\.19e\+03 would have to be measured: .* at most 500"
+    ):
+        representatives(net)

@@ -167,9 +167,9 @@ class TestRefusals:
     def test_names(self) -> None:
         with pytest.raises(UserError, match="unknown geometry 'big'; the geometries are paper, cifar, tiny"):
             MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=2, geometry="big")
-        with pytest.raises(UserError, match="unknown family 'vit'; the families are mobilenet_v3"):
+        with pytest.raises(UserError, match="unknown family 'vit'; there are mobilenet_v3"):
             build("vit", {})
-        assert list(FAMILIES) == ["mobilenet_v3", "proxyless_nas"]
+        assert list(FAMILIES) == ["mobilenet_v3", "proxyless_nas", "resnet"]
 
     def test_build_is_the_constructor(self) -> None:
         built: Supernet = build("mobilenet_v3", TINY.model_dump(mode="json"), seed=4)

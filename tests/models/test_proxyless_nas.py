@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce.cost.macs import Cost, network_cost
+from trainonce.cost.macs import Cost
 from trainonce.errors import UserError
+from trainonce.evaluation.chain import Chain
 from trainonce.evaluation.evaluator import recalibrate
-from trainonce.evaluation.stages import Chain
 from trainonce.models import ProxylessNAS, ProxylessNASSettings, build
+from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn import native
 from trainonce.nn.plain import NetworkSpec, PlainNetwork
 from trainonce.space import Architecture

@@ -17,6 +17,7 @@ from trainonce.data import load_dataset
 from trainonce.latency import LatencyTable
 from trainonce.latency.parts import representatives
 from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.nn.kinds import spec_of
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file, read_json, read_lines, write_lines
 from trainonce.run.directory import RunDirectory
@@ -113,7 +114,7 @@ class TestStory:
         assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= thousands * 1e3)
         assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
         trainonce("extract", trained, "--max-size", "1kB").refused("no evaluated subnet fits the budget")
-        assert network.spec.num_classes == 10
+        assert spec_of(network).num_classes == 10
 
     def test_it_goes_on_as_it_began_whatever_is_evaluated_meanwhile(self, trained: Path, tmp_path: Path) -> None:
         """What `evaluate` records in between, with another calibration, neither renames the search nor counts."""

@@ -17,7 +17,8 @@ from tests.support.subnets import FILES, SCORE
 
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.nn.plain import PlainNetwork, load
+from trainonce.nn.loading import load_as
+from trainonce.nn.plain import NetworkSpec, PlainNetwork
 from trainonce.pipeline.hub import files_to_push
 from trainonce.records import read_json, to_json
 from trainonce.subnets import describe_subnet, read_subnet, write_subnet
@@ -60,6 +61,7 @@ def used_as_commands_do(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
     assert model_card(description).encode()
     assert to_json(description)
     assert files_to_push(path)
+    assert isinstance(network, PlainNetwork)
     return network, description
 
 
@@ -190,7 +192,7 @@ class TestDamaged:
             with pytest.raises(UserError, match="is not a subnet"):
                 refused()
         with pytest.raises(ValueError, match="is not a subnet of this format"):
-            load(path)
+            load_as(NetworkSpec.from_json, path)
         assert json.loads((path / "config.json").read_text()) == foreign
 
     @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -21,7 +21,8 @@ from trainonce import files
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.nn.plain import NetworkSpec, load
+from trainonce.nn.loading import load_as
+from trainonce.nn.plain import NetworkSpec
 from trainonce.records import read_json
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnets import describe_subnet, directory, read_subnet, write_subnet
@@ -271,7 +272,7 @@ def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_pat
         network = net.extract(arch)
         write_subnet(tmp_path / "subnet", network, describe_subnet(net, arch, make_data()))
         with torch.no_grad():
-            outputs = [net.bind(arch)(x), network(x), load(tmp_path / "subnet")(x)]
+            outputs = [net.bind(arch)(x), network(x), load_as(NetworkSpec.from_json, tmp_path / "subnet")(x)]
             with FlopCounterMode(display=False) as counter:
                 network(x)
         assert torch.equal(outputs[0], outputs[1])

@@ -15,7 +15,7 @@ from trainonce.data import Augmentation, DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.models import MobileNetV3
-from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
+from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.plain import PlainNetwork
 from trainonce.subnets import describe_subnet
 from trainonce.subnets.card import model_card
@@ -101,7 +101,7 @@ class TestSteps:
         arch = net.space.smallest() if which == "smallest" else net.space.largest()
         x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(4))
         y = torch.arange(12) % 3
-        fast = with_fast_blocks(net.extract(arch), TrainedMBConv).train()
+        fast = with_fast_blocks(net.extract(arch), trained=True).train()
         exact = net.extract(arch).double().train()
         F.cross_entropy(fast(x.contiguous(memory_format=torch.channels_last)), y).backward()  # type: ignore[no-untyped-call]
         F.cross_entropy(exact(x.double()), y).backward()  # type: ignore[no-untyped-call]
@@ -136,11 +136,13 @@ class TestOutcome:
         other = finished(network, evaluator, settings.model_copy(update={"seed": 8}))
         assert all(torch.equal(t, again.network.state_dict()[k]) for k, t in one.network.state_dict().items())
         assert (one.epochs, one.before, one.after) == (again.epochs, again.before, again.after)
-        assert not torch.equal(one.network.classifier.weight, other.network.classifier.weight)
+        assert not torch.equal(*(r.network.get_parameter("classifier.weight") for r in (one, other)))
         assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
         assert not network.training
         assert not one.network.training
-        assert all(type(block) is type(network.blocks[0]) for block in one.network.blocks), "plain, and only plain"
+        assert all(type(m) is type(plain) for m, plain in zip(one.network.modules(), network.modules(), strict=True)), (
+            "plain, and only plain"
+        )
 
     def test_learns_what_can_be_learned(self, net: MobileNetV3, make_data: MakeData) -> None:
         """Images whose brightness is their class."""
@@ -163,7 +165,7 @@ class TestOutcome:
         class Scripted(Evaluator):
             seen: list[dict[str, Tensor]]
 
-            def score_recalibrated(self, plain: PlainNetwork) -> Score:
+            def score_recalibrated(self, plain: nn.Module) -> Score:
                 self.seen.append(parameters(plain))
                 top1, loss = scores[len(self.seen) - 1]
                 return Score(top1=top1, loss=loss, images=30)

@@ -19,7 +19,7 @@ from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
-from trainonce.recipes import RECIPES, Phase, timetable
+from trainonce.recipes import RECIPES, Phase, Recipe, timetable
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import SearchSpace, derived_seed
@@ -263,6 +263,7 @@ class TestSorting:
 
 def test_a_recipe_that_does_not_fit_leaves_no_run(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    with pytest.raises(UserError, match="coupling needs as many"):
-        train_supernet(make_net(), RECIPES["compofa"], make_data(), run)
+    phase = Phase(name="a", epochs=1, couple={"depth": "kernel"})
+    with pytest.raises(UserError, match="does not depend on a choice 'kernel'"):
+        train_supernet(make_net(), Recipe(name="mine", about="", phases=(phase,)), make_data(), run)
     assert not run.config_file.exists()

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS, GEOMETRIES
+from trainonce.cli.known import DATA_SETS
 from trainonce.cli.options import (
     DataDir,
     Device,
+    Family,
+    Geometry,
     Grey,
     ImageSize,
     Json,
@@ -52,9 +54,8 @@ def fit(
     ] = None,
     recipe: RecipeName = "quick",
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-fit-SEED.")] = None,
-    geometry: Annotated[
-        str | None, typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else light.")
-    ] = None,
+    family: Family = None,
+    geometry: Geometry = None,
     width: Width = None,
     image_size: ImageSize = None,
     grey: Grey = False,
@@ -76,9 +77,9 @@ def fit(
     """
     with importing():
         from trainonce.data import load_dataset
-        from trainonce.models import MobileNetV3, MobileNetV3Settings
         from trainonce.pipeline.fitting import FitSettings, Watch, fit, name_of
         from trainonce.pipeline.machine import device_named, use_threads
+        from trainonce.pipeline.training import supernet_for
         from trainonce.recipes import load_recipe
         from trainonce.run.directory import RunDirectory
 
@@ -91,16 +92,9 @@ def fit(
         train_images=train_images,
         skip_broken=skip_broken,
     )
-    net = MobileNetV3(
-        MobileNetV3Settings.for_images(
-            image_size=images.image_size,
-            in_channels=images.channels,
-            num_classes=images.num_classes,
-            geometry=geometry or (None if images.image_size <= SMALLEST_LIGHT else "light"),
-            **({} if width is None else {"width_mult": width}),
-        ),
-        seed=seed,
-    )
+    if geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
+        geometry = "light"
+    net = supernet_for(images, family=family, geometry=geometry, width=width, seed=seed)
     largest = net.cost_of(net.space.largest()).macs
     settings = FitSettings.parse(
         {

@@ -5,7 +5,12 @@ Each is said again by its owner, named behind it; a test compares them.
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")  # data.DATASET_NAMES
 PICTURES = "JPEG, PNG, WebP, BMP or TIFF"  # data.decode.KINDS
-GEOMETRIES = ("paper", "cifar", "tiny", "light")  # models.GEOMETRIES
+FAMILIES = {  # models.FAMILIES, and the geometries of each
+    "mobilenet_v3": ("paper", "cifar", "tiny", "light"),
+    "proxyless_nas": ("paper", "tiny"),
+    "resnet": ("light", "wide", "deep"),
+}
+DEFAULT_FAMILY = "mobilenet_v3"  # models.MobileNetV3.family
 OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS
     "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_d234_e346_k357_w1.2",

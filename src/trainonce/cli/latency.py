@@ -170,16 +170,14 @@ def _parts(table: LatencyTable) -> Table:
 
 
 def _described(part: dict[str, Any]) -> str:
-    from trainonce.latency.parts import ENDS
+    from trainonce.latency.parts import BLOCK
 
-    if part.get("part") == ENDS:
-        return f"ends, at {part.get('resolution')} pixels"
-    return (
-        f"{part.get('in_channels')} > {part.get('mid_channels')} > {part.get('out_channels')} channels at "
-        f"{part.get('size')}, kernel {part.get('kernel_size')}, stride {part.get('stride')}"
-        + (", squeeze-excite" if part.get("se_channels") else "")
-        + f", {part.get('activation')}"
-    )
+    if part.get("part") != BLOCK:
+        return f"{part.get('part')}, at {part.get('resolution')} pixels"
+    channels = " > ".join(str(part.get(name)) for name in ("in_channels", "mid_channels", "out_channels"))
+    known = {"part", "size", "in_channels", "mid_channels", "out_channels"}
+    rest = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(part.items()) if name not in known)
+    return f"{channels} channels at {part.get('size')}: {rest}"
 
 
 def _summary(table: LatencyTable) -> dict[str, Any]:

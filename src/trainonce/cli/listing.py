@@ -1,7 +1,7 @@
 """`trainonce list`."""
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS, GEOMETRIES
+from trainonce.cli.known import DATA_SETS, FAMILIES
 from trainonce.cli.options import Json
 
 
@@ -10,13 +10,14 @@ def list_names(as_json: Json = False) -> None:
     from trainonce.recipes import RECIPES
 
     if as_json:
-        from trainonce.models import GEOMETRIES as SETTINGS
+        from trainonce.models import FAMILIES as KNOWN
 
+        settings = {name: dict(family.settings_type.geometries) for name, family in KNOWN.items()}
         recipes = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        display.print_json({"recipes": recipes, "data": DATA_SETS, "geometries": SETTINGS})
+        display.print_json({"recipes": recipes, "data": DATA_SETS, "families": settings})
         return
     display.out.print(display.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATA_SETS)}, or the path of an image folder or .npz file")
-    display.out.print(
-        f"Geometries: {', '.join(GEOMETRIES)}; tiny is for images of about 8 pixels, light for trainings of minutes"
-    )
+    display.out.print("Families, and their geometries (tiny: for images of about 8 pixels; light: for minutes):")
+    for name, geometries in FAMILIES.items():
+        display.out.print(f"  {name}: {', '.join(geometries)}")

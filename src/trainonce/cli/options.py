@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from trainonce.cli.known import DEFAULT_FAMILY, FAMILIES
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
 DataDir = Annotated[
     Path | None,
@@ -17,6 +19,20 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `trainonce list`) or a .toml file.")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(FAMILIES)}, or your own as package.module:Class. Default: {DEFAULT_FAMILY}.",
+        show_default=False,
+    ),
+]
+Geometry = Annotated[
+    str | None,
+    typer.Option(
+        help="A geometry of the family (see `trainonce list`). Default: what suits the size of the images.",
+        show_default=False,
+    ),
+]
 Width = Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")]
 ImageSize = Annotated[
     int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")

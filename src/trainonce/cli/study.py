@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trainonce.cli import display, known
-from trainonce.cli.known import DATA_SETS, GEOMETRIES, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
-from trainonce.cli.options import DataDir, Device, DryRun, Grey, ImageSize, Json, SkipBroken, Threads, TrainImages
+from trainonce.cli.known import DATA_SETS, DEFAULT_FAMILY, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
+from trainonce.cli.options import (
+    DataDir,
+    Device,
+    DryRun,
+    Family,
+    Geometry,
+    Grey,
+    ImageSize,
+    Json,
+    SkipBroken,
+    Threads,
+    TrainImages,
+)
 from trainonce.cli.stopping import importing, stop_on_signal
 from trainonce.cli.tools import bucket_centres
 from trainonce.errors import UserError
@@ -65,10 +77,8 @@ def study(
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
     ] = None,
-    geometry: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
-    ] = None,
+    family: Family = None,
+    geometry: Geometry = None,
     split: Annotated[
         Literal["validate", "test"] | None,
         typer.Option(help="What subnets are scored on. Default: test, which is read once; or the file's own."),
@@ -162,6 +172,7 @@ def study(
         channels=images.channels,
         classes=images.num_classes,
         train_images=len(images.train),
+        family=family or DEFAULT_FAMILY,
         geometry=geometry,
         scale=scale,
         seeds=tuple(range(seeds)) if seeds else (file.seeds if file else (0, 1, 2)),
@@ -290,7 +301,7 @@ class _threads_of_a_worker:
 def _estimates(study: Study, missing: Sequence[StudyRun], meter: Pace, images: DataSet) -> dict[str, float]:
     """About how many seconds each missing run takes by itself. Timed for one seed; the others are taken to be alike."""
     from trainonce.lab.studies.run_study import subnets_to_score
-    from trainonce.models import MobileNetV3, MobileNetV3Settings
+    from trainonce.models import build
     from trainonce.pipeline.pace import scoring_seconds
 
     known: dict[str, float] = {}
@@ -299,12 +310,12 @@ def _estimates(study: Study, missing: Sequence[StudyRun], meter: Pace, images: D
     for run in missing:
         alike = run.name.removesuffix(f"-seed{run.seed}")
         if alike not in known:
-            model = MobileNetV3Settings.parse(run.model, where=f"run {run.name}")
-            subnets = len(subnets_to_score(MobileNetV3(model), study.evaluate, run))
-            if repr(model) not in scoring:
-                one = scoring_seconds(model, images, study.evaluate.split, study.evaluate.calibration_images)
-                scoring[repr(model)] = one
-            known[alike] = meter.seconds(model, run.recipe) + subnets * scoring[repr(model)]
+            net = build(run.family, run.model, where=f"run {run.name}")
+            subnets = len(subnets_to_score(net, study.evaluate, run))
+            model = repr((run.family, run.model))
+            if model not in scoring:
+                scoring[model] = scoring_seconds(net, images, study.evaluate.split, study.evaluate.calibration_images)
+            known[alike] = meter.seconds(net, run.recipe) + subnets * scoring[model]
         estimates[run.name] = known[alike]
     return estimates
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS, GEOMETRIES, MOST_PROBES
+from trainonce.cli.known import DATA_SETS, MOST_PROBES
 from trainonce.cli.options import (
     DataDir,
     DecodeWorkers,
     Device,
     DryRun,
+    Family,
+    Geometry,
     Grey,
     ImageSize,
     Json,
@@ -68,10 +70,6 @@ Passes = Annotated[
     typer.Option(min=0, help="Scale it to this many subnet passes over the images: what it costs."),
 ]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")]
-Geometry = Annotated[
-    str | None,
-    typer.Option(help=f"{', '.join(GEOMETRIES)}. Default: tiny up to 16 pixels, else paper."),
-]
 Resolutions = Annotated[str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")]
 Stream = Annotated[
     bool | None,
@@ -134,6 +132,7 @@ def train(
     epochs: Epochs = None,
     passes: Passes = None,
     batch_size: BatchSize = None,
+    family: Family = None,
     geometry: Geometry = None,
     image_size: ImageSize = None,
     resolutions: Resolutions = None,
@@ -179,6 +178,7 @@ def train(
             epochs=epochs,
             passes=passes,
             batch_size=batch_size,
+            family=family,
             geometry=geometry,
             image_size=image_size,
             resolutions=sizes,

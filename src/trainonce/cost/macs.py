@@ -1,7 +1,6 @@
 """What an architecture costs: multiply-accumulates and parameters, exactly, without building it.
 
-A cost is counted from the same `NetworkSpec` from which the plain network is built. Over a whole space
-it is a sum of terms that each look at a few choices (`CostModel`), which is what makes sampling at a
+Over a whole space it is a sum of terms that each look at a few choices (`CostModel`), which is what makes sampling at a
 cost exact (`trainonce.sampling`).
 """
 
@@ -9,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from trainonce.nn.plain import BlockSpec, NetworkSpec
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainonce.nn.kinds import PlainSpec
 from trainonce.space import Architecture, SearchSpace
 
 
@@ -47,38 +49,14 @@ def out_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def block_cost(spec: BlockSpec, size: int) -> Cost:
-    """One MBConv block on an input map of `size` x `size`."""
-    mid, after = spec.mid_channels, out_size(size, spec.stride)
-    total = conv_cost(after, mid, mid, spec.kernel_size, groups=mid) + bn_cost(mid)
-    if spec.expand:
-        total += conv_cost(size, spec.in_channels, mid, 1) + bn_cost(mid)
-    if spec.se_channels:
-        total += conv_cost(1, mid, spec.se_channels, 1) + conv_cost(1, spec.se_channels, mid, 1)
-        total += Cost(0, spec.se_channels + mid)
-    return total + conv_cost(after, mid, spec.out_channels, 1) + bn_cost(spec.out_channels)
-
-
-def fixed_cost(spec: NetworkSpec) -> Cost:
-    """Everything but the blocks: stem, final convolution, feature layer if there is one, classifier."""
-    size = out_size(spec.resolution, spec.stem_stride)
-    total = conv_cost(size, spec.in_channels, spec.stem_channels, 3) + bn_cost(spec.stem_channels)
-    for block in spec.blocks:
-        size = out_size(size, block.stride)
-    total += conv_cost(size, spec.blocks[-1].out_channels, spec.final_channels, 1) + bn_cost(spec.final_channels)
-    features = spec.feature_channels or spec.final_channels
-    if spec.feature_channels:
-        total += conv_cost(1, spec.final_channels, features, 1)
-    return total + conv_cost(1, features, spec.num_classes, 1) + Cost(0, spec.num_classes)
-
-
-def network_cost(spec: NetworkSpec) -> Cost:
-    """The whole network."""
-    total, size = fixed_cost(spec), out_size(spec.resolution, spec.stem_stride)
-    for block in spec.blocks:
-        total += block_cost(block, size)
-        size = out_size(size, block.stride)
-    return total
+def counted_cost(spec: PlainSpec) -> Cost:
+    """The cost of any plain network, by running it without numbers and counting its operations."""
+    with torch.device("meta"):
+        network = spec.build().eval()
+        image = torch.empty(1, spec.in_channels, spec.resolution, spec.resolution)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return Cost(counter.get_total_flops() // 2, sum(parameter.numel() for parameter in network.parameters()))
 
 
 @dataclass(frozen=True)

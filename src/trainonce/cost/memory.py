@@ -1,6 +1,6 @@
 """What a plain network needs of memory: its activations at their peak, and its weights on disk, exactly.
 
-Activations are counted in the order in which `PlainNetwork` runs, for one image, by these rules, which are those of a
+Activations are counted in the order in which the network runs, for one image, by these rules, which are those of a
 runtime that plans its memory:
 
 - A convolution, the batch norm after it and their activation are one operation; its output is a map beside its input.
@@ -12,31 +12,34 @@ Weights, and what an operation uses inside itself, are not counted. The image ha
 """
 
 import json
+from functools import singledispatch
 
 import torch
 
+from trainonce.cost.liveness import traced_peak
 from trainonce.limits import refuse_beyond_memory
-from trainonce.nn.plain import BlockSpec, NetworkSpec, PlainNetwork
+from trainonce.nn.kinds import PlainSpec
 
 WEIGHTS_METADATA = {"format": "pt"}
 """What the file of a subnet's weights says of itself: that its tensors are torch's."""
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
-def peak_memory(spec: NetworkSpec, *, bytes_per_value: int = 4) -> int:
+def peak_memory(spec: PlainSpec, *, bytes_per_value: int = 4) -> int:
     """Peak bytes of the activations that are live at once for one image: 4 bytes a value in float32, 1 in int8."""
-    size = _side_after(spec.resolution, spec.stem_stride)
-    peak = spec.in_channels * spec.resolution**2 + spec.stem_channels * size**2
-    for block in spec.blocks:
-        peak = max(peak, _block_peak(block, size))
-        size = _side_after(size, block.stride)
-    last, final = spec.blocks[-1].out_channels * size**2, spec.final_channels * size**2
-    features = spec.feature_channels or spec.final_channels
-    ends = (last + final, final + spec.final_channels, spec.final_channels + spec.feature_channels)
-    return bytes_per_value * max(peak, *ends, features + spec.num_classes)
+    return bytes_per_value * peak_values(spec)
 
 
-def refuse_large_batch(images: int, spec: NetworkSpec, image_size: int) -> None:
+@singledispatch
+def peak_values(spec: PlainSpec) -> int:
+    """The most values that are live at once for one image, by tracing the network.
+
+    Raises `UserError` for a network that torch.fx cannot trace. Kinds with a closed form register it here.
+    """
+    return traced_peak(spec)
+
+
+def refuse_large_batch(images: int, spec: PlainSpec, image_size: int) -> None:
     """Raise `UserError` where a batch, as images or as the maps of a network, is more than the memory there is.
 
     What training keeps besides is not counted: only what cannot fit is refused.
@@ -49,32 +52,16 @@ def refuse_large_batch(images: int, spec: NetworkSpec, image_size: int) -> None:
     )
 
 
-def _side_after(size: int, stride: int) -> int:
-    return -(-size // stride)
-
-
-def _block_peak(spec: BlockSpec, size: int) -> int:
-    """The most values that are live at once while a block runs on a map of `size` x `size`, its input included."""
-    before, after = size**2, _side_after(size, spec.stride) ** 2
-    source, out = spec.in_channels * before, spec.out_channels * after
-    expanded, filtered = spec.mid_channels * before, spec.mid_channels * after
-    kept = source if spec.residual else 0
-    peaks = [source + expanded, kept + expanded + filtered] if spec.expand else [source + filtered]
-    if spec.se_channels:  # the map waits while its means become a gate
-        peaks.append(kept + filtered + spec.mid_channels + spec.se_channels)
-    return max(*peaks, kept + filtered + out)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator gave up: Python's, numpy's, or torch's on the CPU or a GPU."""
     on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def model_size(spec: NetworkSpec) -> int:
+def model_size(spec: PlainSpec) -> int:
     """Bytes of `model.safetensors` of an extracted subnet: its tensors in float32 and the file's header."""
     with torch.device("meta"):
-        state = PlainNetwork(spec).state_dict()
+        state = spec.build().state_dict()
     ordered = sorted(state.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as safetensors writes them
     header: dict[str, object] = {"__metadata__": WEIGHTS_METADATA}
     total = 0

@@ -18,11 +18,10 @@ from trainonce.data import DataSet
 from trainonce.data.augment import augment, normalise
 from trainonce.data.splits import Split
 from trainonce.errors import RunError
-from trainonce.evaluation.stages import Chain
+from trainonce.evaluation.chain import Chain
 from trainonce.files import fits_record
 from trainonce.limits import refuse_beyond_memory
 from trainonce.models import Supernet
-from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_seed
 
@@ -71,7 +70,7 @@ class Evaluator:
     """Scores subnets of one supernet on one split. Calibration images are augmented once and shared.
 
     Subnets scored one after the other share the work of the stages with which they both begin (see
-    `trainonce.evaluation.stages`): score those that begin alike together.
+    `trainonce.evaluation.chain`): score those that begin alike together.
     """
 
     def __init__(self, data: DataSet, split: SplitName = "validate", settings: EvaluateSettings | None = None) -> None:
@@ -108,7 +107,7 @@ class Evaluator:
                 generator=augmenting,
             ).contiguous(memory_format=torch.channels_last)
 
-    def recalibrated(self, net: Supernet, arch: Architecture) -> PlainNetwork:
+    def recalibrated(self, net: Supernet, arch: Architecture) -> nn.Module:
         """The extracted subnet with batch-norm statistics of its own, in evaluation mode."""
         plain = net.extract(arch)
         recalibrate(plain, self.calibration_batches)
@@ -122,7 +121,7 @@ class Evaluator:
         """Extract, recalibrate, score, throw the copy away."""
         return self.score_recalibrated(net.extract(arch))
 
-    def score_recalibrated(self, plain: PlainNetwork) -> Score:
+    def score_recalibrated(self, plain: nn.Module) -> Score:
         """Recalibrate and score a plain network, which is taken apart: give a copy with weights of its own."""
         return score_of(self._chain.logits(plain), self.split)
 

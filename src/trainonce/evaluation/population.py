@@ -53,7 +53,8 @@ class Bucket:
 
 
 def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float | None = None) -> list[Bucket]:
-    """Buckets at centres in million MACs; without any, six spread evenly over the space's range.
+    """Buckets at centres in million MACs; without any, six spread evenly over the space's range, but for those in which
+    a small space has no subnet.
 
     `half_m` is how far each reaches to either side, in million MACs; by default 0.5, or a twentieth of the range
     where the centres are spread. Raises `UserError` for a number that is not positive and for buckets that overlap.
@@ -68,7 +69,8 @@ def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float
     sampler = MacsSampler(cost)
     span = sampler.max_macs - sampler.min_macs
     half = span / 20 if half_m is None else half_m * 1e6
-    return [Bucket(float(c), half) for c in np.linspace(sampler.min_macs + half, sampler.max_macs - half, 6)]
+    centres = np.linspace(sampler.min_macs + half, sampler.max_macs - half, 6).tolist()
+    return [Bucket(centre, half) for centre in centres if sampler.holds(centre - half, centre + half)]
 
 
 def draw_population(

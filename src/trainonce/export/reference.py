@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainonce.data import DataSet, Split
 from trainonce.data.augment import normalise
@@ -16,7 +16,8 @@ from trainonce.export.description import FileDescription, Run, describe_file
 from trainonce.export.onnx import to_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.models import Supernet
-from trainonce.nn.plain import PlainNetwork, resize
+from trainonce.nn.kinds import spec_of
+from trainonce.nn.plain import resize
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet
@@ -31,7 +32,7 @@ class Reference:
 
     path: Path
     """The subnet's directory."""
-    network: PlainNetwork
+    network: nn.Module
     """The extracted network, in evaluation mode on the CPU."""
     file: FileDescription
     """What travels in its exported files."""
@@ -122,7 +123,7 @@ def _home(path: Path, description: dict[str, Any]) -> Path:
     return next((place for place in places if RunDirectory(place).config_file.exists()), places[0])
 
 
-def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, Any]) -> Run:
+def _supernet(run: RunDirectory, network: nn.Module, description: dict[str, Any]) -> Run:
     """The run's supernet as this subnet. Raises `UserError` where it is not the one that the subnet was taken from."""
     trained = description.get("trained")
     trained = trained if isinstance(trained, dict) else {}
@@ -130,7 +131,7 @@ def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, A
         raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
     net, step = run.load_supernet()
     arch = net.space.parse(str(description["architecture"]))
-    if net.describe(arch) != network.spec:
+    if net.describe(arch) != spec_of(network):
         raise UserError(f"{run.path} holds another supernet than the one that the subnet was taken from")
     then = trained.get("step")
     if then != step:
@@ -140,7 +141,7 @@ def _supernet(run: RunDirectory, network: PlainNetwork, description: dict[str, A
 
 
 @torch.no_grad()
-def give_statistics(net: Supernet, arch: Architecture, network: PlainNetwork) -> None:
+def give_statistics(net: Supernet, arch: Architecture, network: nn.Module) -> None:
     """Write a plain network's batch-norm statistics into the supernet, where `arch` reads them.
 
     This changes `net`, for which other subnets' statistics are then wrong: give it a supernet of your own.

@@ -29,7 +29,7 @@ from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
 from trainonce.models import Supernet
-from trainonce.nn.plain import NetworkSpec
+from trainonce.nn.kinds import PlainSpec
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng
 
@@ -75,14 +75,14 @@ class BuildSettings(Settings):
 class Plan:
     """What is to be measured, all of which follows from the space and the settings."""
 
-    parts: dict[str, NetworkSpec]
-    anchors: tuple[NetworkSpec, ...]
-    networks: tuple[NetworkSpec, ...]
+    parts: dict[str, PlainSpec]
+    anchors: tuple[PlainSpec, ...]
+    networks: tuple[PlainSpec, ...]
     held_out: tuple[bool, ...]
     """Which of the networks are only predicted."""
 
     @property
-    def again(self) -> tuple[NetworkSpec, ...]:
+    def again(self) -> tuple[PlainSpec, ...]:
         """Those that are only predicted, once more: measured twice, they say how well measuring repeats."""
         return tuple(spec for spec, held in zip(self.networks, self.held_out, strict=True) if held)
 
@@ -138,12 +138,12 @@ class Bench:
         self.prepare, self.settings = prepare, settings
         self.timer = partial(timer, rounds=settings.rounds)
 
-    def network(self, spec: NetworkSpec) -> Call:
+    def network(self, spec: PlainSpec) -> Call:
         """A call of a whole network on images at its own resolution."""
         shape = (self.settings.batch, spec.in_channels, spec.resolution, spec.resolution)
         return self.prepare(sized_network(spec), shape)
 
-    def parts(self, chosen: Sequence[tuple[str, NetworkSpec]]) -> list[float]:
+    def parts(self, chosen: Sequence[tuple[str, PlainSpec]]) -> list[float]:
         """Milliseconds of parts alone."""
         owners, calls = [], []
         for name, spec in chosen:
@@ -155,7 +155,7 @@ class Bench:
             found[name] += ms
         return list(found.values())
 
-    def networks(self, specs: Sequence[NetworkSpec], anchors: Sequence[Call]) -> dict[str, list[float]]:
+    def networks(self, specs: Sequence[PlainSpec], anchors: Sequence[Call]) -> dict[str, list[float]]:
         """Milliseconds of networks and of the anchors beside them."""
         times = self.timer([*anchors, *map(self.network, specs)])
         return {"anchors": times[: len(anchors)], "ms": times[len(anchors) :]}

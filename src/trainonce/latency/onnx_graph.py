@@ -1,10 +1,12 @@
 """A plain network, or a part of one, as an ONNX graph: quickly, for measuring.
 
-The general exporter of torch takes seconds to minutes for each network; a plain network consists of a dozen kinds of
-layers, which are written down here one by one. Batch norms are folded into the convolutions before them, as the general
-exporter and every runtime do it. What is measured is therefore the graph that an exported subnet has.
+The general exporter of torch takes seconds to minutes for each network. Built-in networks consist of a dozen kinds of
+layers, which are written down here one by one; others go through the exporter. Batch norms are folded into the
+convolutions before them, as the exporter and every runtime do it. What is measured is therefore the graph that an
+exported subnet has.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +17,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from trainonce.errors import UserError
-from trainonce.nn.plain import resize
+from trainonce.nn import plain, plain_resnet
 
 OPSET = 18
 IR_VERSION = 10
 """The newest that every ONNX Runtime of the supported versions reads."""
+
+RESIZES = (plain.resize, plain_resnet.resize)
+"""What brings the input to a network's resolution. The images that are measured have it already."""
 
 MODULES: dict[type[nn.Module], tuple[str, dict[str, float]]] = {
     nn.ReLU: ("Relu", {}),
@@ -39,7 +44,7 @@ ARITHMETIC = {"add": "Add", "iadd": "Add", "mul": "Mul", "imul": "Mul"}
 
 class _Tracer(fx.Tracer):
     def __init__(self, leaf: Callable[[str], bool]) -> None:
-        super().__init__(autowrap_functions=(resize,))
+        super().__init__(autowrap_functions=RESIZES)
         self.leaf = leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -57,14 +62,16 @@ def trace(module: nn.Module, *, leaf: Callable[[str], bool] = lambda _: False) -
 def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
     """The ONNX file of a module in evaluation mode that takes one float32 tensor of this shape and gives another.
 
-    Input `input`, output `output`; weights inside. Raises `UserError` without the extra, and for a layer that has
-    no translation here.
+    Input `input`, output `output`; weights inside. Raises `UserError` without the extra.
     """
     try:
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UserError("measuring this runtime needs an extra: pip install 'trainonce[onnx]'") from error
-    graph = _Graph(trace(module.eval()))
+    try:
+        graph = _Graph(trace(module.eval()))
+    except (_UntranslatedError, fx.proxy.TraceError):
+        return _exported(module, shape)
     value = helper.make_tensor_value_info
     with torch.no_grad():
         out_shape = tuple(module(torch.zeros(shape)).shape)
@@ -81,6 +88,22 @@ def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         producer_name="trainonce",
     )
     content: bytes = model.SerializeToString()
+    return content
+
+
+class _UntranslatedError(Exception):
+    """A layer or operation is none of those that are written down here."""
+
+
+def _exported(module: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """The ONNX file that torch's exporter makes."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of its own insides
+        program = torch.onnx.export(
+            module, (torch.zeros(shape),), dynamo=True, verbose=False, input_names=["input"], output_names=["output"]
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
     return content
 
 
@@ -116,7 +139,7 @@ class _Graph:
         x = self.names[node.args[0]] if isinstance(node.args[0], fx.Node) else ""
         if node.op == "call_module":
             self.names[node] = self.layer(node, self.layers[str(node.target)], x)
-        elif node.target is resize or node.target is F.dropout:
+        elif node.target in (*RESIZES, F.dropout):
             self.names[node] = x
         elif node.target in FUNCTIONS:
             kind, attributes = FUNCTIONS[node.target]
@@ -126,11 +149,12 @@ class _Graph:
             self.names[node] = self.add(kind, [self.names[a] for a in node.args], node.name)  # type: ignore[index]
         elif node.op == "call_method" and node.target == "mean":
             axes = self.constant(f"{node.name}_axes", np.array(node.args[1], dtype=np.int64))
-            self.names[node] = self.add("ReduceMean", [x, axes], node.name, keepdims=int(node.kwargs["keepdim"]))  # type: ignore[arg-type]
+            keep = int(node.kwargs.get("keepdim") is True)
+            self.names[node] = self.add("ReduceMean", [x, axes], node.name, keepdims=keep)
         elif node.op == "call_method" and node.target == "flatten":
             self.names[node] = self.add("Flatten", [x], node.name, axis=node.args[1])
         else:
-            raise UserError(f"the operation {node.target} of this network has no translation for measuring")
+            raise _UntranslatedError
 
     def layer(self, node: fx.Node, layer: nn.Module, x: str) -> str:
         if isinstance(layer, nn.Conv2d):
@@ -147,7 +171,7 @@ class _Graph:
         if type(layer) in MODULES:
             kind, attributes = MODULES[type(layer)]
             return self.add(kind, [x], node.name, **attributes)
-        raise UserError(f"the layer {type(layer).__name__} of this network has no translation for measuring")
+        raise _UntranslatedError
 
     def convolution(self, node: fx.Node, conv: nn.Conv2d, x: str) -> str:
         """A convolution with the batch norm that follows it, if one does, folded in."""

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trainonce.cost.macs import out_size
+from trainonce.errors import UserError
 from trainonce.latency.onnx_graph import trace
 from trainonce.models import Supernet
-from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec, PlainNetwork
+from trainonce.nn.kinds import DEFAULT, InBlocks, PlainSpec, kind_of, written
 from trainonce.space import Architecture, Choice
 
-ENDS, BLOCK = "ends", "block"
-"""The two kinds of parts. The ends are what lies before the first block and after the last, together."""
+ENDS, BLOCK, WHOLE = "ends", "block", "whole"
+"""The kinds of parts. The ends are what lies before the first block and after the last, together."""
+MOST_WHOLE = 500
+"""The most subnets of a space whose networks are measured whole."""
 UNTIMED = {"dropout", "bn_eps"}
 """What no time follows from."""
 
@@ -32,29 +34,33 @@ def part_name(part: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def block_name(spec: BlockSpec, size: int) -> str:
+def block_name(spec: Any, size: int) -> str:
     """The name of a block on an input map of `size` x `size`."""
     return part_name({"part": BLOCK, "size": size, **_timed(asdict(spec))})
 
 
-def ends_name(spec: NetworkSpec, last_size: int) -> str:
-    """The name of a network's ends, whose last block gives a map of `last_size` x `last_size`."""
-    last = {"last_size": last_size, "last_channels": spec.blocks[-1].out_channels}
+def ends_name(spec: PlainSpec, last_size: int, last_channels: int) -> str:
+    """The name of a network's ends, whose last block gives a map [last_channels, last_size, last_size]."""
+    last = {"last_size": last_size, "last_channels": last_channels}
+    kind = {"kind": kind_of(spec)} if kind_of(spec) != DEFAULT else {}
     sizes = {key: value for key, value in vars(spec).items() if key != "blocks"}
-    return part_name({"part": ENDS, **last, **_timed(sizes)})
+    return part_name({"part": ENDS, **kind, **last, **_timed(sizes)})
 
 
 def _timed(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in UNTIMED}
 
 
-def part_names(spec: NetworkSpec) -> list[str]:
-    """The names of a network's parts: its ends, then its blocks in order, with repetitions."""
-    size, names = out_size(spec.resolution, spec.stem_stride), []
-    for block in spec.blocks:
-        names.append(block_name(block, size))
-        size = out_size(size, block.stride)
-    return [ends_name(spec, size), *names]
+def part_names(spec: PlainSpec) -> list[str]:
+    """The names of a network's parts: its ends, then its blocks in order, with repetitions.
+
+    A network that is not made of blocks is one part.
+    """
+    if not isinstance(spec, InBlocks):
+        return [part_name({"part": WHOLE, **_timed(written(spec))})]
+    *sizes, last = spec.map_sizes
+    names = [block_name(block, size) for block, size in zip(spec.blocks, sizes, strict=True)]
+    return [ends_name(spec, last, spec.blocks[-1].out_channels), *names]
 
 
 def is_ends(name: str) -> bool:
@@ -84,20 +90,29 @@ def covering(net: Supernet) -> Iterator[Architecture]:
                 yield arch
 
 
-def representatives(net: Supernet) -> dict[str, NetworkSpec]:
-    """Every part that a subnet of the space can have, each with one network that has it."""
-    found: dict[str, NetworkSpec] = {}
-    for arch in covering(net):
+def representatives(net: Supernet) -> dict[str, PlainSpec]:
+    """Every part that a subnet of the space can have, each with one network that has it.
+
+    Raises `UserError` where networks are not made of blocks, so that each is a part, and there are too many of them.
+    """
+    found: dict[str, PlainSpec] = {}
+    in_blocks = isinstance(net.describe(net.space.smallest()), InBlocks)
+    if not in_blocks and net.space.count() > MOST_WHOLE:
+        raise UserError(
+            f"networks of {net.family} are not made of blocks, so each of {net.space.count():.3g} would have to be "
+            f"measured: there is a latency table for at most {MOST_WHOLE}. See docs/family.md"
+        )
+    for arch in covering(net) if in_blocks else net.space.architectures():
         spec = net.describe(arch)
         for name in part_names(spec):
             found.setdefault(name, spec)
     return found
 
 
-def sized_network(spec: NetworkSpec) -> PlainNetwork:
+def sized_network(spec: PlainSpec) -> nn.Module:
     """A network of these sizes in evaluation mode, on torch's meta device: it has no weights."""
     with torch.device("meta"):
-        return PlainNetwork(spec).eval()
+        return spec.build().eval()
 
 
 class Piece(nn.Module):
@@ -113,19 +128,19 @@ class Piece(nn.Module):
         return out
 
 
-def pieces(name: str, spec: NetworkSpec) -> list[Piece]:
+def pieces(name: str, spec: PlainSpec) -> list[Piece]:
     """The modules, without weights, that a part of a network with these sizes consists of."""
-    part = json.loads(name)
+    part, network = json.loads(name), sized_network(spec)
+    image = (spec.in_channels, spec.resolution, spec.resolution)
+    if part["part"] == WHOLE:
+        return [Piece(network, image)]
     if part["part"] == BLOCK:
-        with torch.device("meta"):
-            block = MBConv(spec.blocks[part_names(spec).index(name) - 1])
-        return [Piece(block.eval(), (part["in_channels"], part["size"], part["size"]))]
-    network = sized_network(spec)
+        block = network.get_submodule(f"blocks.{part_names(spec).index(name) - 1}")
+        return [Piece(block, (part["in_channels"], part["size"], part["size"]))]
     nodes = list(trace(network, leaf=_is_block).graph.nodes)
     blocks = [i for i, node in enumerate(nodes) if node.op == "call_module" and _is_block(str(node.target))]
     before = _cut(network, nodes[0], nodes[1 : blocks[0]])
     after = _cut(network, nodes[blocks[-1]], nodes[blocks[-1] + 1 : -1])
-    image = (spec.in_channels, spec.resolution, spec.resolution)
     return [Piece(before, image), Piece(after, (part["last_channels"], part["last_size"], part["last_size"]))]
 
 

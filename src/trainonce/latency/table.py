@@ -13,7 +13,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.files import write_atomic
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.parts import part_name, part_names
-from trainonce.nn.plain import NetworkSpec
+from trainonce.nn.kinds import PlainSpec
 from trainonce.records import plain_json, read_document
 from trainonce.settings import Settings
 
@@ -79,7 +79,7 @@ class LatencyTable(Settings):
     def _times(self) -> dict[str, float]:
         return {entry.name: entry.ms for entry in self.parts}
 
-    def predict_ms(self, spec: NetworkSpec) -> float:
+    def predict_ms(self, spec: PlainSpec) -> float:
         """Milliseconds of one call of a network, with `batch` images.
 
         Raises `UserError` for a network that has a part which was not measured.

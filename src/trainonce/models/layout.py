@@ -6,21 +6,16 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainonce.cost.macs import Cost, CostTerm, block_cost, cached_term, fixed_cost, out_size
+from trainonce.cost.macs import Cost, CostTerm, cached_term, out_size
+from trainonce.models.mbconv_cost import block_cost, fixed_cost
+from trainonce.models.supernet import FamilySettings
 from trainonce.nn.plain import BlockSpec, NetworkSpec
-from trainonce.settings import Settings
 from trainonce.space import Architecture, Choice, SearchSpace
 
 
-class MBConvSettings(Settings):
+class MBConvSettings(FamilySettings):
     """The geometry of an elastic network of MBConv blocks. The defaults are those of arXiv 2204.09210 at 32 x 32."""
 
-    resolutions: tuple[int, ...] = (32,)
-    """Sides of the square input in pixels, rising; more than one makes the resolution elastic."""
-    in_channels: int = Field(3, ge=1)
-    """Channels of the images: 3 for colour, 1 for grey."""
-    num_classes: int = Field(ge=2)
-    """Number of classes."""
     kernel_sizes: tuple[int, ...] = (3, 5, 7)
     """Kernel sizes of the depthwise convolutions: odd, rising."""
     expand_ratios: tuple[int, ...] = (3, 4, 6)

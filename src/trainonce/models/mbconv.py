@@ -12,7 +12,7 @@ from trainonce.models.supernet import Supernet
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.ops import Slices, prefixed
-from trainonce.nn.plain import ACTIVATIONS, NetworkSpec, conv_bn, resize
+from trainonce.nn.plain import ACTIVATIONS, NetworkSpec, PlainNetwork, conv_bn, resize
 from trainonce.space import Architecture, SearchSpace
 
 
@@ -21,14 +21,11 @@ class MBConvSupernet(Supernet):
 
     layout: ClassVar[Layout]
     """What the family's networks have in common."""
-    settings_type: ClassVar[type[MBConvSettings]]
-    """What a network of the family is built from."""
     settings: MBConvSettings
 
     @torch.random.fork_rng(devices=[])
     def __init__(self, settings: MBConvSettings, *, seed: int = 0) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings, seed=seed)
         self.space = self.layout.space(settings)
         largest = self.layout.describe(settings, self.space.largest())
         eps = largest.bn_eps
@@ -91,6 +88,11 @@ class MBConvSupernet(Supernet):
         out: Tensor = layer(x_BC11)
         return out
 
+    def extract(self, arch: Architecture) -> PlainNetwork:
+        plain = super().extract(arch)
+        assert isinstance(plain, PlainNetwork)
+        return plain
+
     def slices(self, arch: Architecture) -> Slices:
         fixed = ("stem", "final", "feature", "classifier") if self.feature else ("stem", "final", "classifier")
         cut = {f"{part}.{k}": v for part in fixed for k, v in getattr(self, part).state_dict().items()}
@@ -113,19 +115,10 @@ class MBConvSupernet(Supernet):
             if spec.residual and spec.expand:
                 block.project_bn.weight.zero_()
 
-    @torch.no_grad()
-    def reset_parameters(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
-            if "transforms" in name:
-                nn.init.eye_(fresh)
-            elif tensor.ndim == 4:
-                nn.init.kaiming_normal_(fresh, mode="fan_out", generator=generator)
-            elif tensor.ndim == 2:
-                bound = tensor.shape[1] ** -0.5
-                nn.init.uniform_(fresh, -bound, bound, generator=generator)
-            else:
-                ones = name.endswith(("running_var", "1.weight", "bn.weight"))
-                fresh.fill_(1 if ones else 0)
-            tensor.copy_(fresh)
+    def shared_name(self, arch: Architecture, name: str) -> str:
+        """In the search space's words: `first.…`, `stage1.block1.…`."""
+        part, _, rest = name.partition(".")
+        if part != "blocks":
+            return name
+        number, _, layer = rest.partition(".")
+        return f"{['first', *block_names(arch)][int(number)]}.{layer}"

@@ -1,40 +1,12 @@
 """Elastic MobileNetV3, as OFA has it (arXiv 1908.09791)."""
 
 import math
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import ClassVar
 
-from trainonce.errors import UserError
 from trainonce.models.layout import Layout, MBConvSettings, Stage
 from trainonce.models.mbconv import MBConvSupernet
-
-
-class MobileNetV3Settings(MBConvSettings):
-    """The geometry of an elastic MobileNetV3. The defaults are the paper's at 32 x 32 (arXiv 2204.09210)."""
-
-    strides: tuple[int, int, int, int, int] = (2, 2, 2, 1, 2)
-    """Stride of the first block of each of the five elastic stages."""
-
-    @classmethod
-    def for_images(
-        cls,
-        *,
-        image_size: int,
-        in_channels: int,
-        num_classes: int,
-        geometry: str | None = None,
-        **fields: Any,
-    ) -> Self:
-        """Settings for images of a size, in a named geometry: by default `tiny` up to 16 pixels, else `paper`.
-
-        Further fields override the geometry's. Raises `UserError` that names the valid geometries or fields.
-        """
-        name = geometry or ("tiny" if image_size <= 16 else "paper")
-        if name not in GEOMETRIES:
-            raise UserError(f"unknown geometry {name!r}; the geometries are {', '.join(GEOMETRIES)}")
-        given = {"resolutions": (image_size,), "in_channels": in_channels, "num_classes": num_classes}
-        strides = strides_for(image_size) if name == "light" else {}
-        return cls.parse({**given, **strides, **GEOMETRIES[name], **fields}, where=f"geometry {name!r}")
-
+from trainonce.models.registry import register
 
 GEOMETRIES: dict[str, dict[str, object]] = {
     "paper": {"stem_stride": 2, "strides": (2, 2, 2, 1, 2)},
@@ -64,6 +36,26 @@ def strides_for(image_size: int) -> dict[str, object]:
     return {"stem_stride": 2 if "stem" in halved else 1, "strides": strides}
 
 
+class MobileNetV3Settings(MBConvSettings):
+    """The geometry of an elastic MobileNetV3. The defaults are the paper's at 32 x 32 (arXiv 2204.09210)."""
+
+    strides: tuple[int, int, int, int, int] = (2, 2, 2, 1, 2)
+    """Stride of the first block of each of the five elastic stages."""
+
+    geometries: ClassVar[Mapping[str, Mapping[str, object]]] = GEOMETRIES
+
+    @classmethod
+    def default_geometry(cls, image_size: int) -> str:
+        """`tiny` up to 16 pixels, else `paper`."""
+        return "tiny" if image_size <= 16 else "paper"
+
+    @classmethod
+    def geometry(cls, name: str, image_size: int) -> Mapping[str, object]:
+        """The fields of a named geometry for images of a size."""
+        return {**(strides_for(image_size) if name == "light" else {}), **GEOMETRIES[name]}
+
+
+@register
 class MobileNetV3(MBConvSupernet):
     """The elastic MobileNetV3 supernet. Weights are initialised from `seed` alone."""
 

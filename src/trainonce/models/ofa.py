@@ -68,6 +68,7 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     family, width = OFA_NETWORKS[name]
     fields = {"num_classes": len(given[CLASSIFIER]), "width_mult": width, "resolutions": resolutions}
     settings = family.settings_type.parse(fields, where=f"{name} in {path}")
+    assert isinstance(settings, MBConvSettings)
     _check_classifier(family.layout, settings, given[CLASSIFIER], where)
     net = family(settings)
     names, state = _ofa_names(net), net.state_dict()

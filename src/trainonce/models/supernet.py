@@ -1,55 +1,147 @@
-"""What every family of supernets can do, whatever it is made of."""
+"""What the library asks of a family of supernets, and its general ways for the rest."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from trainonce.cost.macs import Cost, CostModel
-from trainonce.nn.ops import Slices
-from trainonce.nn.plain import NetworkSpec, PlainNetwork
+from trainonce.errors import UserError
+from trainonce.nn.kinds import PlainSpec
+from trainonce.nn.ops import ElasticBatchNorm2d, ElasticDepthwiseConv2d, Slices
 from trainonce.settings import Settings
 from trainonce.space import Architecture, SearchSpace
+
+
+class FamilySettings(Settings):
+    """What a supernet is built from: the images it is for; a family adds its geometry."""
+
+    resolutions: tuple[int, ...] = (32,)
+    """Sides of the square input in pixels, rising; more than one makes the resolution elastic."""
+    in_channels: int = Field(3, ge=1)
+    """Channels of the images: 3 for colour, 1 for grey."""
+    num_classes: int = Field(ge=2)
+    """Number of classes."""
+
+    geometries: ClassVar[Mapping[str, Mapping[str, object]]] = {"default": {}}
+    """Named geometries: what they set of the other fields. The first is the default where a family does not choose."""
+
+    @classmethod
+    def default_geometry(cls, image_size: int) -> str:
+        """The geometry for images of a size where a person names none."""
+        del image_size
+        return next(iter(cls.geometries))
+
+    @classmethod
+    def geometry(cls, name: str, image_size: int) -> Mapping[str, object]:
+        """The fields of a named geometry for images of a size."""
+        del image_size
+        return cls.geometries[name]
+
+    @classmethod
+    def for_images(
+        cls, *, image_size: int, in_channels: int, num_classes: int, geometry: str | None = None, **fields: Any
+    ) -> Self:
+        """Settings for images of a size, in a named geometry or the family's default for that size.
+
+        Further fields override the geometry's. Raises `UserError` that names the valid geometries or fields.
+        """
+        name = geometry or cls.default_geometry(image_size)
+        if name not in cls.geometries:
+            raise UserError(f"unknown geometry {name!r}; the geometries are {', '.join(cls.geometries)}")
+        given = {"resolutions": (image_size,), "in_channels": in_channels, "num_classes": num_classes}
+        return cls.parse({**given, **cls.geometry(name, image_size), **fields}, where=f"geometry {name!r}")
 
 
 class Supernet(nn.Module, ABC):
     """A network whose weights are shared by every architecture of `space`.
 
     It is called with the architecture: `net(x, arch)`. There is no current subnet.
+    A family is a subclass that sets `settings_type`, takes `(settings, *, seed=0)`, sets `space` and `cost`, and
+    defines the abstract methods; `trainonce.testing.check_family` says whether it holds what it owes. The rest has a
+    general way, which a family may replace by a faster one.
     """
 
-    family: str
-    """Names the family in a run directory."""
-    settings: Settings
-    """What the network is built from."""
+    family: ClassVar[str]
+    """Names the family in a run directory: the name it is registered by, else `package.module:Class`."""
+    settings_type: ClassVar[type[FamilySettings]]
+    """What a network of the family is built from."""
+    settings: FamilySettings
     space: SearchSpace
     """Its architectures."""
     cost: CostModel
-    """Their MACs and parameters."""
+    """Their MACs and parameters: those of the extracted networks."""
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if "family" not in cls.__dict__:
+            cls.family = f"{cls.__module__}:{cls.__qualname__}"
+
+    def __init__(self, settings: Any, *, seed: int = 0) -> None:
+        """Of `settings`, a `settings_type`. A family makes its layers, then calls `reset_parameters(seed)`."""
+        del seed
+        super().__init__()
+        self.settings = settings
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes], through the subnet `arch`."""
 
     @abstractmethod
-    def describe(self, arch: Architecture) -> NetworkSpec:
+    def describe(self, arch: Architecture) -> PlainSpec:
         """The plain network that `arch` is. Raises `UserError` if it is not in the space."""
 
     @abstractmethod
     def slices(self, arch: Architecture) -> Slices:
-        """The state dict of the plain network of `arch`, cut from the shared weights."""
+        """The state dict of the plain network of `arch`, cut from the shared weights (running statistics as views)."""
 
     @abstractmethod
     def sort_channels(self, kept: SearchSpace) -> None:
         """Order the channels by importance so that every subnet of `kept` computes the same as before."""
 
-    @abstractmethod
     def zero_init_residual(self) -> None:
-        """Set the last batch-norm scale of every residual block to zero (BigNAS, arXiv 2003.11142)."""
+        """Set the last batch-norm scale of every residual block to zero (BigNAS, arXiv 2003.11142).
 
-    @abstractmethod
+        In general there are none.
+        """
+
+    @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Initialise all weights and statistics, from `seed` alone."""
+        """Initialise all weights and statistics, from `seed` alone.
+
+        In general convolutions are drawn normally with a variance of 2 / fan-out (He 2015), matrices uniformly within
+        1 / sqrt(fan-in); norms start as the identity, and so do the matrices that make smaller kernels.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        norms = [name for name, m in self.named_modules() if isinstance(m, ElasticBatchNorm2d | nn.BatchNorm2d)]
+        ones = {f"{name}.{part}" for name in norms for part in ("weight", "running_var")}
+        kernels = [name for name, m in self.named_modules() if isinstance(m, ElasticDepthwiseConv2d)]
+        identities = tuple(f"{name}.transforms." for name in kernels)
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if name.startswith(identities):
+                nn.init.eye_(fresh)
+            elif tensor.ndim == 4:
+                nn.init.kaiming_normal_(fresh, mode="fan_out", generator=generator)
+            elif tensor.ndim == 2:
+                bound = tensor.shape[1] ** -0.5
+                nn.init.uniform_(fresh, -bound, bound, generator=generator)
+            else:
+                fresh.fill_(1 if name in ones else 0)
+            tensor.copy_(fresh)
+
+    def shared_name(self, arch: Architecture, name: str) -> str:
+        """What the batch norm of a subnet's plain network by that name is called, whatever subnet shares it.
+
+        In general the name that the supernet's own state dict has for what it is cut from.
+        """
+        place = self.slices(arch)[f"{name}.running_mean"].data_ptr()
+        found = [own for own, tensor in self.state_dict().items() if tensor.numel() and tensor.data_ptr() == place]
+        assert found, f"running statistics of {name} are not cut as views"
+        return found[0].removesuffix(".running_mean")
 
     def cost_of(self, arch: Architecture) -> Cost:
         """MACs and parameters of the extracted network."""
@@ -59,13 +151,14 @@ class Supernet(nn.Module, ABC):
         """A module called `model(x)` that shares this network's weights."""
         return BoundSubnet(self, arch)
 
-    def extract(self, arch: Architecture) -> PlainNetwork:
+    def extract(self, arch: Architecture) -> nn.Module:
         """A plain network of its own with copies of the weights, in the supernet's mode and device.
 
-        In evaluation mode it computes what `net(x, arch)` does, bit for bit on the CPU in float32.
+        In evaluation mode it computes what `net(x, arch)` does, bit for bit on the CPU in float32. Its attribute `spec`
+        is `describe(arch)`.
         """
         with torch.device("meta"):  # initialising would draw from the global generator
-            plain = PlainNetwork(self.describe(arch))
+            plain = self.describe(arch).build()
         device = next(self.parameters()).device
         state = {
             name: torch.zeros((), dtype=torch.long, device=device)

@@ -1,6 +1,7 @@
-"""The elastic MBConv block. Its plain twin is `trainonce.nn.plain.MBConv`."""
+"""Elastic blocks. The plain twin of `ElasticMBConv` is `trainonce.nn.plain.MBConv`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,32 @@ from trainonce.nn.ops import (
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec
 
 
-class ElasticMBConv(nn.Module):
+class ElasticBlock(nn.Module):
+    """A block that is called with what is wanted of it: the spec of its plain twin.
+
+    In training mode its passes can be replayed: see `trainonce.training.block_graphs`.
+    """
+
+    replayed: Callable[[Tensor, Any], Tensor] | None = None
+    """What does a forward pass in training mode instead, by replaying it."""
+
+    def forward(self, x_BCHW: Tensor, spec: Any) -> Tensor:
+        """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
+        if self.training and self.replayed is not None:
+            return self.replayed(x_BCHW, spec)
+        return self.compute(x_BCHW, spec)
+
+    def compute(self, x_BCHW: Tensor, spec: Any) -> Tensor:
+        """The forward pass itself."""
+        raise NotImplementedError
+
+
+class ElasticMBConv(ElasticBlock):
     """An MBConv block with elastic kernel size and elastic expand ratio.
 
     `largest` is the spec with the widest expansion; a forward pass takes the spec of the block wanted,
     whose `mid_channels`, `se_channels` and `kernel_size` say what to cut.
     """
-
-    replayed: Callable[[Tensor, BlockSpec], Tensor] | None = None
-    """What does a forward pass in training mode instead, by replaying it: see `trainonce.training.block_graphs`."""
 
     def __init__(self, largest: BlockSpec, kernel_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -49,12 +67,6 @@ class ElasticMBConv(nn.Module):
             for part, _ in layer.named_parameters(recurse=False)
         ]
         self._norms = [(name, layer) for name, layer in layers.items() if isinstance(layer, ElasticBatchNorm2d)]
-
-    def forward(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
-        """Map [B, in, H, W] to [B, out, H / stride, W / stride] as the plain block of `spec` does."""
-        if self.training and self.replayed is not None:
-            return self.replayed(x_BCHW, spec)
-        return self.compute(x_BCHW, spec)
 
     def compute(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
         """The forward pass itself."""
@@ -103,12 +115,12 @@ class ElasticMBConv(nn.Module):
         """
         if self.expand is None or self.expand_bn is None:
             return
-        order = _order_in_bands(self.project.weight.abs().sum((0, 2, 3)), mid_bands)
+        order = order_in_bands(self.project.weight.abs().sum((0, 2, 3)), mid_bands)
         self.project.weight.copy_(self.project.weight[:, order])
         self.depthwise.weight.copy_(self.depthwise.weight[order])
-        _reorder_bn(self.depthwise_bn, order)
+        reorder_norm(self.depthwise_bn, order)
         self.expand.weight.copy_(self.expand.weight[order])
-        _reorder_bn(self.expand_bn, order)
+        reorder_norm(self.expand_bn, order)
         if self.se is not None:
             reduce, expand = self.se.reduce, self.se.expand
             assert reduce.bias is not None
@@ -116,13 +128,14 @@ class ElasticMBConv(nn.Module):
             expand.weight.copy_(expand.weight[order])
             expand.bias.copy_(expand.bias[order])
             reduce.weight.copy_(reduce.weight[:, order])
-            squeezed = _order_in_bands(expand.weight.abs().sum((0, 2, 3)), se_bands)
+            squeezed = order_in_bands(expand.weight.abs().sum((0, 2, 3)), se_bands)
             expand.weight.copy_(expand.weight[:, squeezed])
             reduce.weight.copy_(reduce.weight[squeezed])
             reduce.bias.copy_(reduce.bias[squeezed])
 
 
-def _order_in_bands(importance_C: Tensor, bands: tuple[int, ...]) -> Tensor:
+def order_in_bands(importance_C: Tensor, bands: tuple[int, ...]) -> Tensor:
+    """The channels, the most important first within each band: from the previous number (or 0) to this one."""
     starts = (0, *bands[:-1])
     return torch.cat(
         [
@@ -132,6 +145,7 @@ def _order_in_bands(importance_C: Tensor, bands: tuple[int, ...]) -> Tensor:
     )
 
 
-def _reorder_bn(bn: ElasticBatchNorm2d, order: Tensor) -> None:
+def reorder_norm(bn: ElasticBatchNorm2d, order: Tensor) -> None:
+    """Put the channels of a batch norm into this order, in place."""
     for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
         tensor.copy_(tensor[order])

@@ -1,11 +1,15 @@
 """A plain network whose blocks run by the native kernels where they can: for teachers, scoring, fine-tuning."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from trainonce.nn import native
 from trainonce.nn.batch_norm import Synchronisable
 from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class FastMBConv(MBConv):
@@ -53,9 +57,14 @@ class TrainedMBConv(FastMBConv):
         return native.mbconv(x_BCHW, self.spec, conv.weight, self.whole, self.tensors)
 
 
-def with_fast_blocks(network: PlainNetwork, kind: type[FastMBConv] = FastMBConv) -> PlainNetwork:
-    """The network, its blocks exchanged in place for fast ones that share their parts."""
+def with_fast_blocks(network: N, *, trained: bool = False) -> N:
+    """The network, its MBConv blocks exchanged in place for fast ones that share their parts.
+
+    `trained` ones are fast with autograd too. Networks of other kinds stay as they are.
+    """
+    if not isinstance(network, PlainNetwork):
+        return network
     for i, (block, spec) in enumerate(zip(network.blocks, network.spec.blocks, strict=True)):
         assert isinstance(block, MBConv)
-        network.blocks[i] = kind(block, spec)
+        network.blocks[i] = TrainedMBConv(block, spec) if trained else FastMBConv(block, spec)
     return network

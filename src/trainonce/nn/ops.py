@@ -17,27 +17,28 @@ Slices = dict[str, Tensor]
 
 
 class ElasticConv2d(nn.Module):
-    """A pointwise convolution, without bias unless asked, that uses its first input and output channels.
+    """A convolution, pointwise and without bias unless asked, that uses its first input and output channels.
 
-    `weight` is [max_out, max_in, 1, 1].
+    `weight` is [max_out, max_in, k, k], for the odd kernel size k.
     """
 
-    def __init__(self, max_in: int, max_out: int, *, bias: bool = False) -> None:
+    def __init__(self, max_in: int, max_out: int, kernel_size: int = 1, *, stride: int = 1, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(max_out, max_in, 1, 1))
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(max_out, max_in, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(max_out)) if bias else None
 
     def slices(self, in_channels: int, out_channels: int) -> Slices:
-        """`weight` [out, in, 1, 1], and `bias` [out] where the layer has one."""
+        """`weight` [out, in, k, k], and `bias` [out] where the layer has one."""
         cut = {"weight": self.weight[:out_channels, :in_channels]}
         if self.bias is not None:
             cut["bias"] = self.bias[:out_channels]
         return cut
 
     def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
-        """Map [B, in, H, W] to [B, out_channels, H, W]; the input channels are those that x has."""
+        """Map [B, in, H, W] to [B, out_channels, H / stride, W / stride]; the input channels are those that x has."""
         cut = self.slices(x_BCHW.shape[1], out_channels)
-        return F.conv2d(x_BCHW, cut["weight"].contiguous(), cut.get("bias"))
+        return F.conv2d(x_BCHW, cut["weight"].contiguous(), cut.get("bias"), self.stride, self.weight.shape[-1] // 2)
 
 
 class ElasticDepthwiseConv2d(nn.Module):

@@ -1,20 +1,16 @@
-"""A subnet as a plain network: torch and safetensors, nothing else.
+"""A subnet of MBConv blocks as a plain network: torch, nothing else.
 
-This file stands alone. A copy of it travels as `model.py` in every directory that `trainonce extract`
-writes, so that the network there loads without trainonce:
+This file stands alone. A copy of it travels as `model.py` in every directory that `trainonce extract` writes of such a
+network, so that the network there loads without trainonce:
 
     from model import load
     network = load(".")           # in evaluation mode, on the CPU
     logits = network(images)      # float32 [B, C, H, W], normalised as config.json says
 """
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,6 +59,14 @@ class NetworkSpec:
     activation: str = "h_swish"
     bn_eps: float = BN_EPS
 
+    @property
+    def map_sizes(self) -> tuple[int, ...]:
+        """The sides of the maps that enter each block, and of the one that leaves the last."""
+        sizes = [-(-self.resolution // self.stem_stride)]
+        for block in self.blocks:
+            sizes.append(-(-sizes[-1] // block.stride))
+        return tuple(sizes)
+
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
         return asdict(self)
@@ -72,6 +76,10 @@ class NetworkSpec:
         """The spec that `to_json` wrote. Raises `TypeError` or `KeyError` on other keys."""
         blocks = tuple(BlockSpec(**block) for block in values["blocks"])
         return cls(**{**values, "blocks": blocks})
+
+    def build(self) -> "PlainNetwork":
+        """The network, freshly initialised."""
+        return PlainNetwork(self)
 
 
 def resize(x_BCHW: Tensor, resolution: int) -> Tensor:
@@ -149,24 +157,3 @@ class PlainNetwork(nn.Module):
             x = self.act(self.feature(x))
         logits: Tensor = self.classifier(self.dropout(x.flatten(1)))
         return logits
-
-
-FORMAT = "trainonce-subnet-2"
-"""What `config.json` says where a directory is a subnet as `load` reads it."""
-
-
-def load(directory: str | Path) -> PlainNetwork:
-    """The network of a directory with `config.json` and `model.safetensors`, in evaluation mode, on the CPU.
-
-    Raises `ValueError` where the directory holds something else.
-    """
-    directory = Path(directory)
-    description = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{directory} is not a subnet of this format ({FORMAT})")
-    with torch.device("meta"):
-        network = PlainNetwork(NetworkSpec.from_json(description["network"]))
-    # Copies, because weights that lie in the file's map are not aligned, and the last bits depend on that.
-    weights = {name: tensor.clone() for name, tensor in load_file(directory / "model.safetensors").items()}
-    network.load_state_dict(weights, assign=True)
-    return network.eval()

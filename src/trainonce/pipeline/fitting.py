@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, NamedTuple, final
 
 from pydantic import Field, field_validator
+from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.data.baseline import baseline
@@ -20,8 +21,7 @@ from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, f
 from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import Bucket, best_within, draw_population, evaluate_population
 from trainonce.files import is_there, write_atomic
-from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.nn.plain import PlainNetwork
+from trainonce.models import Supernet
 from trainonce.pipeline.pace import Pace
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
@@ -132,15 +132,14 @@ class Watch:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def planned_recipe(net: MobileNetV3, recipe: Recipe, data: DataSet, settings: FitSettings) -> Recipe:
+def planned_recipe(net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings) -> Recipe:
     """`recipe` at the length that trains for `TRAINING_SHARE` of the time here; a few steps are timed.
 
     Raises `UserError` where the time is too short to learn anything, with the least that would do.
     """
     seconds = settings.minutes * 60
     began = time.monotonic()
-    assert isinstance(net.settings, MobileNetV3Settings), net.settings
-    whole = Pace(data, settings.device).seconds(net.settings, recipe, passes=PACE_PASSES)
+    whole = Pace(data, settings.device).seconds(net, recipe, passes=PACE_PASSES)
     left = seconds - (time.monotonic() - began)
     epochs = recipe.epochs * TRAINING_SHARE * left / whole
     if epochs < FEWEST_EPOCHS:
@@ -152,7 +151,7 @@ def planned_recipe(net: MobileNetV3, recipe: Recipe, data: DataSet, settings: Fi
     return recipe.scaled(epochs / recipe.epochs)
 
 
-def refuse_small_budgets(net: MobileNetV3, max_macs: Sequence[float]) -> None:
+def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
     """Raise `UserError` that names the budgets under which there is no subnet."""
     least = net.cost_of(net.space.smallest()).macs
     without = [f"{limit / 1e6:g}" for limit in max_macs if limit < least]
@@ -164,7 +163,7 @@ def refuse_small_budgets(net: MobileNetV3, max_macs: Sequence[float]) -> None:
 
 
 def fit(
-    net: MobileNetV3,
+    net: Supernet,
     recipe: Recipe,
     data: DataSet,
     run: RunDirectory,
@@ -189,7 +188,7 @@ class _StoppedEarlyError(Exception):
 
 
 class _Fit:
-    def __init__(self, net: MobileNetV3, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch) -> None:
+    def __init__(self, net: Supernet, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch) -> None:
         refuse_small_budgets(net, settings.max_macs)
         self.net, self.data = net.to(settings.device), data.to(settings.device)
         self.run, self.settings, self.watch = run, settings, watch
@@ -338,7 +337,7 @@ class _Fit:
         )
 
     def _finetuned(
-        self, network: PlainNetwork, before: Score, evaluator: Evaluator, limit: float
+        self, network: nn.Module, before: Score, evaluator: Evaluator, limit: float
     ) -> tuple[Finetuned | None, FinetuneSettings]:
         """The subnet fine-tuned in its share of the time left, and how.
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.models import Supernet
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
@@ -33,24 +33,24 @@ class Pace:
     device: str = "cpu"
     _steps: dict[str, float] = field(default_factory=dict)
 
-    def seconds(self, model: MobileNetV3Settings, recipe: Recipe, *, passes: int = 4) -> float:
-        """About how many seconds a recipe takes."""
+    def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> float:
+        """About how many seconds it takes to train a supernet like `net` by a recipe."""
         per_epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
-        return sum(entry.steps * self._step(model, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
+        return sum(entry.steps * self._step(net, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
 
-    def _step(self, model: MobileNetV3Settings, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
+    def _step(self, net: Supernet, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
         phase = entry.phase
         steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
         alike = phase.model_dump(
             include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher"}
         )
         shared = recipe.model_dump(include={"batch_size", "optimizer", "augmentation"}), recipe.ema > 0
-        key = repr((model, shared, steps, alike))
+        key = repr((net.family, net.settings, shared, steps, alike))
         if key not in self._steps:
-            self._steps[key] = self._timed(model, recipe, phase, steps)
+            self._steps[key] = self._timed(net, recipe, phase, steps)
         return self._steps[key]
 
-    def _timed(self, model: MobileNetV3Settings, recipe: Recipe, phase: Phase, steps: int) -> float:
+    def _timed(self, net: Supernet, recipe: Recipe, phase: Phase, steps: int) -> float:
         """Seconds of one step: after the largest for a step, so that there is a teacher, and steps to warm up.
 
         Subnets change at every step even where the recipe holds one for an epoch: epochs whose subnets are held would
@@ -69,14 +69,14 @@ class Pace:
 
         with tempfile.TemporaryDirectory(prefix="trainonce-pace-") as folder:
             settings = TrainSettings(device=self.device, log_every=1, checkpoint_every_s=1e9)
-            net = MobileNetV3(model)
-            train_supernet(net, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
+            another = type(net)(net.settings)
+            train_supernet(another, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
         return (times[-1] - times[warm]) / steps
 
 
-def scoring_seconds(model: MobileNetV3Settings, data: DataSet, split: str, calibration_images: int) -> float:
-    """About how many seconds it takes to score one subnet of middling size: what evaluating does, once."""
-    net = MobileNetV3(model).eval()
+def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:
+    """About how many seconds it takes to score one middling subnet of one like `net`: what evaluating does, once."""
+    net = type(net)(net.settings).eval()
     settings = EvaluateSettings(calibration_images=calibration_images)
     evaluator = Evaluator(data, "test" if split == "test" else "validate", settings)
     middle = net.space.build(lambda _, values: values[len(values) // 2])

@@ -204,7 +204,7 @@ def budget(
     return {name: amount for name, amount in most if amount is not None}
 
 
-def limits_of(net: Supernet, most: Mapping[str, Amount], table: Path | None) -> list[Limit]:
+def limits_of(net: Supernet, most: Mapping[str, Amount], table: str | Path | None) -> list[Limit]:
     """The limits of a budget. Raises `UserError` for what is no quantity, and for a table missing."""
     values = {name: quantity(name, str(amount)) for name, amount in most.items()}
     return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in values.items()]
@@ -217,7 +217,7 @@ def calibration_of(run: RunDirectory, line: Line) -> EvaluateSettings:
     return EvaluateSettings.parse(said, where=str(file)) if isinstance(said, dict) else EvaluateSettings()
 
 
-def _problem(net: Supernet, most: Mapping[str, Amount], table: Path | None, minimise: Sequence[str]) -> Problem:
+def _problem(net: Supernet, most: Mapping[str, Amount], table: str | Path | None, minimise: Sequence[str]) -> Problem:
     limits = limits_of(net, most, table)
     limited = {limit.measure.name: limit.measure for limit in limits}
     names = list(minimise) or list(limited) or ["macs"]
@@ -244,7 +244,7 @@ def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> Evalu
 
 
 def _follows_from(
-    problem: Problem, settings: SearchSettings, table: Path | None, calibration_images: int | None
+    problem: Problem, settings: SearchSettings, table: str | Path | None, calibration_images: int | None
 ) -> dict[str, Any]:
     """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
     told = problem.to_json()

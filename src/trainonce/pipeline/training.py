@@ -11,7 +11,7 @@ from trainonce.data import DataSet, load_dataset
 from trainonce.data.baseline import Baseline, baseline
 from trainonce.errors import UserError
 from trainonce.lab.measures.forgetting import Prober, default_probes
-from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.pace import estimated_seconds
@@ -63,6 +63,7 @@ def train(
     epochs: float | None = None,
     passes: float | None = None,
     batch_size: int | None = None,
+    family: str | None = None,
     geometry: str | None = None,
     image_size: int | None = None,
     resolutions: Sequence[int] | None = None,
@@ -117,11 +118,13 @@ def train(
                     workers=decode_workers,
                     skip_broken=skip_broken,
                 )
-                net = supernet_for(images, geometry=geometry, width=width, resolutions=resolutions, seed=seed)
+                net = supernet_for(
+                    images, family=family, geometry=geometry, width=width, resolutions=resolutions, seed=seed
+                )
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
-                made_of = (recipe != "rss", out, epochs, passes, batch_size, geometry, image_size, resolutions, width)
-                _refuse_beside_resume(*made_of, grey, train_images, skip_broken, seed, dry_run)
+                made_of = (recipe != "rss", out, epochs, passes, batch_size, family, geometry, image_size, resolutions)
+                _refuse_beside_resume(*made_of, width, grey, train_images, skip_broken, seed, dry_run)
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
@@ -167,8 +170,8 @@ def train(
 
 
 MADE_OF = (
-    *("recipe", "out", "epochs", "passes", "batch-size", "geometry", "image-size", "resolutions", "width"),
-    *("grey", "train-images", "skip-broken", "seed", "dry-run"),
+    *("recipe", "out", "epochs", "passes", "batch-size", "family", "geometry", "image-size", "resolutions"),
+    *("width", "grey", "train-images", "skip-broken", "seed", "dry-run"),
 )
 """The options that say what a new run is made of."""
 
@@ -231,23 +234,28 @@ def _trained(
 def supernet_for(
     data: DataSet,
     *,
+    family: str | None = None,
     geometry: str | None = None,
     width: float | None = None,
     resolutions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Supernet:
-    """An untrained supernet for these images. Raises `UserError` for what cannot be one."""
+    """An untrained supernet of a family (MobileNetV3's by default) for these images.
+
+    Raises `UserError` for what cannot be one.
+    """
+    asked = family_named(family or MobileNetV3.family)
     fields: dict[str, Any] = {} if width is None else {"width_mult": width}
     if resolutions is not None:
         fields["resolutions"] = tuple(resolutions)
-    settings = MobileNetV3Settings.for_images(
+    settings = asked.settings_type.for_images(
         image_size=data.image_size,
         in_channels=data.channels,
         num_classes=data.num_classes,
         geometry=geometry,
         **fields,
     )
-    return MobileNetV3(settings, seed=seed)
+    return asked(settings, seed=seed)
 
 
 @contextmanager

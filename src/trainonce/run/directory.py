@@ -201,7 +201,7 @@ class RunDirectory:
     def build_supernet(self) -> Supernet:
         """The run's supernet as it was before training."""
         config = self.config()
-        return build(config.family, config.model, seed=config.seed, where=str(self.config_file))
+        return build(config.family, config.model, seed=config.seed, where=str(self.config_file), beside=self.path)
 
     def load_supernet(self) -> tuple[Supernet, int]:
         """The supernet with the newest whole checkpoint's weights, in evaluation mode, and its step.

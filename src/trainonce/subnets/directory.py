@@ -2,7 +2,7 @@
 
 config.json         the network's sizes, classes, preprocessing, scores, and where it comes from
 model.safetensors   its weights
-model.py            a copy of `trainonce.nn.plain`, which builds and loads it
+model.py            the module of its kind of network, which builds and loads it
 README.md           a model card, see `trainonce.subnets.card`; a person may edit it
 """
 
@@ -16,15 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainonce.cost.memory import WEIGHTS_METADATA
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.files import partial_directory, put_in_place, read_bytes, standing, write_synced
 from trainonce.models import Supernet
-from trainonce.nn import plain as plain_module
-from trainonce.nn.plain import FORMAT, NetworkSpec, PlainNetwork
+from trainonce.nn.kinds import read_spec, source_of, spec_of, written
+from trainonce.nn.loading import FORMAT
 from trainonce.records import read_document, say_unchecked, to_json
 from trainonce.space import Architecture
 from trainonce.subnets.card import model_card
@@ -55,7 +55,7 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[st
         "choices": dict(arch),
         "macs": cost.macs,
         "params": cost.params,
-        "network": spec.to_json(),
+        "network": written(spec),
         "classes": list(data.class_names),
         "preprocessing": {
             "resolution": spec.resolution,
@@ -93,7 +93,7 @@ def _format_of(path: Path) -> str | None:
     return None
 
 
-def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str, Any]) -> None:
+def write_subnet(path: str | Path, network: nn.Module, description: dict[str, Any]) -> None:
     """Write a subnet's directory, whole or not at all, replacing one that is there with its exports.
 
     Raises `UserError` where something else than a subnet is there or where the description is none, and `RunError`
@@ -108,7 +108,7 @@ def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str,
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {
         WEIGHTS: tensors_to_bytes(state, metadata=WEIGHTS_METADATA),
-        MODEL: Path(plain_module.__file__).read_bytes(),
+        MODEL: source_of(spec_of(network)),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     described = {**description, "format": FORMAT, "sha256": sums}
@@ -123,7 +123,7 @@ def write_subnet(path: str | Path, network: PlainNetwork, description: dict[str,
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
+def read_subnet(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network, in evaluation mode on the CPU, and the description of a subnet's directory.
 
     The directory's own model.py is compared with its checksum and never executed. Raises `UserError` that says what
@@ -141,7 +141,7 @@ def read_subnet(path: str | Path) -> tuple[PlainNetwork, dict[str, Any]]:
         content = _checked(path, WEIGHTS, description)
         _checked(path, MODEL, description)
         with torch.device("meta"):  # a damaged size must not fill the memory
-            network = PlainNetwork(NetworkSpec.from_json(description["network"])).eval()
+            network = read_spec(description["network"], beside=path).build().eval()
         _check_values(description)
         _check_fit(description, network)
         network.load_state_dict(_fitting(tensors_from_bytes(content), network), assign=True)
@@ -159,7 +159,7 @@ def _checked(path: Path, name: str, description: dict[str, Any]) -> bytes:
     return content
 
 
-def _fitting(weights: dict[str, Tensor], network: PlainNetwork) -> dict[str, Tensor]:
+def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Copies of the weights, aligned as torch aligns them, each of the type that the network has there."""
     for name, tensor in network.state_dict().items():
         if name in weights and weights[name].dtype != tensor.dtype:
@@ -168,9 +168,9 @@ def _fitting(weights: dict[str, Tensor], network: PlainNetwork) -> dict[str, Ten
 
 
 @torch.no_grad()
-def _check_fit(description: dict[str, Any], network: PlainNetwork) -> None:
+def _check_fit(description: dict[str, Any], network: nn.Module) -> None:
     """Raise `ValueError`, or what comes of the attempt, where the description is not of this network."""
-    spec, classes, given = network.spec, description["classes"], description["preprocessing"]
+    spec, classes, given = spec_of(network), description["classes"], description["preprocessing"]
     side, channels = given["resolution"], given["channels"]
     if (side, channels) != (spec.resolution, spec.in_channels):
         raise ValueError("its preprocessing is of another size than its network")
@@ -202,14 +202,14 @@ def _check_values(description: dict[str, Any]) -> None:
     model_card(description).encode()
 
 
-def verify_subnet(path: str | Path, network: PlainNetwork) -> None:
+def verify_subnet(path: str | Path, network: nn.Module) -> None:
     """Reload a subnet just written and compare its output with the network's, to the last bit, on random images.
 
     Raises `RunError` where they differ.
     """
     path = Path(path)
     reloaded, _ = read_subnet(path)
-    spec = reloaded.spec
+    spec = spec_of(reloaded)
     generator = torch.Generator().manual_seed(0)
     x_BCHW = torch.randn(4, spec.in_channels, spec.resolution, spec.resolution, generator=generator)
     with torch.inference_mode():

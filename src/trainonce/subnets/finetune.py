@@ -24,8 +24,8 @@ from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
-from trainonce.nn.fast import TrainedMBConv, with_fast_blocks
-from trainonce.nn.plain import PlainNetwork
+from trainonce.nn.fast import with_fast_blocks
+from trainonce.nn.kinds import spec_of
 from trainonce.parallel.distributed import Share
 from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
@@ -92,7 +92,7 @@ class Epoch:
 class Finetuned:
     """The network of the best epoch, recalibrated, in evaluation mode, and what all of them came to."""
 
-    network: PlainNetwork
+    network: nn.Module
     epoch: int
     before: Score
     after: Score
@@ -101,7 +101,7 @@ class Finetuned:
 
 
 def finetune(
-    network: PlainNetwork,
+    network: nn.Module,
     evaluator: Evaluator,
     settings: FinetuneSettings,
     *,
@@ -153,7 +153,7 @@ def largest_as_teacher(net: Supernet, evaluator: Evaluator) -> nn.Module:
 
 
 def estimated_seconds(
-    network: PlainNetwork, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
+    network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
 ) -> float:
     """About how long `finetune` takes: a few steps and one scoring are timed, on copies."""
     loop = _Loop(network, evaluator, settings, teacher)
@@ -211,24 +211,24 @@ def _goodness(epoch: Epoch) -> tuple[float, float]:
     return epoch.score.top1, -epoch.score.loss
 
 
-def _copy(network: PlainNetwork) -> PlainNetwork:
+def _copy(network: nn.Module) -> nn.Module:
     """A plain network with weights of its own, in evaluation mode, whatever blocks `network` has."""
     with torch.device("meta"):  # initialising would draw from the global generator
-        plain = PlainNetwork(network.spec)
+        plain = spec_of(network).build()
     plain.load_state_dict({name: t.detach().clone() for name, t in network.state_dict().items()}, assign=True)
     return plain.requires_grad_().eval()
 
 
 class _Loop:
     def __init__(
-        self, network: PlainNetwork, evaluator: Evaluator, settings: FinetuneSettings, teacher: nn.Module | None
+        self, network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, teacher: nn.Module | None
     ) -> None:
         if settings.distill and teacher is None:
             raise UserError("distillation needs a teacher to learn from")
         self.data, self.settings = evaluator.data, settings
         self.teacher = teacher if settings.distill else None
         self.device = next(network.parameters()).device
-        self.student = with_fast_blocks(_copy(network), TrainedMBConv).train()
+        self.student = with_fast_blocks(_copy(network), trained=True).train()
         self.dropouts = batch_dropouts(self.student)
         size = min(settings.batch_size, len(self.data.train))
         self.share = Share(0, size, size)
@@ -241,7 +241,7 @@ class _Loop:
         )
         self.began = time.monotonic()
 
-    def network(self) -> PlainNetwork:
+    def network(self) -> nn.Module:
         """The network as it stands: a copy."""
         return _copy(self.student)
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainonce.nn.blocks import ElasticMBConv
-from trainonce.nn.plain import BlockSpec
+from trainonce.nn.blocks import ElasticBlock
 from trainonce.nn.precision import autocast
 from trainonce.training.graphs import Capture, Recorder, not_captured
 
@@ -34,9 +33,7 @@ class BlockGraphs:
 
     def __init__(self, net: nn.Module, capture: Capture) -> None:
         self.blocks = [
-            (module, _Block(module, capture.recorder()))
-            for module in net.modules()
-            if isinstance(module, ElasticMBConv)
+            (module, _Block(module, capture.recorder())) for module in net.modules() if isinstance(module, ElasticBlock)
         ]
 
     @contextmanager
@@ -96,14 +93,14 @@ class _Form:
 class _Block:
     """A block that replays its forms. They share a recorder, since no two are ever between forward and backward."""
 
-    def __init__(self, module: ElasticMBConv, recorder: Recorder) -> None:
+    def __init__(self, module: ElasticBlock, recorder: Recorder) -> None:
         self.module, self.recorder = module, recorder
         self.forms: dict[Hashable, _Form] = {}
         self.inputs: dict[Hashable, Tensor] = {}
         self.gradients = _Gradients(list(module.parameters()))
         self.turn = 0
 
-    def __call__(self, x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
+    def __call__(self, x_BCHW: Tensor, spec: Hashable) -> Tensor:
         assert x_BCHW.requires_grad or not torch.is_grad_enabled(), "the block's own gradients would be lost"
         size = (x_BCHW.shape, x_BCHW.stride(), x_BCHW.dtype)
         key = (spec, size, torch.is_autocast_enabled(x_BCHW.device.type))
@@ -116,7 +113,7 @@ class _Block:
         out: Tensor = _Replay.apply(x_BCHW, self, self.forms[key])  # type: ignore[no-untyped-call]
         return out
 
-    def _record(self, x_BCHW: Tensor, spec: BlockSpec) -> _Form:
+    def _record(self, x_BCHW: Tensor, spec: Hashable) -> _Form:
         """Capture a form. It is done once first, without a trace, to ready the device."""
         made, grad_out = x_BCHW, x_BCHW
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainonce.nn.plain import PlainNetwork
+from trainonce.models import Supernet
 from trainonce.space import Architecture
 
 Floats = NDArray[np.float64]
@@ -42,18 +42,12 @@ def _shift(one: Statistics, other: Statistics, name: str) -> float:
     return float((apart / spread.masked_fill(constant, 1)).masked_fill(constant, 0).mean())
 
 
-def statistics_of(plain: PlainNetwork, arch: Architecture) -> dict[str, tuple[Tensor, Tensor]]:
-    """The statistics of a subnet's plain network, by the names of the blocks in the search space."""
-    elastic = list(dict.fromkeys(name.rpartition(".")[0] for name in arch if name.count(".") > 1))
-    fixed = len(plain.blocks) - len(elastic)
-    names = [f"first{number or ''}" for number in range(fixed)] + elastic
+def statistics_of(net: Supernet, plain: nn.Module, arch: Architecture) -> dict[str, tuple[Tensor, Tensor]]:
+    """The statistics of a subnet's plain network, by names that all subnets share."""
     found = {}
     for name, module in plain.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
-            parts = name.split(".")
-            if parts[0] == "blocks":
-                parts[:2] = [names[int(parts[1])]]
-            found[".".join(parts)] = (module.running_mean, module.running_var)
+            found[net.shared_name(arch, name)] = (module.running_mean, module.running_var)
     return found

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce.data import DataSet, Split
@@ -26,7 +26,6 @@ from trainonce.lab.measures.gradients import gradient_agreement
 from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
 from trainonce.nn.dropout import batch_dropouts
-from trainonce.nn.plain import PlainNetwork
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_seed
 
@@ -128,7 +127,7 @@ def _by_statistics(
     calibration = EvaluateSettings(calibration_images=settings.calibration_images, seed=settings.seed)
     evaluator = Evaluator(data, "validate", calibration)
     own = [evaluator.recalibrated(lab, probe) for probe in probes]
-    shift = batch_norm_shift([statistics_of(plain, probe) for plain, probe in zip(own, probes, strict=True)])
+    shift = batch_norm_shift([statistics_of(lab, plain, probe) for plain, probe in zip(own, probes, strict=True)])
     return {
         "bn_shift": {"layers": {name: to_json(s) for name, s in shift.items()}, "mean": to_json(mean_shift(shift))},
         "statistics": {
@@ -138,7 +137,7 @@ def _by_statistics(
     }
 
 
-def _top1(evaluator: Evaluator, plain: PlainNetwork, probe: Architecture) -> float:
+def _top1(evaluator: Evaluator, plain: nn.Module, probe: Architecture) -> float:
     """Top-1 of a recalibrated probe. Raises `RunError` that names it where its loss is no number."""
     score = evaluator.score(plain)
     if not fits_record(score.loss):

@@ -51,7 +51,7 @@ class Design:
             scale=ground.scale,
             seeds=ground.seeds,
             arms=tuple(built.arms),
-            runs=in_seed_order(built.runs),
+            runs=in_seed_order([run.model_copy(update={"family": ground.family}) for run in built.runs]),
             evaluate=ground.plan(**built.evaluate),
         )
 

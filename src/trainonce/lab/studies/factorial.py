@@ -32,10 +32,10 @@ from trainonce.lab.studies.study import Arm, Factors, Ground
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe, Slot
 
 SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
-    ("kernel", 120, {"depth": 1, "expand_ratio": 1}),
-    ("depth 1", 25, {"depth": 2, "expand_ratio": 1}),
-    ("depth 2", 120, {"expand_ratio": 1}),
-    ("expand 1", 25, {"expand_ratio": 2}),
+    ("kernel", 120, {"depth": 1, "width": 1}),
+    ("depth 1", 25, {"depth": 2, "width": 1}),
+    ("depth 2", 120, {"width": 1}),
+    ("expand 1", 25, {"width": 2}),
     ("expand 2", 120, {}),
 )
 """Progressive Shrinking's order: a phase's name, its epochs, and what it keeps."""

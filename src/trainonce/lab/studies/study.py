@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, draw_population, make_buckets
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models import FamilySettings, MobileNetV3, Supernet, build, family_named
 from trainonce.names import FileName
 from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
@@ -136,11 +136,12 @@ class Ground:
     scale: float = 1.0
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int | None = None
+    family: str = MobileNetV3.family
     rates: Mapping[str, float] = field(default_factory=dict)
 
-    def model(self, geometry: str | None = None, **fields: Any) -> MobileNetV3Settings:
+    def model(self, geometry: str | None = None, **fields: Any) -> FamilySettings:
         """The supernet's settings; by default in the geometry of the study."""
-        return MobileNetV3Settings.for_images(
+        return family_named(self.family).settings_type.for_images(
             image_size=self.image_size,
             in_channels=self.channels,
             num_classes=self.classes,
@@ -149,9 +150,9 @@ class Ground:
         )
 
     @cached_property
-    def net(self) -> MobileNetV3:
+    def net(self) -> Supernet:
         """A supernet of the study's geometry, for its space and costs."""
-        return MobileNetV3(self.model())
+        return family_named(self.family)(self.model())
 
     @cached_property
     def sampler(self) -> MacsSampler:
@@ -196,7 +197,7 @@ class Ground:
         if any(model != models[0] for model in models):
             fields = {"buckets_m": (), **fields}
         if "buckets_m" not in fields and "half_m" not in fields:
-            net = MobileNetV3(MobileNetV3Settings.parse(models[0], where="the arms")) if models else self.net
+            net = build(self.family, models[0], where="the arms") if models else self.net
             sampler = MacsSampler(net.cost)
             low, high = sampler.min_macs / 1e6, sampler.max_macs / 1e6
             first, last = PAPER_BUCKETS_M[0], PAPER_BUCKETS_M[-1]
@@ -282,6 +283,7 @@ class StudyFile(Settings):
             seed=seed,
             factors=arm.factors,
             recipe=ground.at_batch_size(recipe).scaled(ground.scale),
+            family=ground.family,
             model=model.model_dump(mode="json"),
             probes=arm.probes,
         )
@@ -316,7 +318,7 @@ def check_architectures(study: Study) -> None:
         if key in seen:
             continue
         seen.add(key)
-        net = MobileNetV3(MobileNetV3Settings.parse(run.model, where=f"run {run.name}"))
+        net = build(run.family, run.model, where=f"run {run.name}")
         for probe in probes:
             net.space.parse(probe)
         for phase in run.recipe.phases:

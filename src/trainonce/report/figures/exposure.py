@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MACS_BINS = 25
 """Bars of a histogram over MACs, at most: bins that were recorded are joined."""
-SHORT = {"kernel_size": "k", "expand_ratio": "e", "depth": "d", "resolution": "r"}
 
 Share = Literal["exposure", "choice"]
 
@@ -85,7 +84,7 @@ def _arm_exposure(arm: str, tables: Sequence[ExposureTable], macs: Sequence[floa
     shares = []
     for name, value, exposed, chosen in zip(first.names.tolist(), first.values.tolist(), exposure, choice, strict=True):
         place, _, last = name.rpartition(".")
-        short = f"{SHORT.get(last, last)}{value}"
+        short = f"{last[0]}{value}"
         shares.append(ValueShare(place=place or last, value=short, exposure=float(exposed), choice=float(chosen)))
     whole = replace(first, macs_passes=np.sum([table.macs_passes for table in tables], axis=0))
     edges = whole.macs_edges

@@ -1,4 +1,4 @@
-"""A subnet as a chain of stages, so that subnets that begin alike share what they have in common.
+"""Subnets that begin alike share what they have in common.
 
 A stage (the stem, a block, the head) is calibrated and then runs with fixed statistics. What the stages make of the
 images is kept while it fits in memory; the next subnet starts behind the last stage that is still the same. The
@@ -10,68 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from trainonce.nn import native
-from trainonce.nn.cropping import crop_kernels
-from trainonce.nn.fast import with_fast_blocks
-from trainonce.nn.plain import PlainNetwork, resize
+from trainonce.nn.stages import Stage, stages_of
 
 KEPT_BYTES = 1 << 30
-
-
-class Stage(nn.Module):
-    """A part of a plain network. `specs` and the weights together say which function it is."""
-
-    def __init__(self, specs: tuple[object, ...], forward: Callable[[Tensor], Tensor], parts: list[nn.Module]) -> None:
-        super().__init__()
-        self.specs = specs
-        self.parts = nn.ModuleList(parts)
-        self.run = forward
-        self.norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in self.norms:
-            norm.reset_running_stats()
-
-    def same_as(self, other: "Stage") -> bool:
-        """Whether both are the same function of their input, once calibrated alike."""
-        return self.specs == other.specs and all(map(torch.equal, self.parameters(), other.parameters()))
-
-    def calibrate(self, x_BCHW: Tensor, number: int) -> Tensor:
-        """Run on batch `number`, from 0, normalising by the batch; the statistics are the mean over the batches."""
-        for norm in self.norms:
-            norm.train()
-            norm.momentum = 1 / (number + 1)
-        return self.run(x_BCHW)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Run with the statistics that calibrating left."""
-        if self.norms[0].training:
-            self.eval()
-        return self.run(x_BCHW)
-
-
-def stages_of(plain: PlainNetwork) -> list[Stage]:
-    """The stages of a plain network, which they take apart: stem, blocks, head."""
-    spec = with_fast_blocks(crop_kernels(plain)).spec
-    conv, norm = plain.final
-    assert isinstance(conv, nn.Conv2d)
-
-    def stem(x_BCHW: Tensor) -> Tensor:
-        x: Tensor = plain.act(plain.stem(resize(x_BCHW, spec.resolution)))
-        return x
-
-    def head(x_BCHW: Tensor) -> Tensor:
-        x = plain.act(norm(native.pointwise(x_BCHW, conv.weight))).mean((2, 3), keepdim=True)
-        if plain.feature is not None:
-            x = plain.act(native.pointwise(x, plain.feature.weight))
-        logits: Tensor = plain.classifier(x.flatten(1))
-        return logits
-
-    after = (plain.final, plain.feature, plain.classifier)
-    blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
-    return [
-        Stage((spec.resolution, spec.stem_stride, spec.activation, spec.bn_eps), stem, [plain.stem]),
-        *blocks,
-        Stage((spec.activation, spec.bn_eps), head, [part for part in after if part is not None]),
-    ]
 
 
 class Chain:
@@ -92,7 +33,7 @@ class Chain:
         self._stages: list[Stage] = []
 
     @torch.no_grad()
-    def logits(self, plain: PlainNetwork) -> Iterator[Tensor]:
+    def logits(self, plain: nn.Module) -> Iterator[Tensor]:
         """Calibrate the network, which is taken apart, and yield its logits [B, classes] for each batch of images."""
         fresh = stages_of(plain)
         common = 0
