@@ -125,7 +125,7 @@ class TestFinetune:
         self, subnet: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
     ) -> None:
         before = contents(subnet.parent)
-        for name in ("trainonce.evaluation.evaluator.Evaluator", "trainonce.subnets.finetune.described_finetuned"):
+        for name in ("trainonce.pipeline.finetuning.Evaluator", "trainonce.pipeline.finetuning.described_finetuned"):
             with monkeypatch.context() as patched:
                 patched.setattr(name, lambda *_, **__: signal.raise_signal(number))
                 result = trainonce("finetune", subnet, "--epochs", "1", *DEVICE)

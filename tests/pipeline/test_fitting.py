@@ -13,6 +13,7 @@ from trainonce.evaluation.evaluator import score
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
 from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
+from trainonce.pipeline.fitting_images import fit_images
 from trainonce.pipeline.pace import Pace
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
@@ -147,5 +148,9 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert row[1] == f"{device['macs'] / 1e6:.3f}"
         assert row[-4] == f"{device['test']['top1']:.2f}%"
         assert device["test"]["images"] == 359
+    how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4, 9)}
+    again = fit_images("digits", 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
+    assert again.finished
+    assert [one.model_dump(mode="json") for one in again.devices] == told["devices"]
     trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
     trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tests.support.command_line import trainonce
 
-from trainonce import UserError, pipeline
+from trainonce import RunError, UserError, pipeline
 from trainonce.pipeline.evaluating import Evaluated
 from trainonce.pipeline.extracting import Extracted
 from trainonce.pipeline.searching import Searched
 from trainonce.pipeline.training import Trained
 
-PASSING = {"sum", "seconds", "provenance", "run", "command"}
+PASSING = {"sum", "seconds", "provenance", "run", "command", "latency_ms"}
 """Keys whose values differ between two runs of the same: times, places, and sums over them."""
 
 
@@ -49,6 +49,21 @@ def commanded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate", run, "--buckets", "0.3,0.6", "--bucket-half-width", "0.1", "--per-bucket", "2", "--device", "cpu"),
         ("search", run, "--max-params", "0.6M", "--scores", "3", "--test", "--device", "cpu"),
         ("extract", run, "--max-macs", "0.7", "--test", "--license", "mit", "--out", run / "subnet", "--device", "cpu"),
+        (
+            "finetune",
+            run / "subnet",
+            "--run",
+            run,
+            "--epochs",
+            "1",
+            "--test",
+            "--out",
+            run / "tuned",
+            "--device",
+            "cpu",
+        ),
+        ("export", run / "subnet", "--to", "onnx", "--to", "torch", "--run", run, "--images", "4"),
+        ("measure", run, "--probes", "2", "--batches", "2", "--calibration-images", "40", "--device", "cpu"),
     ):
         done = trainonce(*words)
         assert done.code == 0, done.err
@@ -85,6 +100,14 @@ class Story:
         self.extracted: Extracted = pipeline.extract(
             str(self.run), max_macs=0.7, test=True, license="mit", out=self.run / "subnet", device="cpu"
         )
+        subnet = str(self.extracted.path)
+        self.finetuned = pipeline.finetune(
+            subnet, 1, run=self.run, test=True, out=self.run / "tuned", device="cpu", on_start=called("tuning")
+        )
+        self.exports = pipeline.export(subnet, ("onnx", "torch"), run=self.run, images=4)
+        self.measured = pipeline.measure(
+            self.run, probes=2, batches=2, calibration_images=40, device="cpu", on_step=called("measuring")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +130,7 @@ def test_training_tells_how_it_ended(story: Story) -> None:
     assert done.metrics == done.plan.run.metrics()[-1]
     assert done.plan.run.path == story.run
     assert story.called[:3] == ["plan", "baseline", "start"]
-    assert set(story.called[3:]) == {"progress"}
+    assert set(story.called[3:]) == {"progress", "tuning", "measuring"}
 
 
 def test_a_population_tells_what_is_recorded(commanded: Path, story: Story) -> None:
@@ -134,6 +157,82 @@ def test_a_subnet_tells_what_is_written(story: Story) -> None:
     assert settled(json.loads((done.path / "config.json").read_text()))["scores"] == done.description["scores"]
     assert set(done.scores) == {"validate", "test"}
     assert done.cost.macs <= 0.7e6
+
+
+def test_fine_tuning_tells_what_is_written(story: Story) -> None:
+    done = story.finetuned
+    assert done.finished
+    assert done.result is not None
+    assert done.description is not None
+    config = json.loads((story.run / "tuned" / "config.json").read_text())
+    assert config["trained"]["finetuned"]["after"] == done.description["trained"]["finetuned"]["after"]
+    assert done.result.after.top1 == config["trained"]["finetuned"]["after"]["validate"]["top1"]
+
+
+def test_stopped_fine_tuning_writes_nothing(story: Story, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    done = pipeline.finetune(story.extracted.path, 1, run=story.run, out=out, device="cpu", should_stop=lambda: True)
+    assert (done.finished, done.result) == (False, None)
+    assert not out.exists()
+
+
+def test_exports_tell_what_is_certified(story: Story) -> None:
+    assert [one.target.name for one in story.exports.done] == ["onnx", "torch"]
+    assert story.exports.failed == {}
+    for one in story.exports.done:
+        assert one.file.is_file()
+        assert one.certificate.passed
+        assert json.loads((one.place / "certificate.json").read_text())["verdict"] == one.certificate.verdict
+
+
+def test_a_target_that_fails_beside_others_is_told(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RunError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trainonce.pipeline.exporting.check_export", refuse)
+        told = pipeline.export(story.extracted.path, ("onnx", "torch"), run=story.run, images=1, check=True)
+        assert (told.done, told.failed) == ((), {"onnx": "no room", "torch": "no room"})
+        with pytest.raises(RunError, match="no room"):
+            pipeline.export(story.extracted.path, "onnx", run=story.run, images=1, check=True)
+
+
+def test_measures_tell_what_is_recorded(story: Story) -> None:
+    found = json.loads((story.run / "interference.json").read_text())
+    assert settled(story.measured.found) == settled(found)
+    assert story.called.count("measuring") == 2, "at half of the training, and at its end"
+
+
+STUDY = """
+name = "mini"
+question = "Does it run?"
+seeds = [0]
+[[arms]]
+name = "a"
+recipe = "spos"
+epochs = 0.3
+model = { width_mult = 0.25, depths = [1] }
+[evaluate]
+per_bucket = 0
+probes = ["smallest", "largest"]
+calibration_images = 50
+"""
+
+
+def test_a_study_is_the_commands(tmp_path: Path) -> None:
+    file, out = tmp_path / "mini.toml", tmp_path / "study"
+    file.write_text(STUDY)
+    planned = pipeline.study(file, "digits", out=out, device="cpu", dry_run=True)
+    assert (len(planned.plan.missing), planned.conclusion) == (1, None)
+    assert planned.seconds > 0
+    assert not out.exists()
+    ran: list[str] = []
+    done = pipeline.study(file, "digits", out=out, device="cpu", workers=1, on_run=lambda line: ran.append(line["run"]))
+    assert done.finished
+    assert ran == ["a-seed0"]
+    again = json.loads(trainonce("study", file, "digits", "--out", out, "--device", "cpu", "--json").out)
+    assert again["conclusion"] == done.conclusion
+    assert [arm["top1"] for arm in again["arms"]] == [arm.top1 for arm in done.arms]
 
 
 def test_a_dry_run_writes_nothing(story: Story, tmp_path: Path) -> None:
@@ -193,6 +292,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         "--max-macs cannot be given together with an architecture",
     ),
     "search": (lambda run: pipeline.search(run, max_macs="1 parsec", device="cpu"), "--max-macs takes a number"),
+    "finetune": (lambda run: pipeline.finetune(run / "subnet", 0, run=run), "^the options: epochs"),
+    "finetune itself": (lambda run: pipeline.finetune(run / "subnet", 1, out=run / "subnet"), "is the subnet to start"),
+    "export": (lambda run: pipeline.export(run / "subnet", "tflite"), "unknown target 'tflite'"),
+    "measure": (lambda run: pipeline.measure(run, batches=0, device="cpu"), "^the options: batches"),
+    "study": (lambda run: pipeline.study("why", "digits"), "unknown study 'why'"),
+    "study rates": (lambda run: pipeline.study("baseline", "digits", rate={"rss": 0}), "--rate takes RECIPE=FACTOR"),
+    "fit": (lambda run: pipeline.fit_images("digits", 0, device="cpu"), "^the options: minutes"),
     "report": (lambda run: pipeline.report(run, out="page.txt"), r"must end in \.html"),
     "report nothing": (lambda run: pipeline.report(), "name the directory"),
 }

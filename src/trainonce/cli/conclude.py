@@ -1,9 +1,7 @@
 """`trainonce conclude`: what studies say, from their recorded results."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,11 +9,7 @@ from rich.table import Table
 from trainonce.cli import display
 from trainonce.cli.options import Json
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import for_each
 from trainonce.errors import RunError, UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def conclude(
@@ -34,6 +28,7 @@ def conclude(
     with importing():
         from trainonce.lab.studies.run_study import StudyDirectory
         from trainonce.lab.studies.summary import conclusion_of, write_conclusion
+        from trainonce.pipeline.turns import for_each
 
     directories = [StudyDirectory(path) for path in paths]
     for directory in directories:

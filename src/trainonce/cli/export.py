@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainonce.cli import display, known
 from trainonce.cli.options import DataDir, Json, MovedData, Threads
 from trainonce.cli.stopping import importing, stoppable
-from trainonce.cli.tools import for_each
-from trainonce.errors import RunError, UserError
+from trainonce.errors import RunError
 
 if TYPE_CHECKING:
-    from trainonce.export import Target
-    from trainonce.export.certificate import Baseline, Certificate
     from trainonce.export.reference import Reference
+    from trainonce.pipeline.exporting import Exported
 
 
 def export(
@@ -55,73 +53,44 @@ def export(
     the first layer that differs.
     """
     with importing():
-        from trainonce.export.certificate import Baseline
-        from trainonce.export.reference import read_reference
-        from trainonce.pipeline.machine import use_threads
+        from trainonce.pipeline import export
 
-    use_threads(threads)
-    targets = [_target(name) for name in dict.fromkeys(to)]
-    place = out or subnet / "export"
-    done: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    with stoppable(lambda: _kept(done, targets, check=check)):
-        reference = read_reference(subnet, run=run, data_dir=data_dir, moved_to=data_path, images=images)
-        _say_left_out(reference)
-        baseline = Baseline.of(reference)
+    done: list[Exported] = []
 
-        def one(target: Target) -> dict[str, Any]:
-            return _exported(baseline, target, place, max_loss, check=check, as_json=as_json)
+    def on_exported(one: Exported) -> None:
+        done.append(one)
+        _say(one, as_json=as_json)
 
-        for target, found in for_each(targets, one):
-            if isinstance(found, Exception):
-                failed[target.name] = str(found)
-                display.err.print(f"{target.name} failed: {found}.")
-            else:
-                done[target.name] = found
+    with stoppable(lambda: _kept(done, to, check=check)):
+        found = export(
+            subnet,
+            to,
+            run=run,
+            images=images,
+            max_loss=max_loss,
+            check=check,
+            out=out,
+            data=data_path,
+            data_dir=data_dir,
+            threads=threads,
+            on_reference=_say_left_out,
+            on_exported=on_exported,
+            on_failed=lambda target, error: display.err.print(f"{target.name} failed: {error}."),
+        )
     if as_json:
-        display.print_json({"exports": list(done.values()), "failed": failed})
-    if failed:
-        raise RunError(f"{len(failed)} of {len(targets)} targets failed")
+        exports = [{"path": str(one.file), "certificate": one.certificate.to_json()} for one in found.done]
+        display.print_json({"exports": exports, "failed": found.failed})
+    if found.failed:
+        raise RunError(f"{len(found.failed)} of {len(found.done) + len(found.failed)} targets failed")
 
 
-def _kept(done: Mapping[str, dict[str, Any]], targets: Sequence[Target], *, check: bool) -> str:
-    left = " ".join(f"--to {target.name}" for target in targets if target.name not in done)
+def _kept(done: Sequence[Exported], to: Sequence[str], *, check: bool) -> str:
+    made = {one.target.name for one in done}
+    left = " ".join(f"--to {name}" for name in dict.fromkeys(to) if name not in made)
     if check:
         return f"the files are as they were; not checked: {left}"
-    written = ", ".join(str(entry["path"]) for entry in done.values())
+    written = ", ".join(str(one.file) for one in done)
     return f"{f'{written} and the certificate are' if written else 'nothing is'} written; go on with {left}"
-
-
-def _exported(
-    baseline: Baseline, target: Target, out: Path, max_loss: float, *, check: bool, as_json: bool
-) -> dict[str, Any]:
-    """Write or check one target, say how that went, and give what --json says of it."""
-    from trainonce.export.exporting import check_export, export_subnet
-
-    work = check_export if check else export_subnet
-    place, certificate = work(baseline, target, out, max_loss=max_loss)
-    if not as_json:
-        _say(target, place, certificate)
-    if check:
-        _renew(place, certificate)
-    return {"path": str(place / target.files[0]), "certificate": certificate.to_json()}
-
-
-def _renew(place: Path, certificate: Certificate) -> None:
-    from trainonce.export.exporting import renew
-
-    try:
-        renew(place, certificate)
-    except RunError as error:
-        display.err.print(f"The certificate was not renewed: {error}.")
-
-
-def _target(name: str) -> Target:
-    from trainonce.export import TARGETS
-
-    if name not in TARGETS:
-        raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
-    return TARGETS[name]
 
 
 def _say_left_out(reference: Reference) -> None:
@@ -131,11 +100,19 @@ def _say_left_out(reference: Reference) -> None:
         display.err.print(f"The test split is not compared: {reference.no_data}.")
 
 
-def _say(target: Target, place: Path, certificate: Certificate) -> None:
+def _say(one: Exported, *, as_json: bool) -> None:
+    if not as_json:
+        _say_certificate(one)
+    if one.not_renewed is not None:
+        display.err.print(f"The certificate was not renewed: {one.not_renewed}.")
+
+
+def _say_certificate(one: Exported) -> None:
     from trainonce.export.certificate import FILE as CERTIFICATE
 
+    certificate = one.certificate
     size = sum(file["bytes"] for file in certificate.files.values())
-    lines = [f"{target.name}: {certificate.verdict}."]
+    lines = [f"{one.target.name}: {certificate.verdict}."]
     scores = [f"{name} {value:.2f}%" for name, value in certificate.top1.items() if isinstance(value, float)]
     if scores:
         lines.append(f"Top-1 on {certificate.images['test']} test images: {', '.join(scores)}.")
@@ -145,5 +122,5 @@ def _say(target: Target, place: Path, certificate: Certificate) -> None:
     kept = certificate.details.get("kept_in_float32")
     if kept:
         lines.append(f"Left in float32, because int8 there costs most: {', '.join(kept)}.")
-    lines.append(f"{place / target.files[0]}; certificate: {place / CERTIFICATE}")
+    lines.append(f"{one.file}; certificate: {one.place / CERTIFICATE}")
     display.out.print("\n".join(lines))

@@ -10,14 +10,14 @@ import typer
 
 from trainonce.cli import display
 from trainonce.cli.options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, SubnetArgument, Threads
-from trainonce.cli.stopping import importing, stop_on_signal, stoppable
-from trainonce.errors import Stopped, UserError
+from trainonce.cli.stopping import importing, stoppable
+from trainonce.cli.tools import work
+from trainonce.errors import Stopped
 
 if TYPE_CHECKING:
     from trainonce.data import DataSet
-    from trainonce.evaluation.evaluator import EvaluateSettings
-    from trainonce.run.directory import RunDirectory
-    from trainonce.subnets.finetune import Finetuned, FinetuneProgress, FinetuneSettings
+    from trainonce.pipeline.finetuning import FinetunedSubnet
+    from trainonce.subnets.finetune import Finetuned
 
 
 def finetune(
@@ -47,133 +47,61 @@ def finetune(
     The epoch that is best on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
     """
     with importing():
-        import torch
+        from trainonce.pipeline import finetune
 
-        from trainonce.evaluation.evaluator import Evaluator, finite, score
-        from trainonce.pipeline.machine import device_named, use_threads
-        from trainonce.run.directory import provenance
-        from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
-        from trainonce.subnets.finetune import (
-            FinetuneSettings,
-            described_finetuned,
-            estimated_seconds,
-            finetune,
-            largest_as_teacher,
-        )
-
-    use_threads(threads)
-    settings = FinetuneSettings.parse(
-        {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed},
-        where="the command line",
-    )
-    network, description = read_subnet(subnet)
-    path = out or subnet.with_name(f"{subnet.resolve().name}-finetuned")
-    if path.resolve() == subnet.resolve():
-        raise UserError(f"{path} is the subnet to start from: name another directory with --out")
-    check_place(path)
-    run = _run_of(description, run_path, subnet)
-    settled = device_named(device)
     kept = f"nothing was written, and {subnet} is as it was: run it again to begin anew"
-    with stoppable(lambda: kept):
-        data = run.load_data(data_dir, moved_to=data_path, workers=decode_workers).to(settled)
-        _refuse_other_images(description, run, data, subnet)
-        display.say_streamed(data)
-        display.say_slow(torch.device(settled).type)
-        evaluator = Evaluator(data, "validate", _calibration(description, subnet))
-        network = network.to(settled)
-        teacher = largest_as_teacher(run.load_supernet()[0].to(settled), evaluator) if distill else None
-        if dry_run:
-            seconds = estimated_seconds(network, evaluator, settings, teacher=teacher)
-            if as_json:
-                display.print_json({"seconds": round(seconds, 1)})
-            display.err.print(f"Would take about {display.duration(seconds)} on this machine.")
-            return
-        with stop_on_signal() as stop, display.progress() as show:
-
-            def on_progress(at: FinetuneProgress) -> None:
-                show(at.step, at.steps, display.finetuning_line(at))
-
-            result = finetune(
-                *(network, evaluator, settings),
-                teacher=teacher,
-                on_progress=on_progress,
-                should_stop=lambda: stop.number is not None,
-            )
-        if result is None:
-            raise Stopped(f"stopped; {kept}", 128 + (stop.number or signal.SIGTERM))
-        tests = None
-        if test:
-            before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
-            tests = before, after
-        described = described_finetuned(
-            *(description, result, evaluator, settings),
-            tests=tests,
-            run=str(run.path.resolve()),
-            provenance=provenance(settled),
+    with stoppable(lambda: kept), work() as at_work:
+        done = finetune(
+            subnet,
+            epochs,
+            run=run_path,
+            lr=lr,
+            batch_size=batch_size,
+            distill=distill,
+            out=out,
+            seed=seed,
+            test=test,
+            data=data_path,
+            data_dir=data_dir,
+            device=device,
+            threads=threads,
+            decode_workers=decode_workers,
+            dry_run=dry_run,
+            on_data=_say_data,
+            on_start=at_work.start,
+            on_progress=lambda at: at_work.show(at.step, at.steps, display.finetuning_line(at)),
+            should_stop=at_work.should_stop,
+            where="the command line",
         )
-        with stop_on_signal():  # it is nearly done
-            write_subnet(path, result.network, described)
-            verify_subnet(path, result.network)
-    _say_result(path, result, described, settings, as_json=as_json)
+    if dry_run:
+        display.say_duration(done.seconds, as_json)
+    elif done.result is None or done.description is None:
+        raise Stopped(f"stopped; {kept}", 128 + (at_work.stopped_by or signal.SIGTERM))
+    elif as_json:
+        display.print_json({"path": str(done.path), **done.description})
+    else:
+        _say(done, done.result, done.description)
 
 
-def _say_result(
-    path: Path, result: Finetuned, described: dict[str, Any], settings: FinetuneSettings, *, as_json: bool
-) -> None:
+def _say_data(data: DataSet) -> None:
+    display.say_streamed(data)
+    display.say_slow(data.train.device.type)
+
+
+def _say(done: FinetunedSubnet, result: Finetuned, description: dict[str, Any]) -> None:
     from trainonce.evaluation.evaluator import Score
 
-    if as_json:
-        display.print_json({"path": str(path), **described})
-        return
-    how = described["trained"]["finetuned"]
+    how = description["trained"]["finetuned"]
     for split, after in how["after"].items():
         before = how["before"][split]
         display.out.print(
             f"{split}: top-1 {before['top1']:.2f}% before, {Score(**after)} after; loss {before['loss']:.4f} before, "
             f"{after['loss']:.4f} after"
         )
-    last = result.epochs[-1].score
+    last, epochs = result.epochs[-1].score, done.settings.epochs
     display.out.print(
-        f"Epoch {result.epoch} of {settings.epochs} was best on validate and is kept; the last had {last.top1:.2f}%."
+        f"Epoch {result.epoch} of {epochs} was best on validate and is kept; the last had {last.top1:.2f}%."
     )
     if result.after.top1 <= result.before.top1:
         display.out.print("It did not get better on validate: the subnet as it was is the one to use.")
-    display.out.print(f"Written to {path}; reloaded, and its output is the same to the last bit.")
-
-
-def _run_of(description: dict[str, Any], given: Path | None, subnet: Path) -> RunDirectory:
-    from trainonce.run.directory import RunDirectory
-
-    recorded = (description.get("trained") or {}).get("run")
-    if given is None and not isinstance(recorded, str):
-        raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
-    run = RunDirectory(given or str(recorded))
-    if given is None and not run.config_file.exists():
-        raise UserError(f"{subnet} was taken from {recorded}, where there is no run now: say where it is with --run")
-    run.checked_config()
-    return run
-
-
-def _refuse_other_images(description: dict[str, Any], run: RunDirectory, data: DataSet, subnet: Path) -> None:
-    """Raise `UserError` where a subnet was made for other images, or for other classes, sizes or normalisation.
-
-    Other images of the same kind could be divided into other splits, and the test split be what it was trained on.
-    """
-    given, ours = description["preprocessing"], run.config().data_fingerprint
-    for what, then, now in (
-        ("classes", description["classes"], list(data.class_names)),
-        ("channels", given["channels"], data.channels),
-        ("mean", given["mean"], list(data.mean)),
-        ("std", given["std"], list(data.std)),
-        ("sizes", given.get("image_size") or data.image_size, data.image_size),  # older subnets do not say
-        ("fingerprints", (description.get("trained") or {}).get("data_fingerprint") or ours, ours),
-    ):
-        if then != now:
-            raise UserError(f"{subnet} was made for other images than those of {run.path}: their {what} differ")
-
-
-def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
-    """How the subnet's batch norms were calibrated; the default way where they were not."""
-    from trainonce.evaluation.evaluator import EvaluateSettings
-
-    return EvaluateSettings.parse(description.get("recalibrated") or {}, where=f"{subnet}, recalibrated")
+    display.out.print(f"Written to {done.path}; reloaded, and its output is the same to the last bit.")

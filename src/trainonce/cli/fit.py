@@ -1,9 +1,10 @@
 """`trainonce fit`: from images to a network for each device, in a time that a person gives."""
 
+from __future__ import annotations
+
 import signal
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,14 +25,13 @@ from trainonce.cli.options import (
     TrainImages,
     Width,
 )
-from trainonce.cli.stopping import importing, stop_on_signal
+from trainonce.cli.stopping import importing
+from trainonce.cli.tools import work
 from trainonce.errors import Stopped
 from trainonce.names import command
 
-SHARES = (0.25, 0.5, 1.0)
-"""Of the largest network's MACs: the devices, where none is named."""
-SMALLEST_LIGHT = 16
-"""Up to so many pixels the default geometry stays `tiny`."""
+if TYPE_CHECKING:
+    from trainonce.pipeline.fitting_images import FitPlan, FittedImages
 
 
 def fit(
@@ -76,64 +76,66 @@ def fit(
     it in the time left, scores it on the test split and writes its directory. Stopped, the same command goes on.
     """
     with importing():
-        from trainonce.data import load_dataset
-        from trainonce.pipeline.fitting import FitSettings, Watch, fit, name_of
-        from trainonce.pipeline.machine import device_named, use_threads
-        from trainonce.pipeline.training import supernet_for
-        from trainonce.recipes import load_recipe
-        from trainonce.run.directory import RunDirectory
+        from trainonce.pipeline import fit_images
+        from trainonce.pipeline.fitting import Watch
 
-    use_threads(threads)
-    images = load_dataset(
-        data,
-        data_dir=data_dir,
-        image_size=image_size,
-        grey=grey,
-        train_images=train_images,
-        skip_broken=skip_broken,
-    )
-    if geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
-        geometry = "light"
-    net = supernet_for(images, family=family, geometry=geometry, width=width, seed=seed)
-    largest = net.cost_of(net.space.largest()).macs
-    settings = FitSettings.parse(
-        {
-            "minutes": minutes,
-            "max_macs": [million * 1e6 for million in max_macs or []] or [share * largest for share in SHARES],
-            "finetune_lr": finetune_lr,
-            "seed": seed,
-            "device": device_named(device),
-        },
-        where="the command line",
-    )
-    run = RunDirectory(out or Path("runs") / f"{images.name}-fit-{seed}")
-    display.say_images(images)
-    display.say_family(net)
-    display.say_slow(settings.device)
-    began = time.monotonic()
-    with stop_on_signal() as stop, display.progress() as show:
-        watch = Watch(
-            stage=display.err.print,
-            training=lambda at: show(at.step, at.steps, display.training_line(at)),
-            choosing=lambda done, count: show(done, count, "subnets scored"),
-            finetuning=lambda at: show(at.step, at.steps, display.finetuning_line(at)),
-            should_stop=lambda: stop.number is not None,
+    with work() as at_work:
+        done = fit_images(
+            data,
+            minutes,
+            max_macs=max_macs or (),
+            recipe=recipe,
+            out=out,
+            family=family,
+            geometry=geometry,
+            width=width,
+            image_size=image_size,
+            grey=grey,
+            train_images=train_images,
+            skip_broken=skip_broken,
+            finetune_lr=finetune_lr,
+            data_dir=data_dir,
+            seed=seed,
+            device=device,
+            threads=threads,
+            on_plan=_say_plan,
+            on_start=at_work.start,
+            watch=Watch(
+                stage=display.err.print,
+                training=lambda at: at_work.show(at.step, at.steps, display.training_line(at)),
+                choosing=lambda done, count: at_work.show(done, count, "subnets scored"),
+                finetuning=lambda at: at_work.show(at.step, at.steps, display.finetuning_line(at)),
+                should_stop=at_work.should_stop,
+            ),
+            where="the command line",
         )
-        fitted = fit(net, load_recipe(recipe), images, run, settings, watch)
-    if fitted is None:
-        raise Stopped("stopped and saved; the same command goes on", 128 + (stop.number or signal.SIGTERM))
-    seconds = time.monotonic() - began
+    if not done.finished:
+        raise Stopped("stopped and saved; the same command goes on", 128 + (at_work.stopped_by or signal.SIGTERM))
     if as_json:
-        devices = [one.model_dump(mode="json") for one in fitted]
-        display.print_json({"run": str(run.path), "seconds": round(seconds, 1), "devices": devices})
+        devices = [one.model_dump(mode="json") for one in done.devices]
+        run = str(done.plan.run.path)
+        display.print_json({"run": run, "seconds": round(done.seconds, 1), "devices": devices})
         return
+    _say(done)
+
+
+def _say_plan(plan: FitPlan) -> None:
+    display.say_images(plan.data)
+    display.say_family(plan.net)
+    display.say_slow(plan.settings.device)
+
+
+def _say(done: FittedImages) -> None:
+    from trainonce.pipeline.fitting import name_of
+
+    fitted, run = done.devices, done.plan.run
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
     display.out.print(display.fitted_table(fitted))
     for one in fitted:
-        for sentence in one.per_class.sentences(images.class_names):
+        for sentence in one.per_class.sentences(done.plan.data.class_names):
             display.out.print(f"{name_of(one.max_macs)}: {sentence}")
     display.out.print(
-        f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(seconds)}."
+        f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."
     )
     display.say_baseline(run.baseline(), max(one.after.top1 for one in fitted))
     display.out.print(

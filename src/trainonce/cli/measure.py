@@ -11,10 +11,9 @@ from trainonce.cli import display
 from trainonce.cli.known import MOST_PROBES
 from trainonce.cli.options import DataDir, Device, Json, MovedData, RunArgument, Threads
 from trainonce.cli.stopping import importing
-from trainonce.files import write_atomic
 
 if TYPE_CHECKING:
-    from trainonce.run.directory import RunDirectory
+    from trainonce.pipeline.measuring import Measured
 
 
 def measure(
@@ -42,45 +41,30 @@ def measure(
     Also along its training, on the weights that `train --keep-at` kept.
     """
     with importing():
-        from trainonce.lab.measures.forgetting import default_probes
-        from trainonce.lab.measures.measure import MeasureSettings, measure
-        from trainonce.pipeline.machine import device_named, use_threads
-        from trainonce.records import to_json
-        from trainonce.run.directory import RunDirectory
+        from trainonce.pipeline import measure
 
-    use_threads(threads)
-    run = RunDirectory(run_path)
-    net, step = run.load_supernet()
-    recipe = run.config().recipe
-    settings = MeasureSettings.parse(
-        {
-            "batches": batches,
-            "batch_size": recipe.batch_size,
-            "lr": recipe.phases[-1].lr if lr is None else lr,
-            "calibration_images": calibration_images,
-            "seed": seed,
-        },
+    done = measure(
+        run_path,
+        probes=probes,
+        batches=batches,
+        lr=lr,
+        calibration_images=calibration_images,
+        data=data_path,
+        data_dir=data_dir,
+        seed=seed,
+        device=device,
+        threads=threads,
+        on_step=lambda step, count: display.err.print(f"{count} probes, {batches} batches, weights of step {step}"),
         where="the command line",
     )
-    chosen = default_probes(net, probes, seed=seed)
-    settled = device_named(device)
-    data = run.load_data(data_dir, moved_to=data_path).to(settled)
-    along = []
-    for kept in run.kept_steps():
-        display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {kept}")
-        along.append(measure(run.load_kept(kept).to(settled), data, chosen, step=kept, settings=settings))
-    display.err.print(f"{len(chosen)} probes, {batches} batches, weights of step {step}")
-    found = measure(net.to(settled), data, chosen, step=step, settings=settings) | {"along": along}
-    write_atomic(run.interference_file, to_json(found))
     if as_json:
-        display.print_json(found)
+        display.print_json(done.found)
         return
-    _say(found, run)
+    _say(done)
 
 
-def _say(found: dict[str, Any], run: RunDirectory) -> None:
-    from trainonce.lab.measures.measure import verdict
-
+def _say(done: Measured) -> None:
+    found = done.found
     transfer, gradient, scores = found["transfer"], found["gradient"], found["statistics"]
     display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
     display.out.print(_matrix(found, transfer["r"], transfer["r_error"]))
@@ -93,7 +77,7 @@ def _say(found: dict[str, Any], run: RunDirectory) -> None:
     display.out.print(
         f"\nBehind ± stands one standard error over {found['batches']} batches (jackknife).\n"
         f"Recalibrating batch norms gives {min(gains):.1f} to {max(gains):.1f} points of top-1: those were lost to "
-        f"wrong statistics, not to wrong weights.\n{verdict(found)}\nWritten to {run.interference_file}"
+        f"wrong statistics, not to wrong weights.\n{done.verdict}\nWritten to {done.run.interference_file}"
     )
 
 

@@ -1,14 +1,14 @@
 """What the commands share: reading options, and going on after a refusal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import typer
 
 from trainonce.cli import display
 from trainonce.cli.stopping import Stop, stop_on_signal
-from trainonce.errors import RunError, UserError
+from trainonce.errors import UserError
 
 
 class Work:
@@ -40,25 +40,6 @@ def work() -> Iterator[Work]:
     """Inside, work can be begun; at the end signals do again what they did, and progress is not shown any more."""
     with ExitStack() as stack:
         yield Work(stack)
-
-
-T = TypeVar("T")
-Found = TypeVar("Found")
-
-
-def for_each(items: Sequence[T], work: Callable[[T], Found]) -> Iterator[tuple[T, Found | UserError | RunError]]:
-    """What some work gives for each item, or what it was refused with, which keeps no other from its turn.
-
-    The refusal of an only item is raised.
-    """
-    for item in items:
-        try:
-            found: Found | UserError | RunError = work(item)
-        except (UserError, RunError) as error:
-            if len(items) == 1:
-                raise
-            found = error
-        yield item, found
 
 
 def given(context: typer.Context, name: str) -> bool:

@@ -10,11 +10,16 @@ from trainonce.lazy import names_from
 
 if TYPE_CHECKING:
     from trainonce.pipeline.evaluating import evaluate
+    from trainonce.pipeline.exporting import export
     from trainonce.pipeline.extracting import extract
+    from trainonce.pipeline.finetuning import finetune
     from trainonce.pipeline.fitting import fit
+    from trainonce.pipeline.fitting_images import fit_images
     from trainonce.pipeline.hub import from_pretrained, push_to_hub
+    from trainonce.pipeline.measuring import measure
     from trainonce.pipeline.reporting import draw, report
     from trainonce.pipeline.searching import search
+    from trainonce.pipeline.studying import study
     from trainonce.pipeline.training import train
     from trainonce.pipeline.verifying import verify
 else:
@@ -22,11 +27,16 @@ else:
         __name__,
         {
             "evaluating": ("evaluate",),
+            "exporting": ("export",),
             "extracting": ("extract",),
+            "finetuning": ("finetune",),
             "fitting": ("fit",),
+            "fitting_images": ("fit_images",),
             "hub": ("from_pretrained", "push_to_hub"),
+            "measuring": ("measure",),
             "reporting": ("draw", "report"),
             "searching": ("search",),
+            "studying": ("study",),
             "training": ("train",),
             "verifying": ("verify",),
         },
@@ -35,12 +45,17 @@ else:
 __all__ = [
     "draw",
     "evaluate",
+    "export",
     "extract",
+    "finetune",
     "fit",
+    "fit_images",
     "from_pretrained",
+    "measure",
     "push_to_hub",
     "report",
     "search",
+    "study",
     "train",
     "verify",
 ]

@@ -1,0 +1,109 @@
+"""A subnet's files for devices, each with a certificate that it is the same network."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainonce.errors import RunError, UserError
+from trainonce.export import TARGETS, Target
+from trainonce.export.certificate import Baseline, Certificate
+from trainonce.export.exporting import check_export, export_subnet, renew
+from trainonce.export.reference import Reference, read_reference
+from trainonce.pipeline.machine import use_threads
+from trainonce.pipeline.turns import for_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A target's files, written or checked."""
+
+    target: Target
+    place: Path
+    """Their directory."""
+    certificate: Certificate
+    not_renewed: str | None = None
+    """After a check: why the certificate there was not replaced by this one, where it was not."""
+
+    @property
+    def file(self) -> Path:
+        """The file to give to a runtime."""
+        return self.place / self.target.files[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exports:
+    """What became of the targets."""
+
+    done: tuple[Exported, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why, of each target that failed beside others."""
+
+
+def export(
+    subnet: str | Path,
+    to: str | Sequence[str],
+    *,
+    run: str | Path | None = None,
+    images: int = 64,
+    max_loss: float = 1.0,
+    check: bool = False,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    threads: int | None = None,
+    on_reference: Callable[[Reference], None] = lambda _: None,
+    on_exported: Callable[[Exported], None] = lambda _: None,
+    on_failed: Callable[[Target, UserError | RunError], None] = lambda _target, _error: None,
+) -> Exports:
+    """Export a subnet to one target or several: `trainonce export`, whose options these are.
+
+    The files of each are in a folder of its name in `out` or SUBNET/export. `run` and `data` say where the run and its
+    images are now, if they have moved. `on_reference` is called with what is compared with, before the work; the others
+    after each target. Raises `UserError` for what cannot be, and `RunError` where the file of an only target is not the
+    same network; of several targets, `failed` says of which.
+    """
+    use_threads(threads)
+    targets = [_target(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
+    subnet = Path(subnet)
+    place = Path(out or subnet / "export")
+    reference = read_reference(
+        subnet,
+        run=None if run is None else Path(run),
+        data_dir=data_dir,
+        moved_to=None if data is None else str(data),
+        images=images,
+    )
+    on_reference(reference)
+    baseline = Baseline.of(reference)
+    done, failed = [], {}
+    for target, found in for_each(targets, lambda target: _exported(baseline, target, place, max_loss, check=check)):
+        if isinstance(found, Exception):
+            failed[target.name] = str(found)
+            on_failed(target, found)
+        else:
+            done.append(found)
+            on_exported(found)
+    return Exports(done=tuple(done), failed=failed)
+
+
+def _target(name: str) -> Target:
+    if name not in TARGETS:
+        raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def _exported(baseline: Baseline, target: Target, out: Path, max_loss: float, *, check: bool) -> Exported:
+    """Write or check one target."""
+    work = check_export if check else export_subnet
+    place, certificate = work(baseline, target, out, max_loss=max_loss)
+    not_renewed = _renewed(place, certificate) if check else None
+    return Exported(target=target, place=place, certificate=certificate, not_renewed=not_renewed)
+
+
+def _renewed(place: Path, certificate: Certificate) -> str | None:
+    """Replace the certificate by that of a check; why not, where the disk refuses."""
+    try:
+        renew(place, certificate)
+    except RunError as error:
+        return str(error)
+    return None

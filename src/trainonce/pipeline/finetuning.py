@@ -1,0 +1,164 @@
+"""A subnet trained further on its own, into a new directory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite, score
+from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.run.directory import RunDirectory, provenance
+from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
+from trainonce.subnets.finetune import (
+    Finetuned,
+    FinetuneProgress,
+    FinetuneSettings,
+    described_finetuned,
+    estimated_seconds,
+    largest_as_teacher,
+)
+from trainonce.subnets.finetune import finetune as finetune_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedSubnet:
+    """A subnet that was trained further."""
+
+    path: Path
+    """Its directory; nothing is written there unless finished."""
+    settings: FinetuneSettings
+    result: Finetuned | None
+    """The network and what the epochs came to; None unless finished."""
+    description: dict[str, Any] | None
+    """What its config.json holds; None unless finished."""
+    seconds: float
+    """What it took; after a dry run, about what it would take."""
+    finished: bool
+    """Whether it is written: not where `should_stop` said so, nor after a dry run."""
+
+
+def finetune(
+    subnet: str | Path,
+    epochs: int,
+    *,
+    run: str | Path | None = None,
+    lr: float = 0.01,
+    batch_size: int = 64,
+    distill: bool = False,
+    out: str | Path | None = None,
+    seed: int = 0,
+    test: bool = False,
+    data: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    decode_workers: int | None = None,
+    dry_run: bool = False,
+    on_data: Callable[[DataSet], None] = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_progress: Callable[[FinetuneProgress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    where: str = "the options",
+) -> FinetunedSubnet:
+    """Train a subnet further on its run's training images: `trainonce finetune`, whose options these are.
+
+    The epoch that is best on the validate split is kept, in `out` or SUBNET-finetuned. `run` and `data` say where the
+    run and its images are now, if they have moved. `on_data` is called with the images before the work, `on_start`
+    where training begins: from there on `should_stop` is asked, and then nothing is written. `where` is what refusals
+    call the options. Raises `UserError` for what cannot be, `RunError` where scores are not finite.
+    """
+    use_threads(threads)
+    began, subnet = time.monotonic(), Path(subnet)
+    settings = FinetuneSettings.parse(
+        {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed}, where=where
+    )
+    network, description = read_subnet(subnet)
+    path = Path(out or subnet.with_name(f"{subnet.resolve().name}-finetuned"))
+    if path.resolve() == subnet.resolve():
+        raise UserError(f"{path} is the subnet to start from: name another directory with --out")
+    check_place(path)
+    place = _run_of(description, run, subnet)
+    settled = device_named(device)
+    images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
+    _refuse_other_images(description, place, images, subnet)
+    on_data(images)
+    evaluator = Evaluator(images, "validate", _calibration(description, subnet))
+    network = network.to(settled)
+    teacher = largest_as_teacher(place.load_supernet()[0].to(settled), evaluator) if distill else None
+
+    def unfinished(seconds: float) -> FinetunedSubnet:
+        return FinetunedSubnet(
+            path=path, settings=settings, result=None, description=None, seconds=seconds, finished=False
+        )
+
+    if dry_run:
+        return unfinished(estimated_seconds(network, evaluator, settings, teacher=teacher))
+    on_start()
+    result = finetune_network(
+        *(network, evaluator, settings), teacher=teacher, on_progress=on_progress, should_stop=should_stop
+    )
+    if result is None:
+        return unfinished(time.monotonic() - began)
+    described = described_finetuned(
+        *(description, result, evaluator, settings),
+        tests=_tests(images, network, result) if test else None,
+        run=str(place.path.resolve()),
+        provenance=provenance(settled),
+    )
+    if should_stop():
+        return unfinished(time.monotonic() - began)
+    write_subnet(path, result.network, described)
+    verify_subnet(path, result.network)
+    return FinetunedSubnet(
+        path=path,
+        settings=settings,
+        result=result,
+        description=described,
+        seconds=time.monotonic() - began,
+        finished=True,
+    )
+
+
+def _tests(data: DataSet, network: nn.Module, result: Finetuned) -> tuple[Score, Score]:
+    """Before and after, on the test split."""
+    before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
+    return before, after
+
+
+def _run_of(description: dict[str, Any], given: str | Path | None, subnet: Path) -> RunDirectory:
+    recorded = (description.get("trained") or {}).get("run")
+    if given is None and not isinstance(recorded, str):
+        raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
+    run = RunDirectory(given or str(recorded))
+    if given is None and not run.config_file.exists():
+        raise UserError(f"{subnet} was taken from {recorded}, where there is no run now: say where it is with --run")
+    run.checked_config()
+    return run
+
+
+def _refuse_other_images(description: dict[str, Any], run: RunDirectory, data: DataSet, subnet: Path) -> None:
+    """Raise `UserError` where a subnet was made for other images, or for other classes, sizes or normalisation.
+
+    Other images of the same kind could be divided into other splits, and the test split be what it was trained on.
+    """
+    given, ours = description["preprocessing"], run.config().data_fingerprint
+    for what, then, now in (
+        ("classes", description["classes"], list(data.class_names)),
+        ("channels", given["channels"], data.channels),
+        ("mean", given["mean"], list(data.mean)),
+        ("std", given["std"], list(data.std)),
+        ("sizes", given.get("image_size") or data.image_size, data.image_size),  # older subnets do not say
+        ("fingerprints", (description.get("trained") or {}).get("data_fingerprint") or ours, ours),
+    ):
+        if then != now:
+            raise UserError(f"{subnet} was made for other images than those of {run.path}: their {what} differ")
+
+
+def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
+    """How the subnet's batch norms were calibrated; the default way where they were not."""
+    return EvaluateSettings.parse(description.get("recalibrated") or {}, where=f"{subnet}, recalibrated")

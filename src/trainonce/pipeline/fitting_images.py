@@ -1,0 +1,106 @@
+"""From images to a network for each device, in a given time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainonce.data import DataSet, load_dataset
+from trainonce.models import Supernet
+from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit
+from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.pipeline.training import supernet_for
+from trainonce.recipes import load_recipe
+from trainonce.run.directory import RunDirectory
+
+SHARES = (0.25, 0.5, 1.0)
+"""Of the largest network's MACs: the devices, where none is named."""
+SMALLEST_LIGHT = 16
+"""Up to so many pixels the default geometry stays `tiny`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """What is about to be fitted."""
+
+    run: RunDirectory
+    data: DataSet
+    net: Supernet
+    settings: FitSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedImages:
+    """The networks, one a device."""
+
+    plan: FitPlan
+    devices: tuple[Fitted, ...]
+    """None unless finished."""
+    seconds: float
+    finished: bool
+    """Whether all are there: not where the watch's `should_stop` said so."""
+
+
+def fit_images(
+    data: str | Path,
+    minutes: float,
+    *,
+    max_macs: Sequence[float] = (),
+    recipe: str | Path = "quick",
+    out: str | Path | None = None,
+    family: str | None = None,
+    geometry: str | None = None,
+    width: float | None = None,
+    image_size: int | None = None,
+    grey: bool = False,
+    train_images: int | None = None,
+    skip_broken: bool = False,
+    finetune_lr: float = 0.01,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    on_plan: Callable[[FitPlan], None] = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
+    where: str = "the options",
+) -> FittedImages:
+    """Train once, and hand over a network for every device, in a given time: `trainonce fit`, whose options these are.
+
+    `max_macs` are the devices, the most million MACs of each; the run is in `out` or runs/DATA-fit-SEED. Called again,
+    it goes on. `on_start` is called where the work begins: from there on the watch's `should_stop` is asked. `where` is
+    what refusals call the options. Raises `UserError` for what cannot be, before anything is written.
+    """
+    use_threads(threads)
+    images = load_dataset(
+        data,
+        data_dir=data_dir,
+        image_size=image_size,
+        grey=grey,
+        train_images=train_images,
+        skip_broken=skip_broken,
+    )
+    if geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
+        geometry = "light"
+    net = supernet_for(images, family=family, geometry=geometry, width=width, seed=seed)
+    largest = net.cost_of(net.space.largest()).macs
+    values = {
+        "minutes": minutes,
+        "max_macs": [million * 1e6 for million in max_macs] or [share * largest for share in SHARES],
+        "finetune_lr": finetune_lr,
+        "seed": seed,
+        "device": device_named(device),
+    }
+    settings = FitSettings.parse(values, where=where)
+    run = RunDirectory(out or Path("runs") / f"{images.name}-fit-{seed}")
+    plan = FitPlan(run=run, data=images, net=net, settings=settings)
+    on_plan(plan)
+    on_start()
+    began = time.monotonic()
+    fitted = fit(net, load_recipe(recipe), images, run, settings, watch or Watch())
+    return FittedImages(
+        plan=plan,
+        devices=tuple(fitted or ()),
+        seconds=time.monotonic() - began,
+        finished=fitted is not None,
+    )
