@@ -1,10 +1,12 @@
 """Names that people give: which of them can be a file's, how they are shown, how a command is written with them."""
 
+import importlib.util
 import os
 import shlex
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
@@ -76,3 +78,23 @@ def quoted(word: str | Path) -> str:
         chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\x{byte:02x}" for byte in os.fsencode(text)
     )
     return "$'" + "".join(shown) + "'"
+
+
+def import_named(name: str, what: str, others: Iterable[str], *, beside: str | Path | None = None) -> Any:
+    """What `package.module:Name` names, which is imported from where Python looks, but not from inside `beside`.
+
+    Raises `UserError` that names the `others` where it is no such name, and where nothing can be imported by it.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (colon and all(part.isidentifier() for part in [*module.split("."), attribute])):
+        raise UserError(
+            f"unknown {what} {name[:100]!r}; there are {', '.join(others)}, and your own as package.module:Class"
+        )
+    try:
+        found = importlib.util.find_spec(module.partition(".")[0])
+        places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+        if beside is not None and any(p and Path(p).resolve().is_relative_to(Path(beside).resolve()) for p in places):
+            raise UserError(f"the {what} {name} lies in {beside} itself, whose code is not executed")
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"the {what} {name} cannot be imported: {error}") from error

@@ -1,5 +1,6 @@
 """Images as uint8 in memory, four disjoint splits, and augmentation of whole batches on the device."""
 
+from trainonce.data.adapters import from_arrays, from_hugging_face, from_pairs
 from trainonce.data.augment import Augmentation, augment, normalise
 from trainonce.data.load import DataSet, DataSource, load_dataset
 from trainonce.data.splits import Split
@@ -14,6 +15,9 @@ __all__ = [
     "DataSource",
     "Split",
     "augment",
+    "from_arrays",
+    "from_hugging_face",
+    "from_pairs",
     "load_dataset",
     "normalise",
 ]

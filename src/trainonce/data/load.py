@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_ST
 from trainonce.errors import UserError
 from trainonce.files import expanded
 from trainonce.limits import refuse_beyond_memory
-from trainonce.names import is_unicode, printable
+from trainonce.names import import_named, is_unicode, printable
 from trainonce.recipes import Recipe
 from trainonce.settings import Settings, refuse_subclass
 
@@ -38,7 +38,8 @@ class DataSource(Settings):
     """What `load_dataset` was asked for, so that it can be asked again."""
 
     name_or_path: str = ""
-    """A data set's name, or the path of an image folder or npz file; empty for images made in Python."""
+    """A data set's name, the path of an image folder or npz file, or `package.module:function`; empty for images that
+    Python code gave."""
 
     image_size: int | None = None
     """Side in pixels to which the images are brought; None keeps the data set's own."""
@@ -65,7 +66,7 @@ class DataSource(Settings):
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
-        path = Path(self.name_or_path)
+        path = Path(self.name_or_path.rpartition(":")[2])
         return (path.stem if path.suffix == ".npz" else path.name) or "images"
 
     def identity(self) -> dict[str, Any]:
@@ -76,12 +77,17 @@ class DataSource(Settings):
         return values
 
     def load(
-        self, *, data_dir: str | Path | None = None, download: bool = True, workers: int | None = None
+        self,
+        *,
+        data_dir: str | Path | None = None,
+        download: bool = True,
+        workers: int | None = None,
+        beside: str | Path | None = None,
     ) -> "DataSet":
         """Load it; arguments and errors as `load_dataset`."""
         if not self.name_or_path:
             raise UserError("this run's images were made in Python: load them there too")
-        return load_dataset(**self.model_dump(), data_dir=data_dir, download=download, workers=workers)
+        return load_dataset(**self.model_dump(), data_dir=data_dir, download=download, workers=workers, beside=beside)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,7 +180,7 @@ class DataSet:
 
 
 def load_dataset(
-    name_or_path: str | Path,
+    name_or_path: DataSet | str | Path,
     *,
     data_dir: str | Path | None = None,
     image_size: int | None = None,
@@ -187,8 +193,12 @@ def load_dataset(
     workers: int | None = None,
     skip_broken: bool = False,
     skipped: Collection[str] = (),
+    beside: str | Path | None = None,
 ) -> DataSet:
-    """Load a data set by its name in the table, or from an npz file or an image folder.
+    """Load a data set by its name in the table, from an npz file or an image folder, or from one's own function.
+
+    A `DataSet` is given back as it is, and takes no options. A function is named `package.module:function`, is called
+    without arguments, and gives a `DataSet`; it is not imported from inside the directory `beside`.
 
     `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
     ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
@@ -200,6 +210,10 @@ def load_dataset(
     fetched, on images that would not fit into memory, on a number of training images that there is not, and on
     `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
+    if isinstance(name_or_path, DataSet):
+        if any((image_size, grey, split_seed, train_images, stream, skip_broken, skipped)):
+            raise UserError("the images of a DataSet are made already: choose their size, number and splits there")
+        return name_or_path
     name_or_path = str(name_or_path)
     if image_size is not None and image_size < 1:
         raise UserError(f"the image size must be 1 pixel or more, not {image_size}")
@@ -225,8 +239,10 @@ def load_dataset(
         data = load_entry(
             entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
         )
-        return _trained_on(replace(data, source=source(name_or_path=name_or_path)))
+        return trained_on(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
+    if ":" in name_or_path and not path.exists():
+        return _of_function(name_or_path, source, beside)
     absolute = _absolute(path)
     if path.suffix == ".npz":
         published = _read_npz(path, image_size=image_size, grey=grey)
@@ -244,13 +260,25 @@ def load_dataset(
         state = "is neither an .npz file nor a folder" if name_or_path and path.exists() else "is not a data set"
         raise UserError(
             f"'{name_or_path}' {state}: give one of {', '.join(TABLE)}, or the path of an existing "
-            "folder of images or .npz file"
+            "folder of images or .npz file, or your own package.module:function"
         )
     asked = source(name_or_path=absolute, skipped=published.skipped)
-    return _trained_on(_divided(published, asked, where=str(path)))
+    return trained_on(divided(published, asked, where=str(path)))
 
 
-def _trained_on(data: DataSet) -> DataSet:
+def _of_function(name: str, source: Callable[..., DataSource], beside: str | Path | None) -> DataSet:
+    """What a person's own function gives. Raises `UserError` where it gives something else."""
+    asked = source(name_or_path=name)
+    for option in ("image_size", "grey", "split_seed", "stream"):
+        if getattr(asked, option):
+            raise UserError(f"{name} makes its images itself: {option.replace('_', ' ')} cannot be chosen for it")
+    made = import_named(name, "function", TABLE, beside=beside)()
+    if not isinstance(made, DataSet):
+        raise UserError(f"{name} gives no trainonce.DataSet but a {type(made).__name__}: see docs/data.md")
+    return trained_on(replace(made, source=asked))
+
+
+def trained_on(data: DataSet) -> DataSet:
     """The data set with as many training images as its source asks for."""
     asked = data.source.train_images
     if asked is None:
@@ -272,7 +300,7 @@ def load_entry(
     _refuse_count(entry, "training", len(published.train), entry.train_images)
     if published.test is not None:
         _refuse_count(entry, "test", len(published.test), entry.test_images)
-    published = _fitted(published, image_size=image_size, grey=grey, where=entry.name)
+    published = fitted(published, image_size=image_size, grey=grey, where=entry.name)
     splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name)
     turned_grey = grey and entry.channels == 3
     augmentation = entry.augmentation
@@ -328,10 +356,10 @@ def _read_npz(path: Path, *, image_size: int | None, grey: bool) -> Published:
     height, width = published.train.images.shape[2:]
     if image_size is None and height != width:
         raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
-    return _fitted(published, image_size=image_size, grey=grey, where=str(path))
+    return fitted(published, image_size=image_size, grey=grey, where=str(path))
 
 
-def _fitted(published: Published, *, image_size: int | None, grey: bool, where: str) -> Published:
+def fitted(published: Published, *, image_size: int | None, grey: bool, where: str) -> Published:
     """Bring all images to the size and colours asked for, if they would fit into memory."""
     needed = 0
     for _, split in published.given():
@@ -351,7 +379,7 @@ def _fitted(published: Published, *, image_size: int | None, grey: bool, where: 
     )
 
 
-def _divided(published: Published, source: DataSource, *, where: str) -> DataSet:
+def divided(published: Published, source: DataSource, *, where: str) -> DataSet:
     """The data set of what was read from a path."""
     splits = carve(published, sizes=default_sizes(published), seed=source.split_seed, where=where)
     colour = splits.train.shape[1] == 3

@@ -73,7 +73,7 @@ def read_reference(
     *,
     run: str | Path | None = None,
     data_dir: str | Path | None = None,
-    moved_to: str | Path | None = None,
+    moved_to: DataSet | str | Path | None = None,
     loaded: DataSet | None = None,
     images: int = 64,
 ) -> Reference:

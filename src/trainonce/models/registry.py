@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from trainonce.errors import UserError
 from trainonce.models.supernet import Supernet
-from trainonce.nn.kinds import named
+from trainonce.names import import_named
 
 FAMILIES: dict[str, type[Supernet]] = {}
 """The families that are registered, by name."""
@@ -33,7 +33,7 @@ def family_named(name: str, *, beside: str | Path | None = None) -> type[Superne
         return FAMILIES[name]
     offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     others = [*FAMILIES, *offered]
-    found = offered[name].load() if name in offered else named(name, "family", others, beside=beside)
+    found = offered[name].load() if name in offered else import_named(name, "family", others, beside=beside)
     if not (isinstance(found, type) and issubclass(found, Supernet)):
         raise UserError(f"{name} is no family: it is not a subclass of trainonce.Supernet")
     return found

@@ -5,15 +5,15 @@ module travels as `model.py` in the directory of each subnet, so that the subnet
 """
 
 import ast
-import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import nn
 
 from trainonce.errors import UserError
+from trainonce.names import import_named
 from trainonce.nn import loading
 from trainonce.nn.plain import NetworkSpec
 from trainonce.nn.plain_resnet import ResNetSpec
@@ -95,31 +95,11 @@ def read_spec(values: Mapping[str, Any], *, beside: str | Path) -> PlainSpec:
         raise ValueError(f"its network's kind is {kind!r:.100}")
     if kind in KINDS:
         return KINDS[kind].from_json(fields)
-    found: Any = named(kind, "kind of network", KINDS, beside=beside)
+    found: Any = import_named(kind, "kind of network", KINDS, beside=beside)
     if not {"build", "from_json"} <= set(dir(found)):
         raise UserError(f"{kind} is no kind of network: see trainonce.nn.kinds.PlainSpec")
     spec: PlainSpec = found.from_json(fields)
     return spec
-
-
-def named(name: str, what: str, others: Iterable[str], *, beside: str | Path | None = None) -> Any:
-    """What `package.module:Name` names, which is imported from where Python looks, but not from inside `beside`.
-
-    Raises `UserError` that names the `others` where it is no such name, and where nothing can be imported by it.
-    """
-    module, colon, attribute = name.partition(":")
-    if not (colon and all(part.isidentifier() for part in [*module.split("."), attribute])):
-        raise UserError(
-            f"unknown {what} {name[:100]!r}; there are {', '.join(others)}, and your own as package.module:Class"
-        )
-    try:
-        found = importlib.util.find_spec(module.partition(".")[0])
-        places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
-        if beside is not None and any(p and Path(p).resolve().is_relative_to(Path(beside).resolve()) for p in places):
-            raise UserError(f"the {what} {name} lies in {beside} itself, whose code is not executed")
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"the {what} {name} cannot be imported: {error}") from error
 
 
 def source_of(spec: PlainSpec) -> bytes:

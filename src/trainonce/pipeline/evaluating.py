@@ -85,7 +85,7 @@ def evaluate(
     per_bucket: int = 100,
     over: Over = "choices",
     calibration_images: int = 2000,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",

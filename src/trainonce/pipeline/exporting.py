@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import Baseline, Certificate
@@ -48,7 +49,7 @@ def export(
     max_loss: float = 1.0,
     check: bool = False,
     out: str | Path | None = None,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     threads: int | None = None,
     on_reference: Callable[[Reference], None] = lambda _: None,
@@ -70,7 +71,7 @@ def export(
         subnet,
         run=None if run is None else Path(run),
         data_dir=data_dir,
-        moved_to=None if data is None else str(data),
+        moved_to=data,
         images=images,
     )
     on_reference(reference)

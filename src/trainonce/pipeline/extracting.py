@@ -53,7 +53,7 @@ def extract(
     test: bool = False,
     out: str | Path | None = None,
     license: str | None = None,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",

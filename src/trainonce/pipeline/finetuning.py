@@ -53,7 +53,7 @@ def finetune(
     out: str | Path | None = None,
     seed: int = 0,
     test: bool = False,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,

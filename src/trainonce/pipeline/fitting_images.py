@@ -42,7 +42,7 @@ class FittedImages:
 
 
 def fit_images(
-    data: str | Path,
+    data: DataSet | str | Path,
     minutes: float,
     *,
     max_macs: Sequence[float] = (),

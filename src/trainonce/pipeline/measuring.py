@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainonce.data import DataSet
 from trainonce.files import write_atomic
 from trainonce.lab.measures.forgetting import default_probes
 from trainonce.lab.measures.measure import MeasureSettings, verdict
@@ -32,7 +33,7 @@ def measure(
     batches: int = 100,
     lr: float | None = None,
     calibration_images: int = 2000,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -101,7 +101,7 @@ def search(
     control: bool = True,
     test: bool = False,
     calibration_images: int | None = None,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -72,7 +72,7 @@ class Studied:
 
 def study(
     name: str | Path,
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     *,
     out: str | Path | None = None,
     scale: float = 1.0,
@@ -197,7 +197,7 @@ def _refuse(
     *,
     buckets: Buckets,
     split: SplitName | None,
-    source: str | Path | None,
+    source: DataSet | str | Path | None,
     scale: float,
 ) -> None:
     """Raise `UserError` for a study that cannot be."""

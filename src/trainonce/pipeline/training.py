@@ -55,7 +55,7 @@ class Trained:
 
 
 def train(
-    data: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
     *,
     recipe: str | Path = "rss",
     out: str | Path | None = None,

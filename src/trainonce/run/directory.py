@@ -174,17 +174,19 @@ class RunDirectory:
         self,
         data_dir: str | Path | None = None,
         *,
-        moved_to: str | Path | None = None,
+        moved_to: DataSet | str | Path | None = None,
         stream: bool | None = None,
         workers: int | None = None,
     ) -> DataSet:
-        """The run's images; `moved_to` is where their folder or file is now, if it has moved.
+        """The run's images; `moved_to` is where their folder or file is now, if it has moved, or they themselves.
 
         They are varied as the run's recipe says, so that every stage recalibrates on what was trained on. Whether they
         are streamed is as the run recorded it unless `stream` says otherwise; `workers` as `load_dataset`.
         Raises `UserError` where they cannot be had or are not the ones trained on.
         """
         config = self.config()
+        if isinstance(moved_to, DataSet):
+            return self._same(moved_to, config, "the data set given")
         source = config.data if moved_to is None else config.data.model_copy(update={"name_or_path": str(moved_to)})
         if moved_to is None and Path(source.name_or_path).is_absolute() and not Path(source.name_or_path).exists():
             raise UserError(
@@ -193,9 +195,13 @@ class RunDirectory:
             )
         if stream is not None:
             source = source.model_copy(update={"stream": stream})
-        data = source.load(data_dir=data_dir, workers=workers)
+        data = source.load(data_dir=data_dir, workers=workers, beside=self.path)
+        return self._same(data, config, source.name_or_path)
+
+    def _same(self, data: DataSet, config: RunConfig, what: str) -> DataSet:
+        """The images, varied as the recipe says. Raises `UserError` where they are not the run's."""
         if data.fingerprint() != config.data_fingerprint:
-            raise UserError(f"{source.name_or_path} holds other images than those {self.path} was trained on")
+            raise UserError(f"{what} holds other images than those {self.path} was trained on")
         return replace(data.varied_by(config.recipe), source=config.data)
 
     def build_supernet(self) -> Supernet:
