@@ -22,7 +22,19 @@ def floors() -> list[str]:
 
 
 FLOORS = floors()
-WITHOUT_TORCH = ("errors", "version", "limits", "lazy", "files", "names", "records", "settings", "space", "recipes")
+WITHOUT_TORCH = (
+    "errors",
+    "version",
+    "limits",
+    "extras",
+    "lazy",
+    "files",
+    "names",
+    "records",
+    "settings",
+    "space",
+    "recipes",
+)
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 
 

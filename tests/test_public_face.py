@@ -52,15 +52,28 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert getattr(trainonce, name).__doc__
 
 
+SHORTER = {
+    "scaled(0.05)": "scaled(0.002)",
+    "epochs=40": "epochs=1",
+    "per_bucket=10": "per_bucket=1",
+    "scores=30": "scores=2",
+    "epochs=5": "epochs=1",
+    "batches=20": "batches=2, probes=2",
+}
+
+
 def test_the_readme_python_runs(tmp_path: Path) -> None:
-    """The ten lines of the README, as they stand there, at a twentieth of their length."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert code is not None
-    shorter = code[1].replace("scaled(0.05)", "scaled(0.002)")
-    assert shorter != code[1]
-    done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
+    """The stages and the parts as they stand there, one after the other, but for their lengths."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+    for long, short in SHORTER.items():
+        assert code.count(long) == 1, long
+        code = code.replace(long, short)
+    stages = ("train", "evaluate", "search", "extract", "finetune", "export", "measure", "report")
+    assert all(f"pipeline.{stage}(" in code for stage in stages)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("95% interval") == 2
+    assert done.stdout.count("95% interval") == 3
+    assert (tmp_path / "runs" / "python" / "report.html").is_file()
 
 
 def test_the_version_is_the_changelogs() -> None:

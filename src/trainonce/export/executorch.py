@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from trainonce.errors import UserError
 from trainonce.export.description import FileDescription, Opened, Written, check_shapes
 from trainonce.export.seal import Seal
-from trainonce.export.tools import extra, quiet, sentence
+from trainonce.export.tools import quiet, sentence
+from trainonce.extras import try_import
 
 FILE, SIDECAR = "model.pte", "model.json"
 EXTRA = "executorch"
@@ -23,7 +24,7 @@ SEAL = Seal(head=f', "{LAST_KEY}": "'.encode(), tail=b'"}')
 
 def write_executorch(network: nn.Module, description: FileDescription) -> Written:
     """The program of a network in evaluation mode, and its description. Raises `UserError` without the extra."""
-    with extra(EXTRA), quiet():
+    with try_import("this", EXTRA, told=True), quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
     how = description.preprocessing
@@ -42,7 +43,7 @@ def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Ope
 
     Raises `UserError` for a program or description that is damaged, and without the extra.
     """
-    with extra(EXTRA), quiet():
+    with try_import("this", EXTRA, told=True), quiet():
         from executorch.runtime import Runtime, Verification
     with sentence(f"{where} is not an ExecuTorch program that can be computed here"):
         description = FileDescription.from_text(files[SIDECAR].decode(), where=where)

@@ -19,7 +19,8 @@ from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, FileDescription, Opened, Run, Written
 from trainonce.export.onnx import EXTRA, FILE, belongs, open_onnx, parsed, redescribed
 from trainonce.export.reference import Reference
-from trainonce.export.tools import extra, quiet
+from trainonce.export.tools import quiet
+from trainonce.extras import try_import
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
@@ -74,7 +75,7 @@ def quantise(content: bytes, calibrate: list[Tensor], *, in_float32: Callable[[s
 
     `calibrate` are batches of images [B, C, H, W].
     """
-    with extra(EXTRA), quiet():
+    with try_import("this", EXTRA, told=True), quiet():
         import onnxruntime.quantization as ort
     model = parsed(content, where=FILE)
     excluded = [node.name for node in model.graph.node if in_float32(node.name)]

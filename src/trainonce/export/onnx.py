@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import REFUSALS, extra, layer_names, quiet, sentence
+from trainonce.export.tools import REFUSALS, layer_names, quiet, sentence
+from trainonce.extras import try_import
 
 OPSET = 18
 FILE = "model.onnx"
@@ -33,7 +34,7 @@ SEAL = Seal(head=_entry(f"{KEY}_sha256".encode(), DIGITS))
 
 def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
     """The ONNX file of a network in evaluation mode. Raises `UserError` without the extra `onnx`."""
-    with extra(EXTRA):
+    with try_import("this", EXTRA, told=True):
         import onnx
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
     how = description.preprocessing
@@ -96,7 +97,7 @@ def redescribed(content: bytes, description: FileDescription) -> bytes:
 
 def parsed(content: bytes, *, where: str) -> Any:
     """The `onnx.ModelProto` in some bytes. Raises `UserError` where they are none, or without the extra."""
-    with extra(EXTRA):
+    with try_import("this", EXTRA, told=True):
         import onnx
         from google.protobuf.message import DecodeError
     try:
@@ -152,7 +153,7 @@ def _runner(session: Any, where: str) -> Run:
 
 
 def _session(content: bytes, threads: int, where: str) -> Any:
-    with extra(EXTRA):
+    with try_import("this", EXTRA, told=True):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -13,7 +13,8 @@ from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Op
 from trainonce.export.onnx import FILE as ONNX_FILE
 from trainonce.export.onnx import open_onnx
 from trainonce.export.seal import Seal
-from trainonce.export.tools import extra, quiet, sentence
+from trainonce.export.tools import quiet, sentence
+from trainonce.extras import try_import
 
 XML, BIN = "model.xml", "model.bin"
 EXTRA = "openvino"
@@ -25,7 +26,7 @@ REASON = -1
 
 def write_openvino(content: bytes) -> Written:
     """The OpenVINO files of an ONNX file of `to_onnx`. Raises `UserError` without the extras openvino and onnx."""
-    with extra(EXTRA):
+    with try_import("this", EXTRA, told=True):
         import openvino
     description = open_onnx({ONNX_FILE: content}, 1, ONNX_FILE).description
     with quiet(), TemporaryDirectory() as folder:
@@ -42,7 +43,7 @@ def open_openvino(files: Mapping[str, bytes], threads: int, where: str) -> Opene
 
     Raises `UserError` for files that are damaged or foreign, and without the extra.
     """
-    with extra(EXTRA):
+    with try_import("this", EXTRA, told=True):
         import openvino
     core = openvino.Core()
 

@@ -1,4 +1,4 @@
-"""What the exporters share: naming the extra that is missing, and keeping the libraries' chatter off the terminal."""
+"""What the exporters share: turning refusals into sentences, and keeping the libraries' chatter off the terminal."""
 
 import hashlib
 import logging
@@ -9,16 +9,6 @@ from contextlib import contextmanager
 from torch import nn
 
 from trainonce.errors import UserError
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Inside, a failing import is a `UserError` that says which extra to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"this needs an extra: pip install 'trainonce[{name}]' ({error})") from error
-
 
 REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 """What a runtime raises on a file or on images that it cannot take."""

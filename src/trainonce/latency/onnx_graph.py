@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from trainonce.errors import UserError
+from trainonce.extras import try_import
 from trainonce.nn import plain, plain_resnet
 
 OPSET = 18
@@ -64,10 +64,8 @@ def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
 
     Input `input`, output `output`; weights inside. Raises `UserError` without the extra.
     """
-    try:
+    with try_import("measuring this runtime", "onnx"):
         from onnx import TensorProto, helper
-    except ImportError as error:
-        raise UserError("measuring this runtime needs an extra: pip install 'trainonce[onnx]'") from error
     try:
         graph = _Graph(trace(module.eval()))
     except (_UntranslatedError, fx.proxy.TraceError):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
+from trainonce.extras import try_import
 from trainonce.latency.onnx_graph import onnx_bytes
 from trainonce.version import __version__
 
@@ -39,10 +40,8 @@ def _torch(threads: int) -> Prepare:
 
 
 def _onnxruntime(threads: int) -> Prepare:
-    try:
+    with try_import("the runtime onnxruntime", "onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise UserError("the runtime onnxruntime needs an extra: pip install 'trainonce[onnx]'") from error
 
     def prepare(module: nn.Module, shape: Shape) -> Call:
         options = onnxruntime.SessionOptions()
@@ -57,10 +56,8 @@ def _onnxruntime(threads: int) -> Prepare:
 
 
 def _openvino(threads: int) -> Prepare:
-    try:
+    with try_import("the runtime openvino", "onnx", "openvino"):
         import openvino
-    except ImportError as error:
-        raise UserError("the runtime openvino needs extras: pip install 'trainonce[onnx,openvino]'") from error
     core = openvino.Core()
     config = {
         "INFERENCE_NUM_THREADS": threads,

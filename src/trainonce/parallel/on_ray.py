@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trainonce.errors import RunError, UserError
+from trainonce.extras import try_import
 from trainonce.parallel.worker import Died, Done, Failed, MakeWorker, Pool, Worker
 
 RAY = "ray"
@@ -39,10 +40,8 @@ class RayPool(Pool):
         self.leaving = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        try:
+        with try_import("working on Ray", "ray"):
             import ray
-        except ImportError as error:
-            raise UserError("working on Ray needs an extra: pip install 'trainonce[ray]'") from error
         self.ray = ray
         with contextlib.ExitStack() as leaving:
             leaving.enter_context(contextlib.redirect_stdout(sys.stderr))

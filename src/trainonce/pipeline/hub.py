@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from trainonce.errors import RunError, UserError
+from trainonce.extras import try_import
 from trainonce.pipeline.verifying import refuse_damage, verify
 from trainonce.records import read_json, to_json
 from trainonce.subnets import FILES, read_subnet, verify_subnet, write_subnet
@@ -143,11 +144,9 @@ def _without_places(value: Any) -> Any:
 
 
 def _hub() -> Any:
-    try:
+    with try_import("the Hugging Face Hub", "hub"):
         import huggingface_hub
         import huggingface_hub.errors
-    except ImportError as error:
-        raise UserError("the Hugging Face Hub needs an extra: pip install 'trainonce[hub]'") from error
     return huggingface_hub
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from trainonce.data import DataSet, load_dataset
 from trainonce.data.baseline import Baseline, baseline
 from trainonce.errors import UserError
+from trainonce.extras import try_import
 from trainonce.lab.measures.forgetting import Prober, default_probes
 from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.parallel.distributed import Ranks, process_group
@@ -264,10 +265,8 @@ def tensorboard_writer(wanted: bool, run: RunDirectory) -> Iterator[Callable[[Pr
     if not wanted:
         yield lambda _: None
         return
-    try:
+    with try_import("--tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard needs an extra: pip install 'trainonce[tensorboard]'") from error
     with SummaryWriter(run.path / "tensorboard") as writer:
 
         def write(at: Progress) -> None:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from trainonce.errors import UserError
+from trainonce.extras import try_import
 from trainonce.search.genome import decode, encode
 from trainonce.search.problem import Problem
 from trainonce.space import Architecture
@@ -22,10 +22,8 @@ TopOf = Callable[[Sequence[Architecture]], Mapping[Architecture, float]]
 
 def require_optuna() -> None:
     """Raises `UserError` that names the extra where Optuna is not installed."""
-    try:
+    with try_import("a search", "search"):
         import optuna  # noqa: F401
-    except ImportError as error:
-        raise UserError("a search needs an extra: pip install 'trainonce[search]'") from error
 
 
 def evolve(

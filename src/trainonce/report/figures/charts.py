@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from trainonce.errors import RunError, UserError
+from trainonce.extras import try_import
 
 if TYPE_CHECKING:
     import altair as alt
@@ -40,8 +41,10 @@ CELL_TEXT = "cell-text"
 
 def require_plotting() -> None:
     """Raises `UserError` that names the extra where Altair or vl-convert is not installed."""
-    if find_spec("altair") is None or find_spec("vl_convert") is None:
-        raise UserError("drawing needs an extra: pip install 'trainonce[plot]'")
+    with try_import("drawing", "plot"):
+        for name in ("altair", "vl_convert"):
+            if find_spec(name) is None:
+                raise ImportError(name)
 
 
 def theme(*, dark: bool = False) -> dict[str, Any]:
