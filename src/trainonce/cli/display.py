@@ -76,8 +76,8 @@ def silent(wanted: bool) -> Iterator[None]:
 def progress() -> Iterator[Callable[[int, int, str], None]]:
     """A function `show(done, total, text)`: a live bar in a terminal, a line now and then elsewhere."""
     if err.is_terminal:
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=err, transient=True) as bar:
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=err, transient=True, expand=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
         return
@@ -270,10 +270,11 @@ def scoring_line(line: Line, seconds_left: float) -> str:
     return f"{subnet_line(line)}; {duration(seconds_left)} left"
 
 
-def training_line(at: TrainProgress) -> str:
-    """Where training stands, in a line."""
+def training_line(at: TrainProgress, looked: Sequence[float] = ()) -> str:
+    """Where training stands, in a line. `looked` is the top-1 of probes on validate when they were last looked at."""
+    probes = f", on validate {looked[0]:.1f}% (smallest) to {looked[-1]:.1f}% (largest)" if looked else ""
     return (
-        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}, "
+        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%{probes}, lr {at.lr:.2g}, "
         f"subnet {at.macs / 1e6:.2f} M MACs; {duration(at.seconds_left)} left"
     )
 

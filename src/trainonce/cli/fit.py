@@ -21,6 +21,7 @@ from trainonce.cli.options import (
     RecipeName,
     Seed,
     SkipBroken,
+    SplitSeed,
     Threads,
     TrainImages,
     Width,
@@ -60,6 +61,7 @@ def fit(
     image_size: ImageSize = None,
     grey: Grey = False,
     train_images: TrainImages = None,
+    split_seed: SplitSeed = 0,
     skip_broken: SkipBroken = False,
     finetune_lr: Annotated[
         float, typer.Option(min=0, help="Learning rate at the top of the cosine of fine-tuning.")
@@ -92,6 +94,7 @@ def fit(
             image_size=image_size,
             grey=grey,
             train_images=train_images,
+            split_seed=split_seed,
             skip_broken=skip_broken,
             finetune_lr=finetune_lr,
             data_dir=data_dir,

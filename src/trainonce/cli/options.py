@@ -47,6 +47,15 @@ TrainImages = Annotated[
         show_default=False,
     ),
 ]
+SplitSeed = Annotated[
+    int,
+    typer.Option(
+        "--split-seed",
+        min=0,
+        max=2**63 - 1,
+        help="Seed of which images are held out. Train again with others to see how far small splits deceive.",
+    ),
+]
 DecodeWorkers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that decode streamed images. Default: one for each core but one; 0: none."),

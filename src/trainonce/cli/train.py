@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from trainonce.cli.options import (
     RecipeName,
     Seed,
     SkipBroken,
+    SplitSeed,
     Threads,
     TrainImages,
     Width,
@@ -139,6 +141,7 @@ def train(
     width: Width = None,
     grey: Grey = False,
     train_images: TrainImages = None,
+    split_seed: SplitSeed = 0,
     stream: Stream = None,
     decode_workers: DecodeWorkers = None,
     skip_broken: SkipBroken = False,
@@ -169,6 +172,11 @@ def train(
         from trainonce.parallel.distributed import is_first_process
         from trainonce.pipeline import train
 
+    looked: list[float] = []
+
+    def look(top1: Sequence[float]) -> None:
+        looked[:] = top1
+
     with display.silent(not is_first_process()), work() as at_work:
         done = train(
             data,
@@ -185,6 +193,7 @@ def train(
             width=width,
             grey=grey,
             train_images=train_images,
+            split_seed=split_seed,
             stream=stream,
             decode_workers=decode_workers,
             skip_broken=skip_broken,
@@ -203,7 +212,8 @@ def train(
             on_plan=_say_plan,
             on_baseline=lambda found: display.err.print(f"For comparison: {found}"),
             on_start=at_work.start,
-            on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at)),
+            on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at, looked)),
+            on_look=look,
             should_stop=at_work.should_stop,
             where="the command line",
         )
@@ -226,9 +236,13 @@ def _say(done: Trained, stopped_by: int | None, *, dry_run: bool, as_json: bool)
         raise typer.Exit(128 + (stopped_by or signal.SIGTERM))  # another process may have been the one to be told
     elif done.metrics is not None:
         if as_json:
-            display.print_json({"run": str(run), "seconds": round(done.seconds, 1), **done.metrics})
+            said = {"run": str(run), "seconds": round(done.seconds, 1), **done.metrics, "outlook": done.outlook}
+            display.print_json(said)
             return
         display.out.print(
             f"Trained in {display.duration(done.seconds)}: training loss {done.metrics['loss']:.3f}, "
-            f"top-1 {done.metrics['top1']:.1f}% on augmented images.\nNext: {command('trainonce', 'evaluate', run)}"
+            f"top-1 {done.metrics['top1']:.1f}% on augmented images."
         )
+        if done.outlook is not None:
+            display.out.print(done.outlook)
+        display.out.print(f"Next: {command('trainonce', 'evaluate', run)}")

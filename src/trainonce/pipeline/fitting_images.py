@@ -54,6 +54,7 @@ def fit_images(
     image_size: int | None = None,
     grey: bool = False,
     train_images: int | None = None,
+    split_seed: int = 0,
     skip_broken: bool = False,
     finetune_lr: float = 0.01,
     data_dir: str | Path | None = None,
@@ -78,6 +79,7 @@ def fit_images(
         image_size=image_size,
         grey=grey,
         train_images=train_images,
+        split_seed=split_seed,
         skip_broken=skip_broken,
     )
     if geometry is None and family is None and images.image_size > SMALLEST_LIGHT:

@@ -1,5 +1,6 @@
 """A supernet trained into a run directory, or further in one."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class Trained:
 
     Under torchrun the first process alone has it.
     """
+    outlook: str | None = None
+    """Whether more time would help, in a sentence; None unless finished, and where there are no probes."""
 
 
 def train(
@@ -71,6 +74,7 @@ def train(
     width: float | None = None,
     grey: bool = False,
     train_images: int | None = None,
+    split_seed: int = 0,
     stream: bool | None = None,
     decode_workers: int | None = None,
     skip_broken: bool = False,
@@ -90,6 +94,7 @@ def train(
     on_baseline: Callable[[Baseline], None] = lambda _: None,
     on_start: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_look: Callable[[Sequence[float]], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     where: str = "the options",
 ) -> Trained:
@@ -99,7 +104,9 @@ def train(
     `resume`, a run's directory, it goes on from its newest checkpoint, to the weights of a run that never stopped; then
     `data` says where the images are now, if they have moved, and what the run is made of cannot be given.
     Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
-    there on `should_stop` is asked, and ends it with everything saved. `where` is what refusals call the options.
+    there on `should_stop` is asked, and ends it with everything saved. `on_look` is told the top-1 of the probes on
+    validate, in percent, from the smallest to the largest, whenever they are looked at. `where` is what refusals call
+    the options.
     Raises `UserError` for what cannot be, before anything is written, and `RunError` where it cannot go on.
     """
     use_threads(threads)
@@ -115,6 +122,7 @@ def train(
                     image_size=image_size,
                     grey=grey,
                     train_images=train_images,
+                    split_seed=split_seed,
                     stream=stream,
                     workers=decode_workers,
                     skip_broken=skip_broken,
@@ -125,7 +133,7 @@ def train(
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
                 made_of = (recipe != "rss", out, epochs, passes, batch_size, family, geometry, image_size, resolutions)
-                _refuse_beside_resume(*made_of, width, grey, train_images, skip_broken, seed, dry_run)
+                _refuse_beside_resume(*made_of, width, grey, train_images, split_seed, skip_broken, seed, dry_run)
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
@@ -166,13 +174,14 @@ def train(
             tensorboard=tensorboard,
             on_start=on_start,
             on_progress=on_progress,
+            on_look=on_look,
             should_stop=should_stop,
         )
 
 
 MADE_OF = (
     *("recipe", "out", "epochs", "passes", "batch-size", "family", "geometry", "image-size", "resolutions"),
-    *("width", "grey", "train-images", "skip-broken", "seed", "dry-run"),
+    *("width", "grey", "train-images", "split-seed", "skip-broken", "seed", "dry-run"),
 )
 """The options that say what a new run is made of."""
 
@@ -199,13 +208,20 @@ def _trained(
     tensorboard: bool,
     on_start: Callable[[], None],
     on_progress: Callable[[Progress], None],
+    on_look: Callable[[Sequence[float]], None],
     should_stop: Callable[[], bool],
 ) -> Trained:
     """Train what is planned; `plain` is recorded with the first line of metrics."""
     began, run = time.monotonic(), plan.run
-    look = None
+    look, seen = None, list[float]()
+
+    def looked(top1: Sequence[float]) -> None:
+        seen[:] = top1
+        on_look(top1)
+
     if ranks.first:
-        look = prober(plan.net.to(ranks.device), plan.recipe, plan.data, run, count=probes, seed=plan.seed)
+        net = plan.net.to(ranks.device)
+        look = prober(net, plan.recipe, plan.data, run, count=probes, seed=plan.seed, on_look=looked)
     on_start()
     with tensorboard_writer(tensorboard and ranks.first, run) as board:
 
@@ -229,7 +245,26 @@ def _trained(
             ranks=ranks,
         )
     metrics = run.metrics()[-1] if finished and ranks.first else None
-    return Trained(plan=plan, seconds=time.monotonic() - began, finished=finished, metrics=metrics)
+    verdict = outlook(metrics["top1"], statistics.fmean(seen)) if metrics is not None and seen else None
+    seconds = time.monotonic() - began
+    return Trained(plan=plan, seconds=seconds, finished=finished, metrics=metrics, outlook=verdict)
+
+
+def outlook(train: float, validate: float) -> str:
+    """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb, no measurement.
+
+    `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
+    """
+    shown = f"{train:.1f}% of the varied training images are classified correctly, {validate:.1f}% on validate"
+    if train < validate + STILL_RISING:
+        return f"Still rising: {shown}. More epochs would likely help."
+    if train > validate + OVERFITTING:
+        return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than epochs."
+    return f"Level: {shown}. More epochs would likely give little."
+
+
+STILL_RISING, OVERFITTING = 5.0, 20.0
+"""How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
 
 
 def supernet_for(
@@ -288,10 +323,17 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
 
 
 def prober(
-    net: Supernet, recipe: Recipe, data: DataSet, run: RunDirectory, *, count: int | None, seed: int
+    net: Supernet,
+    recipe: Recipe,
+    data: DataSet,
+    run: RunDirectory,
+    *,
+    count: int | None,
+    seed: int,
+    on_look: Callable[[Sequence[float]], None] = lambda _: None,
 ) -> Prober | None:
     """What looks at probes while training: `count` of them, by default those looked at before or `PROBES`."""
     before = () if count is not None else dict.fromkeys(line["probe"] for line in run.forgetting())
     probes = tuple(net.space.parse(text) for text in before)
     probes = probes or default_probes(net, PROBES if count is None else count, seed=seed)
-    return Prober(net, recipe, data, run, probes=probes, seed=seed) if probes else None
+    return Prober(net, recipe, data, run, probes=probes, seed=seed, on_look=on_look) if probes else None

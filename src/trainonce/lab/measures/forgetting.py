@@ -6,7 +6,7 @@ A probe's forgetting is its best accuracy so far less its accuracy now. Natural 
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +91,8 @@ def _step_macs(net: Supernet, recipe: Recipe, index: int, seed: int) -> float:
 class Prober:
     """Looks at probes after an epoch and records their scores: `train_supernet(…, on_epoch=Prober(…))`.
 
-    It keeps the images that it looks at in memory, on the network's device as it is now. The network stays as it is.
+    `on_look` is told the probes' top-1, in percent, in their order. It keeps the images that it looks at in memory, on
+    the network's device as it is now. The network stays as it is.
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class Prober:
         probes: Sequence[Architecture],
         seed: int = 0,
         settings: ProberSettings | None = None,
+        on_look: Callable[[Sequence[float]], None] = lambda _: None,
     ) -> None:
-        self.net, self.run, self.probes = net, run, tuple(probes)
+        self.net, self.run, self.probes, self.on_look = net, run, tuple(probes), on_look
         chosen = settings or ProberSettings()
         data = data.varied_by(recipe)
         part = data.validate.drawn(chosen.images, seed=derived_seed(seed, "probe images"))
@@ -130,12 +132,14 @@ class Prober:
             return
         modes = {module: module.training for module in self.net.modules()}
         self.net.eval()
+        found = []
         for probe in self.probes:
             score = self.evaluator(self.net, probe)
             if not fits_record(score.loss):
                 said = f"the loss of the probe {probe} after step {at.step} is {score.loss:g}: that look is left out"
                 warnings.warn(said, RuntimeWarning, stacklevel=2)
                 continue
+            found.append(score.top1)
             self.run.append_forgetting(
                 {
                     "step": at.step,
@@ -149,6 +153,8 @@ class Prober:
             )
         for module, mode in modes.items():
             module.training = mode
+        if found:
+            self.on_look(found)
 
 
 def forgetting(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
