@@ -1,6 +1,7 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
 # make test    the tests (under 12 minutes)          make check       lint, format, types
 # make test-long      the tests that take long: kills at many moments, whole studies
+# make docs    the documentation's site, into build/site
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
 # make fuzz    damages files of every kind at random and counts what is believed: make fuzz DAMAGES=1000000 SEED=7 (hours)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
@@ -17,7 +18,7 @@ DEMO := runs/demo
 INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-long fuzz test-ray test-browser test-lowest test-export bench check format wheel clean
+.PHONY: demo test test-long fuzz test-ray test-browser test-lowest test-export bench check format docs wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -80,6 +81,11 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	ruff check --fix .
 	ruff format .
+
+docs: $(INSTALLED)
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir build/doctrees docs build/site
+	@echo "Open build/site/index.html in a browser."
 
 wheel: $(INSTALLED)
 	python -m pip wheel --quiet --no-deps --wheel-dir dist .

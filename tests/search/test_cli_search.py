@@ -157,11 +157,11 @@ class TestStory:
     def test_the_documented_example(
         self, trained: Path, tmp_path: Path, made_up: Callable[..., Any], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """What docs/search.md shows, on another run, with few and made-up scores."""
+        """What docs/searching.md shows, on another run, with few and made-up scores."""
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))
         run.search_file.unlink(missing_ok=True)
         count_file(run.search_file).unlink(missing_ok=True)
-        text = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+        text = (Path(__file__).parents[2] / "docs" / "searching.md").read_text(encoding="utf-8")
         example = text.split("```python\n")[1].split("```")[0]
         for shown, here in {
             '"runs/pets"': repr(str(run.path)),

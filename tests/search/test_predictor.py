@@ -91,7 +91,7 @@ def test_the_order_of_scores_changes_nothing(net: MobileNetV3) -> None:
 
 @pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")  # they were made before sums
 def test_of_the_committed_results_it_learns() -> None:
-    """150 subnets of the CIFAR-10 run of docs/results.md, with the figures that docs/search.md says."""
+    """150 subnets of the CIFAR-10 run of docs/results.md, with the figures that docs/searching.md says."""
     run = RunDirectory(Path(__file__).parents[2] / "docs" / "results" / "cifar10-rss")
     net = run.build_supernet()
     _, report = learn(net.cost, {net.space.parse(line["arch"]): line["top1"] for line in run.population()}, seed=0)

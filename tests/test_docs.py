@@ -1,0 +1,132 @@
+"""The documentation says what is so: its Python runs, its commands exist, and what is generated leaves nothing out."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from docs import generated
+from tests.support.command_line import trainonce as trainonce_says
+
+import trainonce
+from trainonce.cli.app import app
+from trainonce.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+SHORTER = {"scaled(0.05)": "scaled(0.002)", "minutes=1": "minutes=0.15", "scores=100": "scores=20"}
+"""What is made shorter where a page's Python is run."""
+
+
+def path_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[bool, str]]:
+    """The code blocks of a page in a language: whether it is run, and the code."""
+    for mark, found, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if found == language:
+            yield not mark, code
+
+
+WITH_PYTHON = [page for page in PAGES if any(blocks(page, "python"))]
+RUN = [page for page in WITH_PYTHON if any(run for run, _ in blocks(page, "python"))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the pages' Python runs: with the runs, the subnet, its ONNX file and the study that they name."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("reader")
+        patch.chdir(path)
+        options = ("--epochs", "1", "--width", "0.25", "--probes", "0", "--out", "runs/rss")
+        assert trainonce_says("train", "digits", *options).code == 0
+        assert trainonce_says("evaluate", "runs/rss", "--per-bucket", "1").code == 0
+        assert trainonce_says("extract", "runs/rss", "--max-macs", "1", "--out", "runs/rss/subnets/ID").code == 0
+        assert trainonce_says("export", "runs/rss/subnets/ID", "--to", "onnx").code == 0
+        shutil.copy("runs/rss/subnets/ID/export/onnx/model.onnx", "model.onnx")
+        for run in ("ps", "pets"):
+            shutil.copytree("runs/rss", f"runs/{run}")
+        shutil.copytree(ROOT / "docs" / "results" / "baseline-cifar10", "studies/baseline")
+        yield path
+
+
+@pytest.mark.parametrize("page", RUN[1:], ids=path_of)  # tests/test_public_face.py runs the README's
+def test_python_that_can_run_runs(page: Path, folder: Path) -> None:
+    """The blocks of a page one after the other, as they stand there, but for their lengths."""
+    code = "\n".join(code for run, code in blocks(page, "python") if run)
+    for long, short in SHORTER.items():
+        code = code.replace(long, short)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=path_of)
+def test_what_python_imports_is_there(page: Path) -> None:
+    """Of blocks that are not run too."""
+    for _, code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("trainonce"):
+                names = [alias.name for alias in node.names]
+                assert [name for name in names if not hasattr(import_module(str(node.module)), name)] == []
+
+
+def command_named(words: list[str]) -> Any:
+    """The command that these words begin with, as typer has it. Raises `AssertionError` where there is none."""
+    found = typer.main.get_command(app)
+    for word in words:
+        if not isinstance(found, typer.core.TyperGroup):
+            break
+        context = found.make_context("trainonce", [], resilient_parsing=True)
+        assert word in found.list_commands(context), f"there is no command {word}"
+        found = found.get_command(context, word)
+    return found
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """What stands after `trainonce` in the command lines of a page, without what is behind `#`."""
+    for language in ("", "sh", "console"):
+        for _, code in blocks(page, language):
+            for line in code.replace("\\\n", " ").splitlines():
+                if found := re.search(r"(?:^|-m )trainonce (.*)", line.partition("#")[0]):
+                    yield found[1].split()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(command_lines(page))], ids=path_of)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for words in command_lines(page):
+        command = command_named([word for word in words if not word.startswith("-")])
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} - known == set(), words
+
+
+def test_the_watch_over_commands_sees_them() -> None:
+    assert sum(1 for page in PAGES for _ in command_lines(page)) > 50
+    with pytest.raises(AssertionError, match="no command trian"):
+        command_named(["trian"])
+
+
+def test_what_is_generated_leaves_nothing_out() -> None:
+    assert all(f"| `{name}` |" in generated.recipes_table() for name in RECIPES)
+    assert all(f"## {name}\n" in generated.public_face() for name in trainonce.__all__ if name != "__version__")
+    text = generated.commands()
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name in group.list_commands(group.make_context("trainonce", [], resilient_parsing=True)):
+        assert f"## trainonce {name}" in text
+    assert "`--max-latency <str>`\n: Most time for one image" in text
+    with pytest.raises(KeyError):
+        generated.filled("<!-- generated: nothing -->")
+
+
+def test_pages_ask_for_what_can_be_generated() -> None:
+    filled = [page for page in PAGES if generated.filled(page.read_text(encoding="utf-8")) != page.read_text("utf-8")]
+    assert {page.name for page in filled} == {"commands.md", "python.md", "recipes.md"}
