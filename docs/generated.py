@@ -6,6 +6,7 @@ A page asks for it by a comment, `<!-- generated: recipes -->`, which `filled` r
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -59,8 +60,17 @@ def public_face() -> str:
 def _documented(name: str) -> str:
     if name == "RECIPES":  # a dict has no docstring of its own
         return "## RECIPES\n\nEvery recipe by name: [the recipes](recipes.md)."
-    kind = "class" if inspect.isclass(getattr(trainonce, name)) else "function"
+    value = getattr(trainonce, name)
+    if inspect.ismodule(value):
+        inside = "\n".join(f".. autofunction:: trainonce.{name}.{one}" for one in _functions(value))
+        return f"## {name}\n\n{inspect.getdoc(value)}\n\n```{{eval-rst}}\n{inside}\n```"
+    kind = "class" if inspect.isclass(value) else "function"
     return f"## {name}\n\n```{{eval-rst}}\n.. auto{kind}:: trainonce.{name}\n```"
+
+
+def _functions(module: ModuleType) -> list[str]:
+    """The public functions of a package, by name."""
+    return [name for name in module.__all__ if inspect.isfunction(getattr(module, name))]
 
 
 PARTS: dict[str, Callable[[], str]] = {"recipes": recipes_table, "commands": commands, "public face": public_face}

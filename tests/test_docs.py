@@ -75,13 +75,14 @@ def test_what_python_imports_is_there(page: Path) -> None:
     for _, code in blocks(page, "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("trainonce"):
-                names = [alias.name for alias in node.names]
-                assert [name for name in names if not hasattr(import_module(str(node.module)), name)] == []
+                for alias in node.names:
+                    there = hasattr(import_module(str(node.module)), alias.name)
+                    assert there or import_module(f"{node.module}.{alias.name}")
 
 
 def command_named(words: list[str]) -> Any:
     """The command that these words begin with, as typer has it. Raises `AssertionError` where there is none."""
-    found = typer.main.get_command(app)
+    found: Any = typer.main.get_command(app)
     for word in words:
         if not isinstance(found, typer.core.TyperGroup):
             break
@@ -130,3 +131,13 @@ def test_what_is_generated_leaves_nothing_out() -> None:
 def test_pages_ask_for_what_can_be_generated() -> None:
     filled = [page for page in PAGES if generated.filled(page.read_text(encoding="utf-8")) != page.read_text("utf-8")]
     assert {page.name for page in filled} == {"commands.md", "python.md", "recipes.md"}
+
+
+def test_paths_of_the_architecture_pages_are_there() -> None:
+    """`room/file.py` is a file of src/trainonce or of the repository, and `room/file.py:name` has that name in it."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "architecture").glob("*.md"))
+    found = re.findall(r"`([\w/]+\.py)(?::(\w+))?`", text)
+    assert sum(1 for _, name in found if name) > 10
+    for path, name in found:
+        (place,) = [root / path for root in (ROOT / "src" / "trainonce", ROOT) if (root / path).exists()]
+        assert re.search(rf"\b(def|class) {name}\b" if name else "", place.read_text(encoding="utf-8")), (path, name)
