@@ -22,7 +22,7 @@ from trainonce.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
-SHORTER = {"scaled(0.05)": "scaled(0.002)", "minutes=1": "minutes=0.15", "scores=100": "scores=20"}
+SHORTER = {"scaled(0.05)": "scaled(0.002)", "scores=100": "scores=20"}
 """What is made shorter where a page's Python is run."""
 
 
