@@ -152,7 +152,7 @@ def main() -> int:
             data_dir=given.data_dir,
             device=device,
             save_every_s=SAVE_EVERY_S,
-            on_run=lambda line: print(f"{line['run']}: trained in {line['train_seconds']:.0f} s", flush=True),
+            on_run=lambda line: print(f"{line.run}: trained in {line.train_seconds:.0f} s", flush=True),
             should_stop=lambda: time.monotonic() > ends,
         )
     done = len(directory.finished())

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from hypothesis import strategies as st
+from tests.support.lines import timeless
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -197,7 +198,7 @@ def assert_same() -> Callable[[RunDirectory, RunDirectory], None]:
     def outcome(run: RunDirectory) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
         found = checkpoint.load_latest(run.checkpoints)
         assert found is not None
-        return found.tensors, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics()]
+        return found.tensors, timeless(run.metrics())
 
     def check(one: RunDirectory, other: RunDirectory) -> None:
         (tensors, metrics), (others, other_metrics) = outcome(one), outcome(other)

@@ -52,7 +52,7 @@ def test_the_fast_way_scores_as_the_plain_way(tmp_path: Path) -> None:
     run("evaluate", tmp_path / "run", *asked)
     run("evaluate", tmp_path / "same", *asked, TRAINONCE_NATIVE="0")
     fast, plain = (
-        {line["arch"]: line["top1"] for line in RunDirectory(tmp_path / name).population()} for name in ("run", "same")
+        {line.arch: line.top1 for line in RunDirectory(tmp_path / name).population()} for name in ("run", "same")
     )
     assert len(fast) == 2
     assert fast == pytest.approx(plain, abs=0.021)

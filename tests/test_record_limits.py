@@ -90,7 +90,7 @@ def test_the_other_subnets_are_recorded(make_net: MakeNet, make_data: MakeData, 
     message = f"1 of {len(archs)} subnets have no score on validate.* it is {loss:g} for {archs[3]}".replace("+", r"\+")
     with pytest.raises(RunError, match=message):
         evaluate_population(net, 1, evaluator, run, population)
-    assert {line["arch"] for line in run.population()} == {str(arch) for arch in archs} - {str(archs[3])}
+    assert {line.arch for line in run.population()} == {str(arch) for arch in archs} - {str(archs[3])}
     evaluator.bad = {}
     assert len(evaluate_population(net, 1, evaluator, run, population)) == len(archs)
 
@@ -115,7 +115,7 @@ def test_a_look_at_a_probe_without_a_loss_is_left_out(make_net: MakeNet, make_da
     prober.evaluator.bad = {probes[0]: float("inf")}
     with pytest.warns(RuntimeWarning, match=f"the loss of the probe {probes[0]} after step 4 is inf"):
         assert train_supernet(net, recipe, data, run, on_epoch=prober)
-    assert [line["probe"] for line in run.forgetting()] == [str(probes[1])]
+    assert [line.probe for line in run.forgetting()] == [str(probes[1])]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -LARGEST_NUMBER, 1e300])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.support.dying import deaths
 from tests.support.latency_tables import table_with
+from tests.support.lines import a_finished, a_result
 
 from trainonce import files
 from trainonce.data import DataSet
@@ -165,8 +166,7 @@ def test_a_latency_log(tmp_path: Path) -> None:
 
 
 def outcome(name: str) -> Outcome:
-    common = {"run": name, "arm": "a", "seed": 0}
-    return Outcome(results=[common | {"top1": float(n)} for n in range(2)], time=common | {"train_seconds": 1.0})
+    return Outcome(results=[a_result(run=name, top1=float(n)) for n in range(2)], time=a_finished(run=name))
 
 
 def test_a_runs_results_in_a_study(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_a_runs_results_in_a_study(tmp_path: Path) -> None:
     shutil.copytree(study.path, before)
 
     def check() -> None:
-        names = [line["run"] for line in study.finished()]
+        names = [line.run for line in study.finished()]
         assert names in (["first"], ["first", "second"])
-        assert [line["run"] for line in study.results()] == [name for name in names for _ in range(2)]
+        assert [line.run for line in study.results()] == [name for name in names for _ in range(2)]
         study.drop_unfinished()
         if names == ["first"]:
             study.record(outcome("second"))
-        assert [line["top1"] for line in study.results()] == [0.0, 1.0, 0.0, 1.0]
+        assert [line.top1 for line in study.results()] == [0.0, 1.0, 0.0, 1.0]
         put_back(study.path, before)
 
     assert deaths(lambda: study.record(outcome("second")), check) > 10

@@ -1,11 +1,12 @@
-"""The base of every settings value: frozen, keyword-only, no unknown keys, readable errors."""
+"""The bases of settings, which a person writes, and of records, which the program reads back: frozen, checked once."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from trainonce.errors import UserError
+from trainonce.files import LARGEST_NUMBER
 
 
 class Settings(BaseModel):
@@ -57,3 +58,47 @@ def _sentence(error: ValidationError) -> str:
     if message.startswith("unknown key"):
         return f"{key}: {message}" if key else message
     return f"{key}: {message} (got {repr(first['input'])[:100]})" if key else message
+
+
+Number = Annotated[int | float, Field(union_mode="left_to_right"), Field(gt=-LARGEST_NUMBER, lt=LARGEST_NUMBER)]
+"""A number that a record can hold (`trainonce.files.fits_record`), whole or not as it was written."""
+Whole = Annotated[int, Field(gt=-int(LARGEST_NUMBER), lt=int(LARGEST_NUMBER))]
+"""A whole number that a record can hold."""
+
+
+class Record(BaseModel):
+    """A frozen value of a file that the program writes and reads back, each field checked once, where it is read.
+
+    Keys that the fields do not name, as other versions may have written, are passed over. `to_json` gives the values in
+    the fields' order, those alone that were given or read.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """The record in a JSON object; `where` names its file. Raises `UserError` that names the key that is wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{where}: {_wrong_key(error, ())}") from error
+
+    @classmethod
+    def read_lines(cls, lines: Sequence[Mapping[str, Any]], *, where: str) -> list[Self]:
+        """The records in the lines of a file. Raises `UserError` that names the line and the key that is wrong."""
+        try:
+            return TypeAdapter(list[cls]).validate_python(lines)  # type: ignore[valid-type]
+        except ValidationError as error:
+            number = int(error.errors(include_url=False)[0]["loc"][0]) + 1
+            raise UserError(f"{where}, line {number}: {_wrong_key(error, (number - 1,))}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def _wrong_key(error: ValidationError, place: tuple[int, ...]) -> str:
+    key, *inside = error.errors(include_url=False)[0]["loc"][len(place) :]
+    if len(inside) > 1 and isinstance(inside[0], int):  # of one value in a list
+        return f"{key} {inside[0] + 1}: its {inside[1]!r} is missing or of another kind"
+    return f"its {key!r} is missing or of another kind"

@@ -43,7 +43,7 @@ def test_in_miniature(tmp_path: Path) -> None:
     assert "steps on the CPU" not in done.stdout, "agreement is checked once"
     assert "4 of 4 runs are done" in done.stdout
     directory = StudyDirectory(tmp_path)
-    assert [line["run"] for line in directory.finished()] == [
+    assert [line.run for line in directory.finished()] == [
         f"{arm}-seed0" for arm in ("rss-short", "rss", "ps", "ps-released")
     ]
     assert read_json(directory.conclusion_file)["verdict"] == "cannot tell", "one seed tells nothing"

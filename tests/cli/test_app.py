@@ -64,7 +64,7 @@ def make_images(folder: Path, *classes: str) -> Path:
 class TestStory:
     def test_evaluate_records_and_does_nothing_twice(self, evaluated: Path) -> None:
         lines = RunDirectory(evaluated).population()
-        assert len({line["arch"] for line in lines}) == len(lines) == 12
+        assert len({line.arch for line in lines}) == len(lines) == 12
         before = same_files(evaluated)
         again = ("evaluate", evaluated, "--per-bucket", "2", "--calibration-images", "100", "--device", "cpu")
         result = trainonce(*again, "--json")
@@ -74,22 +74,20 @@ class TestStory:
         assert [bucket["count"] for bucket in buckets] == [2] * 6
         for bucket in buckets:
             inside = [
-                line["top1"]
-                for line in lines
-                if abs(line["macs"] - bucket["bucket"]["centre"]) <= bucket["bucket"]["half"]
+                line.top1 for line in lines if abs(line.macs - bucket["bucket"]["centre"]) <= bucket["bucket"]["half"]
             ]
             assert bucket["median"] == pytest.approx(sum(inside) / 2)
 
     def test_extract_the_best_under_a_budget(self, evaluated: Path, tmp_path: Path) -> None:
         lines = RunDirectory(evaluated).population()
-        budget = sorted(line["macs"] for line in lines)[7] / 1e6
+        budget = sorted(line.macs for line in lines)[7] / 1e6
         result = trainonce("extract", evaluated, "--max-macs", f"{budget:.9f}", "--out", tmp_path / "best", "--test")
         assert result.code == 0, result.err
-        best = max(line["top1"] for line in lines if line["macs"] <= budget * 1e6)
+        best = max(line.top1 for line in lines if line.macs <= budget * 1e6)
         network, description = read_subnet(tmp_path / "best")
-        chosen = next(line for line in lines if line["arch"] == description["architecture"])
-        assert chosen["top1"] == best
-        assert chosen["macs"] <= budget * 1e6
+        chosen = next(line for line in lines if line.arch == description["architecture"])
+        assert chosen.top1 == best
+        assert chosen.macs <= budget * 1e6
         assert set(description["scores"]) == {"validate", "test"}
         assert description["scores"]["test"]["images"] == 359
         assert description["classes"] == [str(digit) for digit in range(10)]

@@ -65,8 +65,8 @@ def test_the_whole_story(mini: Path, tmp_path: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[:4]] == ["Top-1", "arm", "uniform", "stratified"]
     directory = StudyDirectory(out)
     assert len(directory.results()) == 8
-    assert {line["split"] for line in directory.results()} == {"test"}
-    assert {(line["beside"], line["threads"]) for line in directory.finished()} == {(2, 1)}
+    assert {line.split for line in directory.results()} == {"test"}
+    assert {(line.beside, line.threads) for line in directory.finished()} == {(2, 1)}
     assert json.loads((out / "runs" / "uniform-seed1" / "run.json").read_text())["seed"] == 1
 
     before = {p: p.read_bytes() for p in out.glob("*.json*")}
@@ -92,7 +92,7 @@ def test_on_ray(mini: Path, tmp_path: Path) -> None:
         done = study(mini, "--out", out, "--threads", "2", "--workers", "2", "--cluster", cluster)
         assert done.returncode == 0, done.stderr
         lines = StudyDirectory(out).results()
-        found.append(sorted((line["run"], line["arch"], line["top1"]) for line in lines))
+        found.append(sorted((line.run, line.arch, line.top1) for line in lines))
     assert found[0] == found[1]
     assert len(found[0]) == 8
 

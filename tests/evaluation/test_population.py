@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.lines import a_score
 
 from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.data import DataSet
@@ -27,6 +28,7 @@ from trainonce.evaluation.population import (
 from trainonce.models import MobileNetV3
 from trainonce.records import UncheckedWarning, count_file
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.space import Architecture, Choice, SearchSpace
 
 MakeNet = Callable[..., MobileNetV3]
@@ -115,8 +117,8 @@ class TestBuckets:
             make_buckets(counting_cost(), (), number)
 
 
-def lines(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"macs": macs, "top1": top1, "params": 2 * macs, "arch": f"a{i}"} for i, (macs, top1) in enumerate(pairs)]
+def lines(*pairs: tuple[float, float]) -> list[SubnetScore]:
+    return [a_score(macs=macs, top1=top1, params=2 * macs, arch=f"a{i}") for i, (macs, top1) in enumerate(pairs)]
 
 
 PAIRS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), max_size=25)
@@ -151,7 +153,7 @@ class TestFront:
     @given(pairs=PAIRS)
     def test_against_brute_force(self, pairs: list[tuple[int, int]]) -> None:
         unbeaten = {(m, t) for m, t in pairs if not any(om <= m and ot >= t and (om, ot) != (m, t) for om, ot in pairs)}
-        front = [(line["macs"], line["top1"]) for line in pareto_front(lines(*pairs))]
+        front = [(line.macs, line.top1) for line in pareto_front(lines(*pairs))]
         assert len(front) == len(set(front))
         assert set(front) == unbeaten
         assert front == sorted(front)
@@ -167,7 +169,7 @@ class TestBest:
         ]
         if fitting:
             best = best_within(lines(*pairs), max_macs=budget, max_params=weights)
-            assert (best["top1"], -best["macs"]) == max(fitting)
+            assert (best.top1, -best.macs) == max(fitting)
         else:
             with pytest.raises(UserError, match="no evaluated subnet fits the budget; the smallest has"):
                 best_within(lines(*pairs), max_macs=budget, max_params=weights)
@@ -179,7 +181,7 @@ class TestBest:
 
 def test_newest_lines_are_of_one_split_step_and_calibration() -> None:
     every = [
-        {"split": split, "step": step, "calibration": {"seed": seed}}
+        a_score(split=split, step=step, calibration={"seed": seed})
         for split in ("validate", "test")
         for seed in (1, 2)
         for step in (5, 7, 7)
@@ -225,23 +227,23 @@ class TestEvaluate:
     ) -> None:
         data = make_data()
         evaluator = Evaluator(data, "test", EvaluateSettings(calibration_images=8, seed=4))
-        progress: list[tuple[int, dict[str, Any]]] = []
+        progress: list[tuple[int, SubnetScore]] = []
         found = evaluate_population(
             net, 17, evaluator, run, population[:3], on_progress=lambda done, line: progress.append((done, line))
         )
         assert [done for done, _ in progress] == [1, 2, 3]
         assert [line for _, line in progress] == run.population()
-        assert [line["arch"] for line in found] == [str(arch) for _, arch in population[:3]]
-        assert sorted(found, key=lambda line: str(line["arch"])) == [line for _, line in progress]
+        assert [line.arch for line in found] == [str(arch) for _, arch in population[:3]]
+        assert sorted(found, key=lambda line: str(line.arch)) == [line for _, line in progress]
         for (_, arch), line in zip(population, found, strict=False):
             plain = net.extract(arch)
-            assert line["params"] == sum(p.numel() for p in plain.parameters())
+            assert line.params == sum(p.numel() for p in plain.parameters())
             score = evaluator(net, arch)
-            assert line == {
+            assert line.to_json() == {
                 "arch": str(arch),
                 "id": arch.id,
                 "macs": net.cost_of(arch).macs,
-                "params": line["params"],
+                "params": line.params,
                 "top1": score.top1,
                 "loss": score.loss,
                 "images": 15,
@@ -264,7 +266,7 @@ class TestEvaluate:
         second = CountingEvaluator(make_data())
         whole = evaluate_population(net, 1, second, run, population)
         assert second.asked == sorted(archs, key=str)[5:]
-        assert [line["arch"] for line in whole] == [str(arch) for arch in archs]
+        assert [line.arch for line in whole] == [str(arch) for arch in archs]
         assert begun == [line for line in whole if line in begun]
         assert len(begun) == 5
         third = CountingEvaluator(make_data(), settings=EvaluateSettings(calibration_images=8, score_batch=3))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.training.loop import train_supernet
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def expected(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SubnetScore]:
     """What one process with one thread records."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("alone") / "run"))
     finish(evaluate(run, "--workers", "1", "--threads", "1"))
@@ -58,8 +58,8 @@ def finish(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    return sorted(RunDirectory(run).population(), key=lambda line: str(line["arch"]))
+def lines(run: Path) -> list[SubnetScore]:
+    return sorted(RunDirectory(run).population(), key=lambda line: line.arch)
 
 
 def children(pid: int) -> list[int]:
@@ -103,7 +103,7 @@ def under_way(command: list[str], run: Path) -> Iterator[tuple[subprocess.Popen[
 
 
 @pytest.mark.long
-def test_stopped_killed_and_run_again(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_stopped_killed_and_run_again(trained: Path, expected: list[SubnetScore], tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     with under_way(evaluate(run, *WORKERS), run) as (program, _):
         program.terminate()
@@ -117,7 +117,7 @@ def test_stopped_killed_and_run_again(trained: Path, expected: list[dict[str, An
 
 
 @pytest.mark.ray
-def test_on_ray(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_on_ray(trained: Path, expected: list[SubnetScore], tmp_path: Path) -> None:
     pytest.importorskip("ray")
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     done = finish(evaluate(run, "--cluster", "ray", "--workers", "2", "--json"))
@@ -126,7 +126,7 @@ def test_on_ray(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_torchrun_with_a_rank_killed(trained: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_torchrun_with_a_rank_killed(trained: Path, expected: list[SubnetScore], tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     with under_way(evaluate(run, by=TORCHRUN), run) as (program, started):
         (second,) = (pid for pid in started if "RANK=1" in environment(pid))

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tests.support.study_results import a_study, cells, compared
+from tests.support.lines import a_result
+from tests.support.study_results import a_study, cells, compared, conclude
 
-from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
 from trainonce.lab.studies.factorial import factorial_effects
 
@@ -12,7 +12,7 @@ from trainonce.lab.studies.factorial import factorial_effects
 @pytest.mark.parametrize("shared", [True, False])
 def test_factorial_effects_are_those_put_in(shared: bool) -> None:
     truth = {"order": 1.0, "distillation": -0.4, "sampler": 3.0, "order x sampler": 0.6}
-    found = factorial_effects(cells(truth, shared=shared))
+    found = factorial_effects([a_result(**line) for line in cells(truth, shared=shared)])
     means = {name: np.mean([np.mean(values) for values in by_seed.values()]) for name, by_seed in found.items()}
     expected = truth | {"order x distillation": 0, "distillation x sampler": 0}
     assert means == pytest.approx(expected)
@@ -32,7 +32,7 @@ def test_effects_are_the_coefficients_of_least_squares() -> None:
     o, d, s = signs.T
     design = np.stack([np.ones(8), o, d, s, o * d, o * s, d * s], axis=1)
     fitted = np.linalg.lstsq(design, np.array([line["top1"] for line in lines]), rcond=None)[0]
-    found = factorial_effects(lines)
+    found = factorial_effects([a_result(**line) for line in lines])
     assert [values[0][0] for values in found.values()] == pytest.approx((2 * fitted[1:]).tolist())
 
 

@@ -3,10 +3,9 @@
 from itertools import product
 
 import pytest
-from tests.support.study_results import SEEDS, a_line, a_study, compared, doses, solo
+from tests.support.study_results import SEEDS, a_line, a_study, compared, conclude, doses, solo
 
 from trainonce.lab.statistics import tau
-from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.conclusion import CANNOT_TELL
 
 

@@ -13,11 +13,12 @@ from tests.support.study_results import (
     a_study,
     a_time,
     compared,
+    conclude,
     geometries,
 )
 
 from trainonce.lab.studies.baseline import pairs_of
-from trainonce.lab.studies.built_in import STUDIES, conclude
+from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.conclusion import CANNOT_TELL
 from trainonce.lab.studies.study import Ground
 

@@ -12,12 +12,14 @@ from tests.support.study_results import (
     a_study,
     a_time,
     cells,
+    conclude,
     doses,
     geometries,
     solo,
 )
 
-from trainonce.lab.studies.built_in import STUDIES, conclude
+from trainonce.errors import UserError
+from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.conclusion import CANNOT_TELL
 
 
@@ -51,7 +53,7 @@ def test_conclusions_are_json_and_say_one_sentence(name: str, lines: Lines) -> N
 def test_a_score_that_is_no_number_is_refused() -> None:
     lines = a_baseline()
     lines[0]["top1"] = math.nan
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="its 'top1' is missing or of another kind"):
         conclude(BASELINE, lines, [])
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.pipeline.training import prober
 from trainonce.recipes import RECIPES, Phase, Recipe
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import ForgettingLine
 from trainonce.space import Architecture
 from trainonce.training.loop import train_supernet
 
@@ -39,7 +39,11 @@ def data(make_data: MakeData) -> DataSet:
 class TestForgetting:
     def test_by_hand(self) -> None:
         looks = {"a": [50.0, 60.0, 55.0, 70.0, 40.0], "b": [10.0, 9.0, 9.5, 8.0, 12.0]}
-        lines: list[dict[str, Any]] = [{"probe": p, "top1": looks[p][i]} for i in range(5) for p in ("a", "b")]
+        lines = [
+            ForgettingLine(step=i, epoch=i, probe=p, macs=1, top1=looks[p][i], loss=1.0, images=1)
+            for i in range(5)
+            for p in ("a", "b")
+        ]
         assert forgetting(lines) == {"a": [0, 0, 5, 0, 30], "b": [0, 1, 0.5, 2, 0]}
         assert forgetting([]) == {}
 
@@ -90,7 +94,7 @@ class TestHowOften:
         look = Prober(net, recipe, data, run, probes=probes, settings=chosen)
         train_supernet(net, recipe, data, run, on_epoch=look)
         lines = run.forgetting()
-        looking = sum(line["macs"] for line in lines) * (10 + 8)
+        looking = sum(line.macs for line in lines) * (10 + 8)
         share = looking / (3 * 8 * sum(macs))
         assert len(lines) > len(probes)
         assert 0.04 < share < 0.1
@@ -122,16 +126,16 @@ class TestWhileTraining:
         prober = Prober(net, recipe, data, run, probes=probes, seed=4, settings=OFTEN)
         train_supernet(net, recipe, data, run, on_epoch=prober)
         lines = run.forgetting()
-        assert [(line["step"], line["epoch"]) for line in lines[::3]] == [(4, 1.0), (8, 2.0), (10, 2.5)]
-        assert [line["probe"] for line in lines] == [str(probe) for probe in probes] * 3
+        assert [(line.step, line.epoch) for line in lines[::3]] == [(4, 1.0), (8, 2.0), (10, 2.5)]
+        assert [line.probe for line in lines] == [str(probe) for probe in probes] * 3
         net.eval()
         for line, probe in zip(lines[-3:], probes, strict=True):
             score = Evaluator(prober.evaluator.data, "validate", EvaluateSettings(calibration_images=16, seed=4))(
                 net, probe
             )
-            assert (line["top1"], line["images"]) == (score.top1, 20)
-            assert line["loss"] == pytest.approx(score.loss, rel=1e-6)
-            assert line["macs"] == net.cost_of(probe).macs
+            assert (line.top1, line.images) == (score.top1, 20)
+            assert line.loss == pytest.approx(score.loss, rel=1e-6)
+            assert line.macs == net.cost_of(probe).macs
 
     @pytest.mark.parametrize("stop", [3, 4, 5, 8, 9])
     def test_resumed_lines_are_the_same(self, make_net: MakeNet, data: DataSet, tmp_path: Path, stop: int) -> None:
@@ -147,7 +151,8 @@ class TestWhileTraining:
         asked = iter(range(1, 99))
         go(resumed, should_stop=lambda: next(asked) == stop)
         before = len(resumed.forgetting())
-        resumed.append_forgetting({**straight.forgetting()[-1], "top1": -1.0})  # as if killed before the checkpoint
+        last = straight.forgetting()[-1].model_copy(update={"top1": -1.0})
+        resumed.append_forgetting(last)  # as if killed before the checkpoint
         go(resumed, resume=True)
         assert before == 2 * (stop // 4)
         assert resumed.forgetting_file.read_bytes() == straight.forgetting_file.read_bytes()
@@ -155,7 +160,9 @@ class TestWhileTraining:
     def test_looking_does_not_count_as_training(self, make_net: MakeNet, data: DataSet, tmp_path: Path) -> None:
         run, net = RunDirectory(tmp_path), make_net()
         train_supernet(net, recipe_of("rss", 2), data, run, on_epoch=lambda _: time.sleep(0.5))
-        first, second = (run.metrics()[0]["seconds"], run.metrics()[-1]["seconds"])
+        first, second = (run.metrics()[0].seconds, run.metrics()[-1].seconds)
+        assert first is not None
+        assert second is not None
         assert second - first < 0.5
 
     def test_streamed_images_give_the_same_lines(self, tmp_path: Path) -> None:
@@ -200,7 +207,6 @@ def test_the_command_looks_at_the_same_probes_when_resumed(make_net: MakeNet, da
     assert probes(0) == ()
     before = default_probes(net, 6, seed=9)
     for probe in before * 2:
-        line = {"step": 1, "epoch": 1.0, "probe": str(probe), "macs": 1, "top1": 1.0, "loss": 1.0, "images": 1}
-        run.append_forgetting(line)
+        run.append_forgetting(ForgettingLine(step=1, epoch=1.0, probe=str(probe), macs=1, top1=1.0, loss=1.0, images=1))
     assert probes(None) == before
     assert probes(2) == (net.space.smallest(), net.space.largest())

@@ -1,12 +1,13 @@
 """The stand-alone gap on small tables."""
 
-from typing import Any
+from tests.support.lines import a_result
 
 from trainonce.lab.studies.gap import stand_alone_gaps
+from trainonce.lab.studies.results import StudyResult
 
 
-def line(arch: str, seed: int, top1: float) -> dict[str, Any]:
-    return {"arch": arch, "seed": seed, "top1": top1, "macs": 7}
+def line(arch: str, seed: int, top1: float) -> StudyResult:
+    return a_result(arch=arch, seed=seed, top1=top1, macs=7)
 
 
 INSIDE = [line("a", 0, 70.0), line("b", 0, 60.0), line("a", 1, 72.0)]

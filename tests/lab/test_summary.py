@@ -1,18 +1,18 @@
 """What an arm came to, on lines whose means are known."""
 
-from typing import Any
-
 import pytest
+from tests.support.lines import a_finished, a_result
 
+from trainonce.lab.studies.results import StudyResult
 from trainonce.lab.studies.study import Arm
 from trainonce.lab.studies.summary import arm_summaries
 
 ARM = Arm(name="a")
-TIMES = [{"arm": "a", "train_seconds": 10.0, "passes": 2.0}, {"arm": "a", "train_seconds": 20.0, "passes": 4.0}]
+TIMES = [a_finished(train_seconds=10.0, passes=2.0), a_finished(train_seconds=20.0, passes=4.0)]
 
 
-def line(seed: int, arch: str, top1: float, *, probe: bool) -> dict[str, Any]:
-    return {"arm": "a", "seed": seed, "arch": arch, "top1": top1, "probe": probe}
+def line(seed: int, arch: str, top1: float, *, probe: bool) -> StudyResult:
+    return a_result(seed=seed, arch=arch, top1=top1, probe=probe)
 
 
 POPULATION = [line(0, "x", 50, probe=False), line(0, "y", 60, probe=False), line(1, "x", 70, probe=False)]

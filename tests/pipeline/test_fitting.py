@@ -86,9 +86,9 @@ def test_the_one_chosen_is_the_best_scored_of_its_size(make_net: MakeNet, make_d
     largest = make_net().cost_of(make_net().space.largest()).macs
     for one in fitted:
         top = min(one.max_macs, largest)
-        within = [line for line in run.population() if 0.85 * top <= line["macs"] <= top]
+        within = [line for line in run.population() if 0.85 * top <= line.macs <= top]
         assert one.candidates == len(within)
-        assert max(line["top1"] for line in within) == one.before.top1
+        assert max(line.top1 for line in within) == one.before.top1
 
 
 def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:

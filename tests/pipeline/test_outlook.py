@@ -29,7 +29,7 @@ def test_probes_are_told_as_they_are_recorded(tmp_path: Path) -> None:
     looks: list[list[float]] = []
     done = pipeline.train("digits", epochs=3, out=tmp_path / "run", on_look=lambda top1: looks.append(list(top1)))
     lines = RunDirectory(tmp_path / "run").forgetting()
-    assert [top1 for look in looks for top1 in look] == [line["top1"] for line in lines]
+    assert [top1 for look in looks for top1 in look] == [line.top1 for line in lines]
     assert done.outlook is not None
     assert f"{sum(looks[-1]) / len(looks[-1]):.1f}% on validate" in done.outlook
 

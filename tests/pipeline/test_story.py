@@ -136,7 +136,7 @@ def test_training_tells_how_it_ended(story: Story) -> None:
 def test_a_population_tells_what_is_recorded(commanded: Path, story: Story) -> None:
     done = story.evaluated
     assert done.finished
-    assert {line["arch"]: line for line in done.lines} == {line["arch"]: line for line in done.plan.run.population()}
+    assert {line.arch: line for line in done.lines} == {line.arch: line for line in done.plan.run.population()}
     words = ("--buckets", "0.3,0.6", "--bucket-half-width", "0.1", "--per-bucket", "2", "--device", "cpu", "--json")
     printed = json.loads(trainonce("evaluate", commanded, *words).out)["buckets"]
     assert [summary.median for summary in done.summaries] == [bucket["median"] for bucket in printed]
@@ -227,7 +227,7 @@ def test_a_study_is_the_commands(tmp_path: Path) -> None:
     assert planned.seconds > 0
     assert not out.exists()
     ran: list[str] = []
-    done = pipeline.study(file, "digits", out=out, device="cpu", workers=1, on_run=lambda line: ran.append(line["run"]))
+    done = pipeline.study(file, "digits", out=out, device="cpu", workers=1, on_run=lambda line: ran.append(line.run))
     assert done.finished
     assert ran == ["a-seed0"]
     again = json.loads(trainonce("study", file, "digits", "--out", out, "--device", "cpu", "--json").out)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.command_line import trainonce
+from tests.support.lines import a_score, a_stretch
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
@@ -24,7 +25,6 @@ from trainonce.subnets import describe_subnet, write_subnet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
-LINE = {"arch": "d1", "macs": 5, "params": 7, "top1": 12.5, "loss": 1.5, "images": 30, "step": 3, "split": "validate"}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_net: MakeNet, make_data:
     state = {"step": 3, "identity": config.identity(), "exposure": {"steps": 3, "lr_sum": 0.1}}
     checkpoint.save(run.checkpoints, 3, {"weights": net.state_dict()}, state)
     for n in range(3):
-        run.append_metrics({"step": n})
-        run.append_population(LINE | {"macs": n})
+        run.append_metrics(a_stretch(n))
+        run.append_population(a_score(macs=n))
     run.write_front({"format": "trainonce-front-1"})
     arch = net.space.smallest()
     write_subnet(run.subnets / "0", net.extract(arch), describe_subnet(net, arch, data))
@@ -159,11 +159,11 @@ def test_a_run_of_before_there_were_sums_is_read_and_said_to_be_unchecked(run: P
     assert states(run) == WHOLE | dict.fromkeys(old, "unchecked")
     directory = RunDirectory(run)
     with pytest.warns(UncheckedWarning, match=r"population\.jsonl has no sums: it is read unchecked"):
-        assert [line["macs"] for line in directory.population()] == [0, 1, 2]
+        assert [line.macs for line in directory.population()] == [0, 1, 2]
     with pytest.warns(UncheckedWarning, match=r"run\.json has no sum: it is read unchecked"):
         loaded = directory.load_supernet()
     assert loaded[1] == 3
-    directory.append_population(LINE | {"macs": 3})
+    directory.append_population(a_score(macs=3))
     with pytest.warns(UserWarning, match="no sums up to line 3"):
         assert len(directory.population()) == 4
 

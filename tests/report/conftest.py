@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.lines import a_finished, a_result
 
 from trainonce.data import DataSource
 from trainonce.evaluation.population import draw_population, make_buckets
@@ -85,7 +86,18 @@ class Synthetic:
             part = i / count
             loss = 0.9 + 1.4 * math.exp(-4 * part) + self.rng.gauss(0, 0.03)
             line = {"step": 20 * i, "epoch": passes * part, "lr": 0.01, "loss": loss, "top1": 70 - 22 * loss + 20}
-            lines.append(line | {"passes": passes * part, "seconds": 60 * minutes * part, "macs": 7541728, "arch": "a"})
+            lines.append(
+                line
+                | {
+                    "phase": "a",
+                    "epoch": part,
+                    "lr": 0.1,
+                    "passes": passes * part,
+                    "seconds": 60 * minutes * part,
+                    "macs": 7541728,
+                    "arch": "a",
+                }
+            )
         write_lines(run.metrics_file, lines)
 
     def exposure(self, run: RunDirectory, *, favour: float = 1.0) -> None:
@@ -195,8 +207,11 @@ class Synthetic:
         (path / "study.json").write_bytes(to_json(study))
         named = [{key: run[key] for key in ("arm", "seed", "factors")} | {"run": run["name"]} for run in runs]
         pairs = list(zip(runs, named, strict=True))
-        write_lines(path / "results.jsonl", [line | of for run, of in pairs for line in run["results"]])
-        times = [of | {"train_seconds": 60 * run["minutes"], "beside": 2, "passes": 16.0} for run, of in pairs]
+        results = [a_result(**line, **of).to_json() for run, of in pairs for line in run["results"]]
+        write_lines(path / "results.jsonl", results)
+        times = [
+            a_finished(train_seconds=60 * run["minutes"], beside=2, passes=16.0, **of).to_json() for run, of in pairs
+        ]
         write_lines(path / "times.jsonl", times)
         if conclusion is not None:
             (path / "conclusion.json").write_bytes(to_json(conclusion))

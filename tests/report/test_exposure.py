@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.lines import a_scored
 
 from trainonce.report.figures.exposure import draw_exposure, draw_selection, exposure_info
 from trainonce.report.loading import Group, RunRecord
@@ -24,7 +25,7 @@ EMPTY = Group(
     buckets_m=[],
     half_m=None,
     probes=[],
-    conclusion={},
+    conclusion=None,
 )
 
 
@@ -75,7 +76,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_left_out() -> None:
 
 def test_selection_is_the_distance_between_what_was_trained_and_what_is_evaluated() -> None:
     """Trained three quarters and one; evaluated one quarter and three (one below the range counts as at its end)."""
-    lines = [{"macs": macs} for macs in (0.9e6, 2.1e6, 2.9e6, 3e6)]
+    lines = [a_scored(macs=macs) for macs in (0.9e6, 2.1e6, 2.9e6, 3e6)]
     [arm] = exposure_info([run(counts())], {"a": lines})
     assert (arm.trained, arm.evaluated) == ([0.75, 0.25], [0.25, 0.75])
     assert arm.bias is not None
@@ -87,11 +88,11 @@ def test_selection_is_the_distance_between_what_was_trained_and_what_is_evaluate
 def test_bins_are_joined_for_drawing_alone() -> None:
     """Trained and evaluated in neighbouring bins: one bar, and yet nothing in common."""
     table = counts(macs_edges=np.linspace(1e6, 2e6, 101), macs_passes=np.eye(100, dtype=np.int64)[0])
-    [arm] = exposure_info([run(table)], {"a": [{"macs": 1.015e6}]})
+    [arm] = exposure_info([run(table)], {"a": [a_scored(macs=1.015e6)]})
     assert (len(arm.trained), arm.trained[0], arm.evaluated) == (25, 1, arm.trained)
     assert arm.bias is not None
     assert (arm.bias.total_variation, arm.bias.jensen_shannon) == (1, 1)
-    section = selection_section(replace(EMPTY, runs=[run(table)]), {"a": [{"macs": 1.015e6}]})
+    section = selection_section(replace(EMPTY, runs=[run(table)]), {"a": [a_scored(macs=1.015e6)]})
     [figure] = section.figures
     assert figure.title == "Part of the training that lay at other MACs than the evaluation: 100% in a."
     assert figure.tables[0].rows == [["a", 1, 1, 1]]
@@ -99,5 +100,5 @@ def test_bins_are_joined_for_drawing_alone() -> None:
 
 
 def test_nothing_trained_has_no_bias() -> None:
-    [arm] = exposure_info([run(counts(macs_passes=np.array([0, 0])))], {"a": [{"macs": 1e6}]})
+    [arm] = exposure_info([run(counts(macs_passes=np.array([0, 0])))], {"a": [a_scored(macs=1e6)]})
     assert (arm.bias, arm.trained) == (None, [0, 0])

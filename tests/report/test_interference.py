@@ -30,7 +30,7 @@ EMPTY = Group(
     buckets_m=[],
     half_m=None,
     probes=[],
-    conclusion={},
+    conclusion=None,
 )
 
 

@@ -1,11 +1,13 @@
 """Reading runs and studies: what is there, what is absent, and what is damaged."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from tests.support.lines import a_stretch
 
 from trainonce.errors import UserError
 from trainonce.records import count_file, read_lines, to_json, write_lines
@@ -48,7 +50,8 @@ def test_a_study_is_its_plan_and_its_results(studies: Path) -> None:
     assert group.missing == []
     assert all(len(run.scores["test"]) == 36 for run in group.runs)
     assert group.runs[0].beside == 2
-    assert group.conclusion["verdict"] == "better"
+    assert group.conclusion is not None
+    assert group.conclusion.verdict == "better"
 
 
 def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("metrics.jsonl", '{"step": 1, "loss": 1, "top1": 2, "passes": 1}\n{"step": 2}\n', "line 2: its 'loss'"),
+        ("metrics.jsonl", json.dumps(a_stretch(1).to_json()) + '\n{"step": 2}\n', "line 2: its 'phase'"),
         ("forgetting.jsonl", '{"epoch": 1}\n', "line 1: its 'step' is missing"),
         ("forgetting.jsonl", "nonsense\n", "line 1 is not JSON"),
         ("interference.json", "[]", "where an object belongs"),
@@ -122,7 +125,7 @@ def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"runs": 3}, "'runs' is missing or no list"),
+        ({"runs": 3}, "'runs' is missing"),
         ({"runs": [{"name": "a"}]}, "runs 1: its 'arm'"),
         ({"evaluate": None}, "'evaluate' is missing"),
         ({"runs": [{"name": "../../x", "arm": "a", "seed": 0}]}, "a name becomes part of a path"),
@@ -130,7 +133,7 @@ def test_a_half_written_exposure_file(synthetic: Makes, tmp_path: Path) -> None:
     ],
 )
 def test_a_study_that_does_not_hold_together(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    study = {"arms": [{"name": "a"}], "runs": [], "evaluate": {}}
+    study = {"name": "x", "arms": [{"name": "a"}], "runs": [], "evaluate": {"split": "test"}}
     (tmp_path / "study.json").write_bytes(to_json(study | changes))
     with pytest.raises(UserError, match=says):
         read_groups([tmp_path])
@@ -152,13 +155,13 @@ def test_an_unfinished_study_is_concluded_from_what_there_is(studies: Path, tmp_
     assert len(group.missing) == 4, "runs that were begun count as missing"
     lines = read_lines(path / "results.jsonl")
     means = {arm: np.mean([line["top1"] for line in lines if line["arm"] == arm]) for arm in ("rss", "ps")}
-    [main] = [c for c in group.conclusion["comparisons"] if c["names"] == ["rss", "ps"]]
-    assert main["difference"] == pytest.approx(means["rss"] - means["ps"])
-    assert (main["low"], main["high"], main["sd"]) == (None, None, None)
-    assert main["bootstrap_low"] < main["difference"] < main["bootstrap_high"]
-    assert main["verdict"] == "cannot tell", "one seed says nothing about how seeds differ"
+    assert group.conclusion is not None
+    [main] = [c for c in group.conclusion.comparisons if c.names == ["rss", "ps"]]
+    assert main.difference == pytest.approx(means["rss"] - means["ps"])
+    assert (main.low, main.high) == (None, None)
+    assert main.verdict == "cannot tell", "one seed says nothing about how seeds differ"
     [answer] = [section for section in sections_of(group) if section.key == "answer"]
-    assert answer.text[0] == group.conclusion["sentence"]
+    assert answer.text[0] == group.conclusion.sentence
     assert "at equal passes" in answer.text[0].lower()
     assert any("4 of its 8 runs have no results yet" in text for text in answer.text)
 
@@ -167,10 +170,11 @@ def test_a_conclusion_that_is_not_whole_is_made_again(studies: Path, tmp_path: P
     path = shortened(studies, tmp_path / "study", {0, 1})
     (path / "conclusion.json").write_bytes(to_json({"sentence": "Half."}))
     [group] = read_groups([path])
-    assert group.conclusion["sentence"] != "Half."
-    assert group.conclusion["comparisons"]
+    assert group.conclusion is not None
+    assert group.conclusion.sentence != "Half."
+    assert group.conclusion.comparisons
 
 
 def test_a_study_none_of_whose_runs_has_finished_shows_their_training(studies: Path, tmp_path: Path) -> None:
     [group] = read_groups([shortened(studies, tmp_path / "study", set())])
-    assert (len(group.runs), group.conclusion) == (6, {})
+    assert (len(group.runs), group.conclusion) == (6, None)

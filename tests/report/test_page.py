@@ -140,9 +140,9 @@ def test_a_run_that_was_really_trained(
     settings = EvaluateSettings(calibration_images=8, calibration_batch=8)
     lines = evaluate_population(trained, step, Evaluator(data, "validate", settings), run, population)
     page = build_page(read_groups([run.path]))
-    best = max(lines, key=lambda line: float(line["top1"]))
+    best = max(lines, key=lambda line: float(line.top1))
     assert "12 subnets of one supernet (rss) were scored" in page
-    assert f"the best has {best['top1']:.1f}% top-1" in page
+    assert f"the best has {best.top1:.1f}% top-1" in page
     assert "The weights are not beside these results" not in page
 
 

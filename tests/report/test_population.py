@@ -4,11 +4,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.lines import a_score, a_scored
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
@@ -30,7 +30,7 @@ from trainonce.report.figures.population import (
     readable,
     steps_of_fronts,
 )
-from trainonce.report.loading import read_groups
+from trainonce.report.loading import Scored, read_groups
 from trainonce.report.sections.population import populations
 from trainonce.run.directory import RunConfig, RunDirectory
 
@@ -56,8 +56,7 @@ def make_run(make_net: Callable[..., MobileNetV3], make_data: Callable[..., Data
         low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
         for step in steps:
             for i, macs in enumerate(np.linspace(low, high, 40)):
-                line: dict[str, Any] = {"arch": f"a{i}", "macs": int(macs), "params": 1, "top1": i + step, "loss": 1.0}
-                run.append_population(line | {"images": 30, "split": "validate", "step": step})
+                run.append_population(a_score(arch=f"a{i}", macs=int(macs), top1=i + step, step=step))
         return run
 
     return make
@@ -67,16 +66,15 @@ def test_the_buckets_are_summed_up_from_the_newest_weights(make_run: MakeRun) ->
     run = make_run("one", steps=(3, 9))
     [arm] = population_info([run]).arms
     assert len(arm.lines) == 40
-    assert {line["step"] for line in arm.lines} == {9}
+    assert {line.top1 for line in arm.lines} == {i + 9 for i in range(40)}
     first = arm.summaries[0]
-    inside = [line["top1"] for line in arm.lines if line["macs"] in first.bucket]
+    inside = [line.top1 for line in arm.lines if line.macs in first.bucket]
     assert (first.count, first.median) == (len(inside), np.median(inside))
     assert arm.fronts == {str(run.path): arm.lines}, "top-1 rises with MACs, so every subnet is on the front"
 
 
-def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> dict[str, Any]:
-    found = {"arch": arch, "macs": macs_m * 1e6, "params": 2e6, "top1": top1, "images": 50, "seed": seed}
-    return found | {"run": f"{run}{seed}"}
+def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> Scored:
+    return a_scored(arch=arch, macs=macs_m * 1e6, top1=top1, images=50, seed=seed, run=f"{run}{seed}")
 
 
 SCORED = {
@@ -113,12 +111,12 @@ def test_probes_are_no_population_unless_there_is_nothing_else(studies: Path) ->
     """A probe that is far better than all subnets drawn moves no box, no front and no mean."""
     [group] = read_groups([studies / "baseline"])
     [whole] = populations(group)
-    best = group.runs[0].scores["test"][0] | {"top1": 99.0, "probe": True, "arch": "d2"}
+    best = replace(group.runs[0].scores["test"][0], top1=99.0, probe=True, arch="d2")
     with_probe = replace(group.runs[0], scores={"test": [*group.runs[0].scores["test"], best]})
     assert populations(replace(group, runs=[with_probe, *group.runs[1:]])) == [whole]
     alone = replace(group.runs[0], scores={"test": [best]})
     [probes] = populations(replace(group, runs=[alone]))
-    assert [line["top1"] for line in probes.arms[0].lines] == [99.0]
+    assert [line.top1 for line in probes.arms[0].lines] == [99.0]
 
 
 def test_boxes_stand_beside_each_other_and_points_lie_in_their_box(info: PopulationInfo) -> None:
@@ -200,7 +198,7 @@ def test_the_committed_results_are_the_draw_that_their_command_makes(name: str, 
     drawn = draw_subnets(net.cost, make_buckets(net.cost, PAPER_BUCKETS_M), 25, seed=0)
     lines = run.population()
     macs = {str(arch): net.cost_of(arch).macs for _, arch in drawn}
-    assert {line["arch"]: line["macs"] for line in lines} == macs
+    assert {line.arch: line.macs for line in lines} == macs
     assert len(lines) == len(drawn) == 150
     text = (RESULTS.parent / page).read_text(encoding="utf-8")
     for summary in population_info([run], "test", PAPER_BUCKETS_M).arms[0].summaries:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.lines import a_scored
 
+from trainonce.lab.studies.results import RecordedConclusion
 from trainonce.report.figures.studies import (
     dose_info,
     draw_dose,
@@ -19,7 +21,7 @@ from trainonce.report.loading import RunRecord
 
 
 def run(seed: int, factors: dict[str, Any], **top1: float) -> RunRecord:
-    lines = [{"arch": arch, "macs": 4e6, "top1": value, "probe": True} for arch, value in top1.items()]
+    lines = [a_scored(arch=arch, seed=seed, top1=value, probe=True) for arch, value in top1.items()]
     plain: dict[str, Any] = {"path": Path("r"), "name": "r", "arm": "a", "recipe": "rss", "passes": 1.0}
     plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
     return RunRecord(seed=seed, factors=factors, scores={"test": lines}, **plain)
@@ -71,18 +73,23 @@ def test_gaps_are_alone_minus_inside_of_the_same_seed() -> None:
     draw_gaps(gaps).to_dict()
 
 
+def concluded(*comparisons: dict[str, Any]) -> RecordedConclusion:
+    values = {"sentence": "So.", "verdict": "better", "comparisons": list(comparisons)}
+    return RecordedConclusion.read(values, where="a test")
+
+
 def test_effects_are_the_conclusions_comparisons() -> None:
     one = {"names": ["rss", "ps"], "difference": 2.0, "low": 1.0, "high": 3.0, "verdict": "better", "margin": 0.5}
     one_seed = one | {"names": ["a", "b"], "low": None, "high": None, "verdict": "cannot tell"}
-    effect, alone = effects_info({"comparisons": [one, one | {"difference": None}, one_seed]})
+    effect, alone = effects_info(concluded(one, one | {"difference": None}, one_seed))
     assert (effect.label, effect.difference, effect.verdict) == ("rss − ps", 2.0, "better")
     assert (alone.label, alone.low) == ("a − b", None), "a difference of one seed is shown without an interval"
     assert len(draw_effects([effect, alone]).to_dict()["layer"]) == len(draw_effects([alone]).to_dict()["layer"]) + 1
-    assert effects_info({}) == []
+    assert effects_info(None) == []
 
 
 def test_seeds_are_means_over_subnets() -> None:
-    [arm] = seeds_info({"a": [{"seed": 0, "top1": 50}, {"seed": 0, "top1": 60}, {"seed": 1, "top1": 57}]})
+    [arm] = seeds_info({"a": [a_scored(seed=seed, top1=top1) for seed, top1 in ((0, 50), (0, 60), (1, 57))]})
     assert (arm.by_seed, arm.mean.mean) == ({0: 55, 1: 57}, 56)
     draw_seeds([arm]).to_dict()
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.lines import a_score, a_stretch
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import RunError, UserError
@@ -209,14 +210,14 @@ class TestRecords:
         run.drop_after(3)
         assert not run.metrics_file.exists()
         for step in (2, 4, 6):
-            run.append_metrics({"step": step})
+            run.append_metrics(a_stretch(step))
         run.drop_after(4)
-        assert run.metrics() == [{"step": 2}, {"step": 4}]
+        assert run.metrics() == [a_stretch(2), a_stretch(4)]
 
     @pytest.mark.parametrize("line", [{}, {"step": "3"}, {"step": None}])
     def test_a_foreign_line_is_named(self, tmp_path: Path, line: dict[str, Any]) -> None:
         run = RunDirectory(tmp_path)
-        write_lines(run.metrics_file, [{"step": 1}, line])
+        write_lines(run.metrics_file, [a_stretch(1).to_json(), line])
         with pytest.raises(UserError, match=r"metrics.jsonl, line 2: its 'step' is missing or of another kind"):
             run.drop_after(1)
         write_lines(run.population_file, [line])
@@ -228,9 +229,9 @@ class TestRecords:
         run.metrics_file.mkdir()
         run.population_file.mkdir()
         with pytest.raises(RunError, match=r"cannot write .*metrics.jsonl: Is a directory"):
-            run.append_metrics({"step": 1})
+            run.append_metrics(a_stretch(1))
         with pytest.raises(RunError, match=r"cannot write .*population.jsonl: Is a directory"):
-            run.append_population({"step": 1})
+            run.append_population(a_score())
 
 
 HOLD_LOCK = """

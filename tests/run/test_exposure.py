@@ -200,16 +200,16 @@ class TestInTraining:
             net, recipe.scaled(2 / recipe.epochs), make_data(), run, settings=TrainSettings(log_every=1)
         )
         table, lines = run.exposure(), run.metrics()
-        assert table.steps == lines[-1]["step"] == len(lines)
-        assert table.lr_sum == pytest.approx(sum(line["lr"] for line in lines))
+        assert table.steps == lines[-1].step == len(lines)
+        assert table.lr_sum == pytest.approx(sum(line.lr for line in lines))
         sizes = {phase.name: len(phase.subnets) for phase in recipe.phases}
         later = iter(called)
-        steps = [[next(later) for _ in range(sizes[line["phase"]])] for line in lines]
+        steps = [[next(later) for _ in range(sizes[line.phase])] for line in lines]
         assert not list(later)
         for i, (choice, value) in enumerate(zip(table.names, table.values, strict=True)):
             assert table.passes[i] == sum(arch.get(choice) == value for arch in called)
             active = (any(arch.get(choice, -1) >= value for arch in step) for step in steps)
-            expected = sum(line["lr"] for line, there in zip(lines, active, strict=True) if there)
+            expected = sum(line.lr for line, there in zip(lines, active, strict=True) if there)
             assert table.exposure[i] == pytest.approx(expected)
         macs = [net.cost_of(arch).macs for arch in called]
         assert table.macs_edges[0] == net.cost_of(net.space.smallest()).macs
@@ -239,6 +239,6 @@ class TestInTraining:
         settings = TrainSettings(log_every=1)
         train_supernet(make_net(), recipe, data, run, settings=settings, should_stop=lambda: next(asked) == 4)
         train_supernet(make_net(), recipe, data, run, settings=settings, resume=True)
-        seconds = [line["seconds"] for line in run.metrics()]
+        seconds = [line.seconds or 0.0 for line in run.metrics()]
         assert seconds[0] > 0
         assert seconds == sorted(seconds)

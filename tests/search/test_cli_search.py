@@ -73,7 +73,7 @@ class TestStory:
         assert searched == read_json(run.front_file)
         assert (searched["search"]["evaluations"], searched["control"]["evaluations"]) == (6, 6)
         assert searched["limits"] == {"macs": thousands * 1e3}
-        scores = {line["arch"]: line["top1"] for line in run.searched() if line["split"] == "validate"}
+        scores = {line.arch: line.top1 for line in run.searched() if line.split == "validate"}
         for side in ("search", "control"):
             front = searched[side]["front"]
             assert all(entry["top1"] == scores[entry["arch"]] for entry in front)
@@ -83,10 +83,10 @@ class TestStory:
         assert not run.population_file.exists()
 
     def test_the_test_split_is_read_once_for_the_best_alone(self, trained: Path, searched: dict[str, Any]) -> None:
-        lines = [line for line in RunDirectory(trained).searched() if line["split"] == "test"]
+        lines = [line for line in RunDirectory(trained).searched() if line.split == "test"]
         best = max((searched[side]["best"] for side in ("search", "control")), key=lambda entry: entry["top1"])
-        assert [line["arch"] for line in lines] == [best["arch"]]
-        assert searched["test"] == {name: lines[0][name] for name in ("arch", "top1", "loss", "images")}
+        assert [line.arch for line in lines] == [best["arch"]]
+        assert searched["test"] == lines[0].model_dump(include={"arch", "top1", "loss", "images"})
         assert searched["test"]["images"] == 359
 
     def test_again_it_makes_nothing_and_says_so(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
@@ -109,10 +109,10 @@ class TestStory:
         code, _, err = trainonce("extract", trained, "--max-macs", f"{thousands}k", "--max-size", "50MB", "--out", out)
         assert code == 0, err
         network, description = read_subnet(out)
-        lines = [line for line in RunDirectory(trained).searched() if line["split"] == "validate"]
-        chosen = next(line for line in lines if line["arch"] == description["architecture"])
-        assert chosen["top1"] == max(line["top1"] for line in lines if line["macs"] <= thousands * 1e3)
-        assert description["scores"]["validate"]["top1"] == pytest.approx(chosen["top1"])
+        lines = [line for line in RunDirectory(trained).searched() if line.split == "validate"]
+        chosen = next(line for line in lines if line.arch == description["architecture"])
+        assert chosen.top1 == max(line.top1 for line in lines if line.macs <= thousands * 1e3)
+        assert description["scores"]["validate"]["top1"] == pytest.approx(chosen.top1)
         trainonce("extract", trained, "--max-size", "1kB").refused("no evaluated subnet fits the budget")
         assert spec_of(network).num_classes == 10
 
@@ -174,7 +174,7 @@ class TestStory:
         for most in ("8e6", "7e6", "7e6"):
             exec(example.replace("8e6", most), {"evaluator": evaluator})
         assert len(capsys.readouterr().out.splitlines()) == 3
-        assert len({line["search"] for line in run.searched()}) == 2, "another limit is another search"
+        assert len({line.search for line in run.searched()}) == 2, "another limit is another search"
 
     def test_a_dry_run_writes_nothing(self, trained: Path, tmp_path: Path) -> None:
         run = RunDirectory(shutil.copytree(trained, tmp_path / "run"))

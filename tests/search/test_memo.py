@@ -11,7 +11,7 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings
 from trainonce.evaluation.population import draw_population, evaluate_population, make_buckets
 from trainonce.models import MobileNetV3
-from trainonce.records import write_lines
+from trainonce.records import read_lines, write_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.search import Measure, Memo, Outcome, Problem, SearchSettings, Stopped, outcome_of, search, start_of
 
@@ -61,16 +61,16 @@ def test_scores_are_recorded_beside_the_population(
     outcome, memo = look(net, populated, evaluator)
     assert populated.population_file.read_bytes() == before, "the population's picture stays unbiased"
     lines = populated.searched()
-    assert len(lines) == memo.made == len(evaluator.asked) == len({line["arch"] for line in lines}) <= 24
+    assert len(lines) == memo.made == len(evaluator.asked) == len({line.arch for line in lines}) <= 24
     assert memo.asked == 24
     assert outcome.recorded == 12
-    assert {line["arch"] for line in lines}.isdisjoint(line["arch"] for line in populated.population())
+    assert {line.arch for line in lines}.isdisjoint(line.arch for line in populated.population())
     for line in lines:
-        arch = net.space.parse(line["arch"])
-        assert (line["macs"], line["params"]) == (net.cost_of(arch).macs, net.cost_of(arch).params)
-        assert line["top1"] == made_up()(net, arch).top1
-        assert line.keys() == {*populated.population()[0], "search", "knew"}
-        assert line["knew"] == [12, 0]
+        arch = net.space.parse(line.arch)
+        assert (line.macs, line.params) == (net.cost_of(arch).macs, net.cost_of(arch).params)
+        assert line.top1 == made_up()(net, arch).top1
+        assert line.to_json().keys() == {*populated.population()[0].to_json(), "search", "knew"}
+        assert line.knew == [12, 0]
 
 
 def test_a_second_search_makes_nothing(net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any]) -> None:
@@ -93,7 +93,7 @@ def test_killed_and_run_again_it_ends_the_same(
     with pytest.raises(Stopped):
         look(net, populated, made_up(), stop_after=after)
     content = populated.search_file.read_bytes()
-    write_lines(populated.search_file, populated.searched()[:-1])
+    write_lines(populated.search_file, read_lines(populated.search_file)[:-1])
     with populated.search_file.open("ab") as file:
         file.write(content[populated.search_file.stat().st_size : -10])
     other = SETTINGS.model_copy(update={"seed": 5, "scores": 3})
@@ -101,7 +101,7 @@ def test_killed_and_run_again_it_ends_the_same(
         look(net, populated, made_up(), plan={"settings": other.model_dump()}, settings=other)
     found, _ = look(net, populated, made_up())
     assert found.to_json() == expected.to_json()
-    lines = [line["arch"] for line in populated.searched()]
+    lines = [line.arch for line in populated.searched()]
     assert len(lines) == len(set(lines)), "nothing is made twice"
 
 
@@ -114,7 +114,7 @@ def test_what_was_scored_anew_meanwhile_does_not_count(
     with pytest.raises(Stopped):
         look(net, populated, made_up(), stop_after=5)
     for line in (*populated.population(), *populated.searched()):
-        populated.append_population({**line, "top1": 100.0})
+        populated.append_population(line.model_copy(update={"top1": 100.0}))
     found, _ = look(net, populated, made_up())
     assert found.to_json() == expected.to_json()
 
@@ -151,7 +151,7 @@ def test_damaged_lines_are_refused(
 ) -> None:
     with pytest.raises(Stopped):
         look(net, populated, made_up(), stop_after=1)
-    [line] = populated.searched()[:1]
+    [line] = read_lines(populated.search_file)[:1]
     write_lines(populated.search_file, [line | change])
     with pytest.raises(UserError, match=says):
         look(net, populated, made_up())

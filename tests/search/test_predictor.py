@@ -94,7 +94,7 @@ def test_of_the_committed_results_it_learns() -> None:
     """150 subnets of the CIFAR-10 run of docs/results.md, with the figures that docs/searching.md says."""
     run = RunDirectory(Path(__file__).parents[2] / "docs" / "results" / "cifar10-rss")
     net = run.build_supernet()
-    _, report = learn(net.cost, {net.space.parse(line["arch"]): line["top1"] for line in run.population()}, seed=0)
+    _, report = learn(net.cost, {net.space.parse(line.arch): line.top1 for line in run.population()}, seed=0)
     assert report.used
     assert report.held_out is not None
     assert report.held_out.tau == pytest.approx(0.69, abs=0.05)

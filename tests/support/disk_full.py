@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tests.support.lines import a_stretch
 
 from trainonce.data import DataSet, Split
 from trainonce.errors import RunError
@@ -78,10 +79,10 @@ def main(folder: Path) -> None:
     with limit(FREE) as said:
         train_supernet(MobileNetV3(geometry), recipe, data, run, settings=settings, should_stop=fill_the_disk)
     found["train"], found["checkpoints"] = said[0], names(run.checkpoints)
-    found["metrics"] = [line["step"] for line in run.metrics()]
+    found["metrics"] = [line.step for line in run.metrics()]
 
     with limit(run.metrics_file.stat().st_size + 10) as said:
-        run.append_metrics({"step": 7, "about": "x" * 100})
+        run.append_metrics(a_stretch(7, arch="x" * 100))
     found["metrics refused"] = said[0]
 
     resumed, straight = MobileNetV3(geometry, seed=5), MobileNetV3(geometry)
@@ -89,7 +90,7 @@ def main(folder: Path) -> None:
     assert train_supernet(straight, recipe, data, RunDirectory(folder / "straight"))
     pairs = zip(resumed.state_dict().values(), straight.state_dict().values(), strict=True)
     found["equal"] = all(torch.equal(a, b) for a, b in pairs)
-    found["metrics afterwards"] = [line["step"] for line in run.metrics()]
+    found["metrics afterwards"] = [line.step for line in run.metrics()]
     sys.stdout.write(json.dumps(found))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizer imports it when it first steps: once here, not in every child
+from tests.support.lines import timeless
 
 from trainonce.data import Augmentation, DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
@@ -105,7 +106,7 @@ def outcome(path: Path) -> dict[str, bytes]:
     """Every byte that must be the same: weights, momentum, teacher, exposure, and the metrics but for the seconds."""
     newest = path / "checkpoints" / f"step-{newest_step(path):06d}"
     files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in RunDirectory(path).metrics()]
+    lines = timeless(RunDirectory(path).metrics())
     return files | {"exposure.npz": (path / "exposure.npz").read_bytes(), "metrics": json.dumps(lines).encode()}
 
 

@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
+from tests.support.lines import a_finished, a_result
+
 from trainonce.lab.statistics import Comparison
+from trainonce.lab.studies import built_in
 from trainonce.lab.studies.conclusion import Conclusion
+from trainonce.lab.studies.results import RecordedStudy
 
 Lines = list[dict[str, Any]]
 SEEDS = (0, 1, 2)
@@ -15,7 +19,14 @@ NOISE = {0: -0.02, 1: 0.0, 2: 0.02}
 
 
 def a_study(name: str, arms: Iterable[str] = ()) -> dict[str, Any]:
-    return {"name": name, "arms": [{"name": arm, "about": ""} for arm in arms], "evaluate": {"split": "test"}}
+    named = [{"name": arm, "about": ""} for arm in arms]
+    return {"name": name, "arms": named, "runs": [], "evaluate": {"split": "test"}}
+
+
+def conclude(study: dict[str, Any], results: Lines, times: Lines) -> Conclusion:
+    """The conclusion of made-up files."""
+    recorded = RecordedStudy.read(study, where="study.json")
+    return built_in.conclude(recorded, [a_result(**line) for line in results], [a_finished(**line) for line in times])
 
 
 def a_line(arm: str, seed: int, factors: dict[str, Any], arch: str, top1: float, **more: Any) -> dict[str, Any]:

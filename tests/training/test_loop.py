@@ -207,7 +207,7 @@ class TestReference:
         phase = Phase(name="ramp", epochs=1.5, lr=LR, subnets=("largest", "smallest"), target="largest", ramp_epochs=1)
         run = RunDirectory(tmp_path)
         train_supernet(make_net(), recipe_of(phase), make_data(), run, settings=TrainSettings(log_every=1))
-        means = [line["loss"] for line in run.metrics()]
+        means = [line.loss for line in run.metrics()]
         ratios = [
             small / (2 * mean - large) for large, small, mean in zip(weighted[::2], weighted[1::2], means, strict=True)
         ]
@@ -287,20 +287,20 @@ class TestMetrics:
         assert next(outputs, None) is None
 
         lines = run.metrics()
-        assert [line["step"] for line in lines] == [2, 4, 5, 7, 8]
+        assert [line.step for line in lines] == [2, 4, 5, 7, 8]
         for line, at, (start, end) in zip(lines, progress, [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8)], strict=True):
             inside_line = [subnet for step in steps[start:end] for subnet in step]
-            assert line["loss"] == pytest.approx(sum(s[0] for s in inside_line) / len(inside_line), rel=1e-5)
-            assert line["top1"] == pytest.approx(100 * sum(s[1] for s in inside_line) / (8 * len(inside_line)))
-            assert line["macs"] == inside_line[-1][2]
-            assert line["phase"] == ("first" if end <= 5 else "second")
-            assert line["epoch"] == end / 4
-            assert line["passes"] == (min(end, 5) + 2 * max(0, end - 5)) / 4
+            assert line.loss == pytest.approx(sum(s[0] for s in inside_line) / len(inside_line), rel=1e-5)
+            assert line.top1 == pytest.approx(100 * sum(s[1] for s in inside_line) / (8 * len(inside_line)))
+            assert line.macs == inside_line[-1][2]
+            assert line.phase == ("first" if end <= 5 else "second")
+            assert line.epoch == end / 4
+            assert line.passes == (min(end, 5) + 2 * max(0, end - 5)) / 4
             last, length, top = (end - 1, 5, LR) if end <= 5 else (end - 6, 3, LR / 2)
-            assert line["lr"] == pytest.approx(top * 0.5 * (1 + math.cos(math.pi * last / length)))
-            assert line["arch"] == str(at.arch)
-            assert net.cost_of(net.space.parse(line["arch"])).macs == line["macs"]
-            assert (at.step, at.steps, at.loss) == (end, 8, line["loss"])
+            assert line.lr == pytest.approx(top * 0.5 * (1 + math.cos(math.pi * last / length)))
+            assert line.arch == str(at.arch)
+            assert net.cost_of(net.space.parse(line.arch)).macs == line.macs
+            assert (at.step, at.steps, at.loss) == (end, 8, line.loss)
             assert at.seconds_left >= 0
         assert progress[-1].seconds_left == 0
 
@@ -315,4 +315,4 @@ def test_a_cycle_goes_on_where_it_was(make_net: MakeNet, make_data: MakeData, tm
     stopped = train_supernet(make_net(), recipe, make_data(), run, should_stop=lambda: next(asked) == 3, **fields)
     assert not stopped
     assert train_supernet(make_net(), recipe, make_data(), run, **fields)
-    assert [line["arch"] for line in run.metrics()] == [archs[i % 3] for i in range(7)]
+    assert [line.arch for line in run.metrics()] == [archs[i % 3] for i in range(7)]

@@ -51,7 +51,7 @@ def trained(net: MobileNetV3, recipe: Recipe, data: DataSet, folder: Path) -> tu
     """What a run's steps left, and their learning rates."""
     watch, run = Watch(net), RunDirectory(folder)
     assert train_supernet(net, recipe, data, run, settings=TrainSettings(log_every=1), should_stop=watch)
-    return watch, [line["lr"] for line in run.metrics()]
+    return watch, [line.lr for line in run.metrics()]
 
 
 def test_two_parameters_beside_torchs_own(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:

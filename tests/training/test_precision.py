@@ -45,7 +45,7 @@ def test_training(make_net: MakeNet, make_data: MakeData, tmp_path: Path, name: 
         assert found is not None
         assert {t.dtype for t in found.tensors["optimizer"].values()} == {torch.float32}
         assert run.config().precision == precision
-        losses[precision] = [line["loss"] for line in run.metrics()]
+        losses[precision] = [line.loss for line in run.metrics()]
     assert dtypes == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05, abs=0.02)
     assert losses["bfloat16"] != losses["float32"]

@@ -44,12 +44,12 @@ class TestRecipes:
         assert torch.equal(torch.get_rng_state(), generators[0])
         assert (random.getstate(), repr(np.random.get_state())) == generators[1:]
         lines = run.metrics()
-        assert [line["phase"] for line in lines] == [phase.name for phase in recipe.phases]
-        assert all(math.isfinite(line["loss"]) for line in lines)
+        assert [line.phase for line in lines] == [phase.name for phase in recipe.phases]
+        assert all(math.isfinite(line.loss) for line in lines)
         assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
-        assert lines[-1]["passes"] == sum(
-            (line["step"] - previous) / 4 * len(phase.subnets)
-            for line, previous, phase in zip(lines, [0, *(li["step"] for li in lines)], recipe.phases, strict=False)
+        assert lines[-1].passes == sum(
+            (line.step - previous) / 4 * len(phase.subnets)
+            for line, previous, phase in zip(lines, [0, *(li.step for li in lines)], recipe.phases, strict=False)
         )
         assert differing(before, state_of(net))
         assert all(arch in net.space for arch in spy.archs)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.lines import a_stretch, timeless
 from torch import Tensor
 
 import trainonce
@@ -29,11 +30,6 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 STEPS = 20
 Lines = list[dict[str, object]]
-
-
-def timeless(lines: Lines) -> Lines:
-    """Lines of metrics without what no two runs have in common."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw")
@@ -131,7 +127,7 @@ class TestStopped:
         """Mid-epoch, at an epoch's end, mid-phase, at a phase's end, before and after sorting channels."""
         run = RunDirectory(tmp_path)
         runs.go("ps", run, resume=False, stop=step)
-        assert max(line["step"] for line in run.metrics() or [{"step": 0}]) <= step
+        assert max((line.step for line in run.metrics()), default=0) <= step
         runs.check("ps", runs.go("ps", run), run)
 
     def test_a_finished_run_stays_as_it_is(self, runs: Runs, tmp_path: Path) -> None:
@@ -169,7 +165,7 @@ class TestStopped:
     def test_metrics_beyond_the_checkpoint_are_made_again(self, runs: Runs, tmp_path: Path) -> None:
         run = RunDirectory(tmp_path)
         runs.go("ps", run, stop=8)
-        run.append_metrics({"step": 9, "loss": -1.0})
+        run.append_metrics(a_stretch(9, loss=-1.0))
         with run.metrics_file.open("ab") as file:
             file.write(b'{"step": 10, "los')
         runs.check("ps", runs.go("ps", run), run)

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from trainonce.data import DataSet
     from trainonce.data.baseline import Baseline
     from trainonce.evaluation.per_class import PerClass
-    from trainonce.evaluation.population import BucketSummary, Line
+    from trainonce.evaluation.population import BucketSummary
     from trainonce.lab.studies.study import Study
     from trainonce.lab.studies.summary import ArmSummary
     from trainonce.models import Supernet
     from trainonce.pipeline.fitting import Fitted
     from trainonce.recipes import Recipe
     from trainonce.run.directory import RunDirectory
+    from trainonce.run.lines import SubnetScore
     from trainonce.search import Outcome, Problem
     from trainonce.subnets.finetune import FinetuneProgress
     from trainonce.training.loop import Progress as TrainProgress
@@ -260,12 +261,12 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
     return table
 
 
-def subnet_line(line: Line) -> str:
+def subnet_line(line: SubnetScore) -> str:
     """One evaluated subnet in a line."""
-    return f"{line['top1']:.2f}% at {line['macs'] / 1e6:.3f} M MACs, {line['params'] / 1e6:.3f} M parameters"
+    return f"{line.top1:.2f}% at {line.macs / 1e6:.3f} M MACs, {line.params / 1e6:.3f} M parameters"
 
 
-def scoring_line(line: Line, seconds_left: float) -> str:
+def scoring_line(line: SubnetScore, seconds_left: float) -> str:
     """The last subnet scored, and how long the others will take, in a line."""
     return f"{subnet_line(line)}; {duration(seconds_left)} left"
 

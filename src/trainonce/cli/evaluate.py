@@ -119,7 +119,7 @@ def _say_plan(plan: EvaluatePlan) -> None:
 
 def _say(done: Evaluated) -> None:
     plan, run = done.plan, done.plan.run
-    display.out.print(f"Top-1 in percent on {done.lines[0]['images']} {plan.split} images of {plan.data.name}")
+    display.out.print(f"Top-1 in percent on {done.lines[0].images} {plan.split} images of {plan.data.name}")
     display.out.print(display.population_table(done.summaries))
     best = max(summary.maximum for summary in done.summaries)
     display.say_baseline(run.baseline() if plan.split == "validate" else None, best)

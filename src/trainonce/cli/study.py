@@ -29,7 +29,7 @@ from trainonce.cli.tools import bucket_centres, work
 from trainonce.errors import UserError
 
 if TYPE_CHECKING:
-    from trainonce.evaluation.population import Line
+    from trainonce.lab.studies.results import FinishedRun
     from trainonce.pipeline.studying import Studied, StudyPlan, StudyProgress
 
 
@@ -204,8 +204,8 @@ def _progress_line(at: StudyProgress) -> str:
     return f"runs; {under_way}; about {display.duration(at.seconds_left)} left"
 
 
-def _say_run(line: Line) -> None:
-    display.err.print(f"{line['run']}: trained in {display.duration(line['train_seconds'])}, scored and recorded")
+def _say_run(line: FinishedRun) -> None:
+    display.err.print(f"{line.run}: trained in {display.duration(line.train_seconds)}, scored and recorded")
 
 
 def _say_dry(done: Studied, *, as_json: bool) -> None:

@@ -236,12 +236,17 @@ def _say(done: Trained, stopped_by: int | None, *, dry_run: bool, as_json: bool)
         raise typer.Exit(128 + (stopped_by or signal.SIGTERM))  # another process may have been the one to be told
     elif done.metrics is not None:
         if as_json:
-            said = {"run": str(run), "seconds": round(done.seconds, 1), **done.metrics, "outlook": done.outlook}
+            said = {
+                "run": str(run),
+                "seconds": round(done.seconds, 1),
+                **done.metrics.to_json(),
+                "outlook": done.outlook,
+            }
             display.print_json(said)
             return
         display.out.print(
-            f"Trained in {display.duration(done.seconds)}: training loss {done.metrics['loss']:.3f}, "
-            f"top-1 {done.metrics['top1']:.1f}% on augmented images."
+            f"Trained in {display.duration(done.seconds)}: training loss {done.metrics.loss:.3f}, "
+            f"top-1 {done.metrics.top1:.1f}% on augmented images."
         )
         if done.outlook is not None:
             display.out.print(done.outlook)

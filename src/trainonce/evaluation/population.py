@@ -7,7 +7,7 @@ with, so evaluating again does only what is missing.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL, fan_out
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, Over, derived_rng
-
-Line = dict[str, Any]
-"""One line of `population.jsonl`: arch, id, macs, params, top1 (percent), loss, images, step, split, calibration."""
 
 PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
@@ -94,20 +92,29 @@ def draw_population(
     return drawn
 
 
-def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, Line]:
+class ScoreKey(NamedTuple):
+    """What says which score of a subnet it is."""
+
+    step: int
+    """The training step of the weights."""
+    split: SplitName
+    calibration: dict[str, Any]
+    """`EvaluateSettings` without what a score does not depend on."""
+
+    def has(self, line: SubnetScore) -> bool:
+        """Whether a line has such a score."""
+        return (line.step, line.split, line.calibration) == self
+
+
+def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, SubnetScore]:
     """The lines, by architecture, that were made with the weights of a step as this evaluator would make them."""
-    return {line["arch"]: line for line in of_key(run.population(), score_key(evaluator, step))}
+    key = score_key(evaluator, step)
+    return {line.arch: line for line in run.population() if key.has(line)}
 
 
-def score_key(evaluator: Evaluator, step: int) -> Line:
-    """What says which score a subnet's line has: the weights' step, the split, the calibration."""
-    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
-    return {"step": step, "split": evaluator.split_name, "calibration": calibration}
-
-
-def of_key(lines: Iterable[Line], key: Line) -> list[Line]:
-    """The lines that have such scores."""
-    return [line for line in lines if all(line.get(k) == key[k] for k in key)]
+def score_key(evaluator: Evaluator, step: int) -> ScoreKey:
+    """Which score this evaluator gives a subnet with the weights of a step."""
+    return ScoreKey(step, evaluator.split_name, evaluator.settings.model_dump(exclude={"score_batch"}))
 
 
 def score_subnets(
@@ -116,7 +123,7 @@ def score_subnets(
     evaluator: Evaluator,
     archs: Sequence[Architecture],
     *,
-    on_line: Callable[[Line], None],
+    on_line: Callable[[SubnetScore], None],
     workers: int | None = None,
     cluster: str = LOCAL,
     should_stop: Callable[[], bool] = lambda: False,
@@ -135,8 +142,19 @@ def score_subnets(
                 without[arch] = score.loss
                 continue
             cost = net.cost_of(arch)
-            line: Line = {"arch": str(arch), "id": arch.id, "macs": cost.macs, "params": cost.params}
-            on_line(line | {"top1": score.top1, "loss": score.loss, "images": score.images} | key)
+            line = SubnetScore(
+                arch=str(arch),
+                id=arch.id,
+                macs=cost.macs,
+                params=cost.params,
+                top1=score.top1,
+                loss=score.loss,
+                images=score.images,
+                step=key.step,
+                split=key.split,
+                calibration=key.calibration,
+            )
+            on_line(line)
 
     device = next(net.parameters()).device
     done = fan_out(
@@ -167,9 +185,9 @@ def evaluate_population(
     *,
     workers: int | None = None,
     cluster: str = LOCAL,
-    on_progress: Callable[[int, Line], None] = lambda _done, _line: None,
+    on_progress: Callable[[int, SubnetScore], None] = lambda _done, _line: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Line]:
+) -> list[SubnetScore]:
     """Score what is not recorded yet of a population drawn; returns a line for each subnet, old and new, in order.
 
     `step` is the training step of the weights. `workers` and `cluster` are `fan_out`'s: who scores; this process
@@ -181,10 +199,10 @@ def evaluate_population(
     missing = [arch for arch in wanted if str(arch) not in known]
     done = len(wanted) - len(missing)
 
-    def record(line: Line) -> None:
+    def record(line: SubnetScore) -> None:
         nonlocal done
         run.append_population(line)
-        known[line["arch"]] = line
+        known[line.arch] = line
         done += 1
         on_progress(done, line)
 
@@ -208,43 +226,59 @@ class BucketSummary:
     maximum: float
 
 
-def summarise(lines: Iterable[Line], buckets: Sequence[Bucket]) -> list[BucketSummary]:
+class Scored(Protocol):
+    """A subnet with its costs and its top-1 in percent."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def macs(self) -> float: ...
+    @property
+    def params(self) -> float: ...
+    @property
+    def top1(self) -> float: ...
+
+
+S = TypeVar("S", bound=Scored)
+
+
+def summarise(lines: Iterable[Scored], buckets: Sequence[Bucket]) -> list[BucketSummary]:
     """One summary for each bucket that has lines."""
     lines = list(lines)
     summaries = []
     for bucket in buckets:
-        inside = [line for line in lines if line["macs"] in bucket]
+        inside = [line for line in lines if line.macs in bucket]
         if not inside:
             continue
-        quantiles = np.percentile([line["top1"] for line in inside], [0, 25, 50, 75, 100]).tolist()
+        quantiles = np.percentile([line.top1 for line in inside], [0, 25, 50, 75, 100]).tolist()
         names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
         summaries.append(
             BucketSummary(
                 bucket=bucket,
                 count=len(inside),
-                macs_mean=float(np.mean([line["macs"] for line in inside])),
+                macs_mean=float(np.mean([line.macs for line in inside])),
                 **dict(zip(names, quantiles, strict=True)),
             )
         )
     return summaries
 
 
-def pareto_front(lines: Iterable[Line]) -> list[Line]:
+def pareto_front(lines: Iterable[S]) -> list[S]:
     """The lines that no other beats in both MACs and top-1, by rising MACs; of equals, the first by architecture."""
-    front: list[Line] = []
-    for line in sorted(lines, key=lambda line: (line["macs"], -line["top1"], line["arch"])):
-        if not front or line["top1"] > front[-1]["top1"]:
+    front: list[S] = []
+    for line in sorted(lines, key=lambda line: (line.macs, -line.top1, line.arch)):
+        if not front or line.top1 > front[-1].top1:
             front.append(line)
     return front
 
 
 def best_within(
-    lines: Iterable[Line],
+    lines: Iterable[S],
     *,
     max_macs: float | None = None,
     max_params: float | None = None,
-    fits: Callable[[Line], bool] = lambda _line: True,
-) -> Line:
+    fits: Callable[[S], bool] = lambda _line: True,
+) -> S:
     """The line of highest top-1 under the budgets; of equals, the one of fewest MACs, then first by architecture.
 
     `fits` says whether a line keeps other budgets. Raises `UserError` where none fits, naming the smallest.
@@ -258,21 +292,21 @@ def best_within(
     fitting = [
         line
         for line in lines
-        if (max_macs is None or line["macs"] <= max_macs) and (max_params is None or line["params"] <= max_params)
+        if (max_macs is None or line.macs <= max_macs) and (max_params is None or line.params <= max_params)
     ]
     fitting = [line for line in fitting if fits(line)]
     if not fitting:
-        least = min(lines, key=lambda line: line["macs"])
+        least = min(lines, key=lambda line: line.macs)
         raise UserError(
-            f"no evaluated subnet fits the budget; the smallest has {least['macs'] / 1e6:.3f} M MACs "
-            f"and {least['params'] / 1e6:.3f} M parameters"
+            f"no evaluated subnet fits the budget; the smallest has {least.macs / 1e6:.3f} M MACs "
+            f"and {least.params / 1e6:.3f} M parameters"
         )
-    return min(fitting, key=lambda line: (-line["top1"], line["macs"], line["arch"]))
+    return min(fitting, key=lambda line: (-line.top1, line.macs, line.arch))
 
 
-def newest_lines(lines: Iterable[Line], split: SplitName) -> list[Line]:
+def newest_lines(lines: Iterable[SubnetScore], split: SplitName) -> list[SubnetScore]:
     """The lines on a split that belong together: those made with the newest weights, calibrated as the last one was."""
-    on_split = [line for line in lines if line["split"] == split]
-    step = max((line["step"] for line in on_split), default=0)
-    of_step = [line for line in on_split if line["step"] == step]
-    return [line for line in of_step if line.get("calibration") == of_step[-1].get("calibration")]
+    on_split = [line for line in lines if line.split == split]
+    step = max((line.step for line in on_split), default=0)
+    of_step = [line for line in on_split if line.step == step]
+    return [line for line in of_step if line.calibration == of_step[-1].calibration]

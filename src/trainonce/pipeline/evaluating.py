@@ -12,7 +12,6 @@ from trainonce.evaluation.population import (
     PAPER_BUCKETS_M,
     Bucket,
     BucketSummary,
-    Line,
     draw_population,
     evaluate_population,
     make_buckets,
@@ -22,6 +21,7 @@ from trainonce.evaluation.population import (
 from trainonce.parallel.fan_out import LOCAL
 from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.space import Architecture, Over
 
 Buckets = Sequence[float] | Literal["paper"]
@@ -49,7 +49,7 @@ class EvaluateProgress(NamedTuple):
 
     done: int
     total: int
-    line: Line
+    line: SubnetScore
     """What is recorded of the subnet."""
     seconds_left: float
 
@@ -59,7 +59,7 @@ class Evaluated:
     """The population as far as it is scored."""
 
     plan: EvaluatePlan
-    lines: list[Line]
+    lines: list[SubnetScore]
     """What is recorded of each subnet."""
     summaries: list[BucketSummary]
     """Of each bucket that has subnets; none unless finished."""
@@ -137,7 +137,7 @@ def evaluate(
             return Evaluated(plan=plan, lines=[], summaries=[], seconds=seconds, workers=workers, finished=False)
     began = time.monotonic()
 
-    def note(done: int, line: Line) -> None:
+    def note(done: int, line: SubnetScore) -> None:
         left = (time.monotonic() - began) / (done - before) * (len(population) - done)
         on_progress(EvaluateProgress(done, len(population), line, left))
 

@@ -10,11 +10,12 @@ from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import PerClass, score_by_class
-from trainonce.evaluation.population import Line, best_within, newest_lines
+from trainonce.evaluation.population import best_within, newest_lines
 from trainonce.models import Supernet
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.search.measures import table_at
 from trainonce.space import Architecture
 from trainonce.subnets import check_place, verify_subnet, write_subnet
@@ -78,7 +79,7 @@ def extract(
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
     if arch is None:
         best = _best(place, net, step, most, latency)
-        arch = str(best["arch"])
+        arch = best.arch
         settings = calibration_of(place, best) if seed is None else settings
     elif most or latency:
         option = f"max-{next(iter(most))}" if most else "latency"
@@ -110,10 +111,10 @@ def extract(
     )
 
 
-def _best(run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None) -> Line:
+def _best(run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None) -> SubnetScore:
     """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
     limits = limits_of(net, most, table_at(run, latency))
-    lines = newest_lines((line for line in (*run.population(), *run.searched()) if line["step"] == step), "validate")
+    lines = newest_lines((line for line in (*run.population(), *run.searched()) if line.step == step), "validate")
     return best_within(
-        lines, fits=lambda line: all(limit.violation(net.space.parse(line["arch"])) <= 0 for limit in limits)
+        lines, fits=lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits)
     )

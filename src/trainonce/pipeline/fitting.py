@@ -277,8 +277,8 @@ class _Fit:
             raise _StoppedEarlyError
         chosen = []
         for bucket in buckets:
-            fitting = [line for line in lines if line["macs"] in bucket]
-            chosen.append(_Chosen(space.parse(best_within(fitting)["arch"]), len(fitting)))
+            fitting = [line for line in lines if line.macs in bucket]
+            chosen.append(_Chosen(space.parse(best_within(fitting).arch), len(fitting)))
         return chosen
 
     def _step(self) -> int:
@@ -378,7 +378,7 @@ class _Fit:
                 )
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
-            self.spent += lines[-1]["seconds"]
+            self.spent += lines[-1].seconds or 0.0
         return self.run.checked_config().recipe
 
 

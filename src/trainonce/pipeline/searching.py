@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.evaluation.population import Line, newest_lines
+from trainonce.evaluation.population import newest_lines
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL
 from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
 from trainonce.run.directory import RunDirectory, provenance
+from trainonce.run.lines import SubnetScore
 from trainonce.search import (
     Limit,
     Memo,
@@ -61,7 +62,7 @@ class SearchProgress(NamedTuple):
 
     done: int
     total: int
-    line: Line
+    line: SubnetScore
     """What is recorded of the subnet."""
     seconds_left: float
 
@@ -162,7 +163,7 @@ def search(
     with place.lock():
         on_start()
 
-        def note(asked: int, line: Line) -> None:
+        def note(asked: int, line: SubnetScore) -> None:
             left = (time.monotonic() - began) / memo.made * (total - asked)
             on_progress(SearchProgress(asked, total, line, left))
 
@@ -210,11 +211,11 @@ def limits_of(net: Supernet, most: Mapping[str, Amount], table: str | Path | Non
     return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in values.items()]
 
 
-def calibration_of(run: RunDirectory, line: Line) -> EvaluateSettings:
+def calibration_of(run: RunDirectory, line: SubnetScore) -> EvaluateSettings:
     """As a recorded score was calibrated; as usual where its line does not say. Raises `UserError` for damage."""
-    file = run.search_file if "search" in line else run.population_file
-    said = line.get("calibration")
-    return EvaluateSettings.parse(said, where=str(file)) if isinstance(said, dict) else EvaluateSettings()
+    file = run.search_file if line.search else run.population_file
+    said = line.calibration
+    return EvaluateSettings() if said is None else EvaluateSettings.parse(said, where=str(file))
 
 
 def _problem(net: Supernet, most: Mapping[str, Amount], table: str | Path | None, minimise: Sequence[str]) -> Problem:
@@ -236,7 +237,7 @@ def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> Evalu
     first = first_line(searched, name_of(step, plan))
     if first is not None:
         return calibration_of(run, first)
-    recorded = [line for line in (*searched, *run.population()) if line["step"] == step]
+    recorded = [line for line in (*searched, *run.population()) if line.step == step]
     lines = newest_lines(recorded, "validate")
     settings = calibration_of(run, lines[-1]) if lines else EvaluateSettings()
     images = plan["calibration_images"]
@@ -267,7 +268,7 @@ def _tested(memo: Memo, outcome: Outcome, data: DataSet) -> dict[str, Any]:
     )
     best = outcome.best.arch
     examiner([best])
-    return {name: examiner.lines[best][name] for name in ("arch", "top1", "loss", "images")}
+    return examiner.lines[best].model_dump(include={"arch", "top1", "loss", "images"})
 
 
 def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int = 0) -> Searched:

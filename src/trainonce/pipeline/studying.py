@@ -14,8 +14,8 @@ import torch
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
-from trainonce.evaluation.population import Line
 from trainonce.lab.studies.built_in import STUDIES
+from trainonce.lab.studies.results import FinishedRun
 from trainonce.lab.studies.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
 from trainonce.lab.studies.study import Ground, Study, StudyFile, StudyRun, check_architectures, load_study
 from trainonce.lab.studies.summary import ArmSummary, arm_summaries, write_conclusion
@@ -99,7 +99,7 @@ def study(
     on_estimate: Callable[[StudyPlan, float], None] = lambda _plan, _seconds: None,
     on_start: Callable[[], None] = lambda: None,
     on_progress: Callable[[StudyProgress], None] = lambda _: None,
-    on_run: Callable[[Line], None] = lambda _: None,
+    on_run: Callable[[FinishedRun], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Studied:
     """Run a study, built in or of a .toml file: `trainonce study`, whose options these are.
@@ -151,7 +151,7 @@ def study(
     check_architectures(planned)
     if recorded := directory.recorded():
         directory.check(recorded, identity(planned, images))
-    finished = {line["run"] for line in directory.finished()}
+    finished = {line.run for line in directory.finished()}
     missing = tuple(run for run in planned.runs if run.name not in finished)
     at_once = _workers(settled, workers, cluster, len(missing))
     plan = StudyPlan(study=planned, data=images, directory=directory, missing=missing, workers=at_once)
@@ -172,8 +172,8 @@ def study(
                 looks.look()
                 return should_stop()
 
-            def note(line: Line) -> None:
-                looks.finished.add(line["run"])
+            def note(line: FinishedRun) -> None:
+                looks.finished.add(line.run)
                 on_run(line)
 
             complete = run_study(
@@ -281,7 +281,7 @@ class _Looks:
     ) -> None:
         self.study, self.directory = plan.study, plan.directory
         self.estimates, self.seconds, self.on_progress = estimates, seconds, on_progress
-        self.finished = {line["run"] for line in self.directory.finished()}
+        self.finished = {line.run for line in self.directory.finished()}
         self.steps = {run.name: _steps(run, plan.data) for run in self.study.runs}
         self.began = self.looked = time.monotonic()
         self.before = self.work()[0]

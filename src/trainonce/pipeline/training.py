@@ -20,6 +20,7 @@ from trainonce.pipeline.pace import estimated_seconds
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import MetricsLine
 from trainonce.training.loop import Progress, TrainSettings, refuse_large_step, train_supernet
 
 PROBES = 4
@@ -49,7 +50,7 @@ class Trained:
     """What it took; after a dry run, about what it would take."""
     finished: bool
     """Whether all of it is trained: not where `should_stop` said so, nor after a dry run."""
-    metrics: dict[str, Any] | None
+    metrics: MetricsLine | None
     """The last line of metrics.jsonl: loss, top1 (percent, of augmented images), …; None unless finished.
 
     Under torchrun the first process alone has it.
@@ -245,7 +246,7 @@ def _trained(
             ranks=ranks,
         )
     metrics = run.metrics()[-1] if finished and ranks.first else None
-    verdict = outlook(metrics["top1"], statistics.fmean(seen)) if metrics is not None and seen else None
+    verdict = outlook(metrics.top1, statistics.fmean(seen)) if metrics is not None and seen else None
     seconds = time.monotonic() - began
     return Trained(plan=plan, seconds=seconds, finished=finished, metrics=metrics, outlook=verdict)
 
@@ -333,7 +334,7 @@ def prober(
     on_look: Callable[[Sequence[float]], None] = lambda _: None,
 ) -> Prober | None:
     """What looks at probes while training: `count` of them, by default those looked at before or `PROBES`."""
-    before = () if count is not None else dict.fromkeys(line["probe"] for line in run.forgetting())
+    before = () if count is not None else dict.fromkeys(line.probe for line in run.forgetting())
     probes = tuple(net.space.parse(text) for text in before)
     probes = probes or default_probes(net, PROBES if count is None else count, seed=seed)
     return Prober(net, recipe, data, run, probes=probes, seed=seed, on_look=on_look) if probes else None

@@ -14,35 +14,30 @@ import numpy as np
 
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
-from trainonce.evaluation.population import Line, newest_lines
+from trainonce.evaluation.population import newest_lines
 from trainonce.files import fits_record, is_there
 from trainonce.lab.studies.built_in import conclude
-from trainonce.names import file_name, printable
-from trainonce.records import read_json, read_lines
-from trainonce.run.directory import NUMBER, RunConfig, RunDirectory
+from trainonce.lab.studies.results import (
+    Factors,
+    FinishedRun,
+    RecordedConclusion,
+    RecordedStudy,
+    StudyResult,
+)
+from trainonce.lab.studies.run_study import StudyDirectory
+from trainonce.names import printable
+from trainonce.records import read_json
+from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
+from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 from trainonce.search.measures import NAMES as MEASURES
 from trainonce.search.outcome import FORMAT as FRONT_FORMAT
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 Matrix = list[list[float | None]]
 
-STUDY_FILE = "study.json"
 MISSING = object()
-MAYBE = (*NUMBER, type(None))
-RESULT_LINE: Kinds = {
-    "run": str,
-    "arm": str,
-    "seed": int,
-    "arch": str,
-    "macs": NUMBER,
-    "params": NUMBER,
-    "top1": NUMBER,
-}
-CONCLUDED_LINE: Kinds = {"split": str, "bucket": MAYBE, "probe": bool, "factors": dict}
-TIME_LINE: Kinds = {"run": str, "arm": str, "seed": int, "train_seconds": NUMBER}
-METRICS_LINE: Kinds = {"step": int, "loss": NUMBER, "top1": NUMBER, "passes": NUMBER}
-PLANNED_RUN: Kinds = {"name": str, "arm": str, "seed": int}
+NUMBER = (int, float)
 MATRICES = (
     ("gradient", "agreement"),
     ("gradient", "conflict"),
@@ -71,8 +66,37 @@ FRONT_ENTRY: Kinds = {
     "measures": dict,
     "known": bool,
 }
-CONCLUSION: Kinds = {"sentence": str, "verdict": str, "comparisons": list}
-COMPARISON: Kinds = {"names": list, "difference": MAYBE, "low": MAYBE, "high": MAYBE, "verdict": str}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A subnet's score as figures draw it, of a run's population or of a study's results."""
+
+    run: str
+    """The run's directory."""
+    seed: int
+    arch: str
+    macs: float
+    params: float
+    top1: float
+    images: int = 0
+    bucket: float | None = None
+    """Of a study: the centre of its bucket in million MACs; None outside of all."""
+    probe: bool = False
+    """Of a study: whether it is a probe."""
+
+
+def scored(line: SubnetScore, run: Path, seed: int) -> Scored:
+    """A line of a run's population as figures draw it."""
+    return Scored(
+        run=str(run),
+        seed=seed,
+        arch=line.arch,
+        macs=line.macs,
+        params=line.params,
+        top1=line.top1,
+        images=line.images,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +113,10 @@ class RunRecord:
     fingerprint: str
     model: dict[str, Any]
     provenance: dict[str, Any]
-    factors: dict[str, Any] = field(default_factory=dict)
-    scores: dict[SplitName, list[Line]] = field(default_factory=dict)
-    metrics: list[Line] = field(default_factory=list)
-    forgetting: list[Line] = field(default_factory=list)
+    factors: Factors = field(default_factory=dict)
+    scores: dict[SplitName, list[Scored]] = field(default_factory=dict)
+    metrics: list[MetricsLine] = field(default_factory=list)
+    forgetting: list[ForgettingLine] = field(default_factory=list)
     exposure: ExposureTable | None = None
     interference: dict[str, Any] | None = None
     front: dict[str, Any] | None = None
@@ -119,7 +143,7 @@ class Group:
     buckets_m: list[float]
     half_m: float | None
     probes: list[str]
-    conclusion: dict[str, Any]
+    conclusion: RecordedConclusion | None
 
 
 def read_groups(
@@ -137,12 +161,12 @@ def read_groups(
     """
     groups, loose = [], []
     for path in map(Path, paths):
-        if (path / STUDY_FILE).exists():
+        if StudyDirectory(path).study_file.exists():
             groups.append(read_study(path, split))
         elif (path / "run.json").exists():
             loose.append(read_run(RunDirectory(path)))
         else:
-            raise UserError(f"{path} holds no run and no study (there is no run.json or {STUDY_FILE} in it)")
+            raise UserError(f"{path} holds no run and no study (there is no run.json or study.json in it)")
     for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
         groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
         groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)
@@ -153,8 +177,9 @@ def read_run(run: RunDirectory) -> RunRecord:
     """What one run directory holds."""
     config: RunConfig = run.config()
     population = run.population()
-    metrics = checked_lines(run.metrics_file, METRICS_LINE)
-    seconds = metrics[-1].get("seconds") if metrics else None
+    metrics = run.metrics()
+    seconds = metrics[-1].seconds if metrics else None
+    scores = {name: newest_lines(population, name) for name in get_args(SplitName)}
     return RunRecord(
         path=run.path,
         name=printable(run.path.name),
@@ -166,14 +191,16 @@ def read_run(run: RunDirectory) -> RunRecord:
         fingerprint=config.data_fingerprint,
         model=config.model,
         provenance=config.provenance,
-        scores={name: found for name in get_args(SplitName) if (found := newest_lines(population, name))},
+        scores={
+            name: [scored(line, run.path, config.seed) for line in found] for name, found in scores.items() if found
+        },
         metrics=metrics,
         has_weights=any(run.checkpoints.glob("step-*")),
         forgetting=run.forgetting(),
         exposure=_read_exposure(run),
         interference=_read_interference(run.path / "interference.json"),
         front=_read_front(run.front_file),
-        train_seconds=float(seconds) if isinstance(seconds, NUMBER) else None,
+        train_seconds=None if seconds is None else float(seconds),
     )
 
 
@@ -193,7 +220,7 @@ def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
         buckets_m=[],
         half_m=None,
         probes=[],
-        conclusion={},
+        conclusion=None,
     )
 
 
@@ -215,60 +242,61 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     Runs that still train are left out, where any has finished. What conclusion.json does not say, since the study is
     not finished, is concluded from the results so far.
     """
-    path = Path(path)
-    file = path / STUDY_FILE
-    study = read_json(file)
-    plan = _objects(study, "runs", PLANNED_RUN, file)
-    named = _objects(study, "arms", {"name": str}, file)
-    arms = {arm["name"]: str(arm.get("about", "")) for arm in named}
-    evaluate = _object(study, "evaluate", file)
-    chosen: SplitName = split or ("validate" if evaluate.get("split") == "validate" else "test")
-    results = checked_lines(path / "results.jsonl", RESULT_LINE)
-    times = {line["run"]: line for line in checked_lines(path / "times.jsonl", TIME_LINE)}
-    there = [one for one in plan if (path / "runs" / file_name(one["name"]) / "run.json").exists()]
-    finished = times.keys() | {line["run"] for line in results}
+    directory = StudyDirectory(path)
+    study = RecordedStudy.read(read_json(directory.study_file), where=str(directory.study_file))
+    arms = {arm.name: arm.about for arm in study.arms}
+    chosen: SplitName = split or ("validate" if study.evaluate.split == "validate" else "test")
+    results, times = directory.all_results(), {line.run: line for line in directory.finished()}
+    there = [one for one in study.runs if directory.run(one.name).config_file.exists()]
+    finished = times.keys() | {line.run for line in results}
     runs = []
-    for planned in [one for one in there if one["name"] in finished] or there:
-        run = read_run(RunDirectory(path / "runs" / planned["name"]))
-        lines = [line for line in results if line["run"] == planned["name"] and line.get("split", chosen) == chosen]
-        time = times.get(planned["name"], {})
+    for planned in [one for one in there if one.name in finished] or there:
+        run = read_run(directory.run(planned.name))
+        lines = [_scored(line, run.path) for line in results if (line.run, line.split) == (planned.name, chosen)]
+        time = times.get(planned.name)
         runs.append(
             replace(
                 run,
-                arm=planned["arm"],
-                name=planned["name"],
-                seed=planned["seed"],
-                factors=dict(planned.get("factors") or {}),
+                arm=planned.arm,
+                name=planned.name,
+                seed=planned.seed,
+                factors=planned.factors,
                 scores={chosen: lines} if lines else run.scores,
-                train_seconds=time.get("train_seconds", run.train_seconds),
-                beside=time.get("beside"),
+                train_seconds=run.train_seconds if time is None else time.train_seconds,
+                beside=None if time is None else time.beside,
             )
         )
     if not runs:
-        raise UserError(f"{path} has no results yet: run `trainonce study` on it first")
+        raise UserError(f"{directory.path} has no results yet: run `trainonce study` on it first")
     read = {run.name for run in runs}
     return Group(
-        title=_study_title(study, path),
-        about=str(study.get("about", "")),
-        question=str(study.get("question", "")),
-        path=path,
+        title=_study_title(study),
+        about=study.about,
+        question=study.question,
+        path=directory.path,
         arms=arms | {run.arm: "" for run in runs if run.arm not in arms},
         runs=runs,
-        missing=[planned["name"] for planned in plan if planned["name"] not in read],
+        missing=[planned.name for planned in study.runs if planned.name not in read],
         split=chosen,
-        buckets_m=_numbers(evaluate.get("buckets_m") or [], "buckets_m", file),
-        half_m=None if evaluate.get("half_m") is None else _numbers([evaluate["half_m"]], "half_m", file)[0],
-        probes=[str(probe) for probe in evaluate.get("probes") or []],
-        conclusion=_read_conclusion(path / "conclusion.json") or _conclude(study | {"arms": named}, results, times),
+        buckets_m=[float(centre) for centre in study.evaluate.buckets_m],
+        half_m=study.evaluate.half_m,
+        probes=study.evaluate.probes,
+        conclusion=_read_conclusion(directory.conclusion_file) or _conclude(study, results, list(times.values())),
     )
 
 
-def checked_lines(path: Path, kinds: Kinds) -> list[Line]:
-    """The lines of a file, none where there is no file. Raises `UserError` with file and line for what is not so."""
-    lines = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        _check(line, kinds, f"{path}, line {number}")
-    return lines
+def _scored(line: StudyResult, run: Path) -> Scored:
+    return Scored(
+        run=str(run),
+        seed=line.seed,
+        arch=line.arch,
+        macs=line.macs,
+        params=line.params,
+        top1=line.top1,
+        images=line.images,
+        bucket=line.bucket,
+        probe=line.probe,
+    )
 
 
 def _check(value: Mapping[str, Any], kinds: Kinds, where: str) -> None:
@@ -294,12 +322,9 @@ def _objects(value: Mapping[str, Any], name: str, kinds: Kinds, path: Path) -> l
     return found
 
 
-def _study_title(study: dict[str, Any], path: Path) -> str:
+def _study_title(study: RecordedStudy) -> str:
     """Such as `solo on mnist`: studies of one name on other images must be told apart."""
-    data = study.get("data")
-    images = data.get("name_or_path") if isinstance(data, dict) else None
-    name = str(study.get("name", path.name))
-    return f"{name} on {Path(images).name}" if isinstance(images, str) else name
+    return f"{study.name} on {Path(study.data.name_or_path).name}" if study.data else study.name
 
 
 def _numbers(values: Any, name: str, path: Path) -> list[float]:
@@ -308,37 +333,25 @@ def _numbers(values: Any, name: str, path: Path) -> list[float]:
     return [float(value) for value in values]
 
 
-def _read_conclusion(path: Path) -> dict[str, Any]:
+def _read_conclusion(path: Path) -> RecordedConclusion | None:
     """What conclusion.json says; nothing where it is absent, not whole, or from before intervals were Student's."""
     if not is_there(path):
-        return {}
-    conclusion = read_json(path)
-    if not conclusion.keys() >= CONCLUSION.keys():
-        return {}
-    _check(conclusion, CONCLUSION, str(path))
-    _objects(conclusion, "comparisons", COMPARISON, path)
-    if not all("sd" in comparison for comparison in conclusion.get("comparisons") or []):
-        return {}  # from when intervals were the bootstrap's
-    tables = conclusion.get("tables") or {}
-    if not isinstance(tables, dict):
-        raise UserError(f"{path}: its 'tables' are no object")
-    for name in tables:
-        _objects(tables, name, {}, path)
-    return conclusion
+        return None
+    values = read_json(path)
+    if not values.keys() >= {"sentence", "verdict", "comparisons"}:
+        return None
+    conclusion = RecordedConclusion.read(values, where=str(path))
+    bootstrapped = any("sd" not in comparison for comparison in values["comparisons"])
+    return None if bootstrapped else conclusion
 
 
-def _conclude(study: Mapping[str, Any], results: Sequence[Line], times: Mapping[str, Line]) -> dict[str, Any]:
+def _conclude(
+    study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]
+) -> RecordedConclusion | None:
     """What the study's results force so far, as conclusion.json would have it; nothing where there are none."""
     if not results:
-        return {}
-    evaluate = {"split": "test"} | study["evaluate"]
-    known = {"split": evaluate["split"], "bucket": None, "probe": False, "factors": {}}
-    timed = {"threads": None, "beside": None, "passes": 0.0}
-    lines = [known | line for line in results]
-    for number, line in enumerate(lines, start=1):
-        _check(line, CONCLUDED_LINE, f"results.jsonl, line {number}")
-    whole = {"name": ""} | dict(study) | {"evaluate": evaluate}
-    return conclude(whole, lines, [timed | line for line in times.values()]).to_json()
+        return None
+    return RecordedConclusion.read(conclude(study, results, times).to_json(), where=study.name)
 
 
 def _read_exposure(run: RunDirectory) -> ExposureTable | None:

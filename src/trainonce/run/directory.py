@@ -17,7 +17,7 @@ subnets/<id>/      a subnet taken out, see `trainonce.subnets`
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from pydantic import Field
 from trainonce.data import DataSet, DataSource
 from trainonce.data.baseline import Baseline
 from trainonce.errors import RunError, UserError
-from trainonce.files import fits_record, is_there, locked, write_atomic
+from trainonce.files import is_there, locked, write_atomic
 from trainonce.models import Supernet, build
 from trainonce.names import command
 from trainonce.nn import native
@@ -40,31 +40,9 @@ from trainonce.recipes import Recipe
 from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.exposure import ExposureTable
+from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 from trainonce.settings import Settings
 from trainonce.version import __version__
-
-NUMBER = (int, float)
-POPULATION_LINE: dict[str, type | tuple[type, ...]] = {
-    "arch": str,
-    "macs": NUMBER,
-    "params": NUMBER,
-    "top1": NUMBER,
-    "loss": NUMBER,
-    "images": int,
-    "step": int,
-    "split": str,
-}
-"""What every line of population.jsonl and of search.jsonl has at least."""
-FORGETTING_LINE: dict[str, type | tuple[type, ...]] = {
-    "step": int,
-    "epoch": NUMBER,
-    "probe": str,
-    "macs": NUMBER,
-    "top1": NUMBER,
-    "loss": NUMBER,
-    "images": int,
-}
-"""What every line of forgetting.jsonl has at least."""
 
 
 class Imported(Settings):
@@ -245,31 +223,35 @@ class RunDirectory:
         net.load_state_dict(weights)
         return net.eval()
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: MetricsLine) -> None:
         """Record one stretch of training. Raises `RunError` where the disk refuses."""
         with _disk_refusing(self.metrics_file):
-            append_line(self.metrics_file, line)
+            append_line(self.metrics_file, line.to_json())
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[MetricsLine]:
         """All stretches recorded. Raises `UserError` that names a damaged line."""
-        return _checked(self.metrics_file, {"step": int})
+        return MetricsLine.read_lines(read_lines(self.metrics_file), where=str(self.metrics_file))
 
     def drop_after(self, step: int) -> None:
         """Forget the stretches and looks that end after `step`, which a resumed run will do again."""
-        for path, lines in ((self.metrics_file, self.metrics()), (self.forgetting_file, self.forgetting())):
-            kept = [line for line in lines if line["step"] <= step]
-            if len(kept) < len(lines):
+        ends = {
+            self.metrics_file: [line.step for line in self.metrics()],
+            self.forgetting_file: [line.step for line in self.forgetting()],
+        }
+        for path, steps in ends.items():
+            kept = [line for line, end in zip(read_lines(path), steps, strict=True) if end <= step]
+            if len(kept) < len(steps):
                 with _disk_refusing(path):
                     write_lines(path, kept)
 
-    def append_forgetting(self, line: dict[str, Any]) -> None:
+    def append_forgetting(self, line: ForgettingLine) -> None:
         """Record one look at a probe. Raises `RunError` where the disk refuses."""
         with _disk_refusing(self.forgetting_file):
-            append_line(self.forgetting_file, line)
+            append_line(self.forgetting_file, line.to_json())
 
-    def forgetting(self) -> list[dict[str, Any]]:
+    def forgetting(self) -> list[ForgettingLine]:
         """All looks at probes recorded. Raises `UserError` that names a damaged line."""
-        return _checked(self.forgetting_file, FORGETTING_LINE)
+        return ForgettingLine.read_lines(read_lines(self.forgetting_file), where=str(self.forgetting_file))
 
     def write_exposure(self, table: ExposureTable) -> None:
         """Replace what is recorded of exposure. Raises `RunError` where the disk refuses."""
@@ -280,23 +262,23 @@ class RunDirectory:
         """What was trained how much. Raises `UserError` where it was not recorded or is damaged."""
         return ExposureTable.read(self.exposure_file)
 
-    def append_population(self, line: dict[str, Any]) -> None:
+    def append_population(self, line: SubnetScore) -> None:
         """Record one evaluation. Raises `RunError` where the disk refuses."""
         with _disk_refusing(self.population_file):
-            append_line(self.population_file, line)
+            append_line(self.population_file, line.to_json())
 
-    def population(self) -> list[dict[str, Any]]:
+    def population(self) -> list[SubnetScore]:
         """All evaluations recorded. Raises `UserError` that names a damaged line."""
-        return _checked(self.population_file, POPULATION_LINE)
+        return SubnetScore.read_lines(read_lines(self.population_file), where=str(self.population_file))
 
-    def append_searched(self, line: dict[str, Any]) -> None:
+    def append_searched(self, line: SubnetScore) -> None:
         """Record one score that a search made. Raises `RunError` where the disk refuses."""
         with _disk_refusing(self.search_file):
-            append_line(self.search_file, line)
+            append_line(self.search_file, line.to_json())
 
-    def searched(self) -> list[dict[str, Any]]:
-        """All scores that searches made, as lines of population.jsonl. Raises `UserError` that names a damaged line."""
-        return _checked(self.search_file, POPULATION_LINE)
+    def searched(self) -> list[SubnetScore]:
+        """All scores that searches made. Raises `UserError` that names a damaged line."""
+        return SubnetScore.read_lines(read_lines(self.search_file), where=str(self.search_file))
 
     def write_baseline(self, found: Baseline) -> None:
         """Record what a plain classifier makes of the run's images."""
@@ -321,17 +303,6 @@ def _disk_refusing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; what it holds is safe") from error
-
-
-def _checked(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
-    """The lines of a file, each of which has these keys with values of these kinds."""
-    lines = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        for name, kind in kinds.items():
-            value = line.get(name)
-            if not isinstance(value, kind) or (isinstance(value, NUMBER) and not fits_record(value)):
-                raise UserError(f"{path}, line {number}: its {name!r} is missing or of another kind")
-    return lines
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import Evaluator
-from trainonce.evaluation.population import Line, of_key, score_key, score_subnets
+from trainonce.evaluation.population import score_key, score_subnets
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import SubnetScore
 from trainonce.search.problem import Scores
 from trainonce.space import Architecture, SearchSpace
 
@@ -42,9 +43,9 @@ def name_of(step: int, plan: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps([step, plan], sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def first_line(searched: Sequence[Line], name: str) -> Line | None:
+def first_line(searched: Sequence[SubnetScore], name: str) -> SubnetScore | None:
     """The first line of search.jsonl that the search of that name recorded; None where it has not begun."""
-    return next((line for line in searched if line.get("search") == name), None)
+    return next((line for line in searched if line.search == name), None)
 
 
 def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]) -> Start:
@@ -57,24 +58,20 @@ def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSp
     knew = (len(population), len(searched))
     first = first_line(searched, name)
     if first is not None:
-        knew = _knew(first, f"{run.search_file}, line {searched.index(first) + 1}")
-    lines = of_key([*population[: knew[0]], *searched[: knew[1]]], score_key(evaluator, step))
-    scores = {arch: line["top1"] for arch, line in _by_arch(lines, space, run).items()}
+        if first.knew is None:
+            raise UserError(f"{run.search_file}, line {searched.index(first) + 1}: its 'knew' is missing")
+        knew = (first.knew[0], first.knew[1])
+    key = score_key(evaluator, step)
+    lines = [line for line in (*population[: knew[0]], *searched[: knew[1]]) if key.has(line)]
+    scores = {arch: line.top1 for arch, line in _by_arch(lines, space, run).items()}
     return Start(name=name, knew=knew, scores=scores)
 
 
-def _knew(line: Line, where: str) -> tuple[int, int]:
-    found = line.get("knew")
-    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and n >= 0 for n in found):
-        raise UserError(f"{where}: its 'knew' is missing or of another kind")
-    return found[0], found[1]
-
-
-def _by_arch(lines: Sequence[Line], space: SearchSpace, run: RunDirectory) -> dict[Architecture, Line]:
-    found: dict[Architecture, Line] = {}
+def _by_arch(lines: Sequence[SubnetScore], space: SearchSpace, run: RunDirectory) -> dict[Architecture, SubnetScore]:
+    found: dict[Architecture, SubnetScore] = {}
     for line in lines:
         try:
-            found.setdefault(space.parse(line["arch"]), line)
+            found.setdefault(space.parse(line.arch), line)
         except UserError as error:
             raise UserError(f"{run.path} has a score of a subnet that its supernet does not have: {error}") from error
     return found
@@ -93,7 +90,7 @@ class Memo:
         *,
         workers: int | None = None,
         cluster: str = LOCAL,
-        on_progress: Callable[[int, Line], None] = lambda _asked, _line: None,
+        on_progress: Callable[[int, SubnetScore], None] = lambda _asked, _line: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run = run
@@ -112,17 +109,18 @@ class Memo:
         population, known = run.population(), start.knew[0]
         # What the search has scored goes before what was scored anew since it began.
         lines = [*population[:known], *run.searched(), *population[known:]]
-        self.lines = _by_arch(of_key(lines, score_key(evaluator, step)), net.space, run)
+        key = score_key(evaluator, step)
+        self.lines = _by_arch([line for line in lines if key.has(line)], net.space, run)
 
     def __call__(self, archs: Sequence[Architecture]) -> Scores:
         """Top-1 in percent of distinct subnets. Raises `Stopped` where `should_stop` says so."""
         missing = [arch for arch in archs if arch not in self.lines]
         self.asked += len(archs) - len(missing)
 
-        def record(line: Line) -> None:
-            whole = line | {"search": self.start.name, "knew": list(self.start.knew)}
+        def record(line: SubnetScore) -> None:
+            whole = line.model_copy(update={"search": self.start.name, "knew": list(self.start.knew)})
             self.run.append_searched(whole)
-            self.lines[self.net.space.parse(line["arch"])] = whole
+            self.lines[self.net.space.parse(line.arch)] = whole
             self.asked += 1
             self.made += 1
             self.on_progress(self.asked, line)
@@ -139,4 +137,4 @@ class Memo:
         )
         if not done:
             raise Stopped
-        return {arch: float(self.lines[arch]["top1"]) for arch in archs}
+        return {arch: float(self.lines[arch].top1) for arch in archs}

@@ -31,6 +31,7 @@ from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
 from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run.directory import RunConfig, RunDirectory, provenance
+from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
@@ -515,7 +516,17 @@ class _Loop:
             arch=arch,
             seconds_left=seconds_left,
         )
-        line = {k: v for k, v in vars(progress).items() if k not in ("seconds_left", "steps")}
-        passes = self._passes_done(step) / self.steps_per_epoch
-        self.run.append_metrics(line | {"arch": str(arch), "passes": passes, "seconds": self.state.seconds()})
+        line = MetricsLine(
+            step=step,
+            phase=progress.phase,
+            epoch=progress.epoch,
+            lr=lr,
+            loss=progress.loss,
+            top1=progress.top1,
+            macs=progress.macs,
+            arch=str(arch),
+            passes=self._passes_done(step) / self.steps_per_epoch,
+            seconds=self.state.seconds(),
+        )
+        self.run.append_metrics(line)
         on_progress(progress)

@@ -6,9 +6,8 @@ A probe's forgetting is its best accuracy so far less its accuracy now. Natural 
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +18,7 @@ from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.recipes import Recipe, timetable
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import ForgettingLine
 from trainonce.sampling import CANDIDATES, MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng, derived_seed
@@ -141,15 +141,15 @@ class Prober:
                 continue
             found.append(score.top1)
             self.run.append_forgetting(
-                {
-                    "step": at.step,
-                    "epoch": at.epoch,
-                    "probe": str(probe),
-                    "macs": self.net.cost_of(probe).macs,
-                    "top1": score.top1,
-                    "loss": score.loss,
-                    "images": score.images,
-                }
+                ForgettingLine(
+                    step=at.step,
+                    epoch=at.epoch,
+                    probe=str(probe),
+                    macs=self.net.cost_of(probe).macs,
+                    top1=score.top1,
+                    loss=score.loss,
+                    images=score.images,
+                )
             )
         for module, mode in modes.items():
             module.training = mode
@@ -157,12 +157,11 @@ class Prober:
             self.on_look(found)
 
 
-def forgetting(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+def forgetting(lines: Iterable[ForgettingLine]) -> dict[str, list[float]]:
     """For each probe, look by look, its best top-1 so far less its top-1 now, in points; 0 where it is at its best."""
     best: dict[str, float] = {}
     found: dict[str, list[float]] = {}
     for line in lines:
-        probe, top1 = line["probe"], line["top1"]
-        best[probe] = max(top1, best.get(probe, top1))
-        found.setdefault(probe, []).append(best[probe] - top1)
+        best[line.probe] = max(line.top1, best.get(line.probe, line.top1))
+        found.setdefault(line.probe, []).append(best[line.probe] - line.top1)
     return found

@@ -12,8 +12,6 @@ from trainonce.lab.studies.conclusion import (
     CANNOT_TELL,
     HOLM_NOTE,
     Conclusion,
-    Line,
-    Study,
     needed_notes,
     population_lines,
     seeds_note,
@@ -21,7 +19,8 @@ from trainonce.lab.studies.conclusion import (
     undecided,
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.lab.studies.tuning import TUNED
 from trainonce.recipes import RECIPES, Recipe
 
@@ -97,14 +96,14 @@ def _build(ground: Ground) -> Built:
     return Built(arms=[Arm(name=arm.name, about=arm.about) for arm in arms], runs=runs, evaluate={})
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Is RSS better than Progressive Shrinking, at equal epochs (the paper's), passes or seconds, and as released?
 
     The first is what the study is made for and is tested by itself; all other comparisons are corrected together.
     """
     lines = population_lines(study, results)
     arms = arms_of(study, lines)
-    match = {line["arm"]: str(line["factors"]["match"]) for line in lines}
+    match = {line.arm: str(line.factors["match"]) for line in lines}
     pairs = pairs_of(arms)
     compared = compare_arms(lines, pairs)
     first = [comparison for comparison in compared if comparison.names == PRIMARY]
@@ -124,7 +123,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
         *(comparison.sentence for comparison in others if comparison),
     )
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence,
         verdict=main.verdict if main else CANNOT_TELL,
         comparisons=tuple(comparisons),
@@ -165,14 +164,14 @@ def _preregistered(arms: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if set(pair) <= set(arms) and pair != PRIMARY]
 
 
-def _unequal_passes(times: Sequence[Line], pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def _unequal_passes(times: Sequence[FinishedRun], pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The pairs of arms whose runs made subnet passes that differ by more than a fiftieth."""
-    passes = {line["arm"]: line["passes"] for line in times}
+    passes = {line.arm: line.passes for line in times}
     known = [(a, b) for a, b in pairs if a in passes and b in passes]
     return [(a, b) for a, b in known if not math.isclose(passes[a], passes[b], rel_tol=0.02)]
 
 
-def _at_seconds(names: tuple[str, str], times: Sequence[Line]) -> str:
+def _at_seconds(names: tuple[str, str], times: Sequence[FinishedRun]) -> str:
     """At which ratio of training seconds two arms are compared: the mean over the seeds that both have times of.
 
     Recipes are made equally long by a pace measured beforehand; whether they were is only known from the times.
@@ -184,14 +183,14 @@ def _at_seconds(names: tuple[str, str], times: Sequence[Line]) -> str:
     return "at equal seconds" if low <= ratio <= high else f"at {ratio:.2f} times the seconds"
 
 
-def _seconds_ratio(names: tuple[str, str], times: Sequence[Line]) -> float | None:
-    first, second = ({x["seed"]: x["train_seconds"] for x in times if x["arm"] == arm} for arm in names)
+def _seconds_ratio(names: tuple[str, str], times: Sequence[FinishedRun]) -> float | None:
+    first, second = ({x.seed: x.train_seconds for x in times if x.arm == arm} for arm in names)
     ratios = [first[seed] / second[seed] for seed in first if seed in second]
     return float(np.mean(ratios)) if ratios else None
 
 
-def _time_notes(times: Sequence[Line]) -> tuple[str, ...]:
-    ways = {(line["threads"], line["beside"]) for line in times}
+def _time_notes(times: Sequence[FinishedRun]) -> tuple[str, ...]:
+    ways = {(line.threads, line.beside) for line in times}
     if any(beside is None for _, beside in ways):
         return ("How many runs shared a machine is not known for all: their seconds may not compare.",)
     if len(ways) < 2:

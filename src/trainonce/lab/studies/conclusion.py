@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from trainonce.lab.statistics import Comparison, Interval, compare, points, spread
+from trainonce.lab.studies.results import RecordedStudy, StudyResult
 
-Line: TypeAlias = dict[str, Any]
-"""A line of results.jsonl (a subnet scored in a run) or of times.jsonl (a finished run)."""
 Row: TypeAlias = dict[str, Any]
-Study: TypeAlias = Mapping[str, Any]
-"""study.json."""
 BySeed: TypeAlias = dict[int, dict[str, float]]
 """Top-1 of each architecture, by seed."""
 
@@ -50,33 +47,33 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def undecided(study: Study, reason: str) -> Conclusion:
+def undecided(study: RecordedStudy, reason: str) -> Conclusion:
     """The conclusion of a study that lacks what its question needs."""
-    return Conclusion(study=study["name"], sentence=f"Cannot tell: {reason}.", verdict=CANNOT_TELL)
+    return Conclusion(study=study.name, sentence=f"Cannot tell: {reason}.", verdict=CANNOT_TELL)
 
 
-def population_lines(study: Study, results: Iterable[Line]) -> list[Line]:
+def population_lines(study: RecordedStudy, results: Iterable[StudyResult]) -> list[StudyResult]:
     """The lines of subnets drawn into buckets, on the study's split; its probes are left out."""
-    split = study["evaluate"]["split"]
-    return [x for x in results if x["split"] == split and x["bucket"] is not None and not x["probe"]]
+    split = study.evaluate.split
+    return [x for x in results if x.split == split and x.bucket is not None and not x.probe]
 
 
-def probe_lines(study: Study, results: Iterable[Line]) -> list[Line]:
+def probe_lines(study: RecordedStudy, results: Iterable[StudyResult]) -> list[StudyResult]:
     """The lines of probes on the study's split."""
-    split = study["evaluate"]["split"]
-    return [x for x in results if x["split"] == split and x["probe"]]
+    split = study.evaluate.split
+    return [x for x in results if x.split == split and x.probe]
 
 
-def where(lines: Iterable[Line], **factors: Any) -> list[Line]:
+def where(lines: Iterable[StudyResult], **factors: Any) -> list[StudyResult]:
     """The lines whose factors have these values."""
-    return [x for x in lines if all(str(x["factors"].get(name)) == str(value) for name, value in factors.items())]
+    return [x for x in lines if all(str(x.factors.get(name)) == str(value) for name, value in factors.items())]
 
 
-def by_seed(lines: Iterable[Line]) -> BySeed:
+def by_seed(lines: Iterable[StudyResult]) -> BySeed:
     """Top-1 by seed and architecture; of lines that repeat, the last counts."""
     found: BySeed = {}
     for line in lines:
-        found.setdefault(line["seed"], {})[line["arch"]] = line["top1"]
+        found.setdefault(line.seed, {})[line.arch] = line.top1
     return found
 
 
@@ -94,7 +91,7 @@ def aligned(a: BySeed, b: BySeed) -> tuple[dict[int, list[float]], dict[int, lis
     return left, right
 
 
-def compare_lines(a: Iterable[Line], b: Iterable[Line], names: tuple[str, str]) -> Comparison | None:
+def compare_lines(a: Iterable[StudyResult], b: Iterable[StudyResult], names: tuple[str, str]) -> Comparison | None:
     """Compare the lines of two arms over the seeds they share; None where they share none."""
     left, right = aligned(by_seed(a), by_seed(b))
     return compare(left, right, margin=MARGIN, names=names) if left else None

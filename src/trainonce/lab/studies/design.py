@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainonce.errors import UserError
-from trainonce.lab.studies.conclusion import Conclusion, Line
-from trainonce.lab.studies.conclusion import Study as Recorded
-from trainonce.lab.studies.study import Arm, Factors, Ground, Study, StudyRun, in_seed_order
+from trainonce.lab.studies.conclusion import Conclusion
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground, Study, StudyRun, in_seed_order
 from trainonce.recipes import RECIPES, Recipe, timetable
 from trainonce.settings import Settings
 
@@ -27,7 +27,7 @@ class Design:
     question: str
     build: Callable[[Ground], "Built"]
     """Its arms and runs."""
-    conclude: Callable[[Recorded, Sequence[Line], Sequence[Line]], Conclusion]
+    conclude: Callable[[RecordedStudy, Sequence[StudyResult], Sequence[FinishedRun]], Conclusion]
     """From study.json, the lines of results.jsonl and those of times.jsonl to what they force. Lines may be missing, as
     when a study was stopped: then less can be told. Designs and measures: docs/statistics.md.
     """

@@ -14,9 +14,7 @@ from trainonce.lab.studies.conclusion import (
     HOLM_NOTE,
     MARGIN,
     Conclusion,
-    Line,
     Row,
-    Study,
     interval_columns,
     needed_notes,
     probe_lines,
@@ -26,7 +24,8 @@ from trainonce.lab.studies.conclusion import (
     undecided,
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, cycle_recipe, planned_run
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.recipes import RECIPES
 from trainonce.space import Architecture, derived_rng
 
@@ -82,7 +81,7 @@ def _about(dose: Subnets) -> str:
     return f"The probe and {'all subnets' if dose == ALL else f'{int(dose) - 1} other'}, in turn"
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Does a probe's top-1 fall, rise, or stay when more subnets share its weights, its own exposure held constant?
 
     A line is fitted to top-1 against log2 K for each seed and probe. What is compared is what the line changes from the
@@ -95,7 +94,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
         return undecided(study, "no probe has results at two doses for the same seed")
     verdict = _verdict({found.verdict for found in comparisons if found.names[1] != ALONE_AS_LONG})
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence_of(f"{_LEADS[verdict]}: {comparisons[0].sentence}", *(c.sentence for c in comparisons[1:])),
         verdict=verdict,
         comparisons=comparisons,
@@ -172,11 +171,11 @@ def subnets_of(factors: Factors) -> Subnets:
     return ALL if factors["dose"] == ALL else int(factors["dose"])
 
 
-def _doses(lines: Sequence[Line]) -> dict[tuple[int, str], dict[Subnets, float]]:
+def _doses(lines: Sequence[StudyResult]) -> dict[tuple[int, str], dict[Subnets, float]]:
     """Top-1 by (seed, probe) and number of subnets."""
     found: dict[tuple[int, str], dict[Subnets, float]] = {}
     for line in lines:
-        found.setdefault((line["seed"], line["arch"]), {})[subnets_of(line["factors"])] = line["top1"]
+        found.setdefault((line.seed, line.arch), {})[subnets_of(line.factors)] = line.top1
     return found
 
 

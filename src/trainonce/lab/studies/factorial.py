@@ -15,8 +15,6 @@ from trainonce.lab.studies.conclusion import (
     HOLM_NOTE,
     MARGIN,
     Conclusion,
-    Line,
-    Study,
     by_seed,
     flat,
     needed_notes,
@@ -28,7 +26,8 @@ from trainonce.lab.studies.conclusion import (
     undecided,
 )
 from trainonce.lab.studies.design import Built, Design, planned_run
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe, Slot
 
 SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
@@ -117,7 +116,7 @@ def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: 
     return base.model_copy(update={"name": "factorial", "about": about, "phases": tuple(phases)})
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Which of order, distillation and sampler matters most, and does mitigation matter less than selection bias?
 
     The effects are the contrasts of a 2x2x2 design: the mean of the four cells where the product of the factors' signs
@@ -142,7 +141,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
     sure = comparisons[largest].verdict in ("better", "worse")
     lead = "the largest effect is" if sure else "the largest estimate is"
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence_of(
             f"{lead} that of {_the(largest)}: {comparisons[largest].sentence}", _contest_says(verdict, contests)
         ),
@@ -161,7 +160,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
     )
 
 
-def factorial_effects(lines: Sequence[Line]) -> dict[str, dict[int, list[float]]]:
+def factorial_effects(lines: Sequence[StudyResult]) -> dict[str, dict[int, list[float]]]:
     """The main effects and two-way interactions by name and seed, one number for each subnet that all cells scored.
 
     A seed whose cells share no subnet has one number, from the cells' means. Seeds without all eight cells are left
@@ -181,9 +180,9 @@ def factorial_effects(lines: Sequence[Line]) -> dict[str, dict[int, list[float]]
     return effects
 
 
-def _signs(line: Line) -> tuple[int, ...]:
+def _signs(line: StudyResult) -> tuple[int, ...]:
     """The cell of a line: +1 for each factor at its high level, -1 at its low one, 0 where it is at neither."""
-    values = {name: line["factors"][name] for name in FACTORS}
+    values = {name: line.factors[name] for name in FACTORS}
     return tuple(
         1 if values[name] == high else -1 if values[name] == low else 0 for name, (low, high) in FACTORS.items()
     )

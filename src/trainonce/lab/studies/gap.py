@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from trainonce.lab.studies.conclusion import Line
+from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +11,7 @@ class Gap:
 
     arch: str
     seed: int
-    macs: int
+    macs: float
     alone: float
     inside: float
 
@@ -22,15 +21,28 @@ class Gap:
         return self.alone - self.inside
 
 
-def stand_alone_gaps(alone: Iterable[Line], inside: Iterable[Line]) -> list[Gap]:
+class SeedScore(Protocol):
+    """A subnet's score in a run of a seed."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def macs(self) -> float: ...
+    @property
+    def top1(self) -> float: ...
+
+
+def stand_alone_gaps(alone: Iterable[SeedScore], inside: Iterable[SeedScore]) -> list[Gap]:
     """The gaps of all subnets that were scored both alone and inside with a seed, by seed and architecture.
 
     The caller's choice of lines says what is equal: the exposure of the subnet's weights, or the epochs. Of lines that
     repeat, the last counts.
     """
-    within = {(line["seed"], line["arch"]): line["top1"] for line in inside}
-    found = {(line["seed"], line["arch"]): line for line in alone if (line["seed"], line["arch"]) in within}
+    within = {(line.seed, line.arch): line.top1 for line in inside}
+    found = {(line.seed, line.arch): line for line in alone if (line.seed, line.arch) in within}
     return [
-        Gap(arch=arch, seed=seed, macs=line["macs"], alone=line["top1"], inside=within[seed, arch])
+        Gap(arch=arch, seed=seed, macs=line.macs, alone=line.top1, inside=within[seed, arch])
         for (seed, arch), line in sorted(found.items())
     ]

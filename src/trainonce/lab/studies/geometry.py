@@ -14,8 +14,6 @@ from trainonce.lab.studies.conclusion import (
     MARGIN,
     BySeed,
     Conclusion,
-    Line,
-    Study,
     by_seed,
     compare_lines,
     flat,
@@ -27,7 +25,8 @@ from trainonce.lab.studies.conclusion import (
     where,
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.recipes import RECIPES
 
 
@@ -42,10 +41,10 @@ def _build(ground: Ground) -> Built:
     return Built(arms=arms, runs=runs, evaluate={"buckets_m": ()})
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Does what holds between RSS and PS in the paper's geometry hold in the CIFAR geometry?"""
     lines = population_lines(study, results)
-    names = list(dict.fromkeys(str(line["factors"]["geometry"]) for line in lines))
+    names = list(dict.fromkeys(str(line.factors["geometry"]) for line in lines))
     names.sort(key=lambda name: (name != "paper", name))
     compared: dict[str, Comparison] = {}
     changes: dict[str, dict[int, list[float]]] = {}
@@ -63,7 +62,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
     change = _change_said(family[-1]) if difference else None
     verdict = _verdict([comparison.verdict for comparison in found.values()], change)
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence_of(
             *(comparison.sentence for comparison in found.values()), change.sentence if change else ""
         ),

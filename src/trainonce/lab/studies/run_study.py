@@ -22,9 +22,10 @@ import torch
 from trainonce.data import DataSet, DataSource
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.evaluation.population import Bucket, Line, draw_population, evaluate_population, make_buckets
+from trainonce.evaluation.population import Bucket, draw_population, evaluate_population, make_buckets
 from trainonce.files import is_there, write_atomic
 from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes
+from trainonce.lab.studies.results import FinishedRun, StudyResult
 from trainonce.lab.studies.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
 from trainonce.names import file_name
@@ -33,6 +34,7 @@ from trainonce.recipes import Recipe, timetable
 from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import MetricsLine, SubnetScore
 from trainonce.space import Architecture
 from trainonce.training.loop import TrainSettings, train_supernet
 
@@ -102,31 +104,38 @@ class StudyDirectory:
                     "directory with --out"
                 )
 
-    def finished(self) -> list[Line]:
-        """The lines of `times.jsonl`: one for each run that is finished."""
-        return read_lines(self.times_file)
+    def finished(self) -> list[FinishedRun]:
+        """All lines of `times.jsonl`, one a finished run. Raises `UserError` that names a damaged one."""
+        return FinishedRun.read_lines(read_lines(self.times_file), where=str(self.times_file))
 
-    def results(self) -> list[Line]:
-        """All results of finished runs."""
-        names = {line["run"] for line in self.finished()}
-        return [line for line in read_lines(self.results_file) if line["run"] in names]
+    def results(self) -> list[StudyResult]:
+        """All results of finished runs. Raises `UserError` that names a damaged line."""
+        names = {line.run for line in self.finished()}
+        return [line for line in self.all_results() if line.run in names]
+
+    def all_results(self) -> list[StudyResult]:
+        """All results, those too of a run whose recording was cut off. Raises `UserError` that names a damaged line."""
+        return StudyResult.read_lines(read_lines(self.results_file), where=str(self.results_file))
 
     def drop_unfinished(self) -> None:
         """Forget results of a run whose recording was cut off; it will be recorded again."""
         if is_there(self.results_file):
-            kept = self.results()
-            if len(kept) < len(read_lines(self.results_file)):
+            names = {line.run for line in self.finished()}
+            lines = read_lines(self.results_file)
+            read = StudyResult.read_lines(lines, where=str(self.results_file))
+            kept = [line for line, result in zip(lines, read, strict=True) if result.run in names]
+            if len(kept) < len(lines):
                 write_lines(self.results_file, kept)
 
     def record(self, outcome: "Outcome") -> None:
         """Record a finished run, and keep only its newest checkpoint. Raises `RunError` where the disk refuses."""
         try:
             for line in outcome.results:
-                append_line(self.results_file, line)
-            append_line(self.times_file, outcome.time)
+                append_line(self.results_file, line.to_json())
+            append_line(self.times_file, outcome.time.to_json())
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror}; what it holds is safe") from error
-        checkpoint.keep_newest(self.run(outcome.time["run"]).checkpoints, 1)
+        checkpoint.keep_newest(self.run(outcome.time.run).checkpoints, 1)
 
 
 def identity(study: Study, data: DataSet) -> dict[str, Any]:
@@ -163,8 +172,8 @@ def _short(value: Any) -> str:
 class Outcome:
     """What a finished run gives: lines of `results.jsonl`, and its line of `times.jsonl`."""
 
-    results: list[Line]
-    time: Line
+    results: list[StudyResult]
+    time: FinishedRun
 
 
 def _never() -> bool:
@@ -221,14 +230,10 @@ class _Worker:
             on_epoch=prober,
         )
         seconds = time.monotonic() - began
-        lines = self._score(net, run, directory) if finished else None
-        if lines is None:
+        results = self._score(net, run, directory) if finished else None
+        if results is None:
             return None
-        common = {"run": run.name, "arm": run.arm, "seed": run.seed, "factors": run.factors}
-        return Outcome(
-            results=[common | line for line in lines],
-            time=common | self._times(run.recipe, directory.metrics()[-1], seconds),
-        )
+        return Outcome(results=results, time=self._time(run, directory.metrics()[-1], seconds))
 
     def _prober(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> Prober:
         """What records the run's forgetting: of its own probes, or of the same few in every run."""
@@ -239,23 +244,27 @@ class _Worker:
             net, run.recipe, self.data, directory, probes=probes, seed=self.given.plan.seed, settings=settings
         )
 
-    def _times(self, recipe: Recipe, last: Line, seconds: float) -> Line:
-        table = timetable(recipe, self._steps_per_epoch(recipe))
-        return {
-            "train_seconds": float(last.get("seconds", seconds)),
-            "passes": float(last["passes"]),
-            "epochs": float(last["epoch"]),
-            "steps": int(last["step"]),
-            "lr_sum": sum(entry.lr(step) for entry in table for step in range(entry.start, entry.end)),
-            "threads": torch.get_num_threads(),
-            "beside": self.given.beside,
-            "device": self.given.device,
-        }
+    def _time(self, run: StudyRun, last: MetricsLine, seconds: float) -> FinishedRun:
+        table = timetable(run.recipe, self._steps_per_epoch(run.recipe))
+        return FinishedRun(
+            run=run.name,
+            arm=run.arm,
+            seed=run.seed,
+            factors=run.factors,
+            train_seconds=float(seconds if last.seconds is None else last.seconds),
+            passes=float(last.passes),
+            epochs=float(last.epoch),
+            steps=last.step,
+            lr_sum=sum(entry.lr(step) for entry in table for step in range(entry.start, entry.end)),
+            threads=torch.get_num_threads(),
+            beside=self.given.beside,
+            device=self.given.device,
+        )
 
     def _steps_per_epoch(self, recipe: Recipe) -> int:
         return len(self.data.train) // min(recipe.batch_size, len(self.data.train))
 
-    def _score(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> list[Line] | None:
+    def _score(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> list[StudyResult] | None:
         """The results of the population and the probes; None where it was stopped."""
         wanted = subnets_to_score(net, self.given.plan, run)
         settings = EvaluateSettings(calibration_images=self.given.plan.calibration_images, seed=self.given.plan.seed)
@@ -273,13 +282,26 @@ class _Worker:
             )
         if len(lines) < len(unique):
             return None
-        of = {line["arch"]: line for line in lines}
-        kept = ("arch", "macs", "params", "top1", "loss", "images", "split")
-        return [
-            {key: of[str(arch)][key] for key in kept}
-            | {"bucket": None if bucket is None else round(bucket.centre / 1e6, 6), "probe": probe}
-            for bucket, arch, probe in wanted
-        ]
+        of = {line.arch: line for line in lines}
+        return [_result(run, of[str(arch)], bucket, probe) for bucket, arch, probe in wanted]
+
+
+def _result(run: StudyRun, score: SubnetScore, bucket: Bucket | None, probe: bool) -> StudyResult:
+    return StudyResult(
+        run=run.name,
+        arm=run.arm,
+        seed=run.seed,
+        factors=run.factors,
+        arch=score.arch,
+        macs=score.macs,
+        params=score.params,
+        top1=score.top1,
+        loss=score.loss,
+        images=score.images,
+        split=score.split,
+        bucket=None if bucket is None else round(bucket.centre / 1e6, 6),
+        probe=probe,
+    )
 
 
 def subnets_to_score(
@@ -311,7 +333,7 @@ def run_study(
     workers: int | None = None,
     cluster: str = LOCAL,
     save_every_s: float = SAVE_EVERY_S,
-    on_run: Callable[[Line], None] = lambda _: None,
+    on_run: Callable[[FinishedRun], None] = lambda _: None,
     should_stop: Callable[[], bool] = _never,
 ) -> bool:
     """Do every run of a study that is not recorded; gives whether all are.
@@ -322,7 +344,7 @@ def run_study(
     run recorded.
     """
     directory.drop_unfinished()
-    known = {line["run"] for line in directory.finished()}
+    known = {line.run for line in directory.finished()}
     missing = [run for run in study.runs if run.name not in known]
     here = cluster == LOCAL and min(workers or 1, len(missing)) <= 1
     conductor = Conductor(

@@ -9,9 +9,7 @@ from trainonce.lab.statistics import Comparison, corrected, over_seeds, tau_ceil
 from trainonce.lab.studies.conclusion import (
     HOLM_NOTE,
     Conclusion,
-    Line,
     Row,
-    Study,
     by_seed,
     compare_lines,
     interval_columns,
@@ -25,8 +23,9 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, cycle_recipe, planned_run
 from trainonce.lab.studies.gap import stand_alone_gaps
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
 from trainonce.lab.studies.share import expected_share
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.recipes import RECIPES
 
 PROBES, BUCKETS = 4, 2
@@ -68,17 +67,17 @@ def _build(ground: Ground) -> Built:
     return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes, **buckets})
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Is a subnet better off trained alone than inside the supernet? And does the supernet rank subnets rightly?
 
     A subnet that is worse off inside may have been harmed there or trained less: this study alone cannot tell.
     """
     lines = probe_lines(study, results)
     supernet = where(lines, match=INSIDE)
-    alone = [line for line in lines if line["factors"]["match"] != INSIDE]
-    matches = sorted({str(line["factors"]["match"]) for line in alone}, key=lambda m: (m != "exposure", m))
+    alone = [line for line in lines if line.factors["match"] != INSIDE]
+    matches = sorted({str(line.factors["match"]) for line in alone}, key=lambda m: (m != "exposure", m))
     compared, gaps, ranks = [], [], []
-    strategies = dict.fromkeys(line["factors"].get("strategy") for line in supernet)  # earlier versions named none
+    strategies = dict.fromkeys(line.factors.get("strategy") for line in supernet)  # earlier versions named none
     for strategy, match in product(strategies, matches):
         own = where(alone, match=match)
         inside = supernet if strategy is None else where(supernet, strategy=strategy)
@@ -94,7 +93,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
         return undecided(study, "no seed has a subnet both alone and inside the supernet")
     comparisons = [replace(found, sentence=_says(found)) for found in corrected(compared)]
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence_of(*(found.sentence for found in comparisons), _rank_says(ranks)),
         verdict={"better": WORSE_INSIDE, "worse": BETTER_INSIDE}.get(comparisons[0].verdict, comparisons[0].verdict),
         comparisons=tuple(comparisons),
@@ -121,7 +120,7 @@ def _says(found: Comparison) -> str:
     )
 
 
-def _gap_rows(match: str, alone: Sequence[Line], inside: Sequence[Line]) -> list[Row]:
+def _gap_rows(match: str, alone: Sequence[StudyResult], inside: Sequence[StudyResult]) -> list[Row]:
     return [
         {
             "match": match,
@@ -146,17 +145,17 @@ def _gap_by_probe(gaps: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _ranks(match: str, alone: Sequence[Line], inside: Sequence[Line]) -> list[Row]:
+def _ranks(match: str, alone: Sequence[StudyResult], inside: Sequence[StudyResult]) -> list[Row]:
     """Tau-b between supernet and stand-alone top-1 beside its ceiling; in buckets where two probes share one."""
     own, within = by_seed(alone), by_seed(inside)
     seeds = sorted(set(own) & set(within))
     probes = sorted(set.intersection(*(set(own[s]) & set(within[s]) for s in seeds))) if seeds else []
     if len(probes) < 2:
         return []
-    bucket_of = {line["arch"]: line["bucket"] for line in inside}
-    inner = [bucket_of[probe] for probe in probes]
+    bucket_of = {line.arch: line.bucket for line in inside}
+    inner: list[float | None] = [bucket_of[probe] for probe in probes]
     shared = any(inner.count(bucket) > 1 for bucket in inner if bucket is not None)
-    buckets = inner if shared else [0.0] * len(probes)
+    buckets: list[float | None] = inner if shared else [0.0] * len(probes)
     pairs = [([within[s][p] for p in probes], [own[s][p] for p in probes]) for s in seeds]
     if not any(math.isfinite(tau_in_buckets(*pair, buckets)) for pair in pairs):
         return []
@@ -170,7 +169,7 @@ def _ranks(match: str, alone: Sequence[Line], inside: Sequence[Line]) -> list[Ro
         limit = tau_interval(list(combinations(orders, 2)), buckets=buckets)
         row |= {"ceiling": ceiling, "ceiling_low": limit.low, "ceiling_high": limit.high}
     note = "" if shared else "No two probes share a bucket: tau is across sizes, where size alone makes it high."
-    sizes = [buckets.count(bucket) for bucket in set(buckets) - {None}]
+    sizes = [buckets.count(bucket) for bucket in set(buckets) if bucket is not None]
     return [row | {"in_buckets": shared, "pairs": sum(n * (n - 1) // 2 for n in sizes), "note": note}]
 
 

@@ -16,13 +16,13 @@ from pydantic import Field, model_validator
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, draw_population, make_buckets
+from trainonce.lab.studies.results import Factors
 from trainonce.models import FamilySettings, MobileNetV3, Supernet, build, family_named
 from trainonce.names import FileName
 from trainonce.recipes import Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 
-Factors = dict[str, str | float | int]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 LONGEST_SCALE, MOST_SEEDS = 1000.0, 1000
 """The most that a study may be lengthened and repeated."""

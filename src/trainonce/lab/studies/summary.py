@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from trainonce.evaluation.population import Line
 from trainonce.files import write_atomic
 from trainonce.lab.studies.built_in import conclude
+from trainonce.lab.studies.results import FinishedRun, RecordedStudy, StudyResult
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.lab.studies.study import Arm
 from trainonce.records import to_json
@@ -31,16 +31,18 @@ class ArmSummary:
     passes: float
 
 
-def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[Line]) -> list[ArmSummary]:
+def arm_summaries(
+    arms: Sequence[Arm], results: Sequence[StudyResult], times: Sequence[FinishedRun]
+) -> list[ArmSummary]:
     """One summary for each arm that has finished runs, in the arms' order."""
     summaries = []
     for arm in arms:
-        own = [line for line in results if line["arm"] == arm.name]
-        lines = [line for line in own if not line["probe"]] or own
-        timed = [line for line in times if line["arm"] == arm.name]
+        own = [line for line in results if line.arm == arm.name]
+        lines = [line for line in own if not line.probe] or own
+        timed = [line for line in times if line.arm == arm.name]
         by_seed: dict[int, list[float]] = {}
         for line in lines:
-            by_seed.setdefault(line["seed"], []).append(line["top1"])
+            by_seed.setdefault(line.seed, []).append(line.top1)
         if not by_seed or not timed:
             continue
         means = [float(np.mean(values)) for values in by_seed.values()]
@@ -48,12 +50,12 @@ def arm_summaries(arms: Sequence[Arm], results: Sequence[Line], times: Sequence[
             ArmSummary(
                 arm=arm.name,
                 seeds=len(by_seed),
-                subnets=len({line["arch"] for line in lines}),
+                subnets=len({line.arch for line in lines}),
                 top1=float(np.mean(means)),
                 lowest_seed=min(means),
                 highest_seed=max(means),
-                train_seconds=float(np.mean([line["train_seconds"] for line in timed])),
-                passes=float(np.mean([line["passes"] for line in timed])),
+                train_seconds=float(np.mean([line.train_seconds for line in timed])),
+                passes=float(np.mean([line.passes for line in timed])),
             )
         )
     return summaries
@@ -68,4 +70,5 @@ def write_conclusion(directory: StudyDirectory) -> dict[str, Any]:
 
 def conclusion_of(directory: StudyDirectory) -> dict[str, Any]:
     """What follows from a study's results so far, as conclusion.json has it; nothing is written."""
-    return conclude(directory.recorded(), directory.results(), directory.finished()).to_json()
+    study = RecordedStudy.read(directory.recorded(), where=str(directory.study_file))
+    return conclude(study, directory.results(), directory.finished()).to_json()

@@ -8,9 +8,7 @@ import numpy as np
 from trainonce.lab.studies.comparing_arms import arms_of, seconds
 from trainonce.lab.studies.conclusion import (
     Conclusion,
-    Line,
     Row,
-    Study,
     by_seed,
     population_lines,
     sentence_of,
@@ -18,7 +16,8 @@ from trainonce.lab.studies.conclusion import (
     where,
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
-from trainonce.lab.studies.study import Arm, Factors, Ground
+from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.study import Arm, Ground
 from trainonce.recipes import RECIPES
 
 TUNED = ("rss", "ps", "ps-ofa")
@@ -38,7 +37,7 @@ def _build(ground: Ground) -> Built:
     return Built(arms=arms, runs=runs, evaluate={"split": "validate"})
 
 
-def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> Conclusion:
+def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
     """Which learning rate is best for each strategy: the highest mean over seeds of a seed's mean.
 
     A choice, not a test: there is no p value. A best rate at the end of the grid is said to be there, and where rates
@@ -46,13 +45,13 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
     """
     lines = population_lines(study, results)
     rows: list[Row] = []
-    for strategy, rate in dict.fromkeys((x["factors"]["strategy"], x["factors"]["rate"]) for x in lines):
+    for strategy, rate in dict.fromkeys((x.factors["strategy"], x.factors["rate"]) for x in lines):
         groups = [list(found.values()) for found in by_seed(where(lines, strategy=strategy, rate=rate)).values()]
         mean = float(np.mean([np.mean(group) for group in groups]))
         rows.append({"strategy": strategy, "rate": rate, "top1": mean, "seeds": len(groups)})
     if not rows:
         return undecided(study, "no run has results yet")
-    grid = dict.fromkeys((run["factors"]["strategy"], run["factors"]["rate"]) for run in study["runs"])
+    grid = dict.fromkeys((run.factors["strategy"], run.factors["rate"]) for run in study.runs)
     planned = [strategy for strategy, _ in grid]
     clauses, best = [], []
     for strategy in dict.fromkeys(planned):
@@ -68,7 +67,7 @@ def _conclude(study: Study, results: Sequence[Line], times: Sequence[Line]) -> C
         clauses.append(f"{strategy} is best at a rate of {top['rate']:g}{of}{edge} ({top['top1']:.1f})")
         best.append(f"{strategy} {top['rate']:g}{of}")
     return Conclusion(
-        study=study["name"],
+        study=study.name,
         sentence=sentence_of(*clauses),
         verdict=", ".join(best),
         tables={"rates": rows, "seconds": seconds(arms_of(study, lines), times)},

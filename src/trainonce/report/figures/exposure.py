@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainonce.evaluation.population import Line
 from trainonce.lab.measures.exposure import SelectionBias, selection_bias
 from trainonce.report.figures.charts import chart_of, layered, require_plotting
-from trainonce.report.loading import RunRecord
+from trainonce.report.loading import RunRecord, Scored
 from trainonce.run.exposure import ExposureTable
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class ArmExposure:
     """How far apart the two are, in the bins recorded; None where nothing was trained or nothing is scored."""
 
 
-def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Line]] | None = None) -> list[ArmExposure]:
+def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Scored]] | None = None) -> list[ArmExposure]:
     """Each arm that recorded exposure, with what was evaluated of it (`scored`, lines by arm); none where none did.
 
     An arm whose runs differ in more than their seed is left out: there is no one thing that it trained.
@@ -67,7 +66,7 @@ def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Line]] | Non
     for arm, of_arm in arms.items():
         tables = [run.exposure for run in of_arm if run.exposure is not None]
         if all(_same_rows(table, tables[0]) for table in tables) and len({run.seed for run in of_arm}) == len(of_arm):
-            macs = [line["macs"] for line in (scored or {}).get(arm, [])]
+            macs = [line.macs for line in (scored or {}).get(arm, [])]
             found.append(_arm_exposure(arm, tables, macs))
     return found
 

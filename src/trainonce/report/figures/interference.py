@@ -240,20 +240,20 @@ def forgetting_info(runs: Sequence[RunRecord]) -> list[ProbeCurve]:
 
     Labels are the probes' MACs, the same in all runs, with a letter where different probes have the same.
     """
-    probes = sorted({(float(line["macs"]), str(line["probe"])) for run in runs for line in run.forgetting})
+    probes = sorted({(float(line.macs), line.probe) for run in runs for line in run.forgetting})
     labels = dict(zip(probes, distinct([millions(macs) for macs, _ in probes]), strict=True))
     return [
         _curve(run, (macs, probe), label)
         for run in runs
         for (macs, probe), label in labels.items()
-        if any((line["macs"], line["probe"]) == (macs, probe) for line in run.forgetting)
+        if any((line.macs, line.probe) == (macs, probe) for line in run.forgetting)
     ]
 
 
 def _curve(run: RunRecord, which: tuple[float, str], label: str) -> ProbeCurve:
     macs, probe = which
-    looks = [line for line in run.forgetting if (line["macs"], line["probe"]) == which]
-    looks.sort(key=lambda line: float(line["epoch"]))
+    looks = [line for line in run.forgetting if (line.macs, line.probe) == which]
+    looks.sort(key=lambda line: float(line.epoch))
     return ProbeCurve(
         arm=run.arm,
         seed=run.seed,
@@ -261,8 +261,8 @@ def _curve(run: RunRecord, which: tuple[float, str], label: str) -> ProbeCurve:
         probe=probe,
         label=label,
         macs=macs,
-        epochs=[float(line["epoch"]) for line in looks],
-        top1=[float(line["top1"]) for line in looks],
+        epochs=[float(line.epoch) for line in looks],
+        top1=[float(line.top1) for line in looks],
         forgotten=forgetting(looks)[probe],
     )
 

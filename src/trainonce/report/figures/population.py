@@ -14,7 +14,6 @@ from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import (
     Bucket,
     BucketSummary,
-    Line,
     make_buckets,
     newest_lines,
     pareto_front,
@@ -23,6 +22,7 @@ from trainonce.evaluation.population import (
 from trainonce.models import Supernet
 from trainonce.names import command, quoted
 from trainonce.report.figures.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
+from trainonce.report.loading import Scored, scored
 from trainonce.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ INSIDE_BOX = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPopulation:
-    """One arm's scores: lines with their `run` and `seed`, all seeds together in the buckets, a front for each run."""
+    """One arm's scores: all seeds together in the buckets, a front for each run."""
 
     label: str
     seeds: list[int]
-    lines: list[Line]
+    lines: list[Scored]
     summaries: list[BucketSummary]
-    fronts: dict[str, list[Line]]
+    fronts: dict[str, list[Scored]]
+    """By run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def population_info(
 
     Raises `UserError` for a run without scores, and for runs on different data.
     """
-    scored: dict[str, list[Line]] = {}
+    by_arm: dict[str, list[Scored]] = {}
     net: Supernet | None = None
     configs = [run.config() for run in runs]
     if len({config.data_fingerprint for config in configs}) > 1:
@@ -100,29 +101,24 @@ def population_info(
         if not lines:
             raise UserError(f"{run.path} has no scores on the {split} split: run `trainonce evaluate` on it first")
         label = f"{config.recipe.name}, {config.recipe.passes:.4g} passes"
-        scored.setdefault(label, []).extend(with_run(lines, str(run.path), config.seed))
+        by_arm.setdefault(label, []).extend(scored(line, run.path, config.seed) for line in lines)
     assert net is not None
-    return population_of(scored, make_buckets(net.cost, centres_m, half_m), data=configs[0].data.name, split=split)
-
-
-def with_run(lines: Sequence[Line], run: str, seed: int) -> list[Line]:
-    """Lines that say which run (its directory) and which seed they are of."""
-    return [line | {"run": run, "seed": seed} for line in lines]
+    return population_of(by_arm, make_buckets(net.cost, centres_m, half_m), data=configs[0].data.name, split=split)
 
 
 def population_of(
-    scored: Mapping[str, Sequence[Line]], buckets: Sequence[Bucket], *, data: str, split: SplitName
+    by_arm: Mapping[str, Sequence[Scored]], buckets: Sequence[Bucket], *, data: str, split: SplitName
 ) -> PopulationInfo:
-    """What the lines of each arm come to; every line has its `run` and `seed`."""
+    """What the scores of each arm come to."""
     arms = []
-    for label, lines in scored.items():
-        by_run: dict[str, list[Line]] = {}
+    for label, lines in by_arm.items():
+        by_run: dict[str, list[Scored]] = {}
         for line in lines:
-            by_run.setdefault(line["run"], []).append(line)
+            by_run.setdefault(line.run, []).append(line)
         arms.append(
             ArmPopulation(
                 label=label,
-                seeds=sorted({line["seed"] for line in lines}),
+                seeds=sorted({line.seed for line in lines}),
                 lines=list(lines),
                 summaries=summarise(lines, buckets),
                 fronts={run: pareto_front(found) for run, found in by_run.items()},
@@ -131,7 +127,7 @@ def population_of(
     return PopulationInfo(
         data=data,
         split=split,
-        images=max(int(line.get("images", 0)) for arm in arms for line in arm.lines),
+        images=max(line.images for arm in arms for line in arm.lines),
         buckets=list(buckets),
         arms=arms,
         leads=_leads(arms),
@@ -157,8 +153,8 @@ def _means(arm: ArmPopulation, seeds: set[int]) -> dict[str, float]:
     """The mean top-1 of each subnet over these seeds."""
     found: dict[str, list[float]] = {}
     for line in arm.lines:
-        if line["seed"] in seeds:
-            found.setdefault(line["arch"], []).append(line["top1"])
+        if line.seed in seeds:
+            found.setdefault(line.arch, []).append(line.top1)
     return {arch: float(np.mean(values)) for arch, values in found.items()}
 
 
@@ -208,17 +204,17 @@ def points(info: PopulationInfo) -> list[dict[str, Any]]:
     rows = []
     for number, arm in enumerate(info.arms):
         for line in arm.lines:
-            bucket = next((bucket for bucket in info.buckets if line["macs"] in bucket), None)
-            x = line["macs"] / 1e6
+            bucket = next((bucket for bucket in info.buckets if line.macs in bucket), None)
+            x = line.macs / 1e6
             if bucket is not None:
                 middle, width = _place(info, bucket, number)
-                x = middle + (line["macs"] - bucket.centre) / bucket.half * INSIDE_BOX * width / 2
-            row = {"arm": arm.label, "x": round(x, 4), "top1": line["top1"], "macs": line["macs"] / 1e6}
+                x = middle + (line.macs - bucket.centre) / bucket.half * INSIDE_BOX * width / 2
+            row = {"arm": arm.label, "x": round(x, 4), "top1": line.top1, "macs": line.macs / 1e6}
             row |= {
-                "params": line["params"] / 1e6,
-                "arch": quoted(line["arch"]),
-                "seed": line["seed"],
-                "run": quoted(Path(line["run"])),
+                "params": line.params / 1e6,
+                "arch": quoted(line.arch),
+                "seed": line.seed,
+                "run": quoted(Path(line.run)),
             }
             rows.append(row)
     return rows
@@ -258,7 +254,7 @@ def draw_population(info: PopulationInfo) -> "alt.LayerChart":
 def _dots(info: PopulationInfo) -> "alt.Chart":
     import altair as alt
 
-    longest = max((line["arch"] for arm in info.arms for line in arm.lines), key=lambda arch: str(arch).count("_"))
+    longest = max((line.arch for arm in info.arms for line in arm.lines), key=lambda arch: str(arch).count("_"))
     tips = [
         alt.Tooltip("arm:N"),
         alt.Tooltip("seed:N"),
@@ -278,13 +274,13 @@ def _dots(info: PopulationInfo) -> "alt.Chart":
 
 def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
     """The corners of each run's front: the best top-1 under a budget, which holds to the most MACs scored."""
-    last = max(line["macs"] for arm in info.arms for line in arm.lines) / 1e6
+    last = max(line.macs for arm in info.arms for line in arm.lines) / 1e6
     rows = []
     for arm in info.arms:
         for run, front in arm.fronts.items():
-            corners = [(line["macs"] / 1e6, line["top1"], line["arch"]) for line in front]
-            corners.append((last, front[-1]["top1"], front[-1]["arch"]))
-            named = {"arm": arm.label, "run": quoted(Path(run)), "seed": front[0]["seed"]}
+            corners = [(line.macs / 1e6, line.top1, line.arch) for line in front]
+            corners.append((last, front[-1].top1, front[-1].arch))
+            named = {"arm": arm.label, "run": quoted(Path(run)), "seed": front[0].seed}
             rows += [named | {"macs": macs, "top1": top1, "arch": quoted(arch)} for macs, top1, arch in corners]
     return rows
 

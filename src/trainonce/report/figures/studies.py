@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainonce.evaluation.population import Line
 from trainonce.lab.studies.dose import DOUBLE_TURNS, Subnets, subnets_of
 from trainonce.lab.studies.gap import Gap, stand_alone_gaps
+from trainonce.lab.studies.results import RecordedConclusion
 from trainonce.lab.studies.solo import INSIDE
 from trainonce.report.figures.charts import (
     MEDIAN,
@@ -23,7 +23,7 @@ from trainonce.report.figures.charts import (
     require_plotting,
     seed_mean,
 )
-from trainonce.report.loading import RunRecord
+from trainonce.report.loading import RunRecord, Scored
 
 if TYPE_CHECKING:
     import altair as alt
@@ -48,7 +48,7 @@ def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     found: dict[Subnets, dict[tuple[int, str], float]] = {}
     for run in runs:
         if "dose" in run.factors and (dose := subnets_of(run.factors)) != DOUBLE_TURNS:
-            scores = {(run.seed, line["arch"]): line["top1"] for line in probe_lines(run)}
+            scores = {(run.seed, line.arch): line.top1 for line in probe_lines(run)}
             found.setdefault(dose, {}).update(scores)
     while found and not set.intersection(*map(set, found.values())):
         del found[min(found, key=lambda dose: len(found[dose]))]
@@ -63,9 +63,9 @@ def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     return doses
 
 
-def probe_lines(run: RunRecord) -> list[Line]:
+def probe_lines(run: RunRecord) -> list[Scored]:
     """The scores of a run's probes."""
-    return [line for lines in run.scores.values() for line in lines if line.get("probe")]
+    return [line for lines in run.scores.values() for line in lines if line.probe]
 
 
 def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
@@ -111,11 +111,10 @@ class ProbeGap:
 
 def gap_info(runs: Sequence[RunRecord]) -> list[ProbeGap]:
     """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
-    lines: dict[str, list[Line]] = {}
+    lines: dict[str, list[Scored]] = {}
     for run in runs:
         if "match" in run.factors and ("probe" in run.factors or run.factors["match"] == INSIDE):
-            own = lines.setdefault(str(run.factors["match"]), [])
-            own += [line | {"seed": run.seed} for line in probe_lines(run)]
+            lines.setdefault(str(run.factors["match"]), []).extend(probe_lines(run))
     inside = lines.pop(INSIDE, [])
     found = {match: _by_probe(stand_alone_gaps(alone, inside)) for match, alone in sorted(lines.items())}
     macs = {arch: float(gaps[0].macs) for probes in found.values() for arch, gaps in probes.items()}
@@ -186,7 +185,7 @@ class Effect:
     margin: float
     verdict: str
     seeds: int | None
-    seeds_needed: int | None
+    seeds_needed: float | None
     """For showing that there is no difference beyond the margin."""
     p_difference: float | None
     p_holm: float | None
@@ -194,25 +193,25 @@ class Effect:
     sentence: str
 
 
-def effects_info(conclusion: Mapping[str, Any]) -> list[Effect]:
+def effects_info(conclusion: RecordedConclusion | None) -> list[Effect]:
     """The comparisons that a study's conclusion rests on; none where it has none."""
     return [
         Effect(
-            label=" − ".join(map(str, comparison["names"])),
-            difference=comparison["difference"],
-            low=comparison["low"],
-            high=comparison["high"],
-            margin=comparison.get("margin") or 0.5,
-            verdict=comparison["verdict"],
-            seeds=comparison.get("seeds"),
-            seeds_needed=comparison.get("seeds_needed"),
-            p_difference=comparison.get("p_difference"),
-            p_holm=comparison.get("p_holm"),
-            p_equivalence=comparison.get("p_equivalence"),
-            sentence=str(comparison.get("sentence", "")),
+            label=" − ".join(comparison.names),
+            difference=comparison.difference,
+            low=comparison.low,
+            high=comparison.high,
+            margin=comparison.margin,
+            verdict=comparison.verdict,
+            seeds=comparison.seeds,
+            seeds_needed=comparison.seeds_needed,
+            p_difference=comparison.p_difference,
+            p_holm=comparison.p_holm,
+            p_equivalence=comparison.p_equivalence,
+            sentence=comparison.sentence,
         )
-        for comparison in conclusion.get("comparisons") or []
-        if comparison["difference"] is not None
+        for comparison in (conclusion.comparisons if conclusion else ())
+        if comparison.difference is not None
     ]
 
 
@@ -251,13 +250,13 @@ class ArmSeeds:
     mean: SeedMean
 
 
-def seeds_info(scored: Mapping[str, Sequence[Line]]) -> list[ArmSeeds]:
-    """What each arm scores, seed by seed; `scored` has lines with their `seed` by arm."""
+def seeds_info(scored: Mapping[str, Sequence[Scored]]) -> list[ArmSeeds]:
+    """What each arm scores, seed by seed; `scored` has scores by arm."""
     arms = []
     for arm, lines in scored.items():
         found: dict[int, list[float]] = {}
         for line in lines:
-            found.setdefault(line["seed"], []).append(line["top1"])
+            found.setdefault(line.seed, []).append(line.top1)
         by_seed = {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
         arms.append(ArmSeeds(arm=arm, by_seed=by_seed, mean=seed_mean(by_seed.values())))
     return arms

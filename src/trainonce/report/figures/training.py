@@ -1,6 +1,6 @@
 """Training: how long each arm took, and how loss and accuracy went."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from trainonce.report.figures.charts import (
     seed_mean,
 )
 from trainonce.report.loading import RunRecord
+from trainonce.run.lines import MetricsLine
 
 if TYPE_CHECKING:
     import altair as alt
@@ -140,19 +141,19 @@ def curves_info(runs: Sequence[RunRecord]) -> CurvesInfo | None:
 def _curve(run: RunRecord, points: int) -> Curve:
     parts = np.array_split(np.arange(len(run.metrics)), min(points, len(run.metrics)))
 
-    def means(name: str) -> list[float]:
-        values = np.array([line[name] for line in run.metrics], dtype=np.float64)
+    def means(of: Callable[[MetricsLine], float]) -> list[float]:
+        values = np.array([of(line) for line in run.metrics], dtype=np.float64)
         return [float(values[part].mean()) for part in parts]
 
-    timed = all(isinstance(line.get("seconds"), int | float) for line in run.metrics)
+    timed = all(line.seconds is not None for line in run.metrics)
     return Curve(
         arm=run.arm,
         seed=run.seed,
         run=run.name,
-        passes=means("passes"),
-        seconds=means("seconds") if timed else None,
-        loss=means("loss"),
-        top1=means("top1"),
+        passes=means(lambda line: line.passes),
+        seconds=means(lambda line: line.seconds or 0.0) if timed else None,
+        loss=means(lambda line: line.loss),
+        top1=means(lambda line: line.top1),
     )
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainonce.evaluation.population import Line
 from trainonce.report.figures.charts import SeedMean, plural
 from trainonce.report.figures.population import PopulationInfo
 from trainonce.report.figures.studies import (
@@ -20,7 +19,7 @@ from trainonce.report.figures.studies import (
     gap_info,
     seeds_info,
 )
-from trainonce.report.loading import Group
+from trainonce.report.loading import Group, Scored
 from trainonce.report.parts import Cell, Figure, Section, Table, picture
 from trainonce.report.sections.population import pareto_section, population_section, populations
 from trainonce.report.sections.probe import forgetting_section, interference_section
@@ -31,7 +30,7 @@ from trainonce.report.sections.training import curves_section, exposure_section,
 def sections_of(group: Group) -> list[Section]:
     """Every section, those of what was not recorded too."""
     infos = populations(group)
-    scored: dict[str, list[Line]] = {}
+    scored: dict[str, list[Scored]] = {}
     for info in infos:
         for arm in info.arms:
             scored.setdefault(arm.label, []).extend(arm.lines)
@@ -59,16 +58,17 @@ def _answer(
     group: Group, infos: Sequence[PopulationInfo], studies: Sequence[Section], effects: Sequence[Effect]
 ) -> Section:
     found = [section.figures[0].title for section in studies]
-    sentences = [group.conclusion["sentence"]] if group.conclusion else found or _lead_sentences(group, infos)
-    notes = [str(note) for note in group.conclusion.get("notes") or []]
-    text = [*sentences, *_how_sure(group, effects), *notes]
-    return Section(key="answer", heading="The answer", text=text, tables=_tables_of(group.conclusion))
+    concluded = group.conclusion
+    sentences = [concluded.sentence] if concluded else found or _lead_sentences(group, infos)
+    text = [*sentences, *_how_sure(group, effects), *(concluded.notes if concluded else ())]
+    tables = _tables_of(concluded.tables) if concluded else []
+    return Section(key="answer", heading="The answer", text=text, tables=tables)
 
 
-def _tables_of(conclusion: Mapping[str, Any]) -> list[Table]:
+def _tables_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table]:
     """The tables that a conclusion rests on, as it has them."""
     tables = []
-    for name, rows in (conclusion.get("tables") or {}).items():
+    for name, rows in found.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[_plain(row.get(column)) for column in columns] for row in rows]
         tables.append(Table(caption=f"behind the answer: {name}", columns=columns, rows=cells))
@@ -89,10 +89,10 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
             sentences.append(f"{lead.text}, in the mean over the {plural(lead.subnets, 'subnet')} scored in both.")
         else:
             arm = info.arms[0]
-            best = max(arm.lines, key=lambda line: line["top1"])
+            best = max(arm.lines, key=lambda line: line.top1)
             sentences.append(
                 f"{plural(len(arm.lines), 'subnet')} of one supernet ({arm.label}) were scored without training again; "
-                f"the best has {best['top1']:.1f}% top-1 at {best['macs'] / 1e6:.2f} M MACs."
+                f"the best has {best.top1:.1f}% top-1 at {best.macs / 1e6:.2f} M MACs."
             )
     sentences.append(
         "This compares populations; it does not measure interference, for which subnets must also be trained alone "
@@ -195,7 +195,7 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     return Section(key="dose", heading="Dose and response", figures=[figure])
 
 
-def _comparisons(scored: dict[str, list[Line]], effects: Sequence[Effect]) -> Section:
+def _comparisons(scored: dict[str, list[Scored]], effects: Sequence[Effect]) -> Section:
     figures = []
     if effects:
         figures.append(_effects_figure(effects))
@@ -243,7 +243,7 @@ def _reach(effect: Effect) -> str:
     return f"{effect.low:+.2f} to {effect.high:+.2f}"
 
 
-def _seeds_figure(scored: dict[str, list[Line]]) -> Figure:
+def _seeds_figure(scored: dict[str, list[Scored]]) -> Figure:
     arms = seeds_info(scored)
     ranked = sorted(arms, key=lambda arm: -arm.mean.mean)
     listed = "; ".join(f"{arm.arm} {arm.mean.mean:.2f}% ({interval(arm.mean)})" for arm in ranked)

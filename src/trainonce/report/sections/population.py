@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from trainonce.evaluation.population import Bucket, Line, make_buckets
+from trainonce.evaluation.population import Bucket, make_buckets
 from trainonce.report.figures.charts import millions, plural
 from trainonce.report.figures.population import (
     ArmPopulation,
@@ -12,9 +12,8 @@ from trainonce.report.figures.population import (
     draw_population,
     extract_command,
     population_of,
-    with_run,
 )
-from trainonce.report.loading import Group, RunRecord
+from trainonce.report.loading import Group, RunRecord, Scored
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, picture
 from trainonce.run.directory import RunDirectory
 
@@ -31,20 +30,20 @@ def populations(group: Group) -> list[PopulationInfo]:
             kinds.setdefault(json.dumps(run.model, sort_keys=True), []).append(run)
     infos = []
     for runs in kinds.values():
-        scored: dict[str, list[Line]] = {}
+        scored: dict[str, list[Scored]] = {}
         for run in _in_order(runs, list(group.arms)):
             lines = _population_lines(run, group, probes=not drawn)
-            scored.setdefault(run.arm, []).extend(with_run(lines, str(run.path), run.seed))
+            scored.setdefault(run.arm, []).extend(lines)
         infos.append(population_of(scored, _buckets(runs[0], group), data=runs[0].data, split=group.split))
     return infos
 
 
-def _population_lines(run: RunRecord, group: Group, *, probes: bool = False) -> list[Line]:
+def _population_lines(run: RunRecord, group: Group, *, probes: bool = False) -> list[Scored]:
     """A run's scores that are of the population: of a study, those in a bucket that are no probes; or the probes."""
     return [
         line
         for line in run.scores.get(group.split, [])
-        if group.path is None or (line.get("bucket") is not None and bool(line.get("probe")) == probes)
+        if group.path is None or (line.bucket is not None and line.probe == probes)
     ]
 
 
@@ -131,16 +130,16 @@ def _bucket_table(info: PopulationInfo) -> Table:
     return Table(caption="boxes: top-1 in percent by bucket", columns=columns, rows=rows)
 
 
-def _subnet_row(arm: ArmPopulation, line: Line) -> list[Cell]:
+def _subnet_row(arm: ArmPopulation, line: Scored) -> list[Cell]:
     """A subnet in a table: arm, seed, million MACs and parameters, top-1 in percent, and the command."""
-    macs_m, params_m = line["macs"] / 1e6, line["params"] / 1e6
+    macs_m, params_m = line.macs / 1e6, line.params / 1e6
     return [
         arm.label,
-        line["seed"],
+        line.seed,
         macs_m,
         params_m,
-        line["top1"],
-        Command(extract_command(line["run"], line["arch"])),
+        line.top1,
+        Command(extract_command(line.run, line.arch)),
     ]
 
 
@@ -148,7 +147,7 @@ def _subnet_tables(info: PopulationInfo) -> list[Table]:
     rows: list[list[Cell]] = [
         _subnet_row(arm, line)
         for arm in info.arms
-        for line in sorted(arm.lines, key=lambda line: (line["seed"], line["macs"]))
+        for line in sorted(arm.lines, key=lambda line: (line.seed, line.macs))
     ]
     if len(rows) > LISTED:
         return []
@@ -161,12 +160,12 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
     figures = []
     for number, info in enumerate(infos):
         best = {
-            arm.label: max((front[-1] for front in arm.fronts.values()), key=lambda line: float(line["top1"]))
+            arm.label: max((front[-1] for front in arm.fronts.values()), key=lambda line: float(line.top1))
             for arm in info.arms
         }
-        top = max(best, key=lambda arm: best[arm]["top1"])
+        top = max(best, key=lambda arm: best[arm].top1)
         title = (
-            f"The best subnet of all is one of {top}: {best[top]['top1']:.1f}% at {best[top]['macs'] / 1e6:.2f} M MACs"
+            f"The best subnet of all is one of {top}: {best[top].top1:.1f}% at {best[top].macs / 1e6:.2f} M MACs"
             f"{_runner_up(best, top)}."
         )
         caption = (
@@ -193,9 +192,9 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
     )
 
 
-def _runner_up(best: dict[str, Line], top: str) -> str:
+def _runner_up(best: dict[str, Scored], top: str) -> str:
     others = {arm: line for arm, line in best.items() if arm != top}
     if not others:
         return ""
-    arm = max(others, key=lambda arm: float(others[arm]["top1"]))
-    return f"; the best of {arm} has {others[arm]['top1']:.1f}%"
+    arm = max(others, key=lambda arm: float(others[arm].top1))
+    return f"; the best of {arm} has {others[arm].top1:.1f}%"

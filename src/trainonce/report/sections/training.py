@@ -1,6 +1,5 @@
 """The sections on training: time, learning curves, what was exposed, and what was trained against what is evaluated."""
 
-from trainonce.evaluation.population import Line
 from trainonce.lab.measures.exposure import SelectionBias
 from trainonce.report.figures.charts import plural
 from trainonce.report.figures.exposure import draw_exposure, draw_selection, exposure_info
@@ -14,7 +13,7 @@ from trainonce.report.figures.training import (
     spoken,
     times_info,
 )
-from trainonce.report.loading import Group
+from trainonce.report.loading import Group, Scored
 from trainonce.report.parts import Cell, Figure, Picture, Section, Table, picture
 
 
@@ -105,7 +104,7 @@ def _curve_table(info: CurvesInfo) -> Table:
     return Table(caption="learning curves, about twenty points a run", columns=columns, rows=rows)
 
 
-def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
+def exposure_section(group: Group, scored: dict[str, list[Scored]]) -> Section:
     """How much each value of each choice was trained."""
     arms = exposure_info(group.runs, scored)
     if not arms:
@@ -141,7 +140,7 @@ def exposure_section(group: Group, scored: dict[str, list[Line]]) -> Section:
     return Section(key="exposure", heading="What was exposed", figures=[figure])
 
 
-def selection_section(group: Group, scored: dict[str, list[Line]]) -> Section:
+def selection_section(group: Group, scored: dict[str, list[Scored]]) -> Section:
     """What was trained against what is evaluated: selection bias."""
     arms = [arm for arm in exposure_info(group.runs, scored) if arm.bias is not None]
     if not arms:
