@@ -14,6 +14,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+highlight_language = "text"  # of blocks that name none: command lines
 default_role = "code"  # docstrings name things in single backticks
 add_module_names = False
 autodoc_member_order = "bysource"
