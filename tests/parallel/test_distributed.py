@@ -359,7 +359,6 @@ class TestTogether:
         [
             ({"batch": 5, "ranks": 3}, "a batch of 5 images leaves one of 3 processes with 1, and batch norm needs 2"),
             ({"images": [32, 31], "ranks": 2}, "process 1 has another data fingerprint than process 0"),
-            ({"recipe": "compofa", "ranks": 2}, "coupling needs as many"),
         ],
     )
     def test_refusals_are_everyones(self, train: Helper, fields: dict[str, Any], says: str) -> None:

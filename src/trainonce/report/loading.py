@@ -86,7 +86,7 @@ class Scored:
     """Of a study: whether it is a probe."""
 
 
-def scored(line: SubnetScore, run: Path, seed: int) -> Scored:
+def scored(line: SubnetScore, run: str | Path, seed: int) -> Scored:
     """A line of a run's population as figures draw it."""
     return Scored(
         run=str(run),
