@@ -10,7 +10,8 @@ import pytest
 from tests.support.command_line import trainonce
 
 from trainonce import records
-from trainonce.models import FAMILIES, ResNet
+from trainonce.errors import UserError
+from trainonce.models import FAMILIES, ResNet, build
 from trainonce.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,9 +74,9 @@ def test_a_run_whose_family_lies_in_it(run: RunDirectory, tmp_path: Path, monkey
     config.pop("sum", None)
     (strange / "run.json").write_bytes(records.to_json(config))
     monkeypatch.syspath_prepend(strange)
-    trainonce("extract", strange, "largest").refused(
-        "the family evil:Net lies in .* itself, whose code is not executed"
-    )
+    trainonce("extract", strange, "largest").refused("its family differs; one of them is damaged")
+    with pytest.raises(UserError, match="the family evil:Net lies in .* itself, whose code is not executed"):
+        build("evil:Net", {}, beside=strange)
 
 
 def test_families_are_registered_once() -> None:
