@@ -75,7 +75,7 @@ def test_a_run_whose_family_lies_in_it(run: RunDirectory, tmp_path: Path, monkey
     (strange / "run.json").write_bytes(records.to_json(config))
     monkeypatch.syspath_prepend(strange)
     trainonce("extract", strange, "largest").refused("its family differs; one of them is damaged")
-    with pytest.raises(UserError, match="the family evil:Net lies in .* itself, whose code is not executed"):
+    with pytest.raises(UserError, match=r"the family evil:Net lies in .* itself, whose code is not executed"):
         build("evil:Net", {}, beside=strange)
 
 
