@@ -16,6 +16,7 @@ from trainonce.cli import app as cli
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.population import draw_population, evaluate_population, make_buckets
+from trainonce.lab.studies.results import RecordedConclusion
 from trainonce.records import read_json, read_lines
 from trainonce.report import build_page, read_groups, write_report
 from trainonce.report.figures.charts import standing_alone
@@ -113,7 +114,8 @@ def test_the_numbers_behind_a_figure_are_those_of_the_file(studies: Path, page: 
 def test_names_cannot_break_out_of_the_page(studies: Path) -> None:
     evil = "</script><script>alert(1)</script><b>\"'&"
     [group] = read_groups([studies / "solo"])
-    changed: dict[str, Any] = {"title": evil, "about": evil, "question": evil, "conclusion": {"sentence": evil}}
+    changed: dict[str, Any] = {"title": evil, "about": evil, "question": evil}
+    changed["conclusion"] = RecordedConclusion(sentence=evil, verdict=evil, comparisons=[])
     runs = [replace(run, arm=evil if run.arm == "supernet" else run.arm, recipe=evil) for run in group.runs]
     page = build_page([replace(group, **changed, runs=runs)])
     assert "<script>alert" not in page
