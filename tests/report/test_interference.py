@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tests.support.lines import a_look
 
 from trainonce.report.figures.interference import (
     Measure,
@@ -134,7 +135,7 @@ def test_means_leave_out_what_is_missing() -> None:
 
 def test_probes_are_followed_one_by_one() -> None:
     looks = [(1, "b", 8e6, 50), (1, "a", 4e6, 40), (3, "a", 4e6, 45), (2, "a", 4e6, 48), (2, "b", 8e6, 60)]
-    lines = [{"epoch": e, "probe": p, "macs": m, "top1": t} for e, p, m, t in looks]
+    lines = [a_look(p, epoch=e, macs=m, top1=t) for e, p, m, t in looks]
     small, big = forgetting_info([run(forgetting=lines), run(1)])
     assert (small.probe, small.epochs, small.top1, small.forgotten) == ("a", [1, 2, 3], [40, 48, 45], [0, 0, 3])
     assert (big.label, big.forgotten) == ("8.00 M", [0, 0])
@@ -166,8 +167,8 @@ def test_harm_is_what_is_beyond_noise() -> None:
 
 def test_different_probes_with_equal_macs_are_different_lines() -> None:
     """Seed 0 has the probes a and b, seed 1 has b alone: its line is b's and not the mean of a and b."""
-    lines = [{"epoch": 1, "probe": probe, "macs": 4e6, "top1": top1} for probe, top1 in (("a", 40), ("b", 60))]
-    curves = forgetting_info([run(forgetting=lines), run(1, forgetting=[lines[1] | {"top1": 62}])])
+    lines = [a_look(probe, top1=top1) for probe, top1 in (("a", 40), ("b", 60))]
+    curves = forgetting_info([run(forgetting=lines), run(1, forgetting=[a_look("b", top1=62)])])
     assert [(c.seed, c.probe, c.label) for c in curves] == [
         (0, "a", "4.00 M a"),
         (0, "b", "4.00 M b"),
@@ -180,7 +181,7 @@ def test_different_probes_with_equal_macs_are_different_lines() -> None:
 
 def test_one_look_cannot_show_forgetting() -> None:
     """The arm b was looked at once: 0 of it is no finding, so it has no chart of what is forgotten."""
-    looks = [{"epoch": e, "probe": "x", "macs": 4e6, "top1": top1} for e, top1 in ((1, 50), (2, 48.5))]
+    looks = [a_look("x", epoch=e, top1=top1) for e, top1 in ((1, 50), (2, 48.5))]
     once = replace(run(forgetting=looks[:1]), arm="b")
     [figure] = forgetting_section(replace(EMPTY, runs=[run(forgetting=looks), once])).figures
     assert figure.title == (

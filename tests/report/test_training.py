@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.lines import a_stretch
 
 from trainonce.report.figures.charts import seed_mean
 from trainonce.report.figures.training import curves_info, draw_curves, draw_times, spoken, times_info
@@ -45,7 +46,7 @@ def test_times_as_a_label_has_them(seconds: float, says: str) -> None:
 
 def test_curves_are_thinned_to_means() -> None:
     """300 lines become 150 points, each the mean of two: loss 0.5, 2.5, 4.5, …"""
-    metrics = [{"step": i, "loss": i, "top1": 2 * i, "passes": i / 10, "seconds": i} for i in range(300)]
+    metrics = [a_stretch(i, loss=i, top1=2 * i, passes=i / 10, seconds=i) for i in range(300)]
     info = curves_info([run("rss", metrics=metrics), run("ps")])
     assert info is not None
     [curve] = info.curves
@@ -57,7 +58,7 @@ def test_curves_are_thinned_to_means() -> None:
 
 
 def test_curves_without_seconds_have_none() -> None:
-    metrics = [{"step": 1, "loss": 2.0, "top1": 10.0, "passes": 1.0}]
+    metrics = [a_stretch(1)]
     info = curves_info([run("rss", metrics=metrics)])
     assert info is not None
     assert info.curves[0].seconds is None

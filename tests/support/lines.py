@@ -6,13 +6,19 @@ from typing import Any
 
 from trainonce.lab.studies.results import FinishedRun, StudyResult
 from trainonce.report.loading import Scored
-from trainonce.run.lines import MetricsLine, SubnetScore
+from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 
 
 def a_stretch(step: int, **values: Any) -> MetricsLine:
     """A line of metrics.jsonl."""
     plain = {"phase": "a", "epoch": 1.0, "lr": 0.1, "loss": 1.0, "top1": 50.0, "macs": 5, "arch": "d1", "passes": 1.0}
     return MetricsLine.read({"step": step} | plain | values, where="a test")
+
+
+def a_look(probe: str, **values: Any) -> ForgettingLine:
+    """A line of forgetting.jsonl."""
+    plain = {"step": 1, "epoch": 1.0, "macs": 4e6, "top1": 50.0, "loss": 1.0, "images": 10}
+    return ForgettingLine.read({"probe": probe} | plain | values, where="a test")
 
 
 def a_score(**values: Any) -> SubnetScore:
