@@ -237,10 +237,9 @@ class TestDiskRefuses:
 
     def test_a_full_disk(self, tmp_path: Path) -> None:
         """In a process whose files may not grow past a limit, as on a full disk."""
-        script = Path(__file__).parents[1] / "support" / "disk_full.py"
-        result = subprocess.run(
-            [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
-        )
+        command = [sys.executable, "-m", "tests.support.disk_full", str(tmp_path)]
+        root = Path(__file__).parents[2]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
         found = json.loads(result.stdout)
         assert found["save"] == (
             f"cannot write the checkpoint {tmp_path}/saved/step-000002: File too large; "

@@ -40,8 +40,8 @@ class MetricsLine(Record):
     phase: str
     epoch: Number
     """Passes over the images done, counted by steps."""
-    lr: Number
-    """Learning rate of the last step."""
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Learning rate of the last step: as a recipe has it, however large."""
     loss: Number
     """Mean loss of the subnets since the line before."""
     top1: Number
