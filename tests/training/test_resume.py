@@ -272,10 +272,8 @@ class TestDamaged:
 @pytest.mark.long
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Twenty SIGKILLs at random moments, and a death before every single file operation of a run."""
-    script = Path(__file__).parents[1] / "support" / "killed_run.py"
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True, timeout=250
-    )
+    command, root = [sys.executable, "-m", "tests.support.killed_run", str(tmp_path)], Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=250)
     found = json.loads(result.stdout)
     by_chance = found["random"]
     assert by_chance["kills"] == 20
