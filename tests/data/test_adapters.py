@@ -164,6 +164,8 @@ def test_a_function_is_named_on_the_command_line(tmp_path: Path) -> None:
         (("tests.support.own_images:nothing",), "gives no trainonce.DataSet but a str: see docs/data.md"),
         (("tests.support.own_images:absent",), "has no attribute 'absent'"),
         (("no_such_module:make",), "the function no_such_module:make cannot be imported"),
+        ((OWN, "--skip-broken"), "only files of a folder can be skipped"),
+        (("photos:2024",), "'photos:2024' is not a data set"),
         ((OWN, "--image-size", "16"), "makes its images itself: image size cannot be chosen for it"),
     ],
 )

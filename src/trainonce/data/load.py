@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +32,8 @@ FOLDER_IMAGE_SIZE = 64
 FINGERPRINT_IMAGES = 64  # of each split, evenly spaced
 FIT_CHUNK = 1000  # images turned into float32 at a time, or fewer of large ones
 FIT_BYTES = 1 << 30
+FUNCTION = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+"""What names a person's own function: `package.module:function`."""
 DATA_DIR_VARIABLE = "TRAINONCE_DATA"
 
 
@@ -241,7 +244,9 @@ def load_dataset(
         )
         return trained_on(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
-    if ":" in name_or_path and not path.exists():
+    if FUNCTION.fullmatch(name_or_path) and not path.exists():
+        if skip_broken or skipped:
+            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is none")
         return _of_function(name_or_path, source, beside)
     absolute = _absolute(path)
     if path.suffix == ".npz":

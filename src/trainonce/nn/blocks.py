@@ -1,5 +1,6 @@
 """Elastic blocks. The plain twin of `ElasticMBConv` is `trainonce.nn.plain.MBConv`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainonce.nn.ops import (
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec
 
 
-class ElasticBlock(nn.Module):
+class ElasticBlock(nn.Module, ABC):
     """A block that is called with what is wanted of it: the spec of its plain twin.
 
     In training mode its passes can be replayed: see `trainonce.training.block_graphs`.
@@ -33,9 +34,9 @@ class ElasticBlock(nn.Module):
             return self.replayed(x_BCHW, spec)
         return self.compute(x_BCHW, spec)
 
+    @abstractmethod
     def compute(self, x_BCHW: Tensor, spec: Any) -> Tensor:
         """The forward pass itself."""
-        raise NotImplementedError
 
 
 class ElasticMBConv(ElasticBlock):
