@@ -126,7 +126,7 @@ def train(size: Size, data: DataSet, recipe: Recipe, *, graphs: bool, precision:
         marks.append(time.perf_counter())
 
     net = size.network()
-    steps = len(data.train) // recipe.batch_size
+    steps = recipe.steps_per_epoch(len(data.train))
     settings = TrainSettings(
         device=size.device, precision=precision, cuda_graphs=graphs, log_every=steps, checkpoint_every_s=1e9
     )

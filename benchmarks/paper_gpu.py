@@ -69,7 +69,7 @@ def settings_for(data: DataSet) -> MobileNetV3Settings:
 def losses_on(device: str, data: DataSet, steps: int, *, seed: int = 0) -> list[float]:
     """The loss of every step of a short training of random subnets, new each step."""
     recipe = RECIPES["spos"]
-    per_epoch = len(data.train) // min(recipe.batch_size, len(data.train))
+    per_epoch = recipe.steps_per_epoch(len(data.train))
     recipe = recipe.scaled(steps / per_epoch / recipe.epochs)
     net = MobileNetV3(settings_for(data).model_copy(update={"dropout": 0.0}), seed=seed)
     losses: list[float] = []

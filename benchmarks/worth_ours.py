@@ -102,7 +102,7 @@ def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, s
     The few steps train another supernet of the same settings, and count.
     """
     began = time.process_time()
-    whole = recipe.epochs * (len(data.train) // min(recipe.batch_size, len(data.train)))
+    whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
     with TemporaryDirectory() as folder:
 
         def run(network: MobileNetV3, steps: float, name: str) -> float:

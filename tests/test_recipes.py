@@ -489,3 +489,11 @@ def test_any_file_is_a_recipe_or_a_user_error(tmp_path: Path, text: Any) -> None
         assert "any.toml" in refusal
     else:
         assert timetable(recipe, 3)[-1].end >= len(recipe.phases)
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "a_step", "steps"), [(8, 35, 8, 4), (8, 32, 8, 4), (8, 8, 8, 1), (64, 35, 35, 1)]
+)
+def test_an_epoch_is_its_whole_batches(batch: int, images: int, a_step: int, steps: int) -> None:
+    recipe = RECIPES["spos"].with_batch_size(batch)
+    assert (recipe.images_per_step(images), recipe.steps_per_epoch(images)) == (a_step, steps)

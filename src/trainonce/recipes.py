@@ -209,6 +209,14 @@ class Recipe(Settings):
         """Passes over the training images, counted by subnets trained: the cost of the recipe."""
         return math.fsum(phase.epochs * len(phase.subnets) for phase in self.phases)
 
+    def images_per_step(self, images: int) -> int:
+        """How many of `images` training images a step takes: the batch size, or all where there are fewer."""
+        return min(self.batch_size, images)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Steps of a pass over `images` training images; a ragged last batch is left out of it."""
+        return images // self.images_per_step(images)
+
     def scaled(self, factor: float) -> "Recipe":
         """The recipe with every length multiplied by `factor`, holds and warm-ups too; its proportions stay.
 

@@ -35,7 +35,7 @@ class Pace:
 
     def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> float:
         """About how many seconds it takes to train a supernet like `net` by a recipe."""
-        per_epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        per_epoch = recipe.steps_per_epoch(len(self.data.train))
         return sum(entry.steps * self._step(net, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
 
     def _step(self, net: Supernet, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
@@ -58,7 +58,7 @@ class Pace:
         CPU. On a GPU it replays a graph of the whole step there and graphs of its blocks here, which is nearly as fast.
         """
         warm = 1 if self.device == "cpu" else GPU_WARM_STEPS
-        epoch = len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+        epoch = recipe.steps_per_epoch(len(self.data.train))
         changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
         first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
         short = recipe.model_copy(update={"phases": (first, phase.model_copy(update=changed))})
@@ -100,7 +100,7 @@ def estimated_seconds(
     A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
     Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
     """
-    batch_size = min(recipe.batch_size, len(data.train))
+    batch_size = recipe.images_per_step(len(data.train))
     x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
     x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
     net = net.to(device).train()

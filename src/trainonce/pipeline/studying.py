@@ -310,5 +310,5 @@ class _Looks:
 
 
 def _steps(run: StudyRun, images: DataSet) -> int:
-    per_epoch = len(images.train) // min(run.recipe.batch_size, len(images.train))
+    per_epoch = run.recipe.steps_per_epoch(len(images.train))
     return timetable(run.recipe, per_epoch)[-1].end

@@ -230,11 +230,12 @@ class _Loop:
         self.device = next(network.parameters()).device
         self.student = with_fast_blocks(_copy(network), trained=True).train()
         self.dropouts = batch_dropouts(self.student)
-        size = min(settings.batch_size, len(self.data.train))
-        self.share = Share(0, size, size)
-        self.per_epoch = len(self.data.train) // size
         phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr)
-        [self.cosine] = timetable(Recipe(name="fine-tune", about="One subnet.", phases=(phase,)), self.per_epoch)
+        recipe = Recipe(name="fine-tune", about="One subnet.", phases=(phase,), batch_size=settings.batch_size)
+        size = recipe.images_per_step(len(self.data.train))
+        self.share = Share(0, size, size)
+        self.per_epoch = recipe.steps_per_epoch(len(self.data.train))
+        [self.cosine] = timetable(recipe, self.per_epoch)
         self.steps = self.cosine.steps
         self.optimizer = sgd(
             self.student, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay

@@ -184,7 +184,7 @@ def train_supernet(
 def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks, device: str) -> None:
     """Raise `UserError` where, on a CPU, a step's images or the largest subnet's maps would not fit into memory."""
     if device == "cpu":
-        share = ranks.share(min(recipe.batch_size, len(data.train)))
+        share = ranks.share(recipe.images_per_step(len(data.train)))
         refuse_large_batch(len(share), net.describe(net.space.largest()), data.image_size)
 
 
@@ -228,8 +228,8 @@ class _Loop:
         self.run, self.settings, self.ranks = run, settings, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.data = data.varied_by(self.recipe).to(settings.device)
-        self.share = ranks.share(min(self.recipe.batch_size, len(data.train)))
-        self.steps_per_epoch = len(data.train) // self.share.total
+        self.share = ranks.share(self.recipe.images_per_step(len(data.train)))
+        self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
         self.keep_steps = {max(1, round(share * self.steps)) for share in settings.keep_at}

@@ -66,10 +66,10 @@ def epochs_between_looks(
 
     `images` is how many there are to train on. The MACs of what the recipe draws are estimated from some draws.
     """
-    batch = min(recipe.batch_size, images)
-    table = timetable(recipe, images // batch)
+    batch, per_epoch = recipe.images_per_step(images), recipe.steps_per_epoch(images)
+    table = timetable(recipe, per_epoch)
     total = sum(entry.steps * batch * _step_macs(net, recipe, entry.index, seed) for entry in table)
-    epochs = table[-1].end / (images // batch)
+    epochs = table[-1].end / per_epoch
     looks = max(1, math.floor(share * total / look_macs))
     return math.ceil(epochs / looks)
 

@@ -11,7 +11,7 @@ from trainonce.errors import UserError
 from trainonce.lab.studies.conclusion import Conclusion
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
 from trainonce.lab.studies.study import Arm, Ground, Study, StudyRun, in_seed_order
-from trainonce.recipes import RECIPES, Recipe, timetable
+from trainonce.recipes import RECIPES, Recipe
 from trainonce.settings import Settings
 
 FEWEST_HELD = 50
@@ -93,8 +93,7 @@ def at_epochs(ground: Ground, recipe: Recipe) -> Recipe:
     Raises `UserError` where it draws so few subnets that it is not the strategy any more.
     """
     scaled = ground.at_batch_size(recipe.scaled(ground.scale))
-    table = timetable(scaled, ground.steps_per_epoch(scaled))
-    turns = sum(entry.turns for entry in table)
+    turns = sum(entry.turns for entry in ground.timetable(scaled))
     if turns < FEWEST_HELD:
         raise UserError(
             f"at a scale of {ground.scale:g} {recipe.name} would train {turns} draws of subnets in all, and fewer than "
@@ -109,7 +108,7 @@ def cycle_recipe(name: str, cycle: tuple[str, ...], steps: int, ground: Ground, 
     phase = base.phases[0].model_copy(
         update={
             "name": name,
-            "epochs": steps / ground.steps_per_epoch(base),
+            "epochs": steps / base.steps_per_epoch(ground.train_images),
             "subnets": ("cycle",),
             "cycle": cycle,
             **fields,

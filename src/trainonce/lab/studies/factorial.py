@@ -90,7 +90,7 @@ def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: 
     base = ground.at_batch_size(RECIPES["spos"])
     later = SHRINKING if order == "shrinking" else NO_ORDER
     lengths = [LARGEST_EPOCHS, *(epochs for _, epochs, _ in later)]
-    per_epoch = ground.steps_per_epoch(base)
+    per_epoch = base.steps_per_epoch(ground.train_images)
     ends = [round(math.fsum(lengths[: i + 1]) * ground.scale * per_epoch) for i in range(len(lengths))]
     steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     if min(steps) < 1:

@@ -30,7 +30,7 @@ from trainonce.lab.studies.study import EvaluatePlan, Study, StudyRun
 from trainonce.models import Supernet, build
 from trainonce.names import file_name
 from trainonce.parallel.fan_out import LOCAL, fan_out
-from trainonce.recipes import Recipe, timetable
+from trainonce.recipes import PhaseSteps, Recipe, timetable
 from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
@@ -245,7 +245,7 @@ class _Worker:
         )
 
     def _time(self, run: StudyRun, last: MetricsLine, seconds: float) -> FinishedRun:
-        table = timetable(run.recipe, self._steps_per_epoch(run.recipe))
+        table = self._timetable(run.recipe)
         return FinishedRun(
             run=run.name,
             arm=run.arm,
@@ -261,14 +261,14 @@ class _Worker:
             device=self.given.device,
         )
 
-    def _steps_per_epoch(self, recipe: Recipe) -> int:
-        return len(self.data.train) // min(recipe.batch_size, len(self.data.train))
+    def _timetable(self, recipe: Recipe) -> tuple[PhaseSteps, ...]:
+        return timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
 
     def _score(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> list[StudyResult] | None:
         """The results of the population and the probes; None where it was stopped."""
         wanted = subnets_to_score(net, self.given.plan, run)
         settings = EvaluateSettings(calibration_images=self.given.plan.calibration_images, seed=self.given.plan.seed)
-        step = timetable(run.recipe, self._steps_per_epoch(run.recipe))[-1].end
+        step = self._timetable(run.recipe)[-1].end
         evaluator = Evaluator(self.data.varied_by(run.recipe), self.given.plan.split, settings)
         unique = list(dict.fromkeys(arch for _, arch, _ in wanted))
         with directory.lock():

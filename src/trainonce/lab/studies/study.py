@@ -19,7 +19,7 @@ from trainonce.evaluation.population import MOST_PER_BUCKET, PAPER_BUCKETS_M, dr
 from trainonce.lab.studies.results import Factors
 from trainonce.models import FamilySettings, MobileNetV3, Supernet, build, family_named
 from trainonce.names import FileName
-from trainonce.recipes import Recipe, load_recipe, timetable
+from trainonce.recipes import PhaseSteps, Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 
@@ -163,18 +163,17 @@ class Ground:
         """The recipe at the batch size asked for."""
         return recipe if self.batch_size is None else recipe.with_batch_size(self.batch_size)
 
-    def steps_per_epoch(self, recipe: Recipe) -> int:
-        """As the training loop counts them: whole batches."""
-        return self.train_images // min(recipe.batch_size, self.train_images)
+    def timetable(self, recipe: Recipe) -> tuple[PhaseSteps, ...]:
+        """The recipe laid out in steps, as the training loop does it."""
+        return timetable(recipe, recipe.steps_per_epoch(self.train_images))
 
     def steps(self, recipe: Recipe) -> int:
         """Of the whole recipe."""
-        return timetable(recipe, self.steps_per_epoch(recipe))[-1].end
+        return self.timetable(recipe)[-1].end
 
     def passes(self, recipe: Recipe) -> int:
         """Subnet passes (subnets trained on a batch) of the whole recipe, exactly as the loop will do them."""
-        table = timetable(recipe, self.steps_per_epoch(recipe))
-        return sum(entry.steps * len(entry.phase.subnets) for entry in table)
+        return sum(entry.steps * len(entry.phase.subnets) for entry in self.timetable(recipe))
 
     def probes(self, parts: int, each: int, *, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Any]]:
         """`each` distinct architectures from the middle of each of so many equal parts of the MACs range.
