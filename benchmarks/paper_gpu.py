@@ -25,7 +25,7 @@ from trainonce.errors import UserError
 from trainonce.files import write_atomic
 from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.run_study import StudyDirectory, run_study
-from trainonce.lab.studies.study import Ground, Study
+from trainonce.lab.studies.study import Study, StudySetup
 from trainonce.lab.studies.summary import write_conclusion
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
@@ -93,7 +93,7 @@ def agreement(one: list[float], other: list[float]) -> Agreement:
 
 def planned(data: DataSet, *, seeds: int, scale: float) -> Study:
     """The `baseline` study's arms of the paper, at its learning rates."""
-    ground = Ground(
+    setup = StudySetup(
         image_size=data.image_size,
         channels=data.channels,
         classes=data.num_classes,
@@ -101,7 +101,7 @@ def planned(data: DataSet, *, seeds: int, scale: float) -> Study:
         scale=scale,
         seeds=tuple(range(seeds)),
     )
-    study = STUDIES["baseline"].study(ground)
+    study = STUDIES["baseline"].study(setup)
     order = {arm: place for place, arm in enumerate(ARMS)}
     runs = sorted((run for run in study.runs if run.arm in order), key=lambda run: (run.seed, order[run.arm]))
     arms = sorted((arm for arm in study.arms if arm.name in order), key=lambda arm: order[arm.name])

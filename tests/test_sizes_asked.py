@@ -12,7 +12,7 @@ from trainonce.data import listing
 from trainonce.data.folder import read_folder
 from trainonce.errors import UserError
 from trainonce.lab.studies.built_in import STUDIES
-from trainonce.lab.studies.study import EvaluatePlan, Ground, load_study
+from trainonce.lab.studies.study import EvaluatePlan, StudySetup, load_study
 from trainonce.recipes import LONGEST_EPOCHS, RECIPES, Phase, load_recipe
 from trainonce.search import SearchSettings
 from trainonce.subnets.finetune import FinetuneSettings
@@ -95,15 +95,15 @@ def test_settings_have_largest_values() -> None:
 
 def test_a_studys_own_file_is_bounded_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000)
+    setup = StudySetup(image_size=8, channels=1, classes=10, train_images=1000)
     file.write_text('passes = 1e300\n[[arms]]\nname = "a"\nrecipe = "rss"\n')
     with pytest.raises(UserError, match="at most 1,000,000 epochs"):
-        load_study(file).build(ground, folder=tmp_path, where="mine.toml")
+        load_study(file).build(setup, folder=tmp_path, where="mine.toml")
     file.write_text(f'seeds = {list(range(1001))}\n[[arms]]\nname = "a"\nrecipe = "rss"\n')
     with pytest.raises(UserError, match=r"seeds: .* at most 1000 items"):
         load_study(file)
 
 
 def test_the_largest_scale_is_a_study_still() -> None:
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=1000, scale=1000.0)
-    assert STUDIES["baseline"].study(ground).scale == 1000
+    setup = StudySetup(image_size=8, channels=1, classes=10, train_images=1000, scale=1000.0)
+    assert STUDIES["baseline"].study(setup).scale == 1000

@@ -19,7 +19,7 @@ from trainonce.errors import UserError
 from trainonce.export.integrity import check_file
 from trainonce.export.predict import open_classifier
 from trainonce.lab.studies.run_study import StudyDirectory
-from trainonce.lab.studies.study import Ground, load_study
+from trainonce.lab.studies.study import StudySetup, load_study
 from trainonce.latency import LatencyTable
 from trainonce.latency.log import Log
 from trainonce.models.ofa import load_ofa
@@ -162,8 +162,8 @@ def _kernels(folder: Path) -> object:
 
 
 def _study_file(folder: Path) -> object:
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=200)
-    return load_study(folder / "mine.toml").build(ground, folder=folder, where="mine.toml")
+    setup = StudySetup(image_size=8, channels=1, classes=10, train_images=200)
+    return load_study(folder / "mine.toml").build(setup, folder=folder, where="mine.toml")
 
 
 def _images(folder: Path) -> object:

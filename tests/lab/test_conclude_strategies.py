@@ -20,7 +20,7 @@ from tests.support.study_results import (
 from trainonce.lab.studies.baseline import pairs_of
 from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.conclusion import CANNOT_TELL
-from trainonce.lab.studies.study import Ground
+from trainonce.lab.studies.study import StudySetup
 
 
 def test_the_baseline_finds_the_differences_that_were_put_in() -> None:
@@ -219,8 +219,8 @@ def test_every_arm_has_a_rival() -> None:
         ("ps-released", "ps"),
     ]
     rates = {"rss": 3.0, "ps": 8.0}
-    ground = Ground(image_size=8, channels=1, classes=10, train_images=1280, scale=0.1, seeds=(0,), rates=rates)
-    arms = [arm.name for arm in STUDIES["baseline"].study(ground).arms]
+    setup = StudySetup(image_size=8, channels=1, classes=10, train_images=1280, scale=0.1, seeds=(0,), rates=rates)
+    arms = [arm.name for arm in STUDIES["baseline"].study(setup).arms]
     assert {arm for pair in pairs_of(arms) for arm in pair} == set(arms)
     assert pairs_of(["ps", "ps-ofa"]) == [], "without rss"
 

@@ -13,7 +13,7 @@ from trainonce.errors import UserError
 from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.dose import dose_pool
 from trainonce.lab.studies.share import expected_share
-from trainonce.lab.studies.study import Ground, Study, StudyRun, check_architectures
+from trainonce.lab.studies.study import Study, StudyRun, StudySetup, check_architectures
 from trainonce.recipes import RECIPES, timetable
 from trainonce.sampling import SubnetDraws
 from trainonce.space import Choice, SearchSpace
@@ -21,14 +21,14 @@ from trainonce.space import Choice, SearchSpace
 IMAGES = 1280
 
 
-def ground(
+def setup_for(
     *,
     scale: float = 0.1,
     seeds: tuple[int, ...] = (0, 1, 2),
     batch_size: int | None = None,
     rates: dict[str, float] | None = None,
-) -> Ground:
-    return Ground(
+) -> StudySetup:
+    return StudySetup(
         image_size=8,
         channels=1,
         classes=10,
@@ -42,7 +42,7 @@ def ground(
 
 @pytest.fixture(scope="module")
 def planned() -> dict[str, Study]:
-    return {name: design.study(ground()) for name, design in STUDIES.items()}
+    return {name: design.study(setup_for()) for name, design in STUDIES.items()}
 
 
 def steps(run: StudyRun) -> list[int]:
@@ -89,7 +89,7 @@ def test_a_study_is_a_value(planned: dict[str, Study], name: str) -> None:
     study = planned[name]
     assert Study.parse(study.model_dump(mode="json"), where="here") == study
     assert study.design == name
-    assert STUDIES[name].study(ground()) == study
+    assert STUDIES[name].study(setup_for()) == study
 
 
 class TestTuning:
@@ -111,7 +111,7 @@ class TestBaseline:
     @pytest.mark.parametrize("images", [1000, 40_000])
     def test_at_full_scale_it_is_the_papers(self, images: int) -> None:
         """590 epochs of whole batches, by arms that train as many subnets as in the paper."""
-        at = replace(ground(scale=1.0, seeds=(0,)), train_images=images)
+        at = replace(setup_for(scale=1.0, seeds=(0,)), train_images=images)
         per_epoch = images // 64
         for arm, epochs, held in (("rss", 590, 590), ("stratified", 590, 590), ("rss-short", 180, 180)):
             (run,) = of(STUDIES["baseline"].study(at), arm)
@@ -125,7 +125,7 @@ class TestBaseline:
     @pytest.mark.parametrize("scale", [0.1, 0.3, 1.0])
     @pytest.mark.parametrize("batch_size", [None, 256])
     def test_passes_are_equal(self, scale: float, batch_size: int | None) -> None:
-        at = ground(scale=scale, batch_size=batch_size)
+        at = setup_for(scale=scale, batch_size=batch_size)
         study = STUDIES["baseline"].study(at)
         (ps,), (rss,) = (of(study, arm) for arm in ("ps@rss-passes", "rss"))
         assert at.passes(ps.recipe) == pytest.approx(at.passes(rss.recipe), rel=0.02)
@@ -137,7 +137,7 @@ class TestBaseline:
         assert [phase.model_copy(update={"subnets": ("uniform",)}) for phase in ours] == list(rss)
 
     def test_tuned_rates_and_published_ones(self) -> None:
-        study = STUDIES["baseline"].study(ground(rates={"rss": 3.0, "ps": 8.0, "ps-ofa": 0.5}))
+        study = STUDIES["baseline"].study(setup_for(rates={"rss": 3.0, "ps": 8.0, "ps-ofa": 0.5}))
         found = {arm.name: of(study, arm.name)[0].recipe.phases[0].lr for arm in study.arms}
         assert found == pytest.approx(
             {
@@ -155,10 +155,10 @@ class TestBaseline:
 
     def test_too_few_subnets(self) -> None:
         with pytest.raises(UserError, match="rss would train 24 draws of subnets in all, and fewer than 50"):
-            STUDIES["baseline"].study(ground(scale=0.002))
+            STUDIES["baseline"].study(setup_for(scale=0.002))
 
     def test_a_larger_batch_has_a_larger_rate(self) -> None:
-        small, large = (STUDIES["baseline"].study(ground(batch_size=size)) for size in (64, 256))
+        small, large = (STUDIES["baseline"].study(setup_for(batch_size=size)) for size in (64, 256))
         for run, other in zip(small.runs, large.runs, strict=True):
             assert other.recipe.phases[0].lr == pytest.approx(4 * run.recipe.phases[0].lr)
 
@@ -180,7 +180,7 @@ class TestDose:
     def test_so_does_the_loop_see_it(self, planned: dict[str, Study]) -> None:
         """The same by what the loop draws and the timetable says."""
         exposures = []
-        net = ground().net
+        net = setup_for().net
         for run in (
             r for r in planned["dose"].runs if (r.seed, r.factors["probe"], r.factors["turns"]) == (0, 0, "own")
         ):
@@ -213,7 +213,7 @@ class TestDose:
         assert max(turns.values()) - min(turns.values()) <= 1
 
     def test_seeds_have_pools_of_their_own(self) -> None:
-        at = ground()
+        at = setup_for()
         probe = str(at.net.space.largest())
         assert dose_pool(at, probe, 5, 0) != dose_pool(at, probe, 5, 1)
         assert dose_pool(at, probe, 5, 0) == dose_pool(at, probe, 9, 0)[:5]
@@ -221,7 +221,7 @@ class TestDose:
 
 class TestSolo:
     def test_probes_come_in_pairs_of_equal_size(self, planned: dict[str, Study]) -> None:
-        plan, net = planned["solo"].evaluate, ground().net
+        plan, net = planned["solo"].evaluate, setup_for().net
         macs = [net.cost(net.space.parse(probe)).macs / 1e6 for probe in plan.probes]
         assert len(set(plan.probes)) == 4
         assert plan.half_m is not None
@@ -246,7 +246,7 @@ class TestSolo:
 
     def test_the_share_is_what_draws_come_to(self) -> None:
         """Of the real space, against random draws and what they have in common."""
-        net, rng = ground().net, random.Random(1)
+        net, rng = setup_for().net, random.Random(1)
         arch = net.space.sample(rng)
         draws = 4000
         shared = 0
@@ -282,7 +282,7 @@ class TestFactorial:
 
     @pytest.mark.parametrize("scale", [0.02, 0.1, 1.0])
     def test_passes_and_rates_are_equal(self, scale: float) -> None:
-        study = STUDIES["factorial"].study(ground(scale=scale, seeds=(0,)))
+        study = STUDIES["factorial"].study(setup_for(scale=scale, seeds=(0,)))
         total = round(590 * scale * IMAGES / 64)
         first = of(study, "none")[0]
         for run in study.runs:
@@ -312,7 +312,7 @@ class TestFactorial:
 
     def test_too_short_to_have_every_phase(self) -> None:
         with pytest.raises(UserError, match="larger --scale"):
-            STUDIES["factorial"].study(ground(scale=0.0005))
+            STUDIES["factorial"].study(setup_for(scale=0.0005))
 
 
 def test_geometry(planned: dict[str, Study]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from trainonce.errors import UserError
 from trainonce.lab.studies.run_study import subnets_to_score
-from trainonce.lab.studies.study import Ground, Study, check_architectures, load_study
+from trainonce.lab.studies.study import Study, StudySetup, check_architectures, load_study
 from trainonce.models import build as build_net
 
 HEAD = """
@@ -42,8 +42,8 @@ probes = ["smallest", "largest"]
 """
 
 
-def ground(scale: float = 1.0, **fields: int) -> Ground:
-    return Ground(
+def setup_for(scale: float = 1.0, **fields: int) -> StudySetup:
+    return StudySetup(
         image_size=8,
         channels=1,
         classes=10,
@@ -57,7 +57,7 @@ def ground(scale: float = 1.0, **fields: int) -> Ground:
 def build(tmp_path: Path, text: str, *, scale: float = 1.0, **fields: int) -> Study:
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    study = load_study(path).build(ground(scale, **fields), folder=tmp_path, where=str(path))
+    study = load_study(path).build(setup_for(scale, **fields), folder=tmp_path, where=str(path))
     check_architectures(study)
     return study
 
@@ -101,7 +101,7 @@ def test_the_documented_example(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(documented.partition("```toml\n")[2].partition("```")[0])
     file = load_study(path)
-    colour = Ground(image_size=32, channels=3, classes=10, train_images=45000, seeds=file.seeds)
+    colour = StudySetup(image_size=32, channels=3, classes=10, train_images=45000, seeds=file.seeds)
     study = file.build(colour, folder=tmp_path, where=str(path))
     check_architectures(study)
     assert [run.name for run in study.runs[:3]] == ["random-seed0", "sandwich-seed0", "pair-seed0"]
@@ -168,7 +168,7 @@ def test_a_seed_twice(tmp_path: Path) -> None:
     path.write_text(ARMS)
     with pytest.raises(UserError, match="a seed stands twice"):
         load_study(path).build(
-            Ground(image_size=8, channels=1, classes=10, train_images=99, seeds=(1, 1)),
+            StudySetup(image_size=8, channels=1, classes=10, train_images=99, seeds=(1, 1)),
             folder=tmp_path,
             where="mine",
         )

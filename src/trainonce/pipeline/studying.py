@@ -17,7 +17,7 @@ from trainonce.evaluation.evaluator import SplitName
 from trainonce.lab.studies.built_in import STUDIES
 from trainonce.lab.studies.results import FinishedRun
 from trainonce.lab.studies.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
-from trainonce.lab.studies.study import Ground, Study, StudyFile, StudyRun, check_architectures, load_study
+from trainonce.lab.studies.study import Study, StudyFile, StudyRun, StudySetup, check_architectures, load_study
 from trainonce.lab.studies.summary import ArmSummary, arm_summaries, write_conclusion
 from trainonce.models import MobileNetV3, build
 from trainonce.parallel.distributed import ranks_in
@@ -126,7 +126,7 @@ def study(
     )
     settled = device_named(device)
     directory = StudyDirectory(Path(out or Path("studies") / f"{file.name if file else name}-{images.name}"))
-    ground = Ground(
+    setup = StudySetup(
         image_size=images.image_size,
         channels=images.channels,
         classes=images.num_classes,
@@ -145,7 +145,7 @@ def study(
         "per_bucket": per_bucket,
         "calibration_images": calibration_images,
     }
-    planned = _planned(name, file, ground)
+    planned = _planned(name, file, setup)
     evaluate = planned.evaluate.model_copy(update={key: value for key, value in changes.items() if value is not None})
     planned = planned.model_copy(update={"evaluate": evaluate})
     check_architectures(planned)
@@ -224,12 +224,12 @@ def _rates(given: Mapping[str, float]) -> dict[str, float]:
     return dict(given)
 
 
-def _planned(name: str, file: StudyFile | None, ground: Ground) -> Study:
+def _planned(name: str, file: StudyFile | None, setup: StudySetup) -> Study:
     if file is None:
-        return STUDIES[name].study(ground)
-    if ground.rates:
+        return STUDIES[name].study(setup)
+    if setup.rates:
         raise UserError(f"--rate is for the built-in studies: write the learning rates of {name} into its recipes")
-    return file.build(ground, folder=Path(name).parent, where=name)
+    return file.build(setup, folder=Path(name).parent, where=name)
 
 
 def _workers(device: str, workers: int | None, cluster: str, runs: int) -> int | None:

@@ -20,7 +20,7 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.lab.studies.tuning import TUNED
 from trainonce.recipes import RECIPES, Recipe
 
@@ -66,10 +66,10 @@ def _held_stratified() -> Recipe:
     return rss.model_copy(update={"name": "stratified-held", "about": _held_stratified.__doc__, "phases": (phase,)})
 
 
-def _trained(ground: Ground) -> Iterator[_Trained]:
+def _trained(setup: StudySetup) -> Iterator[_Trained]:
     rss, short, ps, ofa, released = (RECIPES[name] for name in ("rss", "rss-short", "ps", "ps-ofa", "ps-released"))
     at_passes = ps.scaled(rss.passes / ps.passes)
-    of_rss, of_ps, of_ofa = (ground.rates.get(name, 1.0) for name in TUNED)
+    of_rss, of_ps, of_ofa = (setup.rates.get(name, 1.0) for name in TUNED)
     shrinking = "Progressive Shrinking, repaired, at the epochs of rss, as in the paper"
     yield _Trained("rss", "Random Subnet Sampling", rss, "epochs", of_rss)
     yield _Trained("rss-short", "Random Subnet Sampling in 180 of 590 epochs", short, "own", of_rss)
@@ -85,14 +85,14 @@ def _trained(ground: Ground) -> Iterator[_Trained]:
             yield _Trained(PUBLISHED[of], about, recipe, "epochs, published rate")
 
 
-def _build(ground: Ground) -> Built:
-    arms = list(_trained(ground))
-    model = ground.model()
+def _build(setup: StudySetup) -> Built:
+    arms = list(_trained(setup))
+    model = setup.model()
     runs = []
     for arm in arms:
         factors: Factors = {"strategy": arm.recipe.name, "match": arm.match, "rate": arm.rate}
-        at_rate = at_epochs(ground, arm.recipe.at_rate(arm.rate))
-        runs += [planned_run(arm.name, seed, at_rate, model, factors=factors) for seed in ground.seeds]
+        at_rate = at_epochs(setup, arm.recipe.at_rate(arm.rate))
+        runs += [planned_run(arm.name, seed, at_rate, model, factors=factors) for seed in setup.seeds]
     return Built(arms=[Arm(name=arm.name, about=arm.about) for arm in arms], runs=runs, evaluate={})
 
 

@@ -1,4 +1,4 @@
-"""What a built-in study is: how it is planned on a `Ground`, and how it is concluded; and what plans share.
+"""What a built-in study is: how it is planned with a `StudySetup`, and how it is concluded; and what plans share.
 
 A study of ours is one module beside this: its `Design`, and under it the arms and the conclusion that read each other.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from trainonce.errors import UserError
 from trainonce.lab.studies.conclusion import Conclusion
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground, Study, StudyRun, in_seed_order
+from trainonce.lab.studies.study import Arm, Study, StudyRun, StudySetup, in_seed_order
 from trainonce.recipes import RECIPES, Recipe
 from trainonce.settings import Settings
 
@@ -25,7 +25,7 @@ class Design:
     name: str
     about: str
     question: str
-    build: Callable[[Ground], "Built"]
+    build: Callable[[StudySetup], "Built"]
     """Its arms and runs."""
     conclude: Callable[[RecordedStudy, Sequence[StudyResult], Sequence[FinishedRun]], Conclusion]
     """From study.json, the lines of results.jsonl and those of times.jsonl to what they force. Lines may be missing, as
@@ -36,23 +36,23 @@ class Design:
     tunable: tuple[str, ...] = ()
     """The recipes that it takes tuned learning rates of."""
 
-    def study(self, ground: Ground) -> Study:
-        """The study on this ground. Raises `UserError` where the scale leaves nothing to train."""
-        for name in ground.rates:
+    def study(self, setup: StudySetup) -> Study:
+        """The study with this setup. Raises `UserError` where the scale leaves nothing to train."""
+        for name in setup.rates:
             if name not in self.tunable:
                 takes = f"takes those of {', '.join(self.tunable)}" if self.tunable else "takes none"
                 raise UserError(f"{self.name} takes no learning rate of {name}: it {takes}")
-        built = self.build(ground)
+        built = self.build(setup)
         return Study(
             name=self.name,
             design=self.name,
             about=self.about,
             question=self.question,
-            scale=ground.scale,
-            seeds=ground.seeds,
+            scale=setup.scale,
+            seeds=setup.seeds,
             arms=tuple(built.arms),
-            runs=in_seed_order([run.model_copy(update={"family": ground.family}) for run in built.runs]),
-            evaluate=ground.plan(**built.evaluate),
+            runs=in_seed_order([run.model_copy(update={"family": setup.family}) for run in built.runs]),
+            evaluate=setup.plan(**built.evaluate),
         )
 
 
@@ -87,28 +87,28 @@ def planned_run(
     )
 
 
-def at_epochs(ground: Ground, recipe: Recipe) -> Recipe:
+def at_epochs(setup: StudySetup, recipe: Recipe) -> Recipe:
     """A recipe at its own length, times the scale.
 
     Raises `UserError` where it draws so few subnets that it is not the strategy any more.
     """
-    scaled = ground.at_batch_size(recipe.scaled(ground.scale))
-    turns = sum(entry.turns for entry in ground.timetable(scaled))
+    scaled = setup.at_batch_size(recipe.scaled(setup.scale))
+    turns = sum(entry.turns for entry in setup.timetable(scaled))
     if turns < FEWEST_HELD:
         raise UserError(
-            f"at a scale of {ground.scale:g} {recipe.name} would train {turns} draws of subnets in all, and fewer than "
+            f"at a scale of {setup.scale:g} {recipe.name} would train {turns} draws of subnets in all, and fewer than "
             f"{FEWEST_HELD} are not {recipe.name}: take a larger --scale"
         )
     return scaled
 
 
-def cycle_recipe(name: str, cycle: tuple[str, ...], steps: int, ground: Ground, **fields: Any) -> Recipe:
+def cycle_recipe(name: str, cycle: tuple[str, ...], steps: int, setup: StudySetup, **fields: Any) -> Recipe:
     """One phase of so many steps that goes round `cycle`, on RSS's settings."""
-    base = ground.at_batch_size(RECIPES["spos"])
+    base = setup.at_batch_size(RECIPES["spos"])
     phase = base.phases[0].model_copy(
         update={
             "name": name,
-            "epochs": steps / base.steps_per_epoch(ground.train_images),
+            "epochs": steps / base.steps_per_epoch(setup.train_images),
             "subnets": ("cycle",),
             "cycle": cycle,
             **fields,

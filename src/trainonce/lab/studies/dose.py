@@ -25,7 +25,7 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, cycle_recipe, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.recipes import RECIPES
 from trainonce.space import Architecture, derived_rng
 
@@ -39,10 +39,10 @@ DOUBLE_TURNS = "double turns"
 ALONE_AS_LONG = "the probe alone for as many steps in all"
 
 
-def dose_pool(ground: Ground, probe: str, count: int, seed: int) -> tuple[str, ...]:
+def dose_pool(setup: StudySetup, probe: str, count: int, seed: int) -> tuple[str, ...]:
     """`count` distinct random subnets other than the probe; the first n of a larger pool are the pool of n."""
     rng = derived_rng(seed, "dose", probe)
-    space = ground.net.space
+    space = setup.net.space
     pool: dict[Architecture, None] = {}
     while len(pool) < count:
         arch = space.sample(rng)
@@ -51,27 +51,27 @@ def dose_pool(ground: Ground, probe: str, count: int, seed: int) -> tuple[str, .
     return tuple(map(str, pool))
 
 
-def dose_cycle(ground: Ground, probe: str, dose: Subnets, seed: int) -> tuple[str, ...]:
+def dose_cycle(setup: StudySetup, probe: str, dose: Subnets, seed: int) -> tuple[str, ...]:
     """Whose turn it is: the probe's in even turns, another's in odd ones; with a dose of 1 the probe's alone."""
     if dose == 1:
         return (probe,)
-    others = ("uniform",) if dose == ALL else dose_pool(ground, probe, int(dose) - 1, seed)
+    others = ("uniform",) if dose == ALL else dose_pool(setup, probe, int(dose) - 1, seed)
     return tuple(entry for other in others for entry in (probe, other))
 
 
-def _build(ground: Ground) -> Built:
-    turns = ground.steps(at_epochs(ground, RECIPES["spos"]))
-    probes, buckets = ground.probes(PROBES, 1)
+def _build(setup: StudySetup) -> Built:
+    turns = setup.steps(at_epochs(setup, RECIPES["spos"]))
+    probes, buckets = setup.probes(PROBES, 1)
     alone = (f"k-{DOSES[0]}", DOSES[0], turns, "The probe alone")
     double = (f"k-{DOSES[0]}-double", DOSES[0], 2 * turns, "The probe alone, with the turns of the others too")
     shared = [(f"k-{dose}", dose, 2 * turns, _about(dose)) for dose in DOSES[1:]]
     runs = []
     for seed, (number, probe), (name, dose, steps, _) in product(
-        ground.seeds, enumerate(probes), [alone, double, *shared]
+        setup.seeds, enumerate(probes), [alone, double, *shared]
     ):
-        recipe = cycle_recipe(name, dose_cycle(ground, probe, dose, seed), steps, ground)
+        recipe = cycle_recipe(name, dose_cycle(setup, probe, dose, seed), steps, setup)
         factors: Factors = {"dose": dose, "probe": number, "turns": "double" if name == double[0] else "own"}
-        model, part = ground.model(), f"-p{number}"
+        model, part = setup.model(), f"-p{number}"
         runs.append(planned_run(name, seed, recipe, model, part=part, factors=factors, probes=(probe,)))
     arms = [Arm(name=name, about=about) for name, _, _, about in [alone, double, *shared]]
     return Built(arms=arms, runs=runs, evaluate={"per_bucket": 0, "probes": probes, **buckets})

@@ -27,7 +27,7 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe, Slot
 
 SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
@@ -54,7 +54,7 @@ HURTS = "sampler hurts"
 """The verdict where the sampler's effect is the largest and stratified draws cost accuracy."""
 
 
-def _build(ground: Ground) -> Built:
+def _build(setup: StudySetup) -> Built:
     arms: list[Arm] = []
     recipes: dict[str, Recipe] = {}
     factors_of: dict[str, Factors] = {}
@@ -68,17 +68,17 @@ def _build(ground: Ground) -> Built:
             f"{'with' if distillation == 'teacher' else 'without'} a teacher, {sampler} sampler"
         )
         arms.append(Arm(name=name, about=about))
-        recipes[name] = factorial_recipe(ground, order=order, distillation=distillation, sampler=sampler)
+        recipes[name] = factorial_recipe(setup, order=order, distillation=distillation, sampler=sampler)
         factors_of[name] = {"order": order, "distillation": distillation, "sampler": sampler}
-    model = ground.model()
+    model = setup.model()
     runs = [
         planned_run(arm.name, seed, recipes[arm.name], model, factors=factors_of[arm.name])
-        for seed, arm in product(ground.seeds, arms)
+        for seed, arm in product(setup.seeds, arms)
     ]
     return Built(arms=arms, runs=runs, evaluate={})
 
 
-def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: str) -> Recipe:
+def factorial_recipe(setup: StudySetup, *, order: str, distillation: str, sampler: str) -> Recipe:
     """One cell: the largest first, then one subnet a step in five phases, each with a cosine of its own.
 
     Steps and the learning rate at every step are the same in every cell. With a teacher the two losses are averaged,
@@ -87,14 +87,14 @@ def factorial_recipe(ground: Ground, *, order: str, distillation: str, sampler: 
 
     Raises `UserError` where the scale is so small that a phase would have no step.
     """
-    base = ground.at_batch_size(RECIPES["spos"])
+    base = setup.at_batch_size(RECIPES["spos"])
     later = SHRINKING if order == "shrinking" else NO_ORDER
     lengths = [LARGEST_EPOCHS, *(epochs for _, epochs, _ in later)]
-    per_epoch = base.steps_per_epoch(ground.train_images)
-    ends = [round(math.fsum(lengths[: i + 1]) * ground.scale * per_epoch) for i in range(len(lengths))]
+    per_epoch = base.steps_per_epoch(setup.train_images)
+    ends = [round(math.fsum(lengths[: i + 1]) * setup.scale * per_epoch) for i in range(len(lengths))]
     steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     if min(steps) < 1:
-        raise UserError(f"at a scale of {ground.scale:g} a phase of the factorial has no step: take a larger --scale")
+        raise UserError(f"at a scale of {setup.scale:g} a phase of the factorial has no step: take a larger --scale")
     slot: Slot = "stratified" if sampler == "stratified" else "uniform"
     averaged = {"target": "labels+teacher", "label_weight": 0.5, "teacher_weight": 0.5}
     taught: dict[str, Any] = averaged if distillation == "teacher" else {}

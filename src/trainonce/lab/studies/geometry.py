@@ -26,18 +26,18 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.recipes import RECIPES
 
 
-def _build(ground: Ground) -> Built:
+def _build(setup: StudySetup) -> Built:
     arms, runs = [], []
     for geometry, strategy in product(("paper", "cifar"), ("ps", "rss")):
         name = f"{strategy}-{geometry}"
         arms.append(Arm(name=name, about=f"{strategy} in the {geometry} geometry"))
-        recipe = at_epochs(ground, RECIPES[strategy].at_rate(ground.rates.get(strategy, 1.0)))
+        recipe = at_epochs(setup, RECIPES[strategy].at_rate(setup.rates.get(strategy, 1.0)))
         factors: Factors = {"geometry": geometry, "strategy": strategy}
-        runs += [planned_run(name, seed, recipe, ground.model(geometry), factors=factors) for seed in ground.seeds]
+        runs += [planned_run(name, seed, recipe, setup.model(geometry), factors=factors) for seed in setup.seeds]
     return Built(arms=arms, runs=runs, evaluate={"buckets_m": ()})
 
 

@@ -25,7 +25,7 @@ from trainonce.lab.studies.design import Built, Design, at_epochs, cycle_recipe,
 from trainonce.lab.studies.gap import stand_alone_gaps
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
 from trainonce.lab.studies.share import expected_share
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.recipes import RECIPES
 
 PROBES, BUCKETS = 4, 2
@@ -39,21 +39,21 @@ MIN_PAIRS = 20
 """Pairs of subnets in common buckets below which an order is not spoken of."""
 
 
-def _build(ground: Ground) -> Built:
-    supernets = {name: at_epochs(ground, RECIPES[name]) for name in SUPERNETS}
-    (steps,) = {ground.steps(recipe) for recipe in supernets.values()}
-    probes, buckets = ground.probes(BUCKETS, PROBES // BUCKETS)
-    model = ground.model()
+def _build(setup: StudySetup) -> Built:
+    supernets = {name: at_epochs(setup, RECIPES[name]) for name in SUPERNETS}
+    (steps,) = {setup.steps(recipe) for recipe in supernets.values()}
+    probes, buckets = setup.probes(BUCKETS, PROBES // BUCKETS)
+    model = setup.model()
     runs = []
-    for seed in ground.seeds:
+    for seed in setup.seeds:
         for name, recipe in supernets.items():
             factors: Factors = {"match": INSIDE, "strategy": name}
             runs.append(planned_run(f"supernet-{name}", seed, recipe, model, factors=factors))
         for number, probe in enumerate(probes):
-            share = expected_share(ground.net.cost, ground.net.space.parse(probe))
+            share = expected_share(setup.net.cost, setup.net.space.parse(probe))
             for match, length in (("exposure", max(1, round(share * steps))), ("epochs", steps)):
                 arm = f"alone-{match}"
-                recipe = cycle_recipe(arm, (probe,), length, ground, hold="epoch")
+                recipe = cycle_recipe(arm, (probe,), length, setup, hold="epoch")
                 factors = {"match": match, "probe": number, "share": share}
                 runs.append(planned_run(arm, seed, recipe, model, part=f"-p{number}", factors=factors, probes=(probe,)))
     arms = [

@@ -122,7 +122,7 @@ class Study(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class StudySetup:
     """What a study is planned for: the images' shape and number, the network, how long, how often.
 
     `rates` are tuned learning rates by recipe, as multiples of its own.
@@ -246,24 +246,24 @@ class StudyFile(Settings):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """The fields of `EvaluatePlan`."""
 
-    def build(self, ground: Ground, *, folder: str | Path, where: str) -> Study:
-        """The study on this ground. Recipes in files are looked for beside `folder`. Raises `UserError`."""
+    def build(self, setup: StudySetup, *, folder: str | Path, where: str) -> Study:
+        """The study with this setup. Recipes in files are looked for beside `folder`. Raises `UserError`."""
         folder = Path(folder)
         EvaluatePlan.parse(self.evaluate, where=f"{where}: evaluate")
-        runs = [self._run(arm, seed, ground, folder, where) for seed in ground.seeds for arm in self.arms]
+        runs = [self._run(arm, seed, setup, folder, where) for seed in setup.seeds for arm in self.arms]
         values = {
             "name": self.name,
             "about": self.about,
             "question": self.question,
-            "scale": ground.scale,
-            "seeds": ground.seeds,
+            "scale": setup.scale,
+            "seeds": setup.seeds,
             "arms": tuple(Arm(name=arm.name, about=arm.about) for arm in self.arms),
             "runs": tuple(runs),
-            "evaluate": ground.plan([run.model for run in runs], **self.evaluate),
+            "evaluate": setup.plan([run.model for run in runs], **self.evaluate),
         }
         return Study.parse(values, where=where)
 
-    def _run(self, arm: ArmFile, seed: int, ground: Ground, folder: Path, where: str) -> StudyRun:
+    def _run(self, arm: ArmFile, seed: int, setup: StudySetup, folder: Path, where: str) -> StudyRun:
         recipe = _recipe(arm, folder, where=f"{where}: arm {arm.name!r}")
         passes = arm.passes or (None if arm.epochs else self.passes)
         if arm.epochs and arm.passes:
@@ -275,14 +275,14 @@ class StudyFile(Settings):
         for key in GIVEN:
             if key in arm.model:
                 raise UserError(f"{where}: arm {arm.name!r}: model.{key} cannot be set: {GIVEN[key]}")
-        model = ground.model(arm.geometry, **arm.model)
+        model = setup.model(arm.geometry, **arm.model)
         return StudyRun(
             name=f"{arm.name}-seed{seed}",
             arm=arm.name,
             seed=seed,
             factors=arm.factors,
-            recipe=ground.at_batch_size(recipe).scaled(ground.scale),
-            family=ground.family,
+            recipe=setup.at_batch_size(recipe).scaled(setup.scale),
+            family=setup.family,
             model=model.model_dump(mode="json"),
             probes=arm.probes,
         )

@@ -17,7 +17,7 @@ from trainonce.lab.studies.conclusion import (
 )
 from trainonce.lab.studies.design import Built, Design, at_epochs, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
-from trainonce.lab.studies.study import Arm, Ground
+from trainonce.lab.studies.study import Arm, StudySetup
 from trainonce.recipes import RECIPES
 
 TUNED = ("rss", "ps", "ps-ofa")
@@ -25,15 +25,15 @@ TUNING_RATES = (0.01, 0.03, 0.08)
 """Highest learning rates, for 64 images, that `tuning` tries with every recipe: the paper's, OFA's, and one between."""
 
 
-def _build(ground: Ground) -> Built:
+def _build(setup: StudySetup) -> Built:
     arms, runs = [], []
     for name, rate in product(TUNED, TUNING_RATES):
         recipe = RECIPES[name]
         arm = f"{name}@{rate:g}"
         arms.append(Arm(name=arm, about=f"{name}, its highest learning rate {rate:g}"))
-        at_rate = at_epochs(ground, recipe.at_rate(rate / recipe.phases[0].lr))
+        at_rate = at_epochs(setup, recipe.at_rate(rate / recipe.phases[0].lr))
         factors: Factors = {"strategy": name, "rate": rate}
-        runs += [planned_run(arm, seed, at_rate, ground.model(), factors=factors) for seed in ground.seeds]
+        runs += [planned_run(arm, seed, at_rate, setup.model(), factors=factors) for seed in setup.seeds]
     return Built(arms=arms, runs=runs, evaluate={"split": "validate"})
 
 
