@@ -15,7 +15,7 @@ from trainonce import files
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.files import write_atomic
-from trainonce.lab.studies.run_study import Outcome, StudyDirectory
+from trainonce.lab.studies.run_study import RunResult, StudyDirectory
 from trainonce.latency import LatencyTable
 from trainonce.latency.log import Log
 from trainonce.models import MobileNetV3
@@ -165,14 +165,14 @@ def test_a_latency_log(tmp_path: Path) -> None:
     assert deaths(lambda: Log(path, identity).add({"ms": [2.0]}), check) > 3
 
 
-def outcome(name: str) -> Outcome:
-    return Outcome(results=[a_result(run=name, top1=float(n)) for n in range(2)], time=a_finished(run=name))
+def result_of(name: str) -> RunResult:
+    return RunResult(results=[a_result(run=name, top1=float(n)) for n in range(2)], time=a_finished(run=name))
 
 
 def test_a_runs_results_in_a_study(tmp_path: Path) -> None:
     study, before = StudyDirectory(tmp_path / "study"), tmp_path / "before"
     study.path.mkdir()
-    study.record(outcome("first"))
+    study.record(result_of("first"))
     shutil.copytree(study.path, before)
 
     def check() -> None:
@@ -181,11 +181,11 @@ def test_a_runs_results_in_a_study(tmp_path: Path) -> None:
         assert [line.run for line in study.results()] == [name for name in names for _ in range(2)]
         study.drop_unfinished()
         if names == ["first"]:
-            study.record(outcome("second"))
+            study.record(result_of("second"))
         assert [line.top1 for line in study.results()] == [0.0, 1.0, 0.0, 1.0]
         put_back(study.path, before)
 
-    assert deaths(lambda: study.record(outcome("second")), check) > 10
+    assert deaths(lambda: study.record(result_of("second")), check) > 10
 
 
 def test_a_run_is_begun_or_not(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from trainonce.data import Augmentation, DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import Evaluator
-from trainonce.lab.studies.run_study import Conductor, StudyDirectory, run_study
+from trainonce.lab.studies.run_study import StudyDirectory, StudyRunner, run_study
 from trainonce.lab.studies.study import Study
 from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
@@ -132,12 +132,12 @@ def test_on_a_cluster_a_worker_takes_the_gpu_it_is_given(
     tiny: Study, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And how many runs are beside it is not made up."""
-    given: list[Conductor] = []
-    monkeypatch.setattr("trainonce.lab.studies.run_study.fan_out", lambda conductor, *_, **__: given.append(conductor))
+    given: list[StudyRunner] = []
+    monkeypatch.setattr("trainonce.lab.studies.run_study.fan_out", lambda runner, *_, **__: given.append(runner))
     directory = StudyDirectory(tmp_path)
     for cluster, workers in (("ray", None), ("ray", 3), ("local", None)):
         run_study(tiny, directory, digits, device="cuda:1", cluster=cluster, workers=workers)
-    assert [(conductor.device, conductor.beside) for conductor in given] == [("cuda", None), ("cuda", 3), ("cuda:1", 1)]
+    assert [(runner.device, runner.beside) for runner in given] == [("cuda", None), ("cuda", 3), ("cuda:1", 1)]
 
 
 def test_a_cut_off_recording_is_made_whole(straight: Path, tiny: Study, digits: DataSet, tmp_path: Path) -> None:

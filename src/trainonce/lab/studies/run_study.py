@@ -127,15 +127,15 @@ class StudyDirectory:
             if len(kept) < len(lines):
                 write_lines(self.results_file, kept)
 
-    def record(self, outcome: "Outcome") -> None:
+    def record(self, result: "RunResult") -> None:
         """Record a finished run, and keep only its newest checkpoint. Raises `RunError` where the disk refuses."""
         try:
-            for line in outcome.results:
+            for line in result.results:
                 append_line(self.results_file, line.to_json())
-            append_line(self.times_file, outcome.time.to_json())
+            append_line(self.times_file, result.time.to_json())
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror}; what it holds is safe") from error
-        checkpoint.keep_newest(self.run(outcome.time.run).checkpoints, 1)
+        checkpoint.keep_newest(self.run(result.time.run).checkpoints, 1)
 
 
 def identity(study: Study, data: DataSet) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _short(value: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunResult:
     """What a finished run gives: lines of `results.jsonl`, and its line of `times.jsonl`."""
 
     results: list[StudyResult]
@@ -181,7 +181,7 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conductor:
+class StudyRunner:
     """Makes the function that does one run, from training to results: what `fan_out` takes.
 
     It travels to workers as it is; a worker loads the images for itself. Where it works in this process,
@@ -199,20 +199,20 @@ class Conductor:
     save_every_s: float = SAVE_EVERY_S
     should_stop: Callable[[], bool] = _never
 
-    def __call__(self) -> Callable[[StudyRun], Outcome | None]:
-        """The function from a run to its outcome; None where it was stopped."""
+    def __call__(self) -> Callable[[StudyRun], RunResult | None]:
+        """The function from a run to its result; None where it was stopped."""
         data = self.source.load(data_dir=self.data_dir, workers=0)
         if data.fingerprint() != self.fingerprint:
             raise UserError(f"{self.source.name_or_path} holds other images here than where the study was begun")
-        return _Worker(self, data.to(self.device)).conduct
+        return _RunTrainer(self, data.to(self.device)).train_and_score
 
 
 @dataclass(frozen=True)
-class _Worker:
-    given: Conductor
+class _RunTrainer:
+    given: StudyRunner
     data: DataSet
 
-    def conduct(self, run: StudyRun) -> Outcome | None:
+    def train_and_score(self, run: StudyRun) -> RunResult | None:
         """Train, or go on training, one run, and score its subnets."""
         directory = StudyDirectory(self.given.root).run(run.name)
         net = build(run.family, run.model, seed=run.seed, where=f"run {run.name}").to(self.given.device)
@@ -233,7 +233,7 @@ class _Worker:
         results = self._score(net, run, directory) if finished else None
         if results is None:
             return None
-        return Outcome(results=results, time=self._time(run, directory.metrics()[-1], seconds))
+        return RunResult(results=results, time=self._time(run, directory.metrics()[-1], seconds))
 
     def _prober(self, net: Supernet, run: StudyRun, directory: RunDirectory) -> Prober:
         """What records the run's forgetting: of its own probes, or of the same few in every run."""
@@ -347,7 +347,7 @@ def run_study(
     known = {line.run for line in directory.finished()}
     missing = [run for run in study.runs if run.name not in known]
     here = cluster == LOCAL and min(workers or 1, len(missing)) <= 1
-    conductor = Conductor(
+    runner = StudyRunner(
         root=directory.path.resolve(),
         plan=study.evaluate,
         source=data.source,
@@ -359,13 +359,13 @@ def run_study(
         should_stop=should_stop if here else _never,
     )
 
-    def record(_run: StudyRun, outcome: Outcome | None) -> None:
-        if outcome is not None:
-            directory.record(outcome)
-            on_run(outcome.time)
+    def record(_run: StudyRun, result: RunResult | None) -> None:
+        if result is not None:
+            directory.record(result)
+            on_run(result.time)
 
     fan_out(
-        conductor,
+        runner,
         missing,
         on_result=record,
         workers=workers,
