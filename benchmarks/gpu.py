@@ -27,7 +27,7 @@ from trainonce.data import Augmentation, DataSet, Split
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.precision import Precision, logits_in
-from trainonce.parallel.distributed import Share
+from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import RECIPES, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
@@ -188,7 +188,7 @@ def captured_step(net: MobileNetV3, arch: Architecture, x_BCHW: Tensor, y_B: Ten
         return loss.detach()[None], (logits_BK.argmax(1) == y_B).sum()
 
     capture = capture_for(net)
-    graph = None if capture is None else StepGraph(net, [], Share(0, len(y_B), len(y_B)), capture)
+    graph = None if capture is None else StepGraph(net, [], BatchShard(0, len(y_B), len(y_B)), capture)
     generator = torch.Generator(x_BCHW.device)
 
     def step() -> float:

@@ -338,8 +338,8 @@ def test_a_share_becomes_what_it_does_in_the_whole_batch() -> None:
     images = batch(11)
     whole = augment(images, PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator())
     for rank in range(3):
-        share = Ranks(rank=rank, size=3).share(11)
+        shard = Ranks(rank=rank, size=3).shard(11)
         own = augment(
-            images[share.rows], PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator(), share=share
+            images[shard.rows], PAPER, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=generator(), shard=shard
         )
-        assert torch.equal(own, whole[share.rows])
+        assert torch.equal(own, whole[shard.rows])

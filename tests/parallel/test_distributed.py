@@ -167,7 +167,7 @@ class TestSameAsOne:
     @pytest.mark.parametrize(
         ("recipe", "ranks", "fields"),
         [
-            ("rss", 3, {"lr_factor": 5.0, "batch": 10}),  # shares of 3, 3 and 4
+            ("rss", 3, {"lr_factor": 5.0, "batch": 10}),  # shards of 3, 3 and 4
             ("sandwich", 2, {}),  # learns from the largest; dropout on it alone; clipped gradients
             ("alphanet", 2, {"epochs": 0.5}),
             ("ps", 2, {}),  # six phases, a trained teacher, sorting

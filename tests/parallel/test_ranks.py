@@ -1,4 +1,4 @@
-"""Ranks by themselves: their shares, their environment, and one alone."""
+"""Ranks by themselves: their shards, their environment, and one alone."""
 
 import re
 
@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainonce.errors import RunError, UserError
-from trainonce.parallel.distributed import Ranks, Share, process_group, ranks_in, sum_gradients
+from trainonce.parallel.distributed import BatchShard, Ranks, process_group, ranks_in, sum_gradients
 
 
 class TestRanks:
     @given(st.integers(1, 500), st.integers(1, 16))
-    def test_shares_are_even_and_whole(self, total: int, size: int) -> None:
+    def test_shards_are_even_and_whole(self, total: int, size: int) -> None:
         ranks = [Ranks(rank=rank, size=size) for rank in range(size)]
         if size > 1 and total // size < 2:
             with pytest.raises(UserError, match="use fewer processes or a larger batch"):
-                ranks[0].share(total)
+                ranks[0].shard(total)
             return
-        shares = [r.share(total) for r in ranks]
-        assert [row for share in shares for row in range(total)[share.rows]] == list(range(total))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        assert sum(share.fraction for share in shares) == pytest.approx(1)
-        assert Ranks().share(total).fraction == 1
+        shards = [r.shard(total) for r in ranks]
+        assert [row for shard in shards for row in range(total)[shard.rows]] == list(range(total))
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+        assert sum(shard.fraction for shard in shards) == pytest.approx(1)
+        assert Ranks().shard(total).fraction == 1
 
     def test_alone_nothing_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -76,8 +76,8 @@ class TestRanks:
             pass
 
 
-def test_a_share_is_a_slice() -> None:
-    share = Share(2, 5, 9)
-    assert len(share) == 3
-    assert list(range(9))[share.rows] == [2, 3, 4]
-    assert share.fraction == 1 / 3
+def test_a_shard_is_a_slice() -> None:
+    shard = BatchShard(2, 5, 9)
+    assert len(shard) == 3
+    assert list(range(9))[shard.rows] == [2, 3, 4]
+    assert shard.fraction == 1 / 3

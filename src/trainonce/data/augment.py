@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.errors import UserError
-from trainonce.parallel.distributed import Share
+from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import AugmentationChange
 from trainonce.settings import Settings, refuse_subclass
 
@@ -113,13 +113,13 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
-    share: Share | None = None,
+    shard: BatchShard | None = None,
 ) -> Tensor:
     """Vary a batch of uint8 images at random and normalise it; float32 [B, C, H, W].
 
     In this order: random resized crop, mirror, brightness, saturation (no effect on one channel), each
     clamped to the range of pixels, then `normalise`, then erasing. `generator` must be on the images' device. With
-    `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `share` the images are
+    `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `shard` the images are
     those rows of a larger batch, and each becomes what it would in the whole of it.
     Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code, and
     RandomErasing.
@@ -129,10 +129,10 @@ def augment(
     x_BCHW = images_BCHW.to(torch.float32)  # stays in 0..255 until the end
     if augmentation is not None:
         refuse_subclass(augmentation, Augmentation)
-        if share is None:
-            share = Share(0, len(x_BCHW), len(x_BCHW))
-        assert len(share) == len(x_BCHW), (share, x_BCHW.shape)
-        u = torch.rand(share.total, 2 * CROP_TRIES + 5, generator=generator, device=x_BCHW.device)[share.rows]
+        if shard is None:
+            shard = BatchShard(0, len(x_BCHW), len(x_BCHW))
+        assert len(shard) == len(x_BCHW), (shard, x_BCHW.shape)
+        u = torch.rand(shard.total, 2 * CROP_TRIES + 5, generator=generator, device=x_BCHW.device)[shard.rows]
         if augmentation.crop_scale is not None:
             x_BCHW = _crop_and_flip(x_BCHW, augmentation, u[:, 5:], place_B2=u[:, :2], flip_B=u[:, 2])
         elif augmentation.flip:
@@ -145,8 +145,8 @@ def augment(
             x_BCHW = _saturate_(x_BCHW, factor_B[:, None, None])
     x_BCHW = _normalise_(x_BCHW, mean, std)
     if augmentation is not None and augmentation.erase > 0:
-        assert share is not None
-        u_B5 = torch.rand(share.total, 5, generator=generator, device=x_BCHW.device)[share.rows]
+        assert shard is not None
+        u_B5 = torch.rand(shard.total, 5, generator=generator, device=x_BCHW.device)[shard.rows]
         x_BCHW = _erase_(x_BCHW, augmentation.erase, u_B5)
     return x_BCHW
 

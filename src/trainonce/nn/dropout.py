@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainonce.parallel.distributed import Share
+from trainonce.parallel.distributed import BatchShard
 
 Masks = Callable[[Tensor, float], Tensor]
 """Gives the factors for x [B, ...], of which entries are dropped with a probability: 0, or what scales them up."""
@@ -15,16 +15,16 @@ Masks = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class DrawnMasks:
-    """Masks drawn from a generator for the whole batch, of which the rows of a share are used."""
+    """Masks drawn from a generator for the whole batch, of which the rows of a shard are used."""
 
     generator: torch.Generator
     """Must be on the device of the masks."""
-    share: Share
+    shard: BatchShard
     """The rows that x has."""
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
         """The mask for x [B, ...], a new one each time."""
-        return _drawn(_for_whole_batch(x, self.share), p, self.generator)[self.share.rows]
+        return _drawn(_for_whole_batch(x, self.shard), p, self.generator)[self.shard.rows]
 
 
 class HeldMasks:
@@ -33,18 +33,18 @@ class HeldMasks:
     From the same generator they are those that `DrawnMasks` gives.
     """
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, shard: BatchShard) -> None:
+        self.shard = shard
         self.held: list[tuple[Tensor, float]] = []
         self.used = 0
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
         """The next mask since `draw`, for x [B, ...]; it is made, without being filled, where there is none yet."""
         if self.used == len(self.held):
-            self.held.append((_for_whole_batch(x, self.share), p))
+            self.held.append((_for_whole_batch(x, self.shard), p))
         mask, _ = self.held[self.used]
         self.used += 1
-        return mask[self.share.rows]
+        return mask[self.shard.rows]
 
     def draw(self, generator: torch.Generator) -> None:
         """Fill all masks, in the order in which they were first asked for."""
@@ -53,9 +53,9 @@ class HeldMasks:
         self.used = 0
 
 
-def _for_whole_batch(x: Tensor, share: Share) -> Tensor:
-    assert len(x) == len(share), (len(x), len(share))
-    return x.new_empty((share.total, *x.shape[1:]))
+def _for_whole_batch(x: Tensor, shard: BatchShard) -> Tensor:
+    assert len(x) == len(shard), (len(x), len(shard))
+    return x.new_empty((shard.total, *x.shape[1:]))
 
 
 def _drawn(mask: Tensor, p: float, generator: torch.Generator) -> Tensor:

@@ -31,7 +31,7 @@ STOP_WITHIN_S = 7.0
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """The rows `start` up to, not including, `stop` of a batch of `total` images: what one rank holds of it."""
 
     start: int
@@ -77,7 +77,7 @@ class Ranks:
         """Whether there is no other process."""
         return self.size == 1
 
-    def share(self, total: int) -> Share:
+    def shard(self, total: int) -> BatchShard:
         """The rows of a batch of `total` images that are this rank's; ranks differ by one row at most.
 
         Raises `UserError` where a rank would have fewer than the two that batch norm needs.
@@ -87,7 +87,7 @@ class Ranks:
                 f"a batch of {total} images leaves one of {self.size} processes with {total // self.size}, and batch "
                 "norm needs 2 or more: use fewer processes or a larger batch"
             )
-        return Share(total * self.rank // self.size, total * (self.rank + 1) // self.size, total)
+        return BatchShard(total * self.rank // self.size, total * (self.rank + 1) // self.size, total)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor, in place, by its sum over all ranks; the result has the same bits on each."""

@@ -26,7 +26,7 @@ from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.kinds import spec_of
-from trainonce.parallel.distributed import Share
+from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
@@ -233,7 +233,7 @@ class _Loop:
         phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr)
         recipe = Recipe(name="fine-tune", about="One subnet.", phases=(phase,), batch_size=settings.batch_size)
         size = recipe.images_per_step(len(self.data.train))
-        self.share = Share(0, size, size)
+        self.shard = BatchShard(0, size, size)
         self.per_epoch = recipe.steps_per_epoch(len(self.data.train))
         [self.cosine] = timetable(recipe, self.per_epoch)
         self.steps = self.cosine.steps
@@ -250,7 +250,7 @@ class _Loop:
         """The rows of an epoch's batches, in an order of its own."""
         shuffle = torch.Generator().manual_seed(derived_seed(self.settings.seed, "order", epoch))
         order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
-        return iter(torch.split(order[: self.per_epoch * self.share.total], self.share.total))
+        return iter(torch.split(order[: self.per_epoch * self.shard.total], self.shard.total))
 
     def epoch(
         self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
@@ -263,7 +263,7 @@ class _Loop:
                     return None
                 loss, hits = self.step(done - 1, batch)
                 for sums in (tally, whole):
-                    sums.add(loss[None], hits, self.share.total)
+                    sums.add(loss[None], hits, self.shard.total)
                 if done % LOG_EVERY == 0 or done == self.steps:
                     on_progress(self._progress(done, tally))
                     tally = Tally(self.device)
@@ -283,7 +283,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.cosine.lr(number)
         self.optimizer.zero_grad()
-        with drawing(self.dropouts, DrawnMasks(self._generator("dropout", number), self.share)):
+        with drawing(self.dropouts, DrawnMasks(self._generator("dropout", number), self.shard)):
             logits_BK = self.student(x_BCHW)
         loss = self._loss(logits_BK, batch.labels_B, x_BCHW)
         torch.autograd.backward(loss)

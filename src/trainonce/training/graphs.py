@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainonce.errors import RunError
 from trainonce.nn.dropout import BatchDropout, DrawnMasks, HeldMasks, drawing
-from trainonce.parallel.distributed import Share
+from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import Phase
 from trainonce.space import SearchSpace
 
@@ -143,8 +143,8 @@ class StepGraph:
     Nothing has to be put back for warming up, since that is the first such step itself.
     """
 
-    def __init__(self, net: nn.Module, dropouts: list[BatchDropout], share: Share, capture: Capture) -> None:
-        self.net, self.dropouts, self.share, self.capture = net, dropouts, share, capture
+    def __init__(self, net: nn.Module, dropouts: list[BatchDropout], shard: BatchShard, capture: Capture) -> None:
+        self.net, self.dropouts, self.shard, self.capture = net, dropouts, shard, capture
         self.key: Hashable = None
         self.captured: _Captured | None = None
 
@@ -158,7 +158,7 @@ class StepGraph:
         """
         if key != self.key:
             self.key, self.captured = key, None
-            with drawing(self.dropouts, DrawnMasks(generator, self.share)):
+            with drawing(self.dropouts, DrawnMasks(generator, self.shard)):
                 return self.capture.aside(lambda: passes(x_BCHW, y_B))
         if self.captured is None:
             self.captured = _Captured(self, passes, x_BCHW, y_B)
@@ -170,7 +170,7 @@ class _Captured:
 
     def __init__(self, step: StepGraph, passes: Passes, x_BCHW: Tensor, y_B: Tensor) -> None:
         self.x_BCHW, self.y_B = x_BCHW.clone(), y_B.clone()
-        self.masks = HeldMasks(step.share)
+        self.masks = HeldMasks(step.shard)
         x_static, y_static, masks = self.x_BCHW, self.y_B, self.masks  # no cycle: all goes when this does
 
         def work() -> list[Tensor]:

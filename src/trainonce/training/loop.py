@@ -2,7 +2,7 @@
 
 What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
 phase and the step alone, so a resumed run goes on as if never stopped, ranks agree without talking, and the global
-generators are left as they were. Each rank trains its share of every batch; one exchange a step adds up what they
+generators are left as they were. Each rank trains its shard of every batch; one exchange a step adds up what they
 found. On a GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps.
 """
 
@@ -138,7 +138,7 @@ def train_supernet(
     `on_epoch` is called on rank 0 after the last step of every epoch, and of the run, and before a checkpoint of that
     step: what it does must leave `net` and its mode as they are, and is done again where a run resumes from before.
 
-    With `ranks` (see `trainonce.parallel.process_group`) every process calls this alike, and each trains its share of
+    With `ranks` (see `trainonce.parallel.process_group`) every process calls this alike, and each trains its shard of
     each batch. Rank 0 alone reads and writes `run` and reports progress; any rank's `should_stop` stops all, some
     steps later; all return or raise the same, and hold the same network when they return.
     """
@@ -184,8 +184,8 @@ def train_supernet(
 def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks, device: str) -> None:
     """Raise `UserError` where, on a CPU, a step's images or the largest subnet's maps would not fit into memory."""
     if device == "cpu":
-        share = ranks.share(recipe.images_per_step(len(data.train)))
-        refuse_large_batch(len(share), net.describe(net.space.largest()), data.image_size)
+        shard = ranks.shard(recipe.images_per_step(len(data.train)))
+        refuse_large_batch(len(shard), net.describe(net.space.largest()), data.image_size)
 
 
 def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
@@ -228,7 +228,7 @@ class _Loop:
         self.run, self.settings, self.ranks = run, settings, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.data = data.varied_by(self.recipe).to(settings.device)
-        self.share = ranks.share(self.recipe.images_per_step(len(data.train)))
+        self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
@@ -242,7 +242,7 @@ class _Loop:
         self.dropouts = batch_dropouts(net)
         exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
         capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
-        self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.share, capture)
+        self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.shard, capture)
         self.replaying_blocks: Callable[[], AbstractContextManager[None]] = (
             nullcontext if capture is None else BlockGraphs(self.net, capture).replaying
         )
@@ -268,7 +268,7 @@ class _Loop:
     ) -> bool:
         self.state.restore()
         whole, own = tee(self._rows_from(self.state.step))
-        with closing(self.data.train.batches(rows_B[self.share.rows] for rows_B in own)) as batches:
+        with closing(self.data.train.batches(rows_B[self.shard.rows] for rows_B in own)) as batches:
             self.batches = zip(whole, batches, strict=False)
             finished = self._train(on_progress, on_epoch, should_stop)
         self.state.end()
@@ -348,7 +348,7 @@ class _Loop:
                 (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
-            with drawing(self.dropouts, DrawnMasks(masks, self.share)), self.replaying_blocks():
+            with drawing(self.dropouts, DrawnMasks(masks, self.shard)), self.replaying_blocks():
                 archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)
@@ -365,7 +365,7 @@ class _Loop:
             group["lr"] = lr
         state.optimizer.step()
         state.average_weights()
-        state.tally.add(losses_S, hits, self.share.total)
+        state.tally.add(losses_S, hits, self.shard.total)
         state.record(archs, lr)
         return lr, archs[-1]
 
@@ -374,7 +374,7 @@ class _Loop:
     ) -> tuple[tuple[Architecture, ...], Tensor, Tensor]:
         """Add up the gradients of a step's S subnets; gives them, their losses [S], and hits, a scalar.
 
-        Gradients and losses are of this rank's share in the mean over the whole batch.
+        Gradients and losses are of this rank's shard in the mean over the whole batch.
         """
         largest_logits_BK = None
         teacher_BK = self._taught(phase, x_BCHW)
@@ -386,7 +386,7 @@ class _Loop:
                 dropout.train(slot == "largest" or not phase.dropout_largest_only)
             arch = self._choose(slot, candidates, x_BCHW, y_B)
             logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)
-            loss = self._loss(phase, logits_BK, y_B, teacher_BK, largest_logits_BK) * self.share.fraction
+            loss = self._loss(phase, logits_BK, y_B, teacher_BK, largest_logits_BK) * self.shard.fraction
             if phase.target == "largest" and largest_logits_BK is None:
                 largest_logits_BK = logits_BK.detach()
             torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
@@ -414,7 +414,7 @@ class _Loop:
 
         A new order each epoch; a ragged end is left out of it.
         """
-        size = self.share.total
+        size = self.shard.total
         for entry in self.table:
             first = max(0, step - entry.start)
             for in_phase in range(first, entry.steps):
@@ -434,7 +434,7 @@ class _Loop:
             mean=self.data.mean,
             std=self.data.std,
             generator=self._generator("augment", phase, in_phase),
-            share=self.share,
+            shard=self.shard,
         )
         return x_BCHW.contiguous(memory_format=torch.channels_last), y_B, rows_B
 
@@ -448,7 +448,7 @@ class _Loop:
             return candidates[0]
         logits = (logits_in(self.settings.precision, self.net, x_BCHW, arch) for arch in candidates)
         losses = torch.stack([F.cross_entropy(logits_BK, y_B) for logits_BK in logits])
-        losses = self.ranks.sum(losses * self.share.fraction)
+        losses = self.ranks.sum(losses * self.shard.fraction)
         return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
 
     @torch.no_grad()
