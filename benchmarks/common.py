@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn import native
 from trainonce.nn.plain import PlainNetwork
-from trainonce.nn.stages import Stage, stages_of
+from trainonce.nn.segments import Segment, segments_of
 from trainonce.space import Architecture, derived_rng
 
 SIDE, CLASSES = 32, 100
@@ -88,21 +88,21 @@ class Trainer:
         self.optimizer.step()
 
 
-def calibrated_stages(plain: PlainNetwork, x_BCHW: Tensor) -> list[Stage]:
-    """The stages of a plain network, which they take apart, calibrated on one batch."""
-    stages = stages_of(plain)
+def calibrated_segments(plain: PlainNetwork, x_BCHW: Tensor) -> list[Segment]:
+    """The segments of a plain network, which they take apart, calibrated on one batch."""
+    segments = segments_of(plain)
     with torch.no_grad():
-        for stage in stages:
-            x_BCHW = stage.calibrate(x_BCHW, 0)
-    return stages
+        for segment in segments:
+            x_BCHW = segment.calibrate(x_BCHW, 0)
+    return segments
 
 
 @torch.no_grad()
-def run_stages(stages: Sequence[Stage], batches: Iterable[Tensor]) -> None:
-    """Run calibrated stages over batches of images."""
+def run_segments(segments: Sequence[Segment], batches: Iterable[Tensor]) -> None:
+    """Run calibrated segments over batches of images."""
     for x_BCHW in batches:
-        for stage in stages:
-            x_BCHW = stage(x_BCHW)
+        for segment in segments:
+            x_BCHW = segment(x_BCHW)
 
 
 # Timing

@@ -17,13 +17,13 @@ import torch
 from common import (
     CLASSES,
     Trainer,
-    calibrated_stages,
+    calibrated_segments,
     fitted_line,
     machine,
     middle,
     paper_network,
     random_images,
-    run_stages,
+    run_segments,
     side_by_side,
 )
 from trainonce.evaluation.chain import Chain
@@ -108,11 +108,11 @@ def main() -> None:
     )
     net.eval()
     batches = random_images(max(IMAGES), batch=SCORE_BATCH, seed=1)
-    stages = calibrated_stages(net.extract(typical), batches[0])
+    segments = calibrated_segments(net.extract(typical), batches[0])
     measure(
         "scoring of the same subnet, calibrated",
         "images",
-        {count: partial(run_stages, stages, batches[: count // SCORE_BATCH]) for count in IMAGES},
+        {count: partial(run_segments, segments, batches[: count // SCORE_BATCH]) for count in IMAGES},
         options.rounds,
     )
     measure(

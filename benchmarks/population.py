@@ -5,7 +5,7 @@
 The plain way extracts a subnet, recalibrates its batch norms in batches of 200, and runs it over the images in
 batches of 200, NCHW, by torch's operators, as the original code does (the extracted network has torch's own h-swish,
 which makes this rival a little faster than the original). Ours is what `Evaluator` does: the same, as a chain of
-stages. Both take the subnets in the same order, one after the other at each subnet. Images are random. `--workers`
+segments. Both take the subnets in the same order, one after the other at each subnet. Images are random. `--workers`
 also measures that many processes, which share the threads, against one process with all of them.
 """
 

@@ -20,12 +20,12 @@ import torch
 from common import (
     CLASSES,
     Trainer,
-    calibrated_stages,
+    calibrated_segments,
     machine,
     paper_network,
     random_images,
     random_subnets,
-    run_stages,
+    run_segments,
     side_by_side,
 )
 from trainonce.cost.macs import out_size
@@ -141,7 +141,9 @@ def main() -> None:
         took = side_by_side(steps, options.rounds)
         report(net, archs, rates, statistics.mean(map(statistics.median, took.values())), training=True)
         net.eval()
-        scores = {arch: partial(run_stages, calibrated_stages(net.extract(arch), scored[0]), scored) for arch in archs}
+        scores = {
+            arch: partial(run_segments, calibrated_segments(net.extract(arch), scored[0]), scored) for arch in archs
+        }
         took = side_by_side(scores, max(1, options.rounds // 2))
         report(net, archs, rates, statistics.mean(map(statistics.median, took.values())), training=False)
 

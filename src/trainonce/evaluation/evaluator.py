@@ -69,7 +69,7 @@ class Score:
 class Evaluator:
     """Scores subnets of one supernet on one split. Calibration images are augmented once and shared.
 
-    Subnets scored one after the other share the work of the stages with which they both begin (see
+    Subnets scored one after the other share the work of the segments with which they both begin (see
     `trainonce.evaluation.chain`): score those that begin alike together.
     """
 

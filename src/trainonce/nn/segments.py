@@ -1,4 +1,4 @@
-"""A plain network as a chain of stages (the stem, the blocks, the head), each calibrated and run by itself.
+"""A plain network as a chain of segments (the stem, the blocks, the head), each calibrated and run by itself.
 
 Subnets that begin alike can then share what they have in common: see `trainonce.evaluation.chain`.
 """
@@ -18,7 +18,7 @@ from trainonce.nn.plain import PlainNetwork, resize
 from trainonce.nn.plain_resnet import PlainResNet
 
 
-class Stage(nn.Module):
+class Segment(nn.Module):
     """A part of a plain network. `specs` and the weights together say which function it is."""
 
     def __init__(self, specs: tuple[object, ...], forward: Callable[[Tensor], Tensor], parts: list[nn.Module]) -> None:
@@ -30,7 +30,7 @@ class Stage(nn.Module):
         for norm in self.norms:
             norm.reset_running_stats()
 
-    def same_as(self, other: "Stage") -> bool:
+    def same_as(self, other: "Segment") -> bool:
         """Whether both are the same function of their input, once calibrated alike."""
         return self.specs == other.specs and all(map(torch.equal, self.parameters(), other.parameters()))
 
@@ -49,16 +49,16 @@ class Stage(nn.Module):
 
 
 @singledispatch
-def stages_of(plain: nn.Module) -> list[Stage]:
-    """The stages of a plain network, which they take apart.
+def segments_of(plain: nn.Module) -> list[Segment]:
+    """The segments of a plain network, which they take apart.
 
-    A network of a kind that is not registered here is one stage: it shares nothing.
+    A network of a kind that is not registered here is one segment: it shares nothing.
     """
-    return [Stage((spec_of(plain),), plain.eval(), [plain])]
+    return [Segment((spec_of(plain),), plain.eval(), [plain])]
 
 
-@stages_of.register
-def _of_mbconv(plain: PlainNetwork) -> list[Stage]:
+@segments_of.register
+def _of_mbconv(plain: PlainNetwork) -> list[Segment]:
     """Stem, blocks, head."""
     spec = with_fast_blocks(crop_kernels(plain)).spec
     conv, norm = plain.final
@@ -76,16 +76,18 @@ def _of_mbconv(plain: PlainNetwork) -> list[Stage]:
         return logits
 
     after = (plain.final, plain.feature, plain.classifier)
-    blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
+    blocks = (
+        Segment((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True)
+    )
     return [
-        Stage((spec.resolution, spec.stem_stride, spec.activation, spec.bn_eps), stem, [plain.stem]),
+        Segment((spec.resolution, spec.stem_stride, spec.activation, spec.bn_eps), stem, [plain.stem]),
         *blocks,
-        Stage((spec.activation, spec.bn_eps), head, [part for part in after if part is not None]),
+        Segment((spec.activation, spec.bn_eps), head, [part for part in after if part is not None]),
     ]
 
 
-@stages_of.register
-def _of_resnet(plain: PlainResNet) -> list[Stage]:
+@segments_of.register
+def _of_resnet(plain: PlainResNet) -> list[Segment]:
     """Stem, blocks, head."""
     spec = plain.eval().spec
 
@@ -96,6 +98,8 @@ def _of_resnet(plain: PlainResNet) -> list[Stage]:
         logits: Tensor = plain.classifier(x_BCHW.mean((2, 3)))
         return logits
 
-    blocks = (Stage((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True))
+    blocks = (
+        Segment((block_spec,), block, [block]) for block, block_spec in zip(plain.blocks, spec.blocks, strict=True)
+    )
     ends = (spec.resolution, spec.stem_stride)
-    return [Stage(ends, stem, [plain.stem]), *blocks, Stage((), head, [plain.classifier])]
+    return [Segment(ends, stem, [plain.stem]), *blocks, Segment((), head, [plain.classifier])]

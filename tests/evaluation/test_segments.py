@@ -1,4 +1,4 @@
-"""Chains of stages against each subnet extracted, recalibrated and run by itself."""
+"""Chains of segments against each subnet extracted, recalibrated and run by itself."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from trainonce.evaluation.chain import Chain
 from trainonce.evaluation.evaluator import recalibrate
 from trainonce.models import MobileNetV3
 from trainonce.nn import native
-from trainonce.nn.stages import Stage
+from trainonce.nn.segments import Segment
 from trainonce.space import Architecture, derived_rng
 
 
@@ -49,11 +49,11 @@ def test_the_common_beginning_is_run_once(
     net = make_net(seed=1).eval()
     runs: list[object] = []
 
-    def counted(stage: Stage, x: Tensor) -> Tensor:
-        runs.append(stage)
-        return stage.eval().run(x)
+    def counted(segment: Segment, x: Tensor) -> Tensor:
+        runs.append(segment)
+        return segment.eval().run(x)
 
-    monkeypatch.setattr(Stage, "forward", counted)
+    monkeypatch.setattr(Segment, "forward", counted)
     chain = Chain(lambda: batches(2, 6, seed=1), lambda: batches(2, 5, seed=2))
     first = net.space.largest()
     last_kernel = next(name for name in reversed(list(first)) if name.endswith("kernel_size"))
@@ -65,7 +65,7 @@ def test_the_common_beginning_is_run_once(
     assert len(runs) - whole == 2 * 2  # the last block and the head
 
 
-def test_other_weights_are_other_stages(make_net: Callable[..., MobileNetV3]) -> None:
+def test_other_weights_are_other_segments(make_net: Callable[..., MobileNetV3]) -> None:
     calibration, images = batches(2, 6, seed=1), batches(2, 5, seed=2)
     chain = Chain(lambda: calibration, lambda: images)
     for seed in (1, 2):
