@@ -45,8 +45,8 @@ class MBConvSettings(FamilySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """An elastic stage: its channels at width 1, and what its blocks are made of."""
+class StageLayout:
+    """What an elastic stage is: its channels at width 1, and what its blocks are made of."""
 
     width: int
     activation: str
@@ -71,7 +71,7 @@ class Layout:
     first: int
     """Channels that leave the first block."""
     first_activation: str
-    stages: tuple[Stage, ...]
+    stages: tuple[StageLayout, ...]
     final: int
     features: int
     """Channels of the feature layer, 0 for none."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from trainonce.models.layout import Layout, MBConvSettings, Stage
+from trainonce.models.layout import Layout, MBConvSettings, StageLayout
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.registry import register
 
@@ -66,11 +66,11 @@ class MobileNetV3(MBConvSupernet):
         first=16,
         first_activation="relu",
         stages=(
-            Stage(width=24, activation="relu"),
-            Stage(width=40, activation="relu", se=True),
-            Stage(width=80, activation="h_swish"),
-            Stage(width=112, activation="h_swish", se=True),
-            Stage(width=160, activation="h_swish", se=True),
+            StageLayout(width=24, activation="relu"),
+            StageLayout(width=40, activation="relu", se=True),
+            StageLayout(width=80, activation="h_swish"),
+            StageLayout(width=112, activation="h_swish", se=True),
+            StageLayout(width=160, activation="h_swish", se=True),
         ),
         final=960,
         features=1280,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from trainonce.models.layout import Layout, MBConvSettings, Stage
+from trainonce.models.layout import Layout, MBConvSettings, StageLayout
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.registry import register
 
@@ -40,8 +40,8 @@ class ProxylessNAS(MBConvSupernet):
         first=16,
         first_activation="relu6",
         stages=(
-            *(Stage(width=width, activation="relu6") for width in (24, 40, 80, 96, 192)),
-            Stage(width=320, activation="relu6", depth=1),
+            *(StageLayout(width=width, activation="relu6") for width in (24, 40, 80, 96, 192)),
+            StageLayout(width=320, activation="relu6", depth=1),
         ),
         final=1280,
         features=0,
