@@ -32,10 +32,10 @@ from trainonce.models import Supernet
 from trainonce.run.directory import RunDirectory
 from trainonce.search import (
     Limit,
-    Memo,
     Problem,
+    ScoreCache,
     SearchSettings,
-    Start,
+    SearchStart,
     feasible_subnet,
     measure_named,
     outcome_of,
@@ -49,18 +49,18 @@ CONTROLS: tuple[Spread, ...] = ("uniform", "both")
 
 
 class Bench:
-    """A run's memo of true scores, on validate and on test."""
+    """A run's cache of true scores, on validate and on test."""
 
     def __init__(self, run: RunDirectory, net: Supernet, step: int, settings: EvaluateSettings, data_dir: Path | None):
         data = run.load_data(data_dir)
-        nothing = Start(name="benchmark", knew=(0, 0), scores={})
-        self.memo = Memo(run, net, step, Evaluator(data, "validate", settings), nothing)
-        self.examiner = Memo(run, net, step, Evaluator(data, "test", settings), nothing)
+        nothing = SearchStart(name="benchmark", knew=(0, 0), scores={})
+        self.cache = ScoreCache(run, net, step, Evaluator(data, "validate", settings), nothing)
+        self.examiner = ScoreCache(run, net, step, Evaluator(data, "test", settings), nothing)
 
     def one_seed(self, problem: Problem, settings: SearchSettings, *, test: bool) -> dict[str, Any]:
         """The values of a search and of its controls."""
         began = time.monotonic()
-        evaluated = search(problem, {}, self.memo, settings)
+        evaluated = search(problem, {}, self.cache, settings)
         row: dict[str, Any] = {"seed": settings.seed, "seconds": round(time.monotonic() - began, 1)}
         row["evaluations"] = {"search": len(evaluated.scores)}
         row["predictor_used"] = [one.predictor is not None and one.predictor.used for one in evaluated.rounds]
@@ -73,7 +73,7 @@ class Bench:
         for spread in CONTROLS:
             rng = derived_rng(settings.seed, "benchmark", spread)
             draws = FeasibleDraws(problem, feasible_subnet(problem), rng, spread=spread)
-            control = self.memo(draws.draw(len(evaluated.scores), ()))
+            control = self.cache(draws.draw(len(evaluated.scores), ()))
             row["evaluations"][spread] = len(control)
             outcome = outcome_of(problem, {}, replace(evaluated, control=control))
             assert outcome.control is not None

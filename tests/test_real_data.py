@@ -45,7 +45,7 @@ def test_training_and_evaluating_beats_chance_clearly(
 
 @pytest.mark.long
 def test_the_fast_way_scores_as_the_plain_way(tmp_path: Path) -> None:
-    """Within two of 10,000 images: fused kernels and shared segments against torch's operators, on a trained supernet."""
+    """Within two of 10,000 images: fused kernels and shared segments against torch's operators, when trained."""
     run("train", "cifar10", "--recipe", "spos", "--epochs", "0.25", "--out", tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "same")
     asked = ("--split", "test", "--buckets", "6,9", "--per-bucket", "1")

@@ -61,7 +61,7 @@ class _Flow:
     def run(
         self, segments: list[Callable[[Tensor, int], Tensor]], common: int, device: torch.device
     ) -> Iterator[Tensor]:
-        """Yield each batch as it leaves the last segment; the first `common` segments are as they were in the last run."""
+        """Yield each batch as it leaves the last segment; the first `common` are as they were in the last run."""
         self.kept = {place: made for place, made in self.kept.items() if place < common}
         start = max(self.kept, default=-1)
         fresh: dict[int, list[Tensor]] = {place: [] for place in range(start + 1, len(segments) - 1)}

@@ -18,12 +18,12 @@ from trainonce.run.directory import RunDirectory, provenance
 from trainonce.run.lines import SubnetScore
 from trainonce.search import (
     Limit,
-    Memo,
     Outcome,
     Problem,
+    ScoreCache,
     SearchSettings,
-    Start,
-    Stopped,
+    SearchStart,
+    SearchStopped,
     feasible_subnet,
     measure_named,
     outcome_of,
@@ -33,8 +33,8 @@ from trainonce.search import (
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
 from trainonce.search.measures import NAMES, table_at
-from trainonce.search.memo import first_line, name_of
 from trainonce.search.outcome import FORMAT
+from trainonce.search.score_cache import first_line, name_of
 
 Amount = str | float
 """A number with its unit, such as 10M or 5ms; without one millions, or milliseconds."""
@@ -164,10 +164,10 @@ def search(
         on_start()
 
         def note(asked: int, line: SubnetScore) -> None:
-            left = (time.monotonic() - began) / memo.made * (total - asked)
+            left = (time.monotonic() - began) / cache.made * (total - asked)
             on_progress(SearchProgress(asked, total, line, left))
 
-        memo = Memo(
+        cache = ScoreCache(
             *(place, net, step, evaluator, start),
             workers=workers,
             cluster=cluster,
@@ -175,10 +175,10 @@ def search(
             should_stop=should_stop,
         )
         try:
-            outcome = outcome_of(problem, start.scores, search_problem(problem, start.scores, memo, settings))
-            tested = _tested(memo, outcome, images) if test else None
-        except Stopped:
-            return _unfinished(plan, time.monotonic() - began, asked=memo.asked, made=memo.made)
+            outcome = outcome_of(problem, start.scores, search_problem(problem, start.scores, cache, settings))
+            tested = _tested(cache, outcome, images) if test else None
+        except SearchStopped:
+            return _unfinished(plan, time.monotonic() - began, asked=cache.asked, made=cache.made)
         front = _front(place, evaluator, step, follows, table, start, outcome, tested, settled)
         place.write_front(front)
     return Searched(
@@ -186,8 +186,8 @@ def search(
         outcome=outcome,
         front=front,
         test=tested,
-        asked=memo.asked,
-        made=memo.made,
+        asked=cache.asked,
+        made=cache.made,
         seconds=time.monotonic() - began,
         finished=True,
     )
@@ -258,13 +258,13 @@ def _follows_from(
     }
 
 
-def _tested(memo: Memo, outcome: Outcome, data: DataSet) -> dict[str, Any]:
+def _tested(cache: ScoreCache, outcome: Outcome, data: DataSet) -> dict[str, Any]:
     """The best subnet on the test split; its score is recorded, too."""
-    examiner = Memo(
-        *(memo.run, memo.net, memo.step, Evaluator(data, "test", memo.evaluator.settings), memo.start),
-        workers=memo.workers,
-        cluster=memo.cluster,
-        should_stop=memo.should_stop,
+    examiner = ScoreCache(
+        *(cache.run, cache.net, cache.step, Evaluator(data, "test", cache.evaluator.settings), cache.start),
+        workers=cache.workers,
+        cluster=cache.cluster,
+        should_stop=cache.should_stop,
     )
     best = outcome.best.arch
     examiner([best])
@@ -283,7 +283,7 @@ def _front(
     step: int,
     plan: dict[str, Any],
     table: Path | None,
-    start: Start,
+    start: SearchStart,
     outcome: Outcome,
     tested: dict[str, Any] | None,
     device: str,

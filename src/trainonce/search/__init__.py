@@ -7,20 +7,20 @@ outcome = outcome_of(problem, recorded, found)   # the search's front beside ran
 
 from trainonce.search.algorithm import Evaluated, SearchSettings, search
 from trainonce.search.measures import Limit, Measure, measure_named, quantity
-from trainonce.search.memo import Memo, Start, Stopped, start_of
 from trainonce.search.outcome import Outcome, outcome_of
 from trainonce.search.problem import Problem, feasible_subnet
+from trainonce.search.score_cache import ScoreCache, SearchStart, SearchStopped, start_of
 
 __all__ = [
     "Evaluated",
     "Limit",
     "Measure",
-    "Memo",
     "Outcome",
     "Problem",
+    "ScoreCache",
     "SearchSettings",
-    "Start",
-    "Stopped",
+    "SearchStart",
+    "SearchStopped",
     "feasible_subnet",
     "measure_named",
     "outcome_of",

@@ -1,4 +1,4 @@
-"""The memo: every score made once, shared by searches, and a search that was killed ends as one that was not."""
+"""The cache of scores: each is made once and shared by searches; a search that was killed ends as one that was not."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,17 @@ from trainonce.evaluation.population import draw_population, evaluate_population
 from trainonce.models import MobileNetV3
 from trainonce.records import read_lines, write_lines
 from trainonce.run.directory import RunDirectory
-from trainonce.search import Measure, Memo, Outcome, Problem, SearchSettings, Stopped, outcome_of, search, start_of
+from trainonce.search import (
+    Measure,
+    Outcome,
+    Problem,
+    ScoreCache,
+    SearchSettings,
+    SearchStopped,
+    outcome_of,
+    search,
+    start_of,
+)
 
 SETTINGS = SearchSettings(scores=12, rounds=2, predictor=False, population=8)
 PLAN = {"settings": SETTINGS.model_dump()}
@@ -42,15 +52,15 @@ def look(
     stop_after: int | None = None,
     plan: dict[str, Any] = PLAN,
     settings: SearchSettings = SETTINGS,
-) -> tuple[Outcome, Memo]:
+) -> tuple[Outcome, ScoreCache]:
     """What `trainonce search` does; stopped after so many scores made."""
     macs = Measure(name="macs", of=lambda arch: net.cost(arch).macs)
     problem = Problem(cost=net.cost, minimised=(macs,))
     start = start_of(run, evaluator, STEP, net.space, plan)
-    memo = Memo(
-        run, net, STEP, evaluator, start, should_stop=lambda: stop_after is not None and memo.made >= stop_after
+    cache = ScoreCache(
+        run, net, STEP, evaluator, start, should_stop=lambda: stop_after is not None and cache.made >= stop_after
     )
-    return outcome_of(problem, start.scores, search(problem, start.scores, memo, settings)), memo
+    return outcome_of(problem, start.scores, search(problem, start.scores, cache, settings)), cache
 
 
 def test_scores_are_recorded_beside_the_population(
@@ -58,11 +68,11 @@ def test_scores_are_recorded_beside_the_population(
 ) -> None:
     before = populated.population_file.read_bytes()
     evaluator = made_up()
-    outcome, memo = look(net, populated, evaluator)
+    outcome, cache = look(net, populated, evaluator)
     assert populated.population_file.read_bytes() == before, "the population's picture stays unbiased"
     lines = populated.searched()
-    assert len(lines) == memo.made == len(evaluator.asked) == len({line.arch for line in lines}) <= 24
-    assert memo.asked == 24
+    assert len(lines) == cache.made == len(evaluator.asked) == len({line.arch for line in lines}) <= 24
+    assert cache.asked == 24
     assert outcome.recorded == 12
     assert {line.arch for line in lines}.isdisjoint(line.arch for line in populated.population())
     for line in lines:
@@ -77,8 +87,8 @@ def test_a_second_search_makes_nothing(net: MobileNetV3, populated: RunDirectory
     first, _ = look(net, populated, made_up())
     before = populated.search_file.read_bytes()
     evaluator = made_up()
-    second, memo = look(net, populated, evaluator)
-    assert (evaluator.asked, memo.made) == ([], 0)
+    second, cache = look(net, populated, evaluator)
+    assert (evaluator.asked, cache.made) == ([], 0)
     assert populated.search_file.read_bytes() == before
     assert second.to_json() == first.to_json()
 
@@ -90,7 +100,7 @@ def test_killed_and_run_again_it_ends_the_same(
     """Killed, in the middle of a line; another search works in between; then the same again."""
     whole = RunDirectory(shutil.copytree(populated.path, tmp_path / "whole"))
     expected, _ = look(net, whole, made_up())
-    with pytest.raises(Stopped):
+    with pytest.raises(SearchStopped):
         look(net, populated, made_up(), stop_after=after)
     content = populated.search_file.read_bytes()
     write_lines(populated.search_file, read_lines(populated.search_file)[:-1])
@@ -111,7 +121,7 @@ def test_what_was_scored_anew_meanwhile_does_not_count(
     """Between the kill and the same search again a population gets other scores of subnets that the search has seen."""
     whole = RunDirectory(shutil.copytree(populated.path, tmp_path / "whole"))
     expected, _ = look(net, whole, made_up())
-    with pytest.raises(Stopped):
+    with pytest.raises(SearchStopped):
         look(net, populated, made_up(), stop_after=5)
     for line in (*populated.population(), *populated.searched()):
         populated.append_population(line.model_copy(update={"top1": 100.0}))
@@ -132,9 +142,9 @@ def test_scores_made_otherwise_do_not_count(
     net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any]
 ) -> None:
     other = made_up(settings=EvaluateSettings(calibration_images=9))
-    outcome, memo = look(net, populated, other)
+    outcome, cache = look(net, populated, other)
     assert outcome.recorded == 0
-    assert memo.made == len(other.asked) > 0
+    assert cache.made == len(other.asked) > 0
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,7 @@ def test_scores_made_otherwise_do_not_count(
 def test_damaged_lines_are_refused(
     net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any], change: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(SearchStopped):
         look(net, populated, made_up(), stop_after=1)
     [line] = read_lines(populated.search_file)[:1]
     write_lines(populated.search_file, [line | change])

@@ -22,12 +22,12 @@ from trainonce.search.problem import Scores
 from trainonce.space import Architecture, SearchSpace
 
 
-class Stopped(Exception):
+class SearchStopped(Exception):
     """Someone asked to stop; what is scored is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class SearchStart:
     """What a search starts from."""
 
     name: str
@@ -48,7 +48,9 @@ def first_line(searched: Sequence[SubnetScore], name: str) -> SubnetScore | None
     return next((line for line in searched if line.search == name), None)
 
 
-def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]) -> Start:
+def start_of(
+    run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]
+) -> SearchStart:
     """What the search of this plan starts from: what it started from before where it began already, else all there is.
 
     The plan is everything that the search follows from beside what is recorded. Raises `UserError` for a damaged line.
@@ -64,7 +66,7 @@ def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSp
     key = score_key(evaluator, step)
     lines = [line for line in (*population[: knew[0]], *searched[: knew[1]]) if key.has(line)]
     scores = {arch: line.top1 for arch, line in _by_arch(lines, space, run).items()}
-    return Start(name=name, knew=knew, scores=scores)
+    return SearchStart(name=name, knew=knew, scores=scores)
 
 
 def _by_arch(lines: Sequence[SubnetScore], space: SearchSpace, run: RunDirectory) -> dict[Architecture, SubnetScore]:
@@ -77,7 +79,7 @@ def _by_arch(lines: Sequence[SubnetScore], space: SearchSpace, run: RunDirectory
     return found
 
 
-class Memo:
+class ScoreCache:
     """Gives true scores; those that are recorded nowhere are made and recorded in search.jsonl."""
 
     def __init__(
@@ -86,7 +88,7 @@ class Memo:
         net: Supernet,
         step: int,
         evaluator: Evaluator,
-        start: Start,
+        start: SearchStart,
         *,
         workers: int | None = None,
         cluster: str = LOCAL,
@@ -113,7 +115,7 @@ class Memo:
         self.lines = _by_arch([line for line in lines if key.has(line)], net.space, run)
 
     def __call__(self, archs: Sequence[Architecture]) -> Scores:
-        """Top-1 in percent of distinct subnets. Raises `Stopped` where `should_stop` says so."""
+        """Top-1 in percent of distinct subnets. Raises `SearchStopped` where `should_stop` says so."""
         missing = [arch for arch in archs if arch not in self.lines]
         self.asked += len(archs) - len(missing)
 
@@ -136,5 +138,5 @@ class Memo:
             should_stop=self.should_stop,
         )
         if not done:
-            raise Stopped
+            raise SearchStopped
         return {arch: float(self.lines[arch].top1) for arch in archs}
