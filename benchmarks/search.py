@@ -38,9 +38,9 @@ from trainonce.search import (
     SearchStart,
     feasible_subnet,
     measure_named,
-    outcome_of,
     quantity,
     search,
+    search_result,
 )
 from trainonce.search.draws import FeasibleDraws, Spread
 from trainonce.space import derived_rng
@@ -75,9 +75,9 @@ class Bench:
             draws = FeasibleDraws(problem, feasible_subnet(problem), rng, spread=spread)
             control = self.cache(draws.draw(len(evaluated.scores), ()))
             row["evaluations"][spread] = len(control)
-            outcome = outcome_of(problem, {}, replace(evaluated, control=control))
-            assert outcome.control is not None
-            sides = (outcome.search, outcome.control)
+            result = search_result(problem, {}, replace(evaluated, control=control))
+            assert result.control is not None
+            sides = (result.search, result.control)
             row["best"][spread] = [side.best.top1 for side in sides]
             if spread == "both":
                 row["hypervolume"][spread] = [100 * side.hypervolume for side in sides]

@@ -146,8 +146,8 @@ def test_a_search_tells_what_front_json_says(story: Story) -> None:
     found = json.loads((story.run / "front.json").read_text())
     assert story.searched.front is not None
     assert settled(story.searched.front) == settled(found)
-    assert story.searched.outcome is not None
-    assert str(story.searched.outcome.best.arch) == found["search"]["best"]["arch"]
+    assert story.searched.result is not None
+    assert str(story.searched.result.best.arch) == found["search"]["best"]["arch"]
     assert story.searched.test == found["test"]
 
 
@@ -242,7 +242,7 @@ def test_a_dry_run_writes_nothing(story: Story, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     before = records(story.run)
     assert pipeline.evaluate(story.run, per_bucket=1, seed=9, device="cpu", dry_run=True).seconds > 0
-    assert pipeline.search(story.run, scores=2, seed=9, device="cpu", dry_run=True).outcome is None
+    assert pipeline.search(story.run, scores=2, seed=9, device="cpu", dry_run=True).result is None
     assert records(story.run) == before
 
 

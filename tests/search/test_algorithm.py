@@ -18,8 +18,8 @@ from trainonce.search import (
     Problem,
     SearchSettings,
     feasible_subnet,
-    outcome_of,
     search,
+    search_result,
 )
 from trainonce.search.algorithm import _evenly
 from trainonce.search.draws import FeasibleDraws
@@ -57,13 +57,13 @@ def test_with_enough_scores_the_front_is_the_exact_one(small: Any, limits: dict[
     problem = small.problem(**limits)
     score = Scorer(small.truth)
     evaluated = search(problem, {}, score, SearchSettings(scores=60, predictor=False, **QUICK))
-    outcome = outcome_of(problem, {}, evaluated)
+    result = search_result(problem, {}, evaluated)
     inside = {arch for arch in small.everything() if problem.feasible(arch)}
     assert 0 < len(inside) <= 42
     assert set(evaluated.scores) == inside, "every subnet within the limits, and none beyond them"
-    assert outcome.control is not None
-    assert front_of(outcome.search.front) == exact_front(small, problem) == front_of(outcome.control.front)
-    assert outcome.search.best.top1 == max(map(small.truth, inside))
+    assert result.control is not None
+    assert front_of(result.search.front) == exact_front(small, problem) == front_of(result.control.front)
+    assert result.search.best.top1 == max(map(small.truth, inside))
     assert set(Counter(score.asked).values()) == {2}, "once by the search, once by the control"
 
 
@@ -98,11 +98,11 @@ def test_what_is_recorded_is_not_asked_again_and_counts_for_both(small: Any) -> 
     score = Scorer(small.truth)
     evaluated = search(small.problem(), recorded, score, SearchSettings(scores=6, predictor=False, **QUICK))
     assert best not in score.asked
-    outcome = outcome_of(small.problem(), recorded, evaluated)
-    assert outcome.control is not None
-    assert outcome.search.best.arch == outcome.control.best.arch == best
-    assert outcome.search.best.known
-    assert outcome.recorded == 1
+    result = search_result(small.problem(), recorded, evaluated)
+    assert result.control is not None
+    assert result.search.best.arch == result.control.best.arch == best
+    assert result.search.best.known
+    assert result.recorded == 1
 
 
 def test_the_best_is_the_better_of_both_sides(small: Any) -> None:
@@ -112,7 +112,7 @@ def test_the_best_is_the_better_of_both_sides(small: Any) -> None:
     others = [arch for arch in small.everything() if arch not in score.asked]
     luck = {others[0]: 99.0}
     for lucky in (replace(evaluated, scores=luck), replace(evaluated, control=luck)):
-        assert outcome_of(small.problem(), {}, lucky).best.arch == others[0]
+        assert search_result(small.problem(), {}, lucky).best.arch == others[0]
 
 
 def test_a_predictor_finds_more_than_chance(make_net: Any) -> None:
@@ -125,13 +125,13 @@ def test_a_predictor_finds_more_than_chance(make_net: Any) -> None:
     problem = Problem(cost=net.cost, limits=(Limit(measure=macs, most=most),), minimised=(macs,))
     score = Scorer(lambda arch: 50 + sum(worth[pair] for pair in arch.pairs))
     evaluated = search(problem, {}, score, SearchSettings(scores=60, rounds=2, population=16, generations=4))
-    outcome = outcome_of(problem, {}, evaluated)
+    result = search_result(problem, {}, evaluated)
     assert [one.predictor is not None and one.predictor.used for one in evaluated.rounds] == [True, True]
     assert evaluated.finalists is not None
-    assert outcome.control is not None
-    assert outcome.search.evaluations == outcome.control.evaluations == 60
-    assert outcome.search.best.top1 > outcome.control.best.top1 + 1
-    assert outcome.search.hypervolume > outcome.control.hypervolume
+    assert result.control is not None
+    assert result.search.evaluations == result.control.evaluations == 60
+    assert result.search.best.top1 > result.control.best.top1 + 1
+    assert result.search.hypervolume > result.control.hypervolume
 
 
 @given(size=st.integers(0, 9), count=st.integers(0, 12))

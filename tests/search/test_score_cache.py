@@ -15,13 +15,13 @@ from trainonce.records import read_lines, write_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.search import (
     Measure,
-    Outcome,
     Problem,
     ScoreCache,
+    SearchResult,
     SearchSettings,
     SearchStopped,
-    outcome_of,
     search,
+    search_result,
     start_of,
 )
 
@@ -52,7 +52,7 @@ def look(
     stop_after: int | None = None,
     plan: dict[str, Any] = PLAN,
     settings: SearchSettings = SETTINGS,
-) -> tuple[Outcome, ScoreCache]:
+) -> tuple[SearchResult, ScoreCache]:
     """What `trainonce search` does; stopped after so many scores made."""
     macs = Measure(name="macs", of=lambda arch: net.cost(arch).macs)
     problem = Problem(cost=net.cost, minimised=(macs,))
@@ -60,7 +60,7 @@ def look(
     cache = ScoreCache(
         run, net, STEP, evaluator, start, should_stop=lambda: stop_after is not None and cache.made >= stop_after
     )
-    return outcome_of(problem, start.scores, search(problem, start.scores, cache, settings)), cache
+    return search_result(problem, start.scores, search(problem, start.scores, cache, settings)), cache
 
 
 def test_scores_are_recorded_beside_the_population(
@@ -68,12 +68,12 @@ def test_scores_are_recorded_beside_the_population(
 ) -> None:
     before = populated.population_file.read_bytes()
     evaluator = made_up()
-    outcome, cache = look(net, populated, evaluator)
+    result, cache = look(net, populated, evaluator)
     assert populated.population_file.read_bytes() == before, "the population's picture stays unbiased"
     lines = populated.searched()
     assert len(lines) == cache.made == len(evaluator.asked) == len({line.arch for line in lines}) <= 24
     assert cache.asked == 24
-    assert outcome.recorded == 12
+    assert result.recorded == 12
     assert {line.arch for line in lines}.isdisjoint(line.arch for line in populated.population())
     for line in lines:
         arch = net.space.parse(line.arch)
@@ -134,16 +134,16 @@ def test_another_search_knows_what_the_first_scored(
 ) -> None:
     _, first = look(net, populated, made_up())
     other = SETTINGS.model_copy(update={"seed": 1})
-    outcome, _ = look(net, populated, made_up(), plan={"settings": other.model_dump()}, settings=other)
-    assert outcome.recorded == 12 + first.made
+    result, _ = look(net, populated, made_up(), plan={"settings": other.model_dump()}, settings=other)
+    assert result.recorded == 12 + first.made
 
 
 def test_scores_made_otherwise_do_not_count(
     net: MobileNetV3, populated: RunDirectory, made_up: Callable[..., Any]
 ) -> None:
     other = made_up(settings=EvaluateSettings(calibration_images=9))
-    outcome, cache = look(net, populated, other)
-    assert outcome.recorded == 0
+    result, cache = look(net, populated, other)
+    assert result.recorded == 0
     assert cache.made == len(other.asked) > 0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trainonce.recipes import Recipe
     from trainonce.run.directory import RunDirectory
     from trainonce.run.lines import SubnetScore
-    from trainonce.search import Outcome, Problem
+    from trainonce.search import Problem, SearchResult
     from trainonce.subnets.finetune import FinetuneProgress
     from trainonce.training.loop import Progress as TrainProgress
 
@@ -191,14 +191,14 @@ def limits_text(problem: Problem) -> str:
     return f"{limits}; high top-1, low {', '.join(measure.name for measure in problem.minimised)}"
 
 
-def front_table(outcome: Outcome) -> Table:
+def front_table(result: SearchResult) -> Table:
     """The search's front and random search's, in one table by falling top-1."""
     from trainonce.search.measures import SHOWN
 
-    found = {entry.arch: (entry, "search") for entry in outcome.search.front}
-    for entry in outcome.control.front if outcome.control else []:
+    found = {entry.arch: (entry, "search") for entry in result.search.front}
+    for entry in result.control.front if result.control else []:
         found[entry.arch] = (entry, "both" if entry.arch in found else "random")
-    others = [name for name in outcome.search.best.measures if name not in ("macs", "params")]
+    others = [name for name in result.search.best.measures if name not in ("macs", "params")]
     table = _table("front", "top-1", "M MACs", "M params", *(SHOWN[name][0] for name in others), "architecture")
     table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
     rows = sorted(found.values(), key=lambda row: (-row[0].top1, row[0].macs))
@@ -216,12 +216,12 @@ def front_table(outcome: Outcome) -> Table:
     return table
 
 
-def search_sentences(outcome: Outcome) -> list[str]:
+def search_sentences(result: SearchResult) -> list[str]:
     """How the search compares with random search, and what its predictor was worth."""
-    found, control = outcome.search, outcome.control
+    found, control = result.search, result.control
     sentences = [
         f"Best within the limits: {found.best.top1:.2f}% by search, with {found.evaluations} true scores beyond the "
-        f"{outcome.recorded} recorded; its front fills {found.hypervolume:.3f} of the box of what was seen."
+        f"{result.recorded} recorded; its front fills {found.hypervolume:.3f} of the box of what was seen."
     ]
     if control is not None:
         gain = found.best.top1 - control.best.top1
@@ -230,7 +230,7 @@ def search_sentences(outcome: Outcome) -> list[str]:
             f"Random search, with {control.evaluations}: {control.best.top1:.2f}% and {control.hypervolume:.3f}; "
             f"search is {ahead}."
         )
-    tried = [one.predictor for one in outcome.evaluated.rounds if one.predictor is not None]
+    tried = [one.predictor for one in result.scores.rounds if one.predictor is not None]
     if tried:
         used = sum(report.used for report in tried)
         sentences.append(f"Predictor: used in {used} of {len(tried)} rounds; at last {tried[-1].why}.")

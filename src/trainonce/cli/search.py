@@ -32,7 +32,7 @@ from trainonce.names import command
 
 if TYPE_CHECKING:
     from trainonce.pipeline.searching import Searched, SearchPlan
-    from trainonce.search import Outcome
+    from trainonce.search import SearchResult
 
 
 def search(
@@ -116,13 +116,13 @@ def search(
         )
     if dry_run:
         display.say_duration(done.seconds, as_json)
-    elif done.outcome is None or done.front is None:
+    elif done.result is None or done.front is None:
         display.err.print(f"Stopped; {done.asked} of {done.plan.total} scores are recorded. The same command goes on.")
         raise typer.Exit(128 + (at_work.stopped_by or 0))
     elif as_json:
         display.print_json(done.front)
     else:
-        _say(done, done.outcome)
+        _say(done, done.result)
 
 
 def _say_plan(plan: SearchPlan) -> None:
@@ -134,11 +134,11 @@ def _say_plan(plan: SearchPlan) -> None:
     )
 
 
-def _say(done: Searched, outcome: Outcome) -> None:
-    display.out.print(display.front_table(outcome))
-    for sentence in display.search_sentences(outcome):
+def _say(done: Searched, result: SearchResult) -> None:
+    display.out.print(display.front_table(result))
+    for sentence in display.search_sentences(result):
         display.out.print(sentence)
     if done.test is not None:
         display.out.print(f"The better of both has {done.test['top1']:.2f}% on {done.test['images']} test images.")
     display.err.print(f"{done.made} scores were made now, {done.asked - done.made} were recorded before.")
-    display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(outcome.best.arch))}")
+    display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")

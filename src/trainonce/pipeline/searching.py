@@ -18,22 +18,22 @@ from trainonce.run.directory import RunDirectory, provenance
 from trainonce.run.lines import SubnetScore
 from trainonce.search import (
     Limit,
-    Outcome,
     Problem,
     ScoreCache,
+    SearchResult,
     SearchSettings,
     SearchStart,
     SearchStopped,
     feasible_subnet,
     measure_named,
-    outcome_of,
     quantity,
+    search_result,
     start_of,
 )
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
 from trainonce.search.measures import NAMES, table_at
-from trainonce.search.outcome import FORMAT
+from trainonce.search.result import FORMAT
 from trainonce.search.score_cache import first_line, name_of
 
 Amount = str | float
@@ -72,7 +72,7 @@ class Searched:
     """What a search came to."""
 
     plan: SearchPlan
-    outcome: Outcome | None
+    result: SearchResult | None
     """The front and the best subnet, and random search's; None unless finished."""
     front: dict[str, Any] | None
     """What RUN/front.json holds; None unless finished."""
@@ -175,15 +175,15 @@ def search(
             should_stop=should_stop,
         )
         try:
-            outcome = outcome_of(problem, start.scores, search_problem(problem, start.scores, cache, settings))
-            tested = _tested(cache, outcome, images) if test else None
+            result = search_result(problem, start.scores, search_problem(problem, start.scores, cache, settings))
+            tested = _tested(cache, result, images) if test else None
         except SearchStopped:
             return _unfinished(plan, time.monotonic() - began, asked=cache.asked, made=cache.made)
-        front = _front(place, evaluator, step, follows, table, start, outcome, tested, settled)
+        front = _front(place, evaluator, step, follows, table, start, result, tested, settled)
         place.write_front(front)
     return Searched(
         plan=plan,
-        outcome=outcome,
+        result=result,
         front=front,
         test=tested,
         asked=cache.asked,
@@ -258,7 +258,7 @@ def _follows_from(
     }
 
 
-def _tested(cache: ScoreCache, outcome: Outcome, data: DataSet) -> dict[str, Any]:
+def _tested(cache: ScoreCache, result: SearchResult, data: DataSet) -> dict[str, Any]:
     """The best subnet on the test split; its score is recorded, too."""
     examiner = ScoreCache(
         *(cache.run, cache.net, cache.step, Evaluator(data, "test", cache.evaluator.settings), cache.start),
@@ -266,14 +266,14 @@ def _tested(cache: ScoreCache, outcome: Outcome, data: DataSet) -> dict[str, Any
         cluster=cache.cluster,
         should_stop=cache.should_stop,
     )
-    best = outcome.best.arch
+    best = result.best.arch
     examiner([best])
     return examiner.lines[best].model_dump(include={"arch", "top1", "loss", "images"})
 
 
 def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int = 0) -> Searched:
     return Searched(
-        plan=plan, outcome=None, front=None, test=None, asked=asked, made=made, seconds=seconds, finished=False
+        plan=plan, result=None, front=None, test=None, asked=asked, made=made, seconds=seconds, finished=False
     )
 
 
@@ -284,7 +284,7 @@ def _front(
     plan: dict[str, Any],
     table: Path | None,
     start: SearchStart,
-    outcome: Outcome,
+    result: SearchResult,
     tested: dict[str, Any] | None,
     device: str,
 ) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _front(
         "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
         **plan,
         "latency_table": str(table) if plan["latency_sha256"] else None,
-        **outcome.to_json(),
+        **result.to_json(),
         "test": tested,
         "provenance": provenance(device),
     }

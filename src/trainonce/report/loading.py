@@ -31,7 +31,7 @@ from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 from trainonce.search.measures import NAMES as MEASURES
-from trainonce.search.outcome import FORMAT as FRONT_FORMAT
+from trainonce.search.result import FORMAT as FRONT_FORMAT
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 Matrix = list[list[float | None]]

@@ -69,7 +69,7 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class SearchScores:
     """What a search asked for: top-1 of subnets that were not recorded before, all within the limits."""
 
     scores: Scores
@@ -80,7 +80,7 @@ class Evaluated:
     """How well predictions agreed with the true scores that they led to; None where no predictor was used."""
 
 
-def search(problem: Problem, recorded: Scores, true_scores: TrueScores, settings: SearchSettings) -> Evaluated:
+def search(problem: Problem, recorded: Scores, true_scores: TrueScores, settings: SearchSettings) -> SearchScores:
     """Look for the subnets of high top-1 and small measures within the limits.
 
     `recorded` are true scores that are known already; the predictor learns from them, and evolution starts from the
@@ -97,7 +97,7 @@ def search(problem: Problem, recorded: Scores, true_scores: TrueScores, settings
         rng = derived_rng(settings.seed, "search", "control")
         draws = FeasibleDraws(problem, feasible, rng, spread=settings.spread)
         control = dict(true_scores(draws.draw(len(looking.own), recorded)))
-    return Evaluated(
+    return SearchScores(
         scores=looking.own,
         control=control,
         rounds=[one for one in rounds if one.scored],

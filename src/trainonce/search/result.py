@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainonce.search.algorithm import Evaluated
+from trainonce.search.algorithm import SearchScores
 from trainonce.search.front import Point, hypervolume, nondominated
 from trainonce.search.problem import Problem, Scores
 from trainonce.space import Architecture
@@ -57,14 +57,14 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SearchResult:
     """The search's side and the control's, with what both knew before."""
 
     recorded: int
     """True scores known before, in or out of the limits."""
     search: Side
     control: Side | None
-    evaluated: Evaluated
+    scores: SearchScores
 
     @property
     def best(self) -> Entry:
@@ -73,8 +73,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The part of front.json that follows from the scores."""
-        rounds = [one.to_json() for one in self.evaluated.rounds]
-        finalists = self.evaluated.finalists
+        rounds = [one.to_json() for one in self.scores.rounds]
+        finalists = self.scores.finalists
         return {
             "recorded": self.recorded,
             "search": self.search.to_json(),
@@ -84,16 +84,16 @@ class Outcome:
         }
 
 
-def outcome_of(problem: Problem, recorded: Scores, evaluated: Evaluated) -> Outcome:
+def search_result(problem: Problem, recorded: Scores, scores: SearchScores) -> SearchResult:
     """Sum up a search. Both sides are measured against the same worst and best."""
     known = {arch: top1 for arch, top1 in recorded.items() if problem.feasible(arch)}
-    sides = [known | dict(evaluated.scores)]
-    sides += [] if evaluated.control is None else [known | dict(evaluated.control)]
+    sides = [known | dict(scores.scores)]
+    sides += [] if scores.control is None else [known | dict(scores.control)]
     points = [problem.objectives(arch, top1) for side in sides for arch, top1 in side.items()]
     box = (tuple(map(min, zip(*points, strict=True))), tuple(map(max, zip(*points, strict=True))))
-    found = _side(problem, known, evaluated.scores, box)
-    control = None if evaluated.control is None else _side(problem, known, evaluated.control, box)
-    return Outcome(recorded=len(recorded), search=found, control=control, evaluated=evaluated)
+    found = _side(problem, known, scores.scores, box)
+    control = None if scores.control is None else _side(problem, known, scores.control, box)
+    return SearchResult(recorded=len(recorded), search=found, control=control, scores=scores)
 
 
 def _side(problem: Problem, known: Scores, own: Scores, box: tuple[Point, Point]) -> Side:
