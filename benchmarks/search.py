@@ -37,8 +37,8 @@ from trainonce.search import (
     SearchSettings,
     SearchStart,
     feasible_subnet,
-    measure_named,
     quantity,
+    resource_named,
     search,
     search_result,
 )
@@ -117,8 +117,8 @@ def main() -> None:
         shutil.copytree(options.run, work, dirs_exist_ok=True)
     run = RunDirectory(work)
     net, step = run.load_supernet()
-    macs = measure_named("macs", net)
-    limit = Limit(measure=macs, most=quantity("macs", options.max_macs))
+    macs = resource_named("macs", net)
+    limit = Limit(resource=macs, most=quantity("macs", options.max_macs))
     problem = Problem(cost=net.cost, limits=(limit,), minimised=(macs,))
     calibration = EvaluateSettings(calibration_images=options.calibration_images)
     bench = Bench(run, net, step, calibration, options.data_dir)

@@ -13,7 +13,7 @@ from trainonce.lab.studies import built_in, study
 from trainonce.latency import table
 from trainonce.models import ofa
 from trainonce.parallel import fan_out
-from trainonce.search import algorithm, measures
+from trainonce.search import algorithm, resources
 
 OWNERS: dict[str, object] = {
     "DATA_SETS": data.DATASET_NAMES,
@@ -23,7 +23,7 @@ OWNERS: dict[str, object] = {
     "OFA_NETWORKS": ofa.OFA_NETWORKS,
     "OFA_RESOLUTIONS": ofa.OFA_RESOLUTIONS,
     "STUDIES": built_in.STUDIES,
-    "MEASURES": measures.NAMES,
+    "RESOURCES": resources.NAMES,
     "TARGETS": export.TARGETS,
     "RUNTIMES": latency.RUNTIMES,
     "LOCAL": fan_out.LOCAL,

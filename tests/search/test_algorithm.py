@@ -14,8 +14,8 @@ from tests.conftest import MakeNet
 from trainonce.errors import UserError
 from trainonce.search import (
     Limit,
-    Measure,
     Problem,
+    Resource,
     SearchSettings,
     feasible_subnet,
     search,
@@ -43,7 +43,7 @@ class Scorer:
 
 def exact_front(small: Any, problem: Problem) -> set[tuple[float, float]]:
     """Top-1 and MACs of what nothing within the limits beats, by comparing all with all."""
-    inside = [a for a in small.everything() if all(limit.measure.of(a) <= limit.most for limit in problem.limits)]
+    inside = [a for a in small.everything() if all(limit.resource.of(a) <= limit.most for limit in problem.limits)]
     found = {(small.truth(arch), small.COST(arch).macs) for arch in inside}
     return {(t, m) for t, m in found if not any(ot >= t and om <= m and (ot, om) != (t, m) for ot, om in found)}
 
@@ -120,9 +120,9 @@ def test_a_predictor_finds_more_than_chance(make_net: Any) -> None:
     net = make_net()
     rng = derived_rng("worth")
     worth = {(c.name, v): rng.gauss(0, 1) for c in net.space.choices for v in c.values}
-    macs = Measure(name="macs", of=lambda arch: net.cost(arch).macs)
+    macs = Resource(name="macs", of=lambda arch: net.cost(arch).macs)
     most = (net.cost(net.space.smallest()).macs + net.cost(net.space.largest()).macs) / 2
-    problem = Problem(cost=net.cost, limits=(Limit(measure=macs, most=most),), minimised=(macs,))
+    problem = Problem(cost=net.cost, limits=(Limit(resource=macs, most=most),), minimised=(macs,))
     score = Scorer(lambda arch: 50 + sum(worth[pair] for pair in arch.pairs))
     evaluated = search(problem, {}, score, SearchSettings(scores=60, rounds=2, population=16, generations=4))
     result = search_result(problem, {}, evaluated)
@@ -154,8 +154,8 @@ def test_a_budget_that_nothing_keeps_says_what_the_smallest_needs(small: Any) ->
 
 def test_a_feasible_subnet_is_found_where_the_smallest_is_none(small: Any) -> None:
     """A latency in which kernel 3 is slow: changing choices one by one leads to kernel 5."""
-    slow = Measure(name="latency", of=lambda arch: sum(9 if arch[n] == 3 else 1 for n in arch if n.endswith("kernel")))
-    problem = Problem(cost=small.COST, limits=(Limit(measure=slow, most=2),), minimised=(slow,))
+    slow = Resource(name="latency", of=lambda arch: sum(9 if arch[n] == 3 else 1 for n in arch if n.endswith("kernel")))
+    problem = Problem(cost=small.COST, limits=(Limit(resource=slow, most=2),), minimised=(slow,))
     assert feasible_subnet(problem)["s.b1.kernel"] == 5
 
 
@@ -175,11 +175,11 @@ def test_draws_stay_uniform_where_most_are_beyond_a_limit(make_net: MakeNet) -> 
     """One in twenty keeps the limit: draws reach the feasible subnets of most MACs as often as plain rejection does."""
     net = make_net()
     worth = {choice.name: 1.618**number for number, choice in enumerate(net.space.choices)}
-    other = Measure(name="latency", of=lambda arch: sum(worth[n] for n, v in arch.pairs if "kernel" in n and v == 5))
+    other = Resource(name="latency", of=lambda arch: sum(worth[n] for n, v in arch.pairs if "kernel" in n and v == 5))
     rng = derived_rng(0, "rejection")
     plain = sorted((net.space.sample(rng) for _ in range(4000)), key=other.of)[:200]
     upper_fifth = sorted(net.cost(arch).macs for arch in plain)[160]
-    problem = Problem(cost=net.cost, limits=(Limit(measure=other, most=other.of(plain[-1])),), minimised=(other,))
+    problem = Problem(cost=net.cost, limits=(Limit(resource=other, most=other.of(plain[-1])),), minimised=(other,))
     draws = FeasibleDraws(problem, feasible_subnet(problem), derived_rng(1), spread="uniform")
     drawn = [draws.draw(1, ())[0] for _ in range(200)]
     assert 24 <= sum(net.cost(arch).macs >= upper_fifth for arch in drawn) <= 60  # 40, give or take

@@ -210,8 +210,8 @@ class TestRefusals:
             (("--max-latency", "5ms"), "latency needs a table of this device: trainonce latency build"),
             (("--max-latency", "5ms", "--latency", "phone"), "there is no latency table phone"),
             (("--max-latency", "soon"), "--max-latency takes a number and its unit, such as 5ms, not 'soon'"),
-            (("--minimise", "macs,energy"), "no measure 'energy'"),
-            (("--minimise", "macs,macs"), "names a measure twice"),
+            (("--minimise", "macs,energy"), "no resource 'energy'"),
+            (("--minimise", "macs,macs"), "names a resource twice"),
         ],
     )
     def test_what_cannot_be(self, trained: Path, options: tuple[str, ...], says: str) -> None:

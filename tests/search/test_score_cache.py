@@ -14,8 +14,8 @@ from trainonce.models import MobileNetV3
 from trainonce.records import read_lines, write_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.search import (
-    Measure,
     Problem,
+    Resource,
     ScoreCache,
     SearchResult,
     SearchSettings,
@@ -54,7 +54,7 @@ def look(
     settings: SearchSettings = SETTINGS,
 ) -> tuple[SearchResult, ScoreCache]:
     """What `trainonce search` does; stopped after so many scores made."""
-    macs = Measure(name="macs", of=lambda arch: net.cost(arch).macs)
+    macs = Resource(name="macs", of=lambda arch: net.cost(arch).macs)
     problem = Problem(cost=net.cost, minimised=(macs,))
     start = start_of(run, evaluator, STEP, net.space, plan)
     cache = ScoreCache(

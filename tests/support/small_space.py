@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from trainonce.cost.macs import Cost, CostModel, CostTerm
-from trainonce.search import Limit, Measure, Problem
+from trainonce.search import Limit, Problem, Resource
 from trainonce.space import Architecture, Choice, SearchSpace
 
 KERNELS, EXPANDS = (3, 5), (3, 4, 6)
@@ -27,8 +27,8 @@ def work(kernel: int | None, expand: int | None) -> Cost:
 
 
 COST = CostModel(SPACE, tuple(CostTerm((f"s.b{n}.kernel", f"s.b{n}.expand"), work) for n in (1, 2)))
-MACS = Measure(name="macs", of=lambda arch: COST(arch).macs)
-PARAMS = Measure(name="params", of=lambda arch: COST(arch).params)
+MACS = Resource(name="macs", of=lambda arch: COST(arch).macs)
+PARAMS = Resource(name="params", of=lambda arch: COST(arch).params)
 
 
 def everything() -> Iterator[Architecture]:
@@ -48,6 +48,6 @@ def truth(arch: Architecture) -> float:
 
 
 def problem(*, most_macs: float | None = None, most_params: float | None = None) -> Problem:
-    limits = [] if most_macs is None else [Limit(measure=MACS, most=most_macs)]
-    limits += [] if most_params is None else [Limit(measure=PARAMS, most=most_params)]
+    limits = [] if most_macs is None else [Limit(resource=MACS, most=most_macs)]
+    limits += [] if most_params is None else [Limit(resource=PARAMS, most=most_params)]
     return Problem(cost=COST, limits=tuple(limits), minimised=(MACS,))

@@ -188,17 +188,17 @@ def study_table(summaries: Sequence[ArmSummary]) -> Table:
 def limits_text(problem: Problem) -> str:
     """What is looked for, in words."""
     limits = " and ".join(map(str, problem.limits)) or "no limit"
-    return f"{limits}; high top-1, low {', '.join(measure.name for measure in problem.minimised)}"
+    return f"{limits}; high top-1, low {', '.join(resource.name for resource in problem.minimised)}"
 
 
 def front_table(result: SearchResult) -> Table:
     """The search's front and random search's, in one table by falling top-1."""
-    from trainonce.search.measures import SHOWN
+    from trainonce.search.resources import SHOWN
 
     found = {entry.arch: (entry, "search") for entry in result.search.front}
     for entry in result.control.front if result.control else []:
         found[entry.arch] = (entry, "both" if entry.arch in found else "random")
-    others = [name for name in result.search.best.measures if name not in ("macs", "params")]
+    others = [name for name in result.search.best.resources if name not in ("macs", "params")]
     table = _table("front", "top-1", "M MACs", "M params", *(SHOWN[name][0] for name in others), "architecture")
     table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
     rows = sorted(found.values(), key=lambda row: (-row[0].top1, row[0].macs))
@@ -208,7 +208,7 @@ def front_table(result: SearchResult) -> Table:
             f"{entry.top1:.2f}",
             f"{entry.macs / 1e6:.3f}",
             f"{entry.params / 1e6:.3f}",
-            *(f"{entry.measures[name] / SHOWN[name][1]:.4g}" for name in others),
+            *(f"{entry.resources[name] / SHOWN[name][1]:.4g}" for name in others),
             str(entry.arch),
         )
     if len(rows) > FRONT_ROWS:

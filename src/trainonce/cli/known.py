@@ -18,7 +18,7 @@ OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS
 )
 OFA_RESOLUTIONS = (128, 160, 192, 224)  # models.ofa.OFA_RESOLUTIONS
 STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.built_in.STUDIES
-MEASURES = ("macs", "params", "latency", "memory", "size")  # search.measures.NAMES
+RESOURCES = ("macs", "params", "latency", "memory", "size")  # search.resources.NAMES
 TARGETS = ("onnx", "onnx-int8", "openvino", "executorch", "torch")  # export.TARGETS
 RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.known import LOCAL, MEASURES, MOST_SCORES
+from trainonce.cli.known import LOCAL, MOST_SCORES, RESOURCES
 from trainonce.cli.options import (
     Cluster,
     DataDir,
@@ -47,7 +47,7 @@ def search(
     minimise: Annotated[
         str,
         typer.Option(
-            help=f"What to keep small beside a high top-1, of {', '.join(MEASURES)}. Default: what has a limit."
+            help=f"What to keep small beside a high top-1, of {', '.join(RESOURCES)}. Default: what has a limit."
         ),
     ] = "",
     scores: Annotated[

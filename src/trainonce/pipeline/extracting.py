@@ -16,7 +16,7 @@ from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
-from trainonce.search.measures import table_at
+from trainonce.search.resources import table_at
 from trainonce.space import Architecture
 from trainonce.subnets import check_place, verify_subnet, write_subnet
 from trainonce.subnets.taken import describe_taken

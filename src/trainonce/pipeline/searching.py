@@ -25,14 +25,14 @@ from trainonce.search import (
     SearchStart,
     SearchStopped,
     feasible_subnet,
-    measure_named,
     quantity,
+    resource_named,
     search_result,
     start_of,
 )
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
-from trainonce.search.measures import NAMES, table_at
+from trainonce.search.resources import NAMES, table_at
 from trainonce.search.result import FORMAT
 from trainonce.search.score_cache import first_line, name_of
 
@@ -200,7 +200,7 @@ def budget(
     max_memory: Amount | None,
     max_size: Amount | None,
 ) -> dict[str, Amount]:
-    """The limits that are given, by measure."""
+    """The limits that are given, by resource."""
     most = zip(NAMES, (max_macs, max_params, max_latency, max_memory, max_size), strict=True)
     return {name: amount for name, amount in most if amount is not None}
 
@@ -208,7 +208,9 @@ def budget(
 def limits_of(net: Supernet, most: Mapping[str, Amount], table: str | Path | None) -> list[Limit]:
     """The limits of a budget. Raises `UserError` for what is no quantity, and for a table missing."""
     values = {name: quantity(name, str(amount)) for name, amount in most.items()}
-    return [Limit(measure=measure_named(name, net, latency_table=table), most=value) for name, value in values.items()]
+    return [
+        Limit(resource=resource_named(name, net, latency_table=table), most=value) for name, value in values.items()
+    ]
 
 
 def calibration_of(run: RunDirectory, line: SubnetScore) -> EvaluateSettings:
@@ -220,12 +222,12 @@ def calibration_of(run: RunDirectory, line: SubnetScore) -> EvaluateSettings:
 
 def _problem(net: Supernet, most: Mapping[str, Amount], table: str | Path | None, minimise: Sequence[str]) -> Problem:
     limits = limits_of(net, most, table)
-    limited = {limit.measure.name: limit.measure for limit in limits}
+    limited = {limit.resource.name: limit.resource for limit in limits}
     names = list(minimise) or list(limited) or ["macs"]
     if len(set(names)) < len(names):
-        raise UserError(f"--minimise names a measure twice: {','.join(minimise)}")
-    measures = [limited.get(name) or measure_named(name, net, latency_table=table) for name in names]
-    return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(measures))
+        raise UserError(f"--minimise names a resource twice: {','.join(minimise)}")
+    resources = [limited.get(name) or resource_named(name, net, latency_table=table) for name in names]
+    return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(resources))
 
 
 def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> EvaluateSettings:

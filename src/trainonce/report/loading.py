@@ -30,7 +30,7 @@ from trainonce.records import read_json
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
-from trainonce.search.measures import NAMES as MEASURES
+from trainonce.search.resources import NAMES as RESOURCES
 from trainonce.search.result import FORMAT as FRONT_FORMAT
 
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -371,8 +371,8 @@ def _read_front(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not what a search of this version writes ({FRONT_FORMAT})")
     _check(found, FRONT, str(path))
     names = [*found["minimised"], *found["limits"]]
-    if not found["minimised"] or not all(isinstance(name, str) and name in MEASURES for name in names):
-        raise UserError(f"{path}: its 'minimised' or 'limits' name no measure of {', '.join(MEASURES)}")
+    if not found["minimised"] or not all(isinstance(name, str) and name in RESOURCES for name in names):
+        raise UserError(f"{path}: its 'minimised' or 'limits' name no resource of {', '.join(RESOURCES)}")
     _numbers(list(found["limits"].values()), "limits", path)
     for name in ("search", "control") if found["control"] else ("search",):
         side = _object(found, name, path)

@@ -81,7 +81,7 @@ class SearchScores:
 
 
 def search(problem: Problem, recorded: Scores, true_scores: TrueScores, settings: SearchSettings) -> SearchScores:
-    """Look for the subnets of high top-1 and small measures within the limits.
+    """Look for the subnets of high top-1 that need little, within the limits.
 
     `recorded` are true scores that are known already; the predictor learns from them, and evolution starts from the
     best. Raises `UserError` where no subnet keeps the limits, or without the extra; whatever `true_scores` raises.

@@ -57,7 +57,7 @@ class FeasibleDraws:
 
     def _worth_drawing(self) -> float:
         """The most MACs to draw: those that the limits allow, halved towards the feasible subnet's as need be."""
-        limits = [limit.most for limit in self.problem.limits if limit.measure.name == "macs"]
+        limits = [limit.most for limit in self.problem.limits if limit.resource.name == "macs"]
         least = float(self.problem.cost(self.feasible).macs)
         most = max(least, min([self.sampler.max_macs, *limits]))
         if len(limits) == len(self.problem.limits):

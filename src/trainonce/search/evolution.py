@@ -64,7 +64,7 @@ def evolve(
             seen |= top1_of(wanted)
             for trial, arch in zip(trials, archs, strict=True):
                 for limit in problem.limits:
-                    trial.set_constraint(limit.measure.name, limit.violation(arch))
+                    trial.set_constraint(limit.resource.name, limit.violation(arch))
                 if arch in seen:
                     study.tell(trial, problem.objectives(arch, seen[arch]))
                 elif not problem.feasible(arch):

@@ -7,37 +7,37 @@ from typing import Any
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.search.genome import Genes, decode
-from trainonce.search.measures import Limit, Measure
+from trainonce.search.resources import Limit, Resource
 from trainonce.space import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """High top-1 and little of each measure in `minimised`, within the limits."""
+    """High top-1 and little need of each resource in `minimised`, within the limits."""
 
     cost: CostModel
     """The costs over the space that is searched."""
     limits: tuple[Limit, ...] = ()
-    minimised: tuple[Measure, ...] = ()
+    minimised: tuple[Resource, ...] = ()
 
     def feasible(self, arch: Architecture) -> bool:
         """Whether a subnet keeps every limit."""
         return all(limit.violation(arch) <= 0 for limit in self.limits)
 
     def objectives(self, arch: Architecture, top1: float) -> tuple[float, ...]:
-        """The numbers that are to be small: top-1 with its sign changed, and the measures."""
-        return (-top1, *(measure.of(arch) for measure in self.minimised))
+        """The numbers that are to be small: top-1 with its sign changed, and the resources."""
+        return (-top1, *(resource.of(arch) for resource in self.minimised))
 
     def values(self, arch: Architecture) -> dict[str, float]:
-        """What a subnet has of every measure here, by its name."""
-        measures = (*self.minimised, *(limit.measure for limit in self.limits))
-        return {measure.name: measure.of(arch) for measure in measures}
+        """What a subnet needs of every resource here, by its name."""
+        resources = (*self.minimised, *(limit.resource for limit in self.limits))
+        return {resource.name: resource.of(arch) for resource in resources}
 
     def to_json(self) -> dict[str, Any]:
-        """The limits by measure, and what is minimised, as JSON values."""
+        """The limits by resource, and what is minimised, as JSON values."""
         return {
-            "limits": {limit.measure.name: limit.most for limit in self.limits},
-            "minimised": [measure.name for measure in self.minimised],
+            "limits": {limit.resource.name: limit.most for limit in self.limits},
+            "minimised": [resource.name for resource in self.minimised],
         }
 
 
@@ -59,7 +59,7 @@ def feasible_subnet(problem: Problem) -> Architecture:
                     genes, least, improved = {**genes, choice.name: gene}, found, True
     arch = decode(space, genes)
     if least > 0:
-        needed = ", ".join(limit.measure.text(limit.measure.of(arch)) for limit in problem.limits)
+        needed = ", ".join(limit.resource.text(limit.resource.of(arch)) for limit in problem.limits)
         wanted = " and ".join(str(limit) for limit in problem.limits)
         raise UserError(f"no subnet of this supernet has {wanted}; the smallest has {needed} ({arch})")
     return arch

@@ -14,20 +14,20 @@ FORMAT = "trainonce-front-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A subnet with its true top-1 in percent and what it has of each measure."""
+    """A subnet with its true top-1 in percent and what it needs of each resource."""
 
     arch: Architecture
     top1: float
     macs: int
     params: int
-    measures: dict[str, float]
+    resources: dict[str, float]
     known: bool
     """Whether its score was recorded before the search."""
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON values."""
         named = {"arch": str(self.arch), "id": self.arch.id, "top1": self.top1}
-        return named | {"macs": self.macs, "params": self.params, "measures": self.measures, "known": self.known}
+        return named | {"macs": self.macs, "params": self.params, "measures": self.resources, "known": self.known}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,4 @@ def scaled(points: Sequence[Point], box: tuple[Point, Point]) -> list[Point]:
 
 def _entry(problem: Problem, arch: Architecture, top1: float, known: bool) -> Entry:
     cost = problem.cost(arch)
-    return Entry(arch=arch, top1=top1, macs=cost.macs, params=cost.params, measures=problem.values(arch), known=known)
+    return Entry(arch=arch, top1=top1, macs=cost.macs, params=cost.params, resources=problem.values(arch), known=known)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trainonce.names import quoted
 from trainonce.report.figures.charts import ZERO, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import RunRecord
-from trainonce.search.measures import SHOWN
+from trainonce.search.resources import SHOWN
 
 if TYPE_CHECKING:
     import altair as alt
@@ -36,8 +36,8 @@ class SearchInfo:
     split: str
     images: int
     recorded: int
-    measure: str
-    """The name of the measure along the axis: the first that was kept small."""
+    resource: str
+    """The name of the resource along the axis: the first that was kept small."""
     minimised: Sequence[str]
     limits: dict[str, float]
     sides: Sequence[Found]
@@ -62,7 +62,7 @@ def _info(run: RunRecord, found: dict[str, Any]) -> SearchInfo:
         split=found["split"],
         images=found["images"],
         recorded=found["recorded"],
-        measure=found["minimised"][0],
+        resource=found["minimised"][0],
         minimised=found["minimised"],
         limits=found["limits"],
         sides=[
@@ -80,7 +80,7 @@ def _info(run: RunRecord, found: dict[str, Any]) -> SearchInfo:
 
 
 def value_of(entry: dict[str, Any], name: str) -> float:
-    """What an entry of a front has of a measure, in the unit in which it is shown."""
+    """What an entry of a front has of a resource, in the unit in which it is shown."""
     value = entry[name] if name in ("macs", "params") else entry["measures"][name]
     return float(value) / SHOWN[name][1]
 
@@ -92,7 +92,7 @@ def points_of(info: SearchInfo) -> list[dict[str, Any]]:
             "arm": side.label,
             "run": quoted(Path(info.run)),
             "seed": info.seed,
-            "x": value_of(entry, info.measure),
+            "x": value_of(entry, info.resource),
             "top1": entry["top1"],
             "macs": entry["macs"] / 1e6,
             "arch": quoted(entry["arch"]),
@@ -103,15 +103,15 @@ def points_of(info: SearchInfo) -> list[dict[str, Any]]:
 
 
 def draw_search(info: SearchInfo) -> "alt.LayerChart":
-    """Top-1 against the first measure that was kept small, a line for each side, and the limit where there is one."""
+    """Top-1 against the first resource that was kept small, a line for each side, and the limit where there is one."""
     require_plotting()
     import altair as alt
 
     labels = [side.label for side in info.sides]
-    unit, worth = SHOWN[info.measure]
+    unit, worth = SHOWN[info.resource]
     rows = points_of(info)
     chart = chart_of(rows).encode(
-        x=alt.X("x:Q", title=f"{info.measure}, {unit}", scale=alt.Scale(zero=False)),
+        x=alt.X("x:Q", title=f"{info.resource}, {unit}", scale=alt.Scale(zero=False)),
         y=alt.Y("top1:Q", title=f"top-1, % of {info.images:,} {info.split} images", scale=alt.Scale(zero=False)),
         color=arm_colour(labels, lines=True),
     )
@@ -121,7 +121,7 @@ def draw_search(info: SearchInfo) -> "alt.LayerChart":
         chart.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=arm_dash(labels)),
         chart.mark_circle(size=40, cursor="pointer").encode(tooltip=tips),
     ]
-    if info.measure in info.limits:
-        limit = chart_of([{"x": info.limits[info.measure] / worth}])
+    if info.resource in info.limits:
+        limit = chart_of([{"x": info.limits[info.resource] / worth}])
         layers.insert(0, limit.mark_rule(style=ZERO, strokeDash=[4, 4]).encode(x="x:Q"))
     return layered(*layers, height=300)

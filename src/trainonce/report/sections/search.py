@@ -5,7 +5,7 @@ from trainonce.report.figures.population import extract_command
 from trainonce.report.figures.search import SearchInfo, draw_search, search_info, value_of
 from trainonce.report.loading import Group
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, picture
-from trainonce.search.measures import SHOWN
+from trainonce.search.resources import SHOWN
 
 
 def search_section(group: Group) -> Section:
@@ -32,7 +32,7 @@ def _figure(number: int, info: SearchInfo, *, several: bool) -> Figure:
         key=f"search{number}",
         title=title,
         caption=caption,
-        summary=f"Step lines of top-1 against {info.measure}. {title}",
+        summary=f"Step lines of top-1 against {info.resource}. {title}",
         pictures=[picture(draw_search(info))],
         tables=[_table(info)],
         clickable=True,

@@ -1,4 +1,4 @@
-"""Measures: what a person writes as a limit, and costs against what they are of."""
+"""Resources: what a person writes as a limit, and costs against what they are of."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,8 @@ from trainonce.latency import LatencyTable
 from trainonce.latency.parts import part_names
 from trainonce.models import MobileNetV3
 from trainonce.run.directory import RunDirectory
-from trainonce.search import Limit, Measure, Problem, feasible_subnet, measure_named, quantity
-from trainonce.search.measures import NAMES, table_at
+from trainonce.search import Limit, Problem, Resource, feasible_subnet, quantity, resource_named
+from trainonce.search.resources import NAMES, table_at
 from trainonce.space import Architecture, derived_rng
 
 
@@ -55,19 +55,19 @@ def test_what_is_no_quantity(name: str, text: str) -> None:
 def test_counts_are_those_of_the_extracted_network(net: MobileNetV3) -> None:
     for arch in (net.space.smallest(), net.space.sample(derived_rng(0)), net.space.largest()):
         plain = net.extract(arch)
-        assert measure_named("params", net).of(arch) == sum(p.numel() for p in plain.parameters())
-        assert measure_named("macs", net).of(arch) == net.cost_of(arch).macs
-        assert measure_named("memory", net).of(arch) == peak_memory(plain.spec)
-        assert measure_named("size", net).of(arch) == model_size(plain.spec)
+        assert resource_named("params", net).of(arch) == sum(p.numel() for p in plain.parameters())
+        assert resource_named("macs", net).of(arch) == net.cost_of(arch).macs
+        assert resource_named("memory", net).of(arch) == peak_memory(plain.spec)
+        assert resource_named("size", net).of(arch) == model_size(plain.spec)
 
 
 def test_a_violation_is_a_part_of_the_limit(net: MobileNetV3) -> None:
-    macs, arch = measure_named("macs", net), net.space.smallest()
+    macs, arch = resource_named("macs", net), net.space.smallest()
     value = macs.of(arch)
-    assert Limit(measure=macs, most=value).violation(arch) == 0
-    assert Limit(measure=macs, most=value / 2).violation(arch) == pytest.approx(1)
-    assert Limit(measure=macs, most=2 * value).violation(arch) == pytest.approx(-0.5)
-    assert Limit(measure=macs, most=0).violation(arch) > 0
+    assert Limit(resource=macs, most=value).violation(arch) == 0
+    assert Limit(resource=macs, most=value / 2).violation(arch) == pytest.approx(1)
+    assert Limit(resource=macs, most=2 * value).violation(arch) == pytest.approx(-0.5)
+    assert Limit(resource=macs, most=0).violation(arch) > 0
 
 
 def table_of(net: MobileNetV3, *archs: Architecture) -> LatencyTable:
@@ -80,7 +80,7 @@ def test_latency_is_what_the_table_predicts(net: MobileNetV3, tmp_path: Path) ->
     arch = net.space.largest()
     table = table_of(net, arch, net.space.smallest())
     table.write(tmp_path / "table.json")
-    assert measure_named("latency", net, latency_table=tmp_path / "table.json").of(arch) == table.predict_ms(
+    assert resource_named("latency", net, latency_table=tmp_path / "table.json").of(arch) == table.predict_ms(
         net.describe(arch)
     )
 
@@ -88,7 +88,7 @@ def test_latency_is_what_the_table_predicts(net: MobileNetV3, tmp_path: Path) ->
 def test_a_table_of_another_geometry_is_refused(net: MobileNetV3, tmp_path: Path) -> None:
     table_of(net, net.space.smallest()).write(tmp_path / "x.json")
     with pytest.raises(UserError, match=r"the latency table .*x\.json is not of this supernet: "):
-        measure_named("latency", net, latency_table=tmp_path / "x.json")
+        resource_named("latency", net, latency_table=tmp_path / "x.json")
 
 
 def test_a_table_of_several_images_is_refused(net: MobileNetV3, tmp_path: Path) -> None:
@@ -96,22 +96,22 @@ def test_a_table_of_several_images_is_refused(net: MobileNetV3, tmp_path: Path) 
     table = table_of(net, net.space.smallest(), net.space.largest())
     table.model_copy(update={"batch": 2}).write(tmp_path / "x.json")
     with pytest.raises(UserError, match=r"table .*x\.json is of 2 images in a call.*make one with --batch 1"):
-        measure_named("latency", net, latency_table=tmp_path / "x.json")
+        resource_named("latency", net, latency_table=tmp_path / "x.json")
 
 
 def test_a_measure_of_ones_own_says_its_name(net: MobileNetV3) -> None:
     """Also where no subnet keeps its limit, which is when a sentence needs it."""
-    depth = Measure(name="depth", of=lambda arch: float(sum(arch[name] for name in arch if name.endswith("depth"))))
-    problem = Problem(cost=net.cost, limits=(Limit(measure=depth, most=1.5),), minimised=(depth,))
+    depth = Resource(name="depth", of=lambda arch: float(sum(arch[name] for name in arch if name.endswith("depth"))))
+    problem = Problem(cost=net.cost, limits=(Limit(resource=depth, most=1.5),), minimised=(depth,))
     with pytest.raises(UserError, match=r"has at most 1\.5 depth; the smallest has 5 depth"):
         feasible_subnet(problem)
 
 
 def test_what_is_no_measure_and_latency_without_a_table(net: MobileNetV3) -> None:
-    with pytest.raises(UserError, match=f"no measure 'energy'; the measures are {', '.join(NAMES)}"):
-        measure_named("energy", net)
+    with pytest.raises(UserError, match=f"no resource 'energy'; the resources are {', '.join(NAMES)}"):
+        resource_named("energy", net)
     with pytest.raises(UserError, match="trainonce latency build"):
-        measure_named("latency", net)
+        resource_named("latency", net)
 
 
 def test_where_tables_are(tmp_path: Path) -> None:

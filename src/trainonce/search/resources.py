@@ -1,4 +1,4 @@
-"""What a subnet costs, as measures with units and limits: MACs, parameters, latency, peak memory, file size."""
+"""What a subnet needs of a device: MACs, parameters, latency, peak memory, file size, with units and limits."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ UNITS: dict[str, dict[str, float]] = {
     "memory": BYTES,
     "size": BYTES,
 }
-"""For each measure, what a person's unit is worth in the measure's own; without a unit, millions or milliseconds."""
+"""For each resource, what a person's unit is worth in the resource's own; without a unit, millions or milliseconds."""
 SHOWN: dict[str, tuple[str, float]] = {
     "macs": ("M MACs", 1e6),
     "params": ("M parameters", 1e6),
@@ -30,14 +30,14 @@ SHOWN: dict[str, tuple[str, float]] = {
     "memory": ("MB peak memory", 1e6),
     "size": ("MB file", 1e6),
 }
-"""The unit in which a measure is shown, and what it is worth."""
+"""The unit in which a resource is shown, and what it is worth."""
 NAMES = tuple(UNITS)
 EXAMPLES = {"macs": "10M", "params": "3M", "latency": "5ms", "memory": "2MB", "size": "10MB"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A cost of a subnet: the less, the better.
+class Resource:
+    """What a subnet needs of a device: the less, the better.
 
     `of` gives it for an architecture: a count (macs, params), milliseconds (latency) or bytes (memory, size).
     """
@@ -46,29 +46,29 @@ class Measure:
     of: Callable[[Architecture], float]
 
     def text(self, value: float) -> str:
-        """A value with its unit, such as 4.05 M MACs; a measure of one's own is its unit."""
+        """A value with its unit, such as 4.05 M MACs; a resource of your own is its unit."""
         unit, worth = SHOWN.get(self.name, (self.name, 1.0))
         return f"{value / worth:.4g} {unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The most that a measure may be."""
+    """The most that a resource may be."""
 
-    measure: Measure
+    resource: Resource
     most: float
 
     def violation(self, arch: Architecture) -> float:
         """By which part of the limit a subnet is beyond it; 0 or less: within."""
-        beyond = self.measure.of(arch) - self.most
+        beyond = self.resource.of(arch) - self.most
         return beyond / self.most if self.most > 0 else beyond
 
     def __str__(self) -> str:
-        return f"at most {self.measure.text(self.most)}"
+        return f"at most {self.resource.text(self.most)}"
 
 
 def quantity(name: str, text: str) -> float:
-    """What a person wrote as a limit on a measure (10, 10M, 5ms, 2.5MB), in the measure's own unit.
+    """What a person wrote as a limit on a resource (10, 10M, 5ms, 2.5MB), in the resource's own unit.
 
     Raises `UserError` that says what would be right.
     """
@@ -79,25 +79,25 @@ def quantity(name: str, text: str) -> float:
     return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 
 
-def measure_named(name: str, net: Supernet, *, latency_table: str | Path | None = None) -> Measure:
-    """The measure of that name for the subnets of a supernet, each counted once.
+def resource_named(name: str, net: Supernet, *, latency_table: str | Path | None = None) -> Resource:
+    """The resource of that name for the subnets of a supernet, each counted once.
 
     Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet or
     is of several images in a call.
     """
     if name not in NAMES:
-        raise UserError(f"no measure {name!r}; the measures are {', '.join(NAMES)}")
+        raise UserError(f"no resource {name!r}; the resources are {', '.join(NAMES)}")
     if name == "latency":
         if latency_table is None:
             raise UserError("latency needs a table of this device: trainonce latency build, then --latency TABLE")
-        return Measure(name=name, of=_latency(net, latency_table))
+        return Resource(name=name, of=_latency(net, latency_table))
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
         "params": lambda arch: net.cost(arch).params,
         "memory": lambda arch: peak_memory(net.describe(arch)),
         "size": lambda arch: model_size(net.describe(arch)),
     }
-    return Measure(name=name, of=cache(of[name]))
+    return Resource(name=name, of=cache(of[name]))
 
 
 def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:
