@@ -149,7 +149,7 @@ def assert_equal(found: State, expected: State) -> None:
 
 
 def bytes_of(run: RunDirectory) -> dict[str, bytes]:
-    """The newest checkpoint's tensors and tally, the exposure, and the metrics; but for the seconds."""
+    """The newest checkpoint's tensors and sums, the exposure, and the metrics; but for the seconds."""
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     files = {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
@@ -235,7 +235,7 @@ class TestSameAsOne:
 class TestTalk:
     @pytest.mark.parametrize(("recipe", "subnets"), [("spos", 1), ("sandwich", 4), ("ps", 1)])
     def test_one_exchange_a_step(self, train: Helper, recipe: str, subnets: int) -> None:
-        """Of the gradients there are, the losses, the hits and two wishes; nothing else grows with the steps."""
+        """Of the gradients there are, the losses, the hits and two requests; nothing else grows with the steps."""
         short, long = (train.all_well(ranks=2, recipe=recipe, epochs=epochs) for epochs in (1, 2.5))
         parameters = sum(v.numel() for k, v in fresh().items() if "running" not in k and v.is_floating_point())
         steps = [outcome.run.metrics()[-1].step for outcome in (short, long)]

@@ -16,7 +16,7 @@ from trainonce.run.directory import RunDirectory
 from trainonce.training import loop as train
 from trainonce.training.graphs import CudaCapture
 from trainonce.training.loop import LOOK_EVERY, TrainSettings, train_supernet
-from trainonce.training.tally import not_finite
+from trainonce.training.step_sums import not_finite
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

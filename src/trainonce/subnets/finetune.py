@@ -32,7 +32,7 @@ from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.training.losses import DISTILLATION
 from trainonce.training.optimizers import sgd
-from trainonce.training.tally import Tally
+from trainonce.training.step_sums import StepSums
 
 LOG_EVERY = 20
 """Steps between two reports of progress."""
@@ -256,17 +256,17 @@ class _Loop:
         self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
     ) -> float | None:
         """Train an epoch, counted from 1, and give its mean loss; None where it was ended."""
-        before, tally, whole = (epoch - 1) * self.per_epoch, Tally(self.device), Tally(self.device)
+        before, recent, whole = (epoch - 1) * self.per_epoch, StepSums(self.device), StepSums(self.device)
         with closing(self.data.train.batches(self.rows(epoch))) as batches:
             for done, batch in enumerate(batches, start=before + 1):
                 if should_stop():
                     return None
                 loss, hits = self.step(done - 1, batch)
-                for sums in (tally, whole):
+                for sums in (recent, whole):
                     sums.add(loss[None], hits, self.shard.total)
                 if done % LOG_EVERY == 0 or done == self.steps:
-                    on_progress(self._progress(done, tally))
-                    tally = Tally(self.device)
+                    on_progress(self._progress(done, recent))
+                    recent = StepSums(self.device)
         mean = whole.mean_loss()
         _refuse_not_finite(mean, epoch * self.per_epoch)
         return mean
@@ -302,8 +302,8 @@ class _Loop:
     def _generator(self, *key: int | str) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *key))
 
-    def _progress(self, done: int, tally: Tally) -> FinetuneProgress:
-        loss = tally.mean_loss()
+    def _progress(self, done: int, recent: StepSums) -> FinetuneProgress:
+        loss = recent.mean_loss()
         _refuse_not_finite(loss, done)
         return FinetuneProgress(
             step=done,
@@ -311,7 +311,7 @@ class _Loop:
             epoch=done / self.per_epoch,
             lr=self.cosine.lr(done - 1),
             loss=loss,
-            top1=tally.top1(),
+            top1=recent.top1(),
             seconds_left=(time.monotonic() - self.began) / done * (self.steps - done),
         )
 

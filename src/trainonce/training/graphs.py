@@ -3,7 +3,7 @@
 Where every step trains other subnets, `trainonce.training.block_graphs` replays their blocks instead.
 
 A step of a small network is hundreds of launches, and a GPU waits for the host to make them; a replay is one.
-Captured are forward, loss and backward. Augmentation, the exchange between ranks, the optimizer and the tally stay
+Captured are forward, loss and backward. Augmentation, the exchange between ranks, the optimizer and the sums stay
 outside: they are few launches, and what they draw or write changes from step to step.
 """
 

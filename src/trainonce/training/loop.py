@@ -40,7 +40,7 @@ from trainonce.training.devices import check_device
 from trainonce.training.graphs import StepGraph, capture_for, holds_one_subnet
 from trainonce.training.losses import DISTILLATION
 from trainonce.training.state import TrainState, check_identity
-from trainonce.training.tally import StepRecord, Tally, not_finite
+from trainonce.training.step_sums import StepRecord, StepSums, not_finite
 
 WORTH_CAPTURING = 4.0
 """How many steps a subnet must be held for its step to be captured whole on a GPU: capturing takes as long as some."""
@@ -106,7 +106,7 @@ class EpochEnd(NamedTuple):
     """Whether the run is done."""
 
 
-class _Wish(NamedTuple):
+class _Requests(NamedTuple):
     """What a rank wants beside training on."""
 
     stop: bool = False
@@ -237,8 +237,8 @@ class _Loop:
         self.device = self.state.device
         self.look_every = _look_every(self.device)
         self.unseen: list[StepRecord] = []
-        self.wish = _Wish()
-        self.wishes = torch.zeros(len(_Wish()), device=self.device)
+        self.requests = _Requests()
+        self.requests_R = torch.zeros(len(_Requests()), device=self.device)
         self.dropouts = batch_dropouts(net)
         exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
         capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
@@ -290,7 +290,7 @@ class _Loop:
             lr, arch = self._step(entry)
             state.step += 1
             done = state.step == self.steps
-            if state.tally.steps == self.settings.log_every or state.step == entry.end:
+            if state.sums.steps == self.settings.log_every or state.step == entry.end:
                 self._look()
                 left = self._passes_done(self.steps) - self._passes_done(state.step)
                 pace = (time.monotonic() - began) / (self._passes_done(state.step) - self._passes_done(first_step))
@@ -301,30 +301,30 @@ class _Loop:
             if state.step in self.keep_steps:
                 self._look()
                 state.aside(state.keep)
-            wish = self._wish(should_stop, saved) if self.ranks.alone else self._wish_of_all()
-            stop = wish.stop and not done
-            if stop or wish.save or done:
+            requests = self._requested(should_stop, saved) if self.ranks.alone else self._requests_of_all()
+            stop = requests.stop and not done
+            if stop or requests.save or done:
                 self._look()
                 state.save()
                 saved = time.monotonic()
             if stop:
                 return False
             if not self.ranks.alone:
-                self.wish = self._wish(should_stop, saved)  # goes with the next step's sums
+                self.requests = self._requested(should_stop, saved)  # goes with the next step's sums
         return True
 
-    def _wish(self, should_stop: Callable[[], bool], saved: float) -> _Wish:
+    def _requested(self, should_stop: Callable[[], bool], saved: float) -> _Requests:
         due = time.monotonic() - saved >= self.settings.checkpoint_every_s
-        return _Wish(stop=should_stop(), save=due and self.ranks.first)
+        return _Requests(stop=should_stop(), save=due and self.ranks.first)
 
-    def _wish_of_all(self) -> _Wish:
-        """What any rank wished in the steps since the last look, where all look; nothing elsewhere."""
+    def _requests_of_all(self) -> _Requests:
+        """What any rank asked for in the steps since the last look, where all look; nothing elsewhere."""
         if self.state.step % self.look_every:
-            return _Wish()
+            return _Requests()
         self._look()
-        stop, save = self.wishes.gt(0).tolist()
-        self.wishes.zero_()
-        return _Wish(stop=stop, save=save)
+        stop, save = self.requests_R.gt(0).tolist()
+        self.requests_R.zero_()
+        return _Requests(stop=stop, save=save)
 
     def _passes_done(self, step: int) -> int:
         return sum(len(e.phase.subnets) * (min(step, e.end) - e.start) for e in self.table if step > e.start)
@@ -365,7 +365,7 @@ class _Loop:
             group["lr"] = lr
         state.optimizer.step()
         state.average_weights()
-        state.tally.add(losses_S, hits, self.shard.total)
+        state.sums.add(losses_S, hits, self.shard.total)
         state.record(archs, lr)
         return lr, archs[-1]
 
@@ -396,13 +396,13 @@ class _Loop:
         return tuple(archs), torch.stack(losses), hits
 
     def _exchange(self, losses_S: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum gradients, losses, hits and wishes over all ranks: the one exchange of a step."""
+        """Sum gradients, losses, hits and requests over all ranks: the one exchange of a step."""
         if self.ranks.alone:
             return losses_S, hits
-        wishes = [losses_S.new_full((1,), float(wish)) for wish in self.wish]
-        sums = sum_gradients(self.net.parameters(), torch.cat([losses_S, hits[None], *wishes]), self.ranks)
-        losses_S, hits_1, wishes_W = torch.split(sums, [len(losses_S), 1, len(wishes)])
-        self.wishes += wishes_W
+        requests = [losses_S.new_full((1,), float(request)) for request in self.requests]
+        sums = sum_gradients(self.net.parameters(), torch.cat([losses_S, hits[None], *requests]), self.ranks)
+        losses_S, hits_1, requested_R = torch.split(sums, [len(losses_S), 1, len(requests)])
+        self.requests_R += requested_R
         return losses_S, hits_1[0]
 
     def _generator(self, *key: int | str) -> torch.Generator:
@@ -500,8 +500,8 @@ class _Loop:
         seconds_left: float,
     ) -> None:
         """Record a line of metrics and report it, by rank 0, and begin the next."""
-        tally, step = self.state.tally, self.state.step
-        self.state.tally = Tally(self.device)
+        sums, step = self.state.sums, self.state.step
+        self.state.sums = StepSums(self.device)
         if not self.ranks.first:
             return
         progress = Progress(
@@ -510,8 +510,8 @@ class _Loop:
             phase=entry.phase.name,
             epoch=step / self.steps_per_epoch,
             lr=lr,
-            loss=tally.mean_loss(),
-            top1=tally.top1(),
+            loss=sums.mean_loss(),
+            top1=sums.top1(),
             macs=self.net.cost_of(arch).macs,
             arch=arch,
             seconds_left=seconds_left,

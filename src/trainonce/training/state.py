@@ -25,7 +25,7 @@ from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
 from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups
-from trainonce.training.tally import Tally
+from trainonce.training.step_sums import StepSums
 
 
 class TrainState:
@@ -41,7 +41,7 @@ class TrainState:
         self.recipe, self.seed = config.recipe, config.seed
         self.device = next(net.parameters()).device
         self.step = 0
-        self.tally = Tally(self.device)
+        self.sums = StepSums(self.device)
         by_macs = MacsSampler(net.cost)
         self.exposure = Exposure(net.space, by_macs.min_macs, by_macs.max_macs)
         """Recorded by rank 0 alone: every rank trains the same subnets."""
@@ -175,7 +175,7 @@ class TrainState:
         tensors["exposure"] = {name: torch.from_numpy(array) for name, array in recorded.state().items()}
         state = {
             "step": self.step,
-            "tally": self.tally.to_json(),
+            "tally": self.sums.to_json(),
             "exposure": {"steps": recorded.steps, "lr_sum": recorded.lr_sum},
             "seconds": self.seconds(),
             "identity": self.config.identity(),
@@ -213,8 +213,8 @@ class TrainState:
         """The state of a checkpoint that rank 0 has found; on the other ranks None stands for it."""
         groups = {} if found is None else found.tensors
         mine = None if found is None else [found.step, found.state["tally"], {k: list(t) for k, t in groups.items()}]
-        self.step, tally, names = self.ranks.collect_json(mine)[0]
-        self.tally = Tally.from_json(tally, self.device)
+        self.step, sums, names = self.ranks.collect_json(mine)[0]
+        self.sums = StepSums.from_json(sums, self.device)
         if found is not None:
             self._bring_back_records(found)
         self.net.load_state_dict(groups.get("weights", self.net.state_dict()))

@@ -11,7 +11,7 @@ from trainonce.files import LARGEST_NUMBER, fits_record
 from trainonce.space import Architecture
 
 
-class Tally:
+class StepSums:
     """Sums over the steps since the last line of metrics. They are saved with the checkpoint."""
 
     def __init__(self, device: torch.device) -> None:
@@ -48,13 +48,13 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], device: torch.device) -> "Tally":
-        """The tally that `to_json` wrote."""
-        tally = cls(device)
-        tally.steps, tally.losses, tally.images = values["steps"], values["losses"], values["images"]
-        tally._loss_sum.fill_(values["loss_sum"])
-        tally._correct.fill_(values["correct"])
-        return tally
+    def from_json(cls, values: dict[str, Any], device: torch.device) -> "StepSums":
+        """The sums that `to_json` wrote."""
+        sums = cls(device)
+        sums.steps, sums.losses, sums.images = values["steps"], values["losses"], values["images"]
+        sums._loss_sum.fill_(values["loss_sum"])
+        sums._correct.fill_(values["correct"])
+        return sums
 
 
 @dataclass(frozen=True, kw_only=True)

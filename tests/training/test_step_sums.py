@@ -5,26 +5,26 @@ import random
 import torch
 
 from trainonce.space import Architecture
-from trainonce.training.tally import StepRecord, Tally, not_finite
+from trainonce.training.step_sums import StepRecord, StepSums, not_finite
 
 CPU = torch.device("cpu")
 
 
 def test_it_sums_up_and_survives_json() -> None:
     rng = random.Random(0)
-    tally, losses, right = Tally(CPU), list[float](), 0
+    sums, losses, right = StepSums(CPU), list[float](), 0
     for step in range(50):
         if step == 20:
-            tally = Tally.from_json(tally.to_json(), CPU)
+            sums = StepSums.from_json(sums.to_json(), CPU)
         found = [rng.uniform(0, 5) for _ in range(rng.randint(1, 4))]
         hits = rng.randint(0, 8 * len(found))
-        tally.add(torch.tensor(found), torch.tensor(float(hits)), 8)
+        sums.add(torch.tensor(found), torch.tensor(float(hits)), 8)
         losses += found
         right += hits
-    assert tally.steps == 50
-    assert abs(tally.mean_loss() - sum(losses) / len(losses)) < 1e-6
-    assert tally.top1() == 100 * right / (8 * len(losses))
-    saved = tally.to_json()
+    assert sums.steps == 50
+    assert abs(sums.mean_loss() - sum(losses) / len(losses)) < 1e-6
+    assert sums.top1() == 100 * right / (8 * len(losses))
+    saved = sums.to_json()
     assert abs(saved.pop("loss_sum") - sum(losses)) < 1e-4
     assert saved == {"steps": 50, "losses": len(losses), "images": 8 * len(losses), "correct": right}
 
