@@ -100,8 +100,8 @@ def test_without_a_search_or_a_control_there_is_less(run: RunDirectory) -> None:
     ("change", "says"),
     [
         ({"format": "else"}, "is not what a search of this version writes"),
-        ({"minimised": ["energy"]}, "name no measure"),
-        ({"minimised": []}, "name no measure"),
+        ({"minimised": ["energy"]}, "name no resource"),
+        ({"minimised": []}, "name no resource"),
         ({"limits": {"size": 5.0}}, "search: a subnet lacks its size"),
         ({"limits": {"macs": "much"}}, "no list of numbers"),
         ({"search": {"evaluations": 1, "hypervolume": 0.5, "front": []}}, "the front of its search is empty"),
