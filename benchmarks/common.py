@@ -109,7 +109,7 @@ def run_segments(segments: Sequence[Segment], batches: Iterable[Tensor]) -> None
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """The seconds that a piece of work took, and what it gave."""
+    """The seconds that some work took, and what it gave."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result

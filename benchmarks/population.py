@@ -28,7 +28,7 @@ from common import (
 )
 from trainonce.evaluation.chain import Chain
 from trainonce.evaluation.evaluator import recalibrate
-from trainonce.evaluation.scoring import pieces_of
+from trainonce.evaluation.scoring import chunks_of
 from trainonce.models import MobileNetV3
 from trainonce.parallel.fan_out import fan_out
 from trainonce.space import Architecture
@@ -67,14 +67,14 @@ class Plain:
 
 
 class Worker:
-    """What a process of several does: it evaluates pieces, and says from when to when."""
+    """What a process of several does: it evaluates chunks, and says from when to when."""
 
     def __init__(self, ours: Ours) -> None:
         self.ours = ours
 
-    def __call__(self, piece: Sequence[Architecture]) -> tuple[float, float]:
+    def __call__(self, chunk: Sequence[Architecture]) -> tuple[float, float]:
         began = time.monotonic()
-        for arch in piece:
+        for arch in chunk:
             self.ours.logits(arch)
         return began, time.monotonic()
 
@@ -89,8 +89,8 @@ def shared_among(workers: int, archs: list[Architecture], calibrate: int, images
     times: list[tuple[float, float]] = []
     fan_out(
         partial(make_worker, calibrate, images),
-        pieces_of(archs, workers),
-        on_result=lambda _piece, took: times.append(took),
+        chunks_of(archs, workers),
+        on_result=lambda _chunk, took: times.append(took),
         workers=workers,
     )
     return max(end for _, end in times) - min(began for began, _ in times)

@@ -101,9 +101,7 @@ def test_stopped_it_says_what_is_kept_and_goes_on(run: Path, monkeypatch: pytest
         command_line.trainonce(*command).refused("^trainonce: stopped; nothing is measured yet$", code=143)
     monkeypatch.setattr(build.Bench, "networks", counted)
     stopped = command_line.trainonce(*command)
-    stopped.refused(
-        f"^trainonce: stopped; 2 pieces of the measurement are kept in {kept}: run the same again", code=130
-    )
+    stopped.refused(f"^trainonce: stopped; 2 measurements are kept in {kept}: run the same again", code=130)
     with monkeypatch.context() as patched:
         patched.setattr(build.Bench, "parts", None)
         patched.setattr(Log, "remove", lambda _: signal.raise_signal(signal.SIGINT))

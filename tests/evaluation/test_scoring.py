@@ -1,4 +1,4 @@
-"""Scoring in pieces: what a scoring says does not depend on the process it is in."""
+"""Scoring in chunks: what a scoring says does not depend on the process it is in."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, SplitName
-from trainonce.evaluation.scoring import PIECE, Scoring, pieces_of
+from trainonce.evaluation.scoring import CHUNK, Scoring, chunks_of
 from trainonce.models import MobileNetV3
 from trainonce.space import Architecture
 
@@ -22,12 +22,12 @@ MakeData = Callable[..., DataSet]
 def test_pieces(count: int, workers: int) -> None:
     archs = [Architecture((("stage1.depth", number),)) for number in range(count)]
     random.Random(count).shuffle(archs)
-    pieces = pieces_of(archs, workers)
-    assert [arch for piece in pieces for arch in piece] == sorted(archs, key=str)
-    sizes = [len(piece) for piece in pieces]
+    chunks = chunks_of(archs, workers)
+    assert [arch for chunk in chunks for arch in chunk] == sorted(archs, key=str)
+    sizes = [len(chunk) for chunk in chunks]
     assert sizes == sorted(sizes, reverse=True)
-    assert all(1 <= size <= PIECE for size in sizes)
-    assert count < 4 * workers or len(pieces) >= 4 * workers
+    assert all(1 <= size <= CHUNK for size in sizes)
+    assert count < 4 * workers or len(chunks) >= 4 * workers
 
 
 @pytest.mark.parametrize("split", ["validate", "test"])
@@ -37,8 +37,8 @@ def test_it_travels(make_net: MakeNet, make_data: MakeData, split: SplitName) ->
     scoring = Scoring(net, evaluator)
     content = bytes(ForkingPickler.dumps(scoring))
     arrived = ForkingPickler.loads(content)
-    piece = (net.space.smallest(), net.space.largest())
-    assert arrived()(piece) == scoring()(piece) == [evaluator(net, arch) for arch in piece]
+    chunk = (net.space.smallest(), net.space.largest())
+    assert arrived()(chunk) == scoring()(chunk) == [evaluator(net, arch) for arch in chunk]
     weights = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     assert len(content) < weights + 120_000  # of which headers; the 2,000 training images stay behind
     assert arrived.evaluator.settings == evaluator.settings

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from trainonce.cost.macs import out_size
-from trainonce.latency.parts import Piece
+from trainonce.latency.parts import PartModule
 from trainonce.latency.timing import time_ms
 from trainonce.nn.plain import MBConv, PlainNetwork
 from trainonce.space import derived_seed
@@ -45,7 +45,7 @@ class KnownMachine:
         if isinstance(module, PlainNetwork):
             ms = self.network_ms(module)
         else:
-            assert isinstance(module, Piece)
+            assert isinstance(module, PartModule)
             assert shape[1:] == module.shape
             ms = self.alone(self.block_ms(module.module, shape[-1]) if isinstance(module.module, MBConv) else 0.5)
         self.prepared += 1

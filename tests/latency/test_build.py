@@ -14,7 +14,7 @@ from trainonce.errors import UserError
 from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, estimated_seconds
 from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
-from trainonce.latency.parts import Piece, sized_network
+from trainonce.latency.parts import PartModule, sized_network
 from trainonce.latency.timing import time_ms
 from trainonce.models import MobileNetV3
 from trainonce.nn.kinds import spec_of
@@ -322,7 +322,7 @@ def test_networks_that_are_no_blocks_are_measured_whole() -> None:
     net, now = SmallResNet(SmallSettings(num_classes=3, blocks=5), seed=0), [0.0]
 
     def prepare(module: Any, shape: tuple[int, ...]) -> Callable[[], None]:
-        network = module.module if isinstance(module, Piece) else module
+        network = module.module if isinstance(module, PartModule) else module
         assert shape[1:] == (3, 32, 32)
         ms = sum(spec_of(network).to_json()["widths"])
 

@@ -7,7 +7,7 @@ import torch
 from tests.support.small_resnet import SmallResNet, SmallSettings
 
 from trainonce.errors import UserError
-from trainonce.latency.parts import part_names, pieces, representatives, sized_network
+from trainonce.latency.parts import part_modules, part_names, representatives, sized_network
 from trainonce.latency.runtimes import with_random_weights
 from trainonce.models import MobileNetV3, MobileNetV3Settings, ResNet, ResNetSettings
 from trainonce.space import Architecture, SearchSpace, derived_rng
@@ -61,19 +61,19 @@ def test_pieces_one_after_the_other_are_the_network(make_net: MakeNet) -> None:
     spec = net.describe(net.space.largest())
     network = with_random_weights(sized_network(spec))
     names = part_names(spec)
-    ends = pieces(names[0], spec)
+    ends = part_modules(names[0], spec)
     x = image = torch.randn(2, *ends[0].shape, generator=torch.Generator().manual_seed(1))
     state = network.state_dict()
-    for piece, start in [
+    for module, start in [
         (ends[0], ""),
-        *((pieces(n, spec)[0], f"blocks.{i}.") for i, n in enumerate(names[1:])),
+        *((part_modules(n, spec)[0], f"blocks.{i}.") for i, n in enumerate(names[1:])),
         (ends[1], ""),
     ]:
-        own = {key: state[start + key] for key in piece.module.state_dict()}
-        piece.module.load_state_dict(own, assign=True)
-        assert x.shape[1:] == piece.shape
+        own = {key: state[start + key] for key in module.module.state_dict()}
+        module.module.load_state_dict(own, assign=True)
+        assert x.shape[1:] == module.shape
         with torch.inference_mode():
-            x = piece.eval()(x)
+            x = module.eval()(x)
     with torch.inference_mode():
         assert torch.equal(x, network(image))
 
@@ -104,11 +104,11 @@ def test_the_parts_of_a_resnet_are_the_network(bottleneck: bool) -> None:
         spec = net.describe(net.space.sample(rng))
         names = part_names(spec)
         assert set(names) <= found
-        before, after = pieces(names[0], spec)
+        before, after = part_modules(names[0], spec)
         x = torch.empty(2, *before.shape, device="meta")
-        for piece in (before, *(pieces(name, spec)[0] for name in names[1:]), after):
-            assert x.shape[1:] == piece.shape
-            x = piece(x)
+        for module in (before, *(part_modules(name, spec)[0] for name in names[1:]), after):
+            assert x.shape[1:] == module.shape
+            x = module(x)
         assert x.shape == (2, 3)
 
 
@@ -118,8 +118,8 @@ def test_networks_without_blocks_are_parts_themselves() -> None:
     assert len(parts) == net.space.count() == 9
     for name, spec in parts.items():
         assert part_names(spec) == [name]
-        (piece,) = pieces(name, spec)
-        assert piece.shape == (3, 32, 32)
+        (module,) = part_modules(name, spec)
+        assert module.shape == (3, 32, 32)
 
 
 def test_too_many_of_them_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Fan-out: every piece done once, whoever dies, by processes here and by Ray alike; and nobody left behind."""
+"""Fan-out: every task done once, whoever dies, by processes here and by Ray alike; and nobody left behind."""
 
 import importlib
 import importlib.util
@@ -90,23 +90,23 @@ class Record:
     def __init__(self) -> None:
         self.results: list[tuple[int, tuple[int, int, int]]] = []
 
-    def __call__(self, piece: int, result: tuple[int, int, int]) -> None:
-        self.results.append((piece, result))
+    def __call__(self, task: int, result: tuple[int, int, int]) -> None:
+        self.results.append((task, result))
 
     @property
-    def pieces(self) -> list[int]:
-        return sorted(piece for piece, _ in self.results)
+    def tasks(self) -> list[int]:
+        return sorted(task for task, _ in self.results)
 
 
 @EVERYWHERE
-def test_a_lost_workers_piece_is_done_again(work: Any, cluster: str, tmp_path: Path) -> None:
+def test_a_lost_workers_task_is_done_again(work: Any, cluster: str, tmp_path: Path) -> None:
     squares, record = work.Squares(tmp_path, kill_at=5), Record()
     with pytest.warns(RuntimeWarning, match=r"a worker died \(.*\); what it was at is done again"):
         assert fan_out(squares, range(20), on_result=record, workers=2, cluster=cluster)
-    assert record.pieces == list(range(20))
-    assert all(result[0] == piece**2 for piece, result in record.results)
+    assert record.tasks == list(range(20))
+    assert all(result[0] == task**2 for task, result in record.results)
     assert len(list(tmp_path.glob("at-5-*"))) == 2
-    assert len(list(tmp_path.glob("at-*"))) == 21  # no other piece was done twice
+    assert len(list(tmp_path.glob("at-*"))) == 21  # no other task was done twice
     assert {result[2] for _, result in record.results} == {1}
     workers = squares.processes()
     assert os.getpid() not in workers
@@ -115,14 +115,14 @@ def test_a_lost_workers_piece_is_done_again(work: Any, cluster: str, tmp_path: P
 
 
 @EVERYWHERE
-def test_a_piece_that_costs_three_workers_is_named(work: Any, cluster: str, tmp_path: Path) -> None:
+def test_a_task_that_costs_three_workers_is_named(work: Any, cluster: str, tmp_path: Path) -> None:
     squares, record = work.Squares(tmp_path, kill_at=777, kills=99), Record()
     with (
         pytest.warns(RuntimeWarning, match="done again"),
-        pytest.raises(RunError, match=r"3 workers died over the same piece of work \(.*\), which is given up: 777;"),
+        pytest.raises(RunError, match=r"3 workers died over the same task \(.*\), which is given up: 777;"),
     ):
         fan_out(squares, [1, 777, 2, 3], on_result=record, workers=2, cluster=cluster)
-    assert record.pieces == [1, 2, 3]
+    assert record.tasks == [1, 2, 3]
     assert len(list(tmp_path.glob("at-777-*"))) == 3
     assert all_gone(squares.processes())
 
@@ -134,7 +134,7 @@ def test_an_error_of_the_work_ends_all(work: Any, cluster: str, tmp_path: Path) 
         fan_out(squares, range(6), on_result=record, workers=2, cluster=cluster)
     assert raised.value.args == ("seven",)
     assert any("fanout_work.py" in note for note in raised.value.__notes__)
-    assert set(record.pieces) <= {0, 1}
+    assert set(record.tasks) <= {0, 1}
     assert all_gone(squares.processes())
 
 
@@ -149,7 +149,7 @@ def test_stopping_gives_up_what_is_being_done(work: Any, cluster: str, tmp_path:
         return bool(began)
 
     assert not fan_out(squares, range(9), on_result=record, workers=2, cluster=cluster, should_stop=should_stop)
-    assert record.pieces == [0, 1, 2, 3]
+    assert record.tasks == [0, 1, 2, 3]
     assert all_gone(squares.processes())
     assert time.monotonic() - began[0] < SOON_S
 
@@ -171,7 +171,7 @@ def test_workers_that_die_while_they_are_set_up(work: Any) -> None:
 def test_the_recorders_error_ends_all(work: Any, cluster: str, tmp_path: Path) -> None:
     squares = work.Squares(tmp_path, slow_from=1)
 
-    def refuse(_piece: int, _result: object) -> None:
+    def refuse(_task: int, _result: object) -> None:
         raise RunError("the disk is full")
 
     with pytest.raises(RunError, match="the disk is full"):
@@ -184,10 +184,10 @@ class TestHere:
     def test_one_worker_is_this_process(self, work: Any, tmp_path: Path, workers: int | None) -> None:
         squares, record = work.Squares(tmp_path), Record()
         assert fan_out(squares, [3, 1, 2], on_result=record, workers=workers)
-        assert [piece for piece, _ in record.results] == [3, 1, 2]
+        assert [task for task, _ in record.results] == [3, 1, 2]
         assert squares.processes() == [os.getpid()]
 
-    def test_one_piece_needs_no_second_worker(self, work: Any, tmp_path: Path) -> None:
+    def test_one_task_needs_no_second_worker(self, work: Any, tmp_path: Path) -> None:
         squares = work.Squares(tmp_path)
         assert fan_out(squares, [3], on_result=Record(), workers=8)
         assert squares.processes() == [os.getpid()]
@@ -199,7 +199,7 @@ class TestHere:
         record = Record()
         stop = lambda: len(record.results) == 2  # noqa: E731
         assert not fan_out(work.Squares(tmp_path), range(5), on_result=record, should_stop=stop)
-        assert record.pieces == [0, 1]
+        assert record.tasks == [0, 1]
 
 
 class TestWorker:
@@ -234,7 +234,7 @@ if __name__ == "__main__":
 
 
 def caller(folder: Path, cluster: str) -> tuple[subprocess.Popen[bytes], list[int]]:
-    """A program with two workers that are both in the middle of a piece, and their processes."""
+    """A program with two workers that are both in the middle of a task, and their processes."""
     script = folder / "script.py"
     script.write_text(ORPHANS.format(here=str(HERE)))
     command = [sys.executable, str(script), str(folder), cluster]
@@ -278,7 +278,7 @@ def test_a_ray_of_its_own(work: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.warns(RuntimeWarning, match="what it was at is done again"):
         assert fan_out(squares, range(4), on_result=record, workers=2, cluster=RAY)
-    assert record.pieces == [0, 1, 2, 3]
+    assert record.tasks == [0, 1, 2, 3]
     assert not ray.is_initialized()
     assert capsys.readouterr().out == ""
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

@@ -31,7 +31,7 @@ class Squares:
     raise_at: int = -1
     error: Exception | None = None
     slow_from: int = 10**9
-    """From here on, a piece takes a minute."""
+    """From here on, a task takes a minute."""
 
     def __call__(self) -> Callable[[int], tuple[int, int, int]]:
         (self.folder / f"pid-{os.getpid()}").touch()

@@ -82,10 +82,10 @@ def build(
 def _kept(partial: Path) -> str:
     from trainonce.records import read_lines
 
-    pieces = len(read_lines(partial)) - 1  # the first line says of what
-    if pieces < 1:
+    kept = len(read_lines(partial)) - 1  # the first line says of what
+    if kept < 1:
         return "nothing is measured yet"
-    return f"{pieces} pieces of the measurement are kept in {partial}: run the same again to go on"
+    return f"{kept} measurements are kept in {partial}: run the same again to go on"
 
 
 @latency.command()

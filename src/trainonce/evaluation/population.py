@@ -14,7 +14,7 @@ import numpy as np
 from trainonce.cost.macs import CostModel
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, SplitName
-from trainonce.evaluation.scoring import Piece, Scoring, pieces_of
+from trainonce.evaluation.scoring import Chunk, Scoring, chunks_of
 from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL, fan_out
@@ -136,8 +136,8 @@ def score_subnets(
     key = score_key(evaluator, step)
     without: dict[Architecture, float] = {}
 
-    def made(piece: Piece, scores: list[Score]) -> None:
-        for arch, score in zip(piece, scores, strict=True):
+    def made(chunk: Chunk, scores: list[Score]) -> None:
+        for arch, score in zip(chunk, scores, strict=True):
             if not fits_record(score.loss):
                 without[arch] = score.loss
                 continue
@@ -159,7 +159,7 @@ def score_subnets(
     device = next(net.parameters()).device
     done = fan_out(
         Scoring(net, evaluator, device=str(device) if cluster == LOCAL else device.type),
-        pieces_of(archs, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
+        chunks_of(archs, workers or (1 if cluster == LOCAL else MANY_WORKERS)),
         on_result=made,
         workers=workers,
         cluster=cluster,

@@ -1,4 +1,4 @@
-"""Scoring subnets piece by piece, in this process or in a worker elsewhere."""
+"""Scoring subnets chunk by chunk, in this process or in a worker elsewhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,28 +16,28 @@ from trainonce.models import Supernet
 from trainonce.settings import Settings
 from trainonce.space import Architecture
 
-Piece = tuple[Architecture, ...]
+Chunk = tuple[Architecture, ...]
 
-PIECE = 8
-"""Most subnets in a piece: what is lost where a worker dies, and how long it can take until a run stops."""
+CHUNK = 8
+"""Most subnets in a chunk: what is lost where a worker dies, and how long it can take until a run stops."""
 
 
-def pieces_of(archs: Sequence[Architecture], workers: int) -> list[Piece]:
-    """Divide architectures among workers, those that begin alike together; smaller pieces towards the end.
+def chunks_of(archs: Sequence[Architecture], workers: int) -> list[Chunk]:
+    """Divide architectures among workers, those that begin alike together; smaller chunks towards the end.
 
     So workers end at about the same time.
     """
     ordered = sorted(archs, key=str)
-    pieces = []
+    chunks = []
     while ordered:
-        size = max(1, min(PIECE, len(ordered) // (4 * workers)))
-        pieces.append(tuple(ordered[:size]))
+        size = max(1, min(CHUNK, len(ordered) // (4 * workers)))
+        chunks.append(tuple(ordered[:size]))
         ordered = ordered[size:]
-    return pieces
+    return chunks
 
 
 class Scoring:
-    """Makes the function from a piece to the scores of its subnets: what `fan_out` takes.
+    """Makes the function from a chunk to the scores of its subnets: what `fan_out` takes.
 
     It pickles by value as plain bytes, without the images that scoring does not look at, and is set up again on
     `device` (by default the network's own).
@@ -48,12 +48,12 @@ class Scoring:
         self.evaluator = evaluator
         self.device = device or str(next(net.parameters()).device)
 
-    def __call__(self) -> Callable[[Piece], list[Score]]:
-        """The function; scores come in the order of the piece."""
+    def __call__(self) -> Callable[[Chunk], list[Score]]:
+        """The function; scores come in the order of the chunk."""
         return self._score
 
-    def _score(self, piece: Piece) -> list[Score]:
-        return [self.evaluator(self.net, arch) for arch in piece]
+    def _score(self, chunk: Chunk) -> list[Score]:
+        return [self.evaluator(self.net, arch) for arch in chunk]
 
     def __reduce__(self) -> tuple[Callable[["_Packed"], "Scoring"], tuple["_Packed"]]:
         return _unpack, (_pack(self),)

@@ -24,7 +24,7 @@ from trainonce.errors import UserError
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.fit import Floats, counted, part_times
 from trainonce.latency.log import Log
-from trainonce.latency.parts import is_ends, part_names, pieces, representatives, sized_network
+from trainonce.latency.parts import is_ends, part_modules, part_names, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
@@ -147,9 +147,9 @@ class Bench:
         """Milliseconds of parts alone."""
         owners, calls = [], []
         for name, spec in chosen:
-            for piece in pieces(name, spec):
+            for module in part_modules(name, spec):
                 owners.append(name)
-                calls.append(self.prepare(piece, (self.settings.batch, *piece.shape)))
+                calls.append(self.prepare(module, (self.settings.batch, *module.shape)))
         found = dict.fromkeys(owners, 0.0)
         for name, ms in zip(owners, self.timer(calls), strict=True):
             found[name] += ms
@@ -162,7 +162,7 @@ class Bench:
 
 
 def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None:
-    """Measure what the log does not have yet of a plan, writing it there piece by piece.
+    """Measure what the log does not have yet of a plan, writing each time there as it is measured.
 
     Raises `UserError` where what it has is damaged.
     """

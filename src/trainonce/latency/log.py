@@ -49,7 +49,7 @@ class Log:
                 raise UserError(f"{self.path}, line {number + 2} is damaged: delete the file to measure anew")
 
     def add(self, times: dict[str, list[float]]) -> None:
-        """Record one piece."""
+        """Record one line of times."""
         self.lines.append({"number": len(self.lines), **times})
         if self.path is not None:
             append_line(self.path, self.lines[-1], counted=False)

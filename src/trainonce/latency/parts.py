@@ -115,7 +115,7 @@ def sized_network(spec: PlainSpec) -> nn.Module:
         return spec.build().eval()
 
 
-class Piece(nn.Module):
+class PartModule(nn.Module):
     """A module by itself, with the shape [C, H, W] of what it gets."""
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
@@ -128,20 +128,20 @@ class Piece(nn.Module):
         return out
 
 
-def pieces(name: str, spec: PlainSpec) -> list[Piece]:
+def part_modules(name: str, spec: PlainSpec) -> list[PartModule]:
     """The modules, without weights, that a part of a network with these sizes consists of."""
     part, network = json.loads(name), sized_network(spec)
     image = (spec.in_channels, spec.resolution, spec.resolution)
     if part["part"] == WHOLE:
-        return [Piece(network, image)]
+        return [PartModule(network, image)]
     if part["part"] == BLOCK:
         block = network.get_submodule(f"blocks.{part_names(spec).index(name) - 1}")
-        return [Piece(block, (part["in_channels"], part["size"], part["size"]))]
+        return [PartModule(block, (part["in_channels"], part["size"], part["size"]))]
     nodes = list(trace(network, leaf=_is_block).graph.nodes)
     blocks = [i for i, node in enumerate(nodes) if node.op == "call_module" and _is_block(str(node.target))]
     before = _cut(network, nodes[0], nodes[1 : blocks[0]])
     after = _cut(network, nodes[blocks[-1]], nodes[blocks[-1] + 1 : -1])
-    return [Piece(before, image), Piece(after, (part["last_channels"], part["last_size"], part["last_size"]))]
+    return [PartModule(before, image), PartModule(after, (part["last_channels"], part["last_size"], part["last_size"]))]
 
 
 def _is_block(target: str) -> bool:

@@ -1,4 +1,4 @@
-"""Process groups of torch, and pieces of work handed out to processes, Ray or torchrun's ranks."""
+"""Process groups of torch, and tasks handed out to processes, Ray or torchrun's ranks."""
 
 from trainonce.parallel.distributed import Ranks, process_group
 

@@ -1,6 +1,6 @@
-"""Hand independent pieces of work to workers, and take back the results: one way for processes here, Ray and torchrun.
+"""Hand independent tasks to workers, and take back the results: one way for processes here, Ray and torchrun.
 
-Workers only compute. The caller alone records, so nothing is recorded twice, and a lost worker's piece is simply
+Workers only compute. The caller alone records, so nothing is recorded twice, and a lost worker's task is simply
 done again.
 """
 
@@ -22,83 +22,83 @@ __all__ = ["LOCAL", "RAY", "TORCHRUN", "fan_out", "ranks_at_work"]
 
 LOCAL, TORCHRUN = "local", "torchrun"
 LIVES = 3
-"""How many workers a piece may cost before it is given up."""
+"""How many workers a task may cost before it is given up."""
 POLL_S = 0.2
 """How long it can take until `should_stop` is asked again."""
 SETTING_UP = -1
 
-Piece = TypeVar("Piece")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def fan_out(
-    make_worker: Callable[[], Callable[[Piece], Result]],
-    pieces: Sequence[Piece],
+    make_worker: Callable[[], Callable[[Task], Result]],
+    tasks: Sequence[Task],
     *,
-    on_result: Callable[[Piece, Result], None],
+    on_result: Callable[[Task, Result], None],
     workers: int | None = None,
     cluster: str = LOCAL,
     gpus: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Do every piece, calling `on_result` here for each as it ends, in any order; gives whether all were done.
+    """Do every task, calling `on_result` here for each as it ends, in any order; gives whether all were done.
 
-    `make_worker` is called once in each worker and gives the function that does a piece; it, the pieces and the
+    `make_worker` is called once in each worker and gives the function that does a task; it, the tasks and the
     results must pickle. `cluster` says where workers are:
 
     - `local`: `workers` processes on this machine that share torch's CPU threads. One, or None, means this process
-      itself, one piece after another. With more, the program's main module is imported in each, so a script
+      itself, one task after another. With more, the program's main module is imported in each, so a script
       needs its `if __name__ == "__main__":`.
     - `ray`, or the address of a Ray cluster: `workers` actors of one CPU, one thread and `gpus` GPUs each; None
       means as many as there is room for.
     - `torchrun`: the ranks, inside `ranks_at_work`; nothing to choose.
 
-    Where a worker dies, a warning says so and a fresh one does its piece. A piece that costs three workers raises
+    Where a worker dies, a warning says so and a fresh one does its task. A task that costs three workers raises
     `RunError`, as does a worker that cannot be set up; an exception of the work itself is raised here. Then, and
-    where `should_stop` says so, pieces being done are given up and all workers are ended (torchrun's after their
+    where `should_stop` says so, tasks being done are given up and all workers are ended (torchrun's after their
     round).
     """
-    if not pieces:
+    if not tasks:
         return True
     if cluster == TORCHRUN:
-        return over_ranks(make_worker, pieces, on_result, should_stop)
+        return over_ranks(make_worker, tasks, on_result, should_stop)
     if cluster != LOCAL:
         with RayPool(make_worker, workers, cluster, gpus) as pool:
-            return _drive(pool, pieces, on_result, should_stop)
-    workers = min(workers or 1, len(pieces))
+            return _drive(pool, tasks, on_result, should_stop)
+    workers = min(workers or 1, len(tasks))
     if workers == 1:
-        return _here(make_worker(), pieces, on_result, should_stop)
+        return _here(make_worker(), tasks, on_result, should_stop)
     with LocalPool(make_worker, workers, max(1, torch.get_num_threads() // workers)) as pool:
-        return _drive(pool, pieces, on_result, should_stop)
+        return _drive(pool, tasks, on_result, should_stop)
 
 
 def _here(
-    work: Callable[[Piece], Result],
-    pieces: Sequence[Piece],
-    on_result: Callable[[Piece, Result], None],
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    on_result: Callable[[Task, Result], None],
     should_stop: Callable[[], bool],
 ) -> bool:
-    for piece in pieces:
+    for task in tasks:
         if should_stop():
             return False
-        on_result(piece, work(piece))
+        on_result(task, work(task))
     return True
 
 
 def _drive(
-    pool: Pool, pieces: Sequence[Any], on_result: Callable[[Any, Any], None], should_stop: Callable[[], bool]
+    pool: Pool, tasks: Sequence[Any], on_result: Callable[[Any, Any], None], should_stop: Callable[[], bool]
 ) -> bool:
-    """Keep the pool's workers busy until every piece is done."""
-    waiting = deque(range(len(pieces)))
-    busy: dict[Hashable, int] = {}  # what each worker that owes an answer is at: the number of a piece, or SETTING_UP
+    """Keep the pool's workers busy until every task is done."""
+    waiting = deque(range(len(tasks)))
+    busy: dict[Hashable, int] = {}  # what each worker that owes an answer is at: the number of a task, or SETTING_UP
     idle: list[Hashable] = []
     deaths: Counter[int] = Counter()
-    left = len(pieces)
+    left = len(tasks)
     while left > 0:
         while waiting and idle:
             worker = idle.pop()
             busy[worker] = waiting.popleft()
-            pool.give(worker, pieces[busy[worker]])
+            pool.give(worker, tasks[busy[worker]])
         if should_stop():
             return False
         for _ in range(min(pool.size, left) - len(busy) - len(idle)):
@@ -112,7 +112,7 @@ def _drive(
                 raise answer.error
             if isinstance(answer, Died):
                 deaths[number] += 1
-                _refuse_more(deaths[number], answer.how, None if number == SETTING_UP else pieces[number])
+                _refuse_more(deaths[number], answer.how, None if number == SETTING_UP else tasks[number])
                 if number != SETTING_UP:
                     waiting.append(number)  # last, so that the others are done should it cost more workers
                 continue
@@ -120,22 +120,22 @@ def _drive(
             if number == SETTING_UP:
                 deaths[SETTING_UP] = 0
             else:
-                on_result(pieces[number], answer.value)
+                on_result(tasks[number], answer.value)
                 left -= 1
     return True
 
 
-def _refuse_more(deaths: int, how: str, piece: object | None) -> None:
+def _refuse_more(deaths: int, how: str, task: object | None) -> None:
     """Warn of a worker's death. Raises `RunError` where it is one too many."""
     if deaths < LIVES:
         warnings.warn(f"a worker died ({how}); what it was at is done again", RuntimeWarning, stacklevel=4)
-    elif piece is None:
+    elif task is None:
         raise RunError(
             f"{deaths} workers in a row died while they were set up ({how}); fewer of them need less memory, and "
             "a script that starts workers needs its `if __name__ == '__main__':`"
         )
     else:
         raise RunError(
-            f"{deaths} workers died over the same piece of work ({how}), which is given up: "
-            f"{textwrap.shorten(str(piece), 400)}; if memory ran out, fewer workers need less"
+            f"{deaths} workers died over the same task ({how}), which is given up: "
+            f"{textwrap.shorten(str(task), 400)}; if memory ran out, fewer workers need less"
         )

@@ -20,7 +20,7 @@ EXIT_S = 5.0
 class LocalPool(Pool):
     """Processes started afresh (`spawn`: forking a process whose torch has threads can hang), one pipe to each.
 
-    Whose piece was lost is known exactly, and one that dies takes no other with it. A worker ends when this
+    Whose task was lost is known exactly, and one that dies takes no other with it. A worker ends when this
     process does, however that ends.
     """
 
@@ -59,9 +59,9 @@ class LocalPool(Pool):
         self.unmet.add(here)
         return here
 
-    def give(self, worker: Hashable, piece: Any) -> None:
+    def give(self, worker: Hashable, task: Any) -> None:
         assert isinstance(worker, Connection)
-        self._send(worker, piece)
+        self._send(worker, task)
 
     def wait(self, seconds: float) -> list[tuple[Hashable, Done | Failed | Died]]:
         answers: list[tuple[Hashable, Done | Failed | Died]] = []
@@ -118,11 +118,11 @@ def _answer(caller: Connection, answer: Done | Failed) -> None:
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 a result of any kind may refuse to be pickled in any way
-        caller.send(Failed(RunError(f"a worker's result cannot travel between processes: {error}")))
+        caller.send(Failed(RunError(f"a worker's result cannot be sent between processes: {error}")))
 
 
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # at once, in the middle of a piece: nobody is there to take it
+    os._exit(1)  # at once, in the middle of a task: nobody is there to take it

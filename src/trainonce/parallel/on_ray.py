@@ -91,9 +91,9 @@ class RayPool(Pool):
         self.asked[actor.set_up.remote(self.parcel, 1)] = actor  # type: ignore[attr-defined]
         return actor
 
-    def give(self, worker: Hashable, piece: Any) -> None:
+    def give(self, worker: Hashable, task: Any) -> None:
         actor: Any = worker
-        self.asked[actor.do.remote(piece)] = actor
+        self.asked[actor.do.remote(task)] = actor
 
     def wait(self, seconds: float) -> list[tuple[Hashable, Done | Failed | Died]]:
         ready, _ = self.ray.wait(list(self.asked), timeout=seconds)
@@ -103,7 +103,7 @@ class RayPool(Pool):
         try:
             answer: Done | Failed = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # not the work's own error, which is an answer
-            return actor, Failed(RunError(f"a worker's piece or result cannot travel: {error.cause}"))
+            return actor, Failed(RunError(f"a worker's task or result cannot be sent: {error.cause}"))
         except self.ray.exceptions.RayError as error:
             self.actors.discard(actor)
             self.ray.kill(actor)

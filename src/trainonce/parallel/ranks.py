@@ -1,4 +1,4 @@
-"""Workers that torchrun started: the first rank leads, all of them work, in rounds of one piece each."""
+"""Workers that torchrun started: the first rank leads, all of them work, in rounds of one task each."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from trainonce.parallel.distributed import local_rank, process_group
 from trainonce.parallel.worker import Done, Failed, MakeWorker, Worker
 
 PATIENCE = timedelta(hours=12)
-"""How long a rank waits for the pieces of the others; where one dies, torchrun ends them all at once."""
+"""How long a rank waits for the tasks of the others; where one dies, torchrun ends them all at once."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def ranks_at_work() -> Iterator[bool]:
 
 def over_ranks(
     make_worker: MakeWorker,
-    pieces: Sequence[Any],
+    tasks: Sequence[Any],
     on_result: Callable[[Any, Any], None],
     should_stop: Callable[[], bool],
 ) -> bool:
@@ -51,15 +51,15 @@ def over_ranks(
     size = dist.get_world_size()
     _say(("set up", make_worker))
     _raise_first(_gathered(worker.set_up(make_worker, None)))
-    for start in range(0, len(pieces), size):
+    for start in range(0, len(tasks), size):
         if should_stop():
             return False
-        round_of = pieces[start : start + size]
+        round_of = tasks[start : start + size]
         _say(("do", round_of))
         answers = _gathered(worker.do(round_of[0]))
-        for piece, answer in zip(round_of, answers, strict=False):  # in the last round, some ranks rest
+        for task, answer in zip(round_of, answers, strict=False):  # in the last round, some ranks rest
             if isinstance(answer, Done):
-                on_result(piece, answer.value)
+                on_result(task, answer.value)
         _raise_first(answers)
     return True
 

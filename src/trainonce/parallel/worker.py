@@ -13,12 +13,12 @@ import torch
 from trainonce.errors import RunError
 
 MakeWorker = Callable[[], Callable[[Any], Any]]
-"""Called once in each worker; gives its function from a piece to a result. It travels, so it must pickle."""
+"""Called once in each worker; gives its function from a task to a result. It travels, so it must pickle."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A piece is done, or a worker set up (`value` None)."""
+    """A task is done, or a worker set up (`value` None)."""
 
     value: Any
 
@@ -38,7 +38,7 @@ class Died:
 
 
 class Worker:
-    """The inside of a worker process: set up once, then one piece after another. Errors are answers too."""
+    """The inside of a worker process: set up once, then one task after another. Errors are answers too."""
 
     work: Callable[[Any], Any]
 
@@ -52,16 +52,16 @@ class Worker:
             return _failed(error)
         return Done(None)
 
-    def do(self, piece: Any) -> Done | Failed:
-        """Do one piece."""
+    def do(self, task: Any) -> Done | Failed:
+        """Do one task."""
         try:
-            return Done(self.work(piece))
+            return Done(self.work(task))
         except Exception as error:  # noqa: BLE001 the caller raises it
             return _failed(error)
 
 
 def _failed(error: Exception) -> Failed:
-    """The error with its traceback as a note; in words where it is of a kind that cannot travel."""
+    """The error with its traceback as a note; in words where it is of a kind that cannot be sent."""
     error.add_note("In a worker:\n" + traceback.format_exc())
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
@@ -71,7 +71,7 @@ def _failed(error: Exception) -> Failed:
 
 
 class Pool(ABC):
-    """Worker processes that are given pieces. Leaving it ends them all, whatever they are doing."""
+    """Worker processes that are given tasks. Leaving it ends them all, whatever they are doing."""
 
     size: int
     """How many workers to keep."""
@@ -91,8 +91,8 @@ class Pool(ABC):
         """Start a worker, which sets itself up and answers `Done`; gives what it is known by."""
 
     @abstractmethod
-    def give(self, worker: Hashable, piece: Any) -> None:
-        """Let a worker that has answered do a piece."""
+    def give(self, worker: Hashable, task: Any) -> None:
+        """Let a worker that has answered do a task."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[tuple[Hashable, Done | Failed | Died]]:

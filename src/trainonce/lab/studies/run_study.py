@@ -1,4 +1,4 @@
-"""Running a study: each run is a piece of work, done by whoever is free, recorded here alone.
+"""Running a study: each run is a task, done by whatever worker is free, recorded here alone.
 
 A study directory:
 
