@@ -20,7 +20,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS
 from trainonce.export.certificate import Baseline, certify
-from trainonce.export.compare import Comparison
+from trainonce.export.compare import LogitComparison
 from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
@@ -312,7 +312,7 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
     failed = certified(share - 1)
     assert not failed.passed
     assert f"int8 loses {share:.2f} points" in failed.verdict
-    assert isinstance(failed.extracted_and_exported, Comparison)
+    assert isinstance(failed.extracted_and_exported, LogitComparison)
     assert certified(share + 1).passed
     assert certified(share + 1).verdict.endswith(f"; int8 changes top-1 by -{share:.2f} points")
 

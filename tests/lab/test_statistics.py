@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trainonce.lab.statistics import (
-    Comparison,
     Interval,
+    SeedComparison,
     against_zero,
     compare,
     corrected,
@@ -289,7 +289,7 @@ def test_exchanging_the_two_exchanges_the_verdict(pairs: list[tuple[list[float],
     agrees(one)
 
 
-def agrees(found: Comparison) -> None:
+def agrees(found: SeedComparison) -> None:
     """The verdict contradicts neither its interval nor its tests."""
     if found.verdict == "cannot tell":
         return

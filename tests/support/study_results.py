@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support.lines import a_finished, a_result
 
-from trainonce.lab.statistics import Comparison
+from trainonce.lab.statistics import SeedComparison
 from trainonce.lab.studies import built_in
 from trainonce.lab.studies.conclusion import Conclusion
 from trainonce.lab.studies.results import RecordedStudy
@@ -48,7 +48,7 @@ def a_time(arm: str, seed: int, seconds: float, beside: int | None = 1) -> dict[
     return {"arm": arm, "seed": seed, "train_seconds": seconds, "passes": 590.0, "threads": 1, "beside": beside}
 
 
-def compared(found: Conclusion, *names: str) -> Comparison:
+def compared(found: Conclusion, *names: str) -> SeedComparison:
     return next(comparison for comparison in found.comparisons if comparison.names == names)
 
 

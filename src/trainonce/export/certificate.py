@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
-from trainonce.export.compare import TOLERANCE, Comparison, compare
+from trainonce.export.compare import TOLERANCE, LogitComparison, compare
 from trainonce.export.description import Opened, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
@@ -43,8 +43,8 @@ class Certificate:
     """Size in bytes and SHA-256 of each exported file."""
     images: dict[str, int]
     """How many random ones, and how many of the test split, were compared."""
-    supernet_and_extracted: Comparison | str
-    extracted_and_exported: Comparison | str
+    supernet_and_extracted: LogitComparison | str
+    extracted_and_exported: LogitComparison | str
     top1: dict[str, float | str]
     """Percent of the whole test split classified rightly by each of the three, or why that was not measured."""
     float32_bytes: int
@@ -110,7 +110,7 @@ def certify(
     below = f"not compared: {not_opened}" if logits is None else compare(_all(baseline.extracted), _all(logits))
     top1 = _top1(reference, {"supernet": baseline.supernet, "extracted": baseline.extracted, "exported": logits})
     first = None
-    if opened is not None and precision == "float32" and isinstance(below, Comparison) and not below.agrees:
+    if opened is not None and precision == "float32" and isinstance(below, LogitComparison) and not below.agrees:
         first = _first_difference(reference, opened)
     verdict = _verdict(above, below, first, top1, precision=precision, max_loss=max_loss)
     return Certificate(
@@ -164,8 +164,8 @@ def _first_difference(reference: Reference, opened: Opened) -> FirstDifference |
 
 
 def _verdict(
-    above: Comparison | str,
-    below: Comparison | str,
+    above: LogitComparison | str,
+    below: LogitComparison | str,
     first: FirstDifference | None,
     top1: Mapping[str, float | str],
     *,
@@ -173,7 +173,7 @@ def _verdict(
     max_loss: float,
 ) -> str:
     """What is wrong, in a sentence; empty where nothing is."""
-    if isinstance(above, Comparison) and not above.agrees:
+    if isinstance(above, LogitComparison) and not above.agrees:
         return f"the extracted network is not the supernet's subnet: {_apart(above)}"
     if isinstance(below, str):
         return ""
@@ -195,7 +195,7 @@ def _verdict(
     return f"the exported file is not the extracted network: {_apart(below)}; {where}"
 
 
-def _apart(found: Comparison) -> str:
+def _apart(found: LogitComparison) -> str:
     if found.largest_difference is None:
         return "its logits are not finite or of another shape"
     return (
@@ -204,7 +204,7 @@ def _apart(found: Comparison) -> str:
     )
 
 
-def _in_words(above: Comparison | str, below: Comparison | str) -> str:
+def _in_words(above: LogitComparison | str, below: LogitComparison | str) -> str:
     if isinstance(above, str):
         first = f"supernet {above}"
     elif above.identical:

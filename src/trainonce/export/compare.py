@@ -10,7 +10,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class LogitComparison:
     """Logits of the same images held against each other."""
 
     images: int
@@ -32,10 +32,10 @@ class Comparison:
         return self.largest_ratio is not None and self.largest_ratio <= 1
 
 
-def compare(expected_NK: Tensor, found_NK: Tensor) -> Comparison:
+def compare(expected_NK: Tensor, found_NK: Tensor) -> LogitComparison:
     """Compare logits [N, classes], finite in `expected_NK`, with others of the same images."""
     apart = expected_NK.shape != found_NK.shape or not found_NK.isfinite().all()
-    return Comparison(
+    return LogitComparison(
         images=len(expected_NK),
         identical=torch.equal(expected_NK, found_NK),
         largest_difference=None if apart else float((expected_NK.double() - found_NK.double()).abs().max()),

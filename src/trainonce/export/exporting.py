@@ -11,7 +11,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.export import Target
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Baseline, Certificate, certify
-from trainonce.export.compare import Comparison
+from trainonce.export.compare import LogitComparison
 from trainonce.export.description import FileDescription, Opened
 from trainonce.export.integrity import judged
 from trainonce.export.reference import Reference
@@ -92,7 +92,7 @@ def renew(place: str | Path, certificate: Certificate) -> None:
     One of files that were not opened has less to say than theirs, which stays.
     """
     place = Path(place)
-    if not isinstance(certificate.extracted_and_exported, Comparison):
+    if not isinstance(certificate.extracted_and_exported, LogitComparison):
         return
     try:
         write_atomic(place / CERTIFICATE, to_json(certificate.to_json()))

@@ -46,8 +46,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How a differs from b, over paired seeds. Differences are a - b."""
+class SeedComparison:
+    """How arm a differs from arm b, over paired seeds. Differences are a - b."""
 
     names: tuple[str, str]
     seeds: int
@@ -135,7 +135,7 @@ def compare(
     statistic: Statistic = np.mean,
     draws: int = 2000,
     seed: int = 0,
-) -> Comparison:
+) -> SeedComparison:
     """Compare the values that a and b have for the same seeds.
 
     A seed's subnets are paired by position where a and b have equally many, else resampled apart. The verdict:
@@ -164,7 +164,7 @@ def compare(
     p_difference, p_equivalence = paired_t(differences), tost(differences, margin)
     over = student(differences)
     sd = float(differences.std(ddof=1)) if over else None
-    found = Comparison(
+    found = SeedComparison(
         names=names,
         seeds=len(pairs),
         difference=interval.estimate,
@@ -184,7 +184,7 @@ def compare(
     return _judged(found, alpha)
 
 
-def corrected(family: Sequence[Comparison], *, alpha: float = 0.05) -> list[Comparison]:
+def corrected(family: Sequence[SeedComparison], *, alpha: float = 0.05) -> list[SeedComparison]:
     """The comparisons of one family with their p corrected for how many they are, and verdicts by the corrected p.
 
     By Holm's method, which holds however they depend on each other. A family of one stays as it is, and so do
@@ -214,7 +214,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def against_zero(
     values: Mapping[int, Sequence[float]], *, name: str, margin: float = 0.5, alpha: float = 0.05, draws: int = 2000
-) -> Comparison:
+) -> SeedComparison:
     """Compare what is a difference already, one for each seed and subnet, with zero: `compare` with zeros as b."""
     zeros = {seed: np.zeros(len(found)).tolist() for seed, found in values.items()}
     return compare(values, zeros, margin=margin, alpha=alpha, names=(name, "zero"), draws=draws)
@@ -391,13 +391,13 @@ def _t_test(values: Array, mean: float, alternative: str) -> float | None:
     return float((distance > 0) != (alternative == "greater"))
 
 
-def _judged(found: Comparison, alpha: float) -> Comparison:
+def _judged(found: SeedComparison, alpha: float) -> SeedComparison:
     """The comparison with its verdict and the sentence for it."""
     found = replace(found, verdict=_verdict(found, alpha))
     return replace(found, sentence=_sentence(found))
 
 
-def _verdict(found: Comparison, alpha: float) -> Verdict:
+def _verdict(found: SeedComparison, alpha: float) -> Verdict:
     p = found.p_difference if found.p_holm is None else found.p_holm
     if p is None or found.p_equivalence is None:
         return "cannot tell"
@@ -408,7 +408,7 @@ def _verdict(found: Comparison, alpha: float) -> Verdict:
     return "cannot tell"
 
 
-def _sentence(found: Comparison) -> str:
+def _sentence(found: SeedComparison) -> str:
     a, b = found.names
     if found.verdict in ("better", "worse"):
         return f"{a} is {points(abs(found.difference))} {found.verdict} than {b} ({spread(found)})"
@@ -425,7 +425,7 @@ def points(value: float, *, sign: bool = False, unit: bool = True) -> str:
     return f"{rounded:{'+' if sign else ''}.{digits}f}{' points' if unit else ''}"
 
 
-def spread(found: Comparison) -> str:
+def spread(found: SeedComparison) -> str:
     """What stands in brackets behind a difference: its interval, the number of seeds and the p of its verdict.
 
     The interval is Student's over seeds: 95%, and 90% behind an equivalence, which is what that test looks at.

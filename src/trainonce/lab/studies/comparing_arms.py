@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainonce.lab.statistics import Comparison, corrected, over_seeds
+from trainonce.lab.statistics import SeedComparison, corrected, over_seeds
 from trainonce.lab.studies.conclusion import (
     HOLM_NOTE,
     Conclusion,
@@ -57,7 +57,7 @@ def _of(lines: Sequence[StudyResult], arm: str) -> list[StudyResult]:
     return [line for line in lines if line.arm == arm]
 
 
-def compare_arms(lines: Sequence[StudyResult], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+def compare_arms(lines: Sequence[StudyResult], pairs: Sequence[tuple[str, str]]) -> list[SeedComparison]:
     """The comparisons of pairs of arms that share a seed."""
     found = (compare_lines(_of(lines, a), _of(lines, b), (a, b)) for a, b in pairs)
     return [comparison for comparison in found if comparison is not None]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from trainonce.lab.statistics import Comparison, Interval, compare, points, spread
+from trainonce.lab.statistics import Interval, SeedComparison, compare, points, spread
 from trainonce.lab.studies.results import RecordedStudy, StudyResult
 
 Row: TypeAlias = dict[str, Any]
@@ -25,7 +25,7 @@ class Conclusion:
     sentence: str
     verdict: str
     """One word or two for the study's question; "cannot tell" is always possible."""
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[SeedComparison, ...] = ()
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     """Rows of equal keys, by table."""
     notes: tuple[str, ...] = ()
@@ -91,13 +91,13 @@ def aligned(a: BySeed, b: BySeed) -> tuple[dict[int, list[float]], dict[int, lis
     return left, right
 
 
-def compare_lines(a: Iterable[StudyResult], b: Iterable[StudyResult], names: tuple[str, str]) -> Comparison | None:
+def compare_lines(a: Iterable[StudyResult], b: Iterable[StudyResult], names: tuple[str, str]) -> SeedComparison | None:
     """Compare the lines of two arms over the seeds they share; None where they share none."""
     left, right = aligned(by_seed(a), by_seed(b))
     return compare(left, right, margin=MARGIN, names=names) if left else None
 
 
-def says(found: Comparison, *, better: str, worse: str, equivalent: str, cannot_tell: str) -> str:
+def says(found: SeedComparison, *, better: str, worse: str, equivalent: str, cannot_tell: str) -> str:
     """The text of the comparison's verdict, `{}` in it replaced by the size of the difference; then the interval.
 
     The texts of "equivalent" and "cannot tell" are followed by the signed difference.
@@ -114,7 +114,7 @@ def sentence_of(*clauses: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def flat(found: Comparison, **more: Any) -> Row:
+def flat(found: SeedComparison, **more: Any) -> Row:
     """A comparison as a row of a table, with further columns before it."""
     return more | {name: value for name, value in asdict(found).items() if name != "names"}
 
@@ -131,7 +131,7 @@ def seeds_note(seeds: int) -> str:
     return f"Tests and intervals are Student's over {seeds} paired seeds, at 95% where nothing else is said."
 
 
-def needed_notes(found: Comparison) -> tuple[str, ...]:
+def needed_notes(found: SeedComparison) -> tuple[str, ...]:
     """How many seeds it takes to show that there is no difference that matters; nothing of one seed."""
     if found.sd is None:
         return ()

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from trainonce.lab.statistics import Comparison, against_zero, compare, corrected, over_seeds
+from trainonce.lab.statistics import SeedComparison, against_zero, compare, corrected, over_seeds
 from trainonce.lab.studies.conclusion import (
     CANNOT_TELL,
     HOLM_NOTE,
@@ -116,7 +116,7 @@ def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Seque
 
 def _comparisons(
     doses: Mapping[tuple[int, str], Mapping[Subnets, float]], slopes: Mapping[tuple[int, str], float]
-) -> tuple[Comparison, ...]:
+) -> tuple[SeedComparison, ...]:
     """What the fitted line changes from the smallest to the largest K, and all subnets against the smallest K."""
     numbers = sorted({k for found in doses.values() for k in _numbers(found)})
     found = []
@@ -145,7 +145,7 @@ _LEADS = {
 }
 
 
-def _says(found: Comparison, lead: str) -> str:
+def _says(found: SeedComparison, lead: str) -> str:
     way = f"from {found.names[1]} to {found.names[0]}"
     return lead + says(
         found,

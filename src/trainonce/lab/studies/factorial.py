@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainonce.errors import UserError
-from trainonce.lab.statistics import Comparison, against_zero, corrected
+from trainonce.lab.statistics import SeedComparison, against_zero, corrected
 from trainonce.lab.studies.conclusion import (
     CANNOT_TELL,
     HOLM_NOTE,
@@ -188,7 +188,7 @@ def _signs(line: StudyResult) -> tuple[int, ...]:
     )
 
 
-def _effect_compared(name: str, values: Mapping[int, Sequence[float]]) -> Comparison:
+def _effect_compared(name: str, values: Mapping[int, Sequence[float]]) -> SeedComparison:
     found = against_zero(values, name=name, margin=MARGIN)
     if name not in FACTORS:
         return found
@@ -200,7 +200,7 @@ def _the(name: str) -> str:
     return f"the {name}" if name in ("order", "sampler") else name
 
 
-def _effect_says(found: Comparison, what: str) -> str:
+def _effect_says(found: SeedComparison, what: str) -> str:
     return says(
         found,
         better=f"{what} adds {{}}",
@@ -210,7 +210,7 @@ def _effect_says(found: Comparison, what: str) -> str:
     )
 
 
-def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequence[float]], name: str) -> Comparison:
+def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequence[float]], name: str) -> SeedComparison:
     """The size of the sampler's effect less that of a rival's, both with the sign of their mean over seeds."""
     sign_a, sign_b = (np.sign(np.mean([np.mean(v) for v in found.values()])) or 1 for found in (sampler, rival))
     differences = {s: (sign_a * np.array(v) - sign_b * np.array(rival[s])).tolist() for s, v in sampler.items()}
@@ -226,7 +226,7 @@ def _contest(sampler: Mapping[int, Sequence[float]], rival: Mapping[int, Sequenc
     return replace(found, sentence=text)
 
 
-def _verdict(contests: Sequence[Comparison], sampler: float) -> str:
+def _verdict(contests: Sequence[SeedComparison], sampler: float) -> str:
     """A sampler that matters most shows selection bias only where removing it, by the stratified one, helps."""
     if all(found.verdict == "better" for found in contests):
         return "selection bias" if sampler > 0 else HURTS
@@ -235,12 +235,12 @@ def _verdict(contests: Sequence[Comparison], sampler: float) -> str:
     return "equivalent" if all(found.verdict == "equivalent" for found in contests) else CANNOT_TELL
 
 
-def _beaten(found: Comparison) -> bool:
+def _beaten(found: SeedComparison) -> bool:
     """Whether the sampler's effect is the smaller one, at a third of alpha."""
     return found.verdict == "worse" and found.p_difference is not None and found.p_difference < ALPHA / 3
 
 
-def _contest_says(verdict: str, contests: Mapping[str, Comparison]) -> str:
+def _contest_says(verdict: str, contests: Mapping[str, SeedComparison]) -> str:
     if verdict == CANNOT_TELL:
         return "cannot tell whether mitigation matters less than selection bias"
     if verdict == "equivalent":

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from trainonce.lab.statistics import Comparison, compare, corrected
+from trainonce.lab.statistics import SeedComparison, compare, corrected
 from trainonce.lab.studies.comparing_arms import arms_of, medians, seconds
 from trainonce.lab.studies.conclusion import (
     CANNOT_TELL,
@@ -46,7 +46,7 @@ def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Seque
     lines = population_lines(study, results)
     names = list(dict.fromkeys(str(line.factors["geometry"]) for line in lines))
     names.sort(key=lambda name: (name != "paper", name))
-    compared: dict[str, Comparison] = {}
+    compared: dict[str, SeedComparison] = {}
     changes: dict[str, dict[int, list[float]]] = {}
     for name in names:
         rss, ps = (where(lines, geometry=name, strategy=strategy) for strategy in ("rss", "ps"))
@@ -82,7 +82,7 @@ def _mean_differences(a: BySeed, b: BySeed) -> dict[int, list[float]]:
     return {s: [float(np.mean(list(a[s].values())) - np.mean(list(b[s].values())))] for s in sorted(set(a) & set(b))}
 
 
-def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison | None:
+def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> SeedComparison | None:
     """How rss - ps differs between the first two geometries, second less first."""
     if len(changes) < 2:
         return None
@@ -94,12 +94,12 @@ def _change(changes: Mapping[str, Mapping[int, Sequence[float]]]) -> Comparison 
     return compare(*({s: changes[g][s] for s in seeds} for g in (second, first)), margin=MARGIN, names=names)
 
 
-def _said(found: Comparison, name: str) -> Comparison:
+def _said(found: SeedComparison, name: str) -> SeedComparison:
     sentence = found.sentence.replace(f" in the {name} geometry", "")
     return replace(found, sentence=f"in the {name} geometry {sentence}")
 
 
-def _change_said(found: Comparison) -> Comparison:
+def _change_said(found: SeedComparison) -> SeedComparison:
     which = found.names[0].removeprefix("rss - ps in ")
     text = says(
         found,
@@ -111,7 +111,7 @@ def _change_said(found: Comparison) -> Comparison:
     return replace(found, sentence=text)
 
 
-def _verdict(verdicts: Sequence[str], change: Comparison | None) -> str:
+def _verdict(verdicts: Sequence[str], change: SeedComparison | None) -> str:
     """ "other order" needs opposite verdicts; one that is equivalent in one geometry alone differs in size at most."""
     found = set(verdicts)
     if change is None or CANNOT_TELL in found:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, product
 
-from trainonce.lab.statistics import Comparison, corrected, over_seeds, tau_ceiling, tau_in_buckets, tau_interval
+from trainonce.lab.statistics import SeedComparison, corrected, over_seeds, tau_ceiling, tau_in_buckets, tau_interval
 from trainonce.lab.studies.conclusion import (
     HOLM_NOTE,
     Conclusion,
@@ -109,7 +109,7 @@ def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Seque
     )
 
 
-def _says(found: Comparison) -> str:
+def _says(found: SeedComparison) -> str:
     match, place = found.names[0].removeprefix("alone "), found.names[1]
     return says(
         found,
