@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap:
+class StandAloneGap:
     """A subnet trained alone against the same subnet inside the supernet, with the same seed; top-1 in percent."""
 
     arch: str
@@ -34,7 +34,7 @@ class SeedScore(Protocol):
     def top1(self) -> float: ...
 
 
-def stand_alone_gaps(alone: Iterable[SeedScore], inside: Iterable[SeedScore]) -> list[Gap]:
+def stand_alone_gaps(alone: Iterable[SeedScore], inside: Iterable[SeedScore]) -> list[StandAloneGap]:
     """The gaps of all subnets that were scored both alone and inside with a seed, by seed and architecture.
 
     The caller's choice of lines says what is equal: the exposure of the subnet's weights, or the epochs. Of lines that
@@ -43,6 +43,6 @@ def stand_alone_gaps(alone: Iterable[SeedScore], inside: Iterable[SeedScore]) ->
     within = {(line.seed, line.arch): line.top1 for line in inside}
     found = {(line.seed, line.arch): line for line in alone if (line.seed, line.arch) in within}
     return [
-        Gap(arch=arch, seed=seed, macs=line.macs, alone=line.top1, inside=within[seed, arch])
+        StandAloneGap(arch=arch, seed=seed, macs=line.macs, alone=line.top1, inside=within[seed, arch])
         for (seed, arch), line in sorted(found.items())
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainonce.lab.studies.dose import DOUBLE_TURNS, Subnets, subnets_of
-from trainonce.lab.studies.gap import Gap, stand_alone_gaps
+from trainonce.lab.studies.gap import StandAloneGap, stand_alone_gaps
 from trainonce.lab.studies.results import RecordedConclusion
 from trainonce.lab.studies.solo import INSIDE
 from trainonce.report.figures.charts import (
@@ -97,8 +97,8 @@ def draw_dose(doses: Sequence[Dose]) -> "alt.LayerChart":
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeGap:
-    """A probe trained alone minus the same probe inside the supernet, in points, over paired seeds."""
+class MeanGap:
+    """A probe's stand-alone gap in points: of each seed, and their mean with its interval."""
 
     match: str
     """What was held equal: exposure or epochs."""
@@ -109,7 +109,7 @@ class ProbeGap:
     gap: SeedMean
 
 
-def gap_info(runs: Sequence[RunRecord]) -> list[ProbeGap]:
+def gap_info(runs: Sequence[RunRecord]) -> list[MeanGap]:
     """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
     lines: dict[str, list[Scored]] = {}
     for run in runs:
@@ -121,7 +121,7 @@ def gap_info(runs: Sequence[RunRecord]) -> list[ProbeGap]:
     order = sorted(macs, key=lambda arch: (macs[arch], arch))
     labels = dict(zip(order, distinct([millions(macs[arch]) for arch in order]), strict=True))
     return [
-        ProbeGap(
+        MeanGap(
             match=match,
             probe=arch,
             label=labels[arch],
@@ -135,15 +135,15 @@ def gap_info(runs: Sequence[RunRecord]) -> list[ProbeGap]:
     ]
 
 
-def _by_probe(gaps: Sequence[Gap]) -> dict[str, list[Gap]]:
+def _by_probe(gaps: Sequence[StandAloneGap]) -> dict[str, list[StandAloneGap]]:
     """Each probe's gaps, by rising seed."""
-    found: dict[str, list[Gap]] = {}
+    found: dict[str, list[StandAloneGap]] = {}
     for gap in gaps:
         found.setdefault(gap.arch, []).append(gap)
     return found
 
 
-def draw_gaps(gaps: Sequence[ProbeGap]) -> "alt.LayerChart":
+def draw_gaps(gaps: Sequence[MeanGap]) -> "alt.LayerChart":
     """Each probe's gap with its interval; right of zero the supernet cost it accuracy."""
     require_plotting()
     import altair as alt

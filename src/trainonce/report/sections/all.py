@@ -9,7 +9,7 @@ from trainonce.report.figures.population import PopulationInfo
 from trainonce.report.figures.studies import (
     Dose,
     Effect,
-    ProbeGap,
+    MeanGap,
     dose_info,
     draw_dose,
     draw_effects,
@@ -133,7 +133,7 @@ def interval(mean: SeedMean) -> str:
     return "one seed, no interval" if mean.low is None else f"95% interval {mean.low:.2f} to {mean.high:.2f}"
 
 
-def _gap_section(gaps: Sequence[ProbeGap]) -> Section:
+def _gap_section(gaps: Sequence[MeanGap]) -> Section:
     sentences = []
     for match in dict.fromkeys(gap.match for gap in gaps):
         found = [gap for gap in gaps if gap.match == match]
