@@ -24,7 +24,7 @@ from trainonce.errors import RunError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.export import TARGETS
 from trainonce.export.certificate import FILE as CERTIFICATE
-from trainonce.export.certificate import Baseline
+from trainonce.export.certificate import ReferenceLogits
 from trainonce.export.exporting import export_subnet
 from trainonce.export.reference import read_reference
 from trainonce.export.tools import weights_sha256
@@ -93,11 +93,11 @@ def certified(
         reference = read_reference(subnet, run=run.path, loaded=scored)
         if reference.supernet is None:
             raise RunError(reference.no_supernet)
-        baseline = Baseline.of(reference)
+        expected = ReferenceLogits.of(reference)
         for name in targets:
             began = time.monotonic()
             try:
-                place, _ = export_subnet(baseline, TARGETS[name], Path(folder) / "out")
+                place, _ = export_subnet(expected, TARGETS[name], Path(folder) / "out")
             except RunError:
                 place = Path(folder) / "out" / f"{name}.failed"
             said = read_json(place / CERTIFICATE)

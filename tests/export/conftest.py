@@ -13,7 +13,7 @@ import torch
 from trainonce.data import load_dataset
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.export import TARGETS
-from trainonce.export.certificate import Baseline, Certificate
+from trainonce.export.certificate import Certificate, ReferenceLogits
 from trainonce.export.exporting import export_subnet
 from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
@@ -31,7 +31,7 @@ class Exported:
     """A subnet's directory, what it is held against, and its ONNX export."""
 
     subnet: Path
-    baseline: Baseline
+    expected: ReferenceLogits
     place: Path
     certificate: Certificate
 
@@ -87,9 +87,9 @@ def exported(home: RunDirectory) -> Callable[[int], Exported]:
     def export(number: int) -> Exported:
         if number not in made:
             subnet = home.subnets / str(number)
-            baseline = Baseline.of(read_reference(subnet, images=16))
-            place, certificate = export_subnet(baseline, TARGETS["onnx"], subnet / "export")
-            made[number] = Exported(subnet, baseline, place, certificate)
+            expected = ReferenceLogits.of(read_reference(subnet, images=16))
+            place, certificate = export_subnet(expected, TARGETS["onnx"], subnet / "export")
+            made[number] = Exported(subnet, expected, place, certificate)
         return made[number]
 
     return export

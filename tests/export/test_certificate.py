@@ -19,7 +19,7 @@ from tests.support.made_up import replaced, sealed, shifted
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS
-from trainonce.export.certificate import Baseline, certify
+from trainonce.export.certificate import ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
 from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
@@ -101,8 +101,8 @@ class TestWithoutTheRun:
 
     def test_it_says_not_compared(self, home: RunDirectory, tmp_path: Path) -> None:
         shutil.copytree(home.subnets / "0", tmp_path / "alone", ignore=shutil.ignore_patterns("export*"))
-        baseline = Baseline.of(read_reference(tmp_path / "alone", images=4))
-        place, certificate = export_subnet(baseline, shifted(0.0), tmp_path / "alone" / "export")
+        expected = ReferenceLogits.of(read_reference(tmp_path / "alone", images=4))
+        place, certificate = export_subnet(expected, shifted(0.0), tmp_path / "alone" / "export")
         said = written(place)
         assert certificate.passed
         assert said["images"] == {"random": 4, "test": 0}
@@ -169,33 +169,33 @@ class TestFailures:
         with torch.no_grad():
             network.get_parameter("classifier.weight")[0] += 0.1
         write_subnet(tmp_path / "other", network, description)
-        baseline = Baseline.of(read_reference(tmp_path / "other", run=home.path, images=4))
+        expected = ReferenceLogits.of(read_reference(tmp_path / "other", run=home.path, images=4))
         with pytest.raises(RunError, match="the extracted network is not the supernet's subnet: logits differ by"):
-            export_subnet(baseline, shifted(0.0), tmp_path / "out")
+            export_subnet(expected, shifted(0.0), tmp_path / "out")
 
     def test_a_file_that_differs_replaces_nothing(self, exported: Export, tmp_path: Path) -> None:
-        baseline = exported(0).baseline
-        place, _ = export_subnet(baseline, shifted(0.0), tmp_path)
+        expected = exported(0).expected
+        place, _ = export_subnet(expected, shifted(0.0), tmp_path)
         before = written(place)
         with pytest.raises(
             RunError, match=r"shifted: the exported file is not the extracted network: .* not to be used"
         ):
-            export_subnet(baseline, shifted(0.01 * baseline.extracted[0].abs().max().item() + 0.01), tmp_path)
+            export_subnet(expected, shifted(0.01 * expected.extracted[0].abs().max().item() + 0.01), tmp_path)
         assert written(place) == before
         assert written(tmp_path / "shifted.failed")["passed"] is False
-        export_subnet(baseline, shifted(0.0), tmp_path)
+        export_subnet(expected, shifted(0.0), tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["shifted"], "what failed before is gone"
 
     def test_something_else_is_not_overwritten(self, exported: Export, tmp_path: Path) -> None:
         (tmp_path / "shifted").mkdir()
         (tmp_path / "shifted" / "thesis.txt").write_text("years of work", encoding="utf-8")
         with pytest.raises(UserError, match="is there already and is not an export"):
-            export_subnet(exported(0).baseline, shifted(0.0), tmp_path)
+            export_subnet(exported(0).expected, shifted(0.0), tmp_path)
         assert (tmp_path / "shifted" / "thesis.txt").exists()
 
     def test_a_supernet_whose_numbers_are_not_finite(self, exported: Export, tmp_path: Path) -> None:
-        baseline = exported(0).baseline
-        broken = dataclasses.replace(baseline, supernet=(baseline.extracted[0] / 0, baseline.extracted[1]))
+        expected = exported(0).expected
+        broken = dataclasses.replace(expected, supernet=(expected.extracted[0] / 0, expected.extracted[1]))
         with pytest.raises(RunError, match=r"the extracted network is not the supernet's subnet: .* not finite"):
             export_subnet(broken, shifted(0.0), tmp_path)
 
@@ -204,7 +204,7 @@ class TestFailures:
         self, exported: Export, tmp_path: Path, precision: Literal["float32", "int8"]
     ) -> None:
         with pytest.raises(RunError, match=r"the exported file is not the extracted network: .* not finite"):
-            export_subnet(exported(0).baseline, shifted(float("nan"), precision), tmp_path)
+            export_subnet(exported(0).expected, shifted(float("nan"), precision), tmp_path)
         assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["largest_difference"] is None
 
     @pytest.mark.parametrize("name", ["classifier.bias", "stem.1.running_var"])
@@ -214,7 +214,7 @@ class TestFailures:
             network.state_dict()[name][0] = float("nan")
         write_subnet(tmp_path / "broken", network, description)
         with pytest.raises(UserError, match="not finite"):
-            Baseline.of(read_reference(tmp_path / "broken", run=home.path, images=2))
+            ReferenceLogits.of(read_reference(tmp_path / "broken", run=home.path, images=2))
 
 
 class TestCheck:
@@ -224,7 +224,7 @@ class TestCheck:
         return tmp_path
 
     def test_what_is_right_passes_again(self, exported: Export, copy: Path) -> None:
-        _, certificate = check_export(exported(1).baseline, TARGETS["onnx"], copy)
+        _, certificate = check_export(exported(1).expected, TARGETS["onnx"], copy)
         assert certificate.passed
         assert certificate.files == exported(1).certificate.files
 
@@ -240,19 +240,19 @@ class TestCheck:
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
         replaced(copy / "onnx", sealed(model))
         with pytest.raises(RunError, match=rf"the first layer that differs is {layer},"):
-            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+            check_export(exported(1).expected, TARGETS["onnx"], copy)
 
     def test_nothing_there(self, exported: Export, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds no export"):
-            check_export(exported(1).baseline, TARGETS["onnx"], tmp_path)
+            check_export(exported(1).expected, TARGETS["onnx"], tmp_path)
 
     def test_the_file_of_another_subnet(self, exported: Export, copy: Path) -> None:
         """The smallest subnet takes images of 6 pixels, as the last does; the copied file takes 8."""
         differs = "is of another subnet than .*: it differs in architecture, preprocessing, network, weights_sha256"
         with pytest.raises(UserError, match=differs):
-            check_export(exported(0).baseline, TARGETS["onnx"], copy)
+            check_export(exported(0).expected, TARGETS["onnx"], copy)
         with pytest.raises(UserError, match="it differs in architecture, network, weights_sha256"):
-            check_export(exported(0).baseline, TARGETS["onnx"], exported(2).place.parent)
+            check_export(exported(0).expected, TARGETS["onnx"], exported(2).place.parent)
 
     @pytest.mark.parametrize(
         ("change", "pattern"),
@@ -266,18 +266,18 @@ class TestCheck:
     ) -> None:
         self.changed(copy / "onnx", change)
         with pytest.raises(UserError, match=pattern):
-            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+            check_export(exported(1).expected, TARGETS["onnx"], copy)
 
     @pytest.mark.parametrize("layers", [{}, {"other": "logits"}])
     def test_a_file_that_names_no_layers(self, exported: Export, copy: Path, layers: dict[str, str]) -> None:
         self.changed(copy / "onnx", lambda said: said.update(layers=layers), corrupted=True)
         with pytest.raises(RunError, match="the file does not let one look inside"):
-            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+            check_export(exported(1).expected, TARGETS["onnx"], copy)
 
     def test_a_file_that_lacks_a_layer_that_it_names(self, exported: Export, copy: Path) -> None:
         self.changed(copy / "onnx", lambda said: said["layers"].update(stem="nothing"), corrupted=True)
         with pytest.raises(UserError, match="does not have all the layers that its description names"):
-            check_export(exported(1).baseline, TARGETS["onnx"], copy)
+            check_export(exported(1).expected, TARGETS["onnx"], copy)
 
     @staticmethod
     def changed(place: Path, change: Callable[[dict[str, Any]], object], *, corrupted: bool = False) -> None:
@@ -294,7 +294,7 @@ class TestCheck:
 
 def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:
     """A file that gives every image class 2 loses what the network was right about elsewhere."""
-    reference = exported(0).baseline.reference
+    reference = exported(0).expected.reference
     data = home.load_data()
     relabelled = dataclasses.replace(
         data.test, labels=torch.cat([reference.network(x).argmax(1) for x in reference.inputs(data.test)])
@@ -306,7 +306,7 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
 
     def certified(max_loss: float) -> Any:
         return certify(
-            Baseline.of(right), opened, target="t", precision="int8", files={}, details={}, max_loss=max_loss
+            ReferenceLogits.of(right), opened, target="t", precision="int8", files={}, details={}, max_loss=max_loss
         )
 
     failed = certified(share - 1)
@@ -319,11 +319,11 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
 
 def test_int8_is_not_certified_without_images(exported: Export, tmp_path: Path) -> None:
     """There is nothing else to hold its logits against; the certificate that is there stays."""
-    target, baseline = shifted(0.5, "int8"), exported(0).baseline
-    _, made = export_subnet(baseline, target, tmp_path)
+    target, expected = shifted(0.5, "int8"), exported(0).expected
+    _, made = export_subnet(expected, target, tmp_path)
     before = written(tmp_path / "shifted")
     assert made.passed
-    reference = dataclasses.replace(baseline.reference, data=None, no_data="they are gone")
+    reference = dataclasses.replace(expected.reference, data=None, no_data="they are gone")
     with pytest.raises(RunError, match="what int8 loses of top-1 is not compared: they are gone"):
-        check_export(Baseline.of(reference), target, tmp_path)
+        check_export(ReferenceLogits.of(reference), target, tmp_path)
     assert written(tmp_path / "shifted") == before

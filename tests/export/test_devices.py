@@ -29,7 +29,7 @@ pytestmark = pytest.mark.export
 def openvino_place(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("openvino")
     out = tmp_path_factory.mktemp("openvino")
-    place, certificate = export_subnet(exported(1).baseline, TARGETS["openvino"], out)
+    place, certificate = export_subnet(exported(1).expected, TARGETS["openvino"], out)
     assert certificate.passed
     assert certificate.supernet_and_extracted.identical  # type: ignore[union-attr]
     return place
@@ -39,7 +39,7 @@ def openvino_place(exported: Export, tmp_path_factory: pytest.TempPathFactory) -
 def executorch_place(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("executorch")
     out = tmp_path_factory.mktemp("executorch")
-    place, certificate = export_subnet(exported(0).baseline, TARGETS["executorch"], out)
+    place, certificate = export_subnet(exported(0).expected, TARGETS["executorch"], out)
     assert certificate.passed
     return place
 
@@ -64,11 +64,11 @@ class TestOpenVino:
 
         model = openvino.Core().read_model(str(openvino_place / "model.xml"))
         said = json.loads(model.get_rt_info(["trainonce"]).astype(str))
-        assert said["classes"] == list(exported(1).baseline.reference.file.classes)
+        assert said["classes"] == list(exported(1).expected.reference.file.classes)
         assert said["preprocessing"]["resolution"] == 8
 
     def test_a_corrupted_weight_names_its_layer(self, exported: Export, openvino_place: Path, tmp_path: Path) -> None:
-        network = exported(1).baseline.reference.network
+        network = exported(1).expected.reference.network
         content = (openvino_place / "model.bin").read_bytes()
         weight = network.blocks[2].depthwise[0].weight
         norm = network.blocks[2].depthwise[1]
@@ -79,14 +79,14 @@ class TestOpenVino:
         shutil.copytree(openvino_place, tmp_path / "openvino")
         (tmp_path / "openvino" / "model.bin").write_bytes(corrupted)
         with pytest.raises(RunError, match=r"model\.xml is damaged or was edited"):
-            check_export(exported(1).baseline, TARGETS["openvino"], tmp_path)
+            check_export(exported(1).expected, TARGETS["openvino"], tmp_path)
         replaced(tmp_path / "openvino", {"model.xml": SEAL.put(model, corrupted), "model.bin": corrupted})
         with pytest.raises(RunError, match=r"the first layer that differs is blocks\.2,"):
-            check_export(exported(1).baseline, TARGETS["openvino"], tmp_path)
+            check_export(exported(1).expected, TARGETS["openvino"], tmp_path)
         cut = model[:1000]
         replaced(tmp_path / "openvino", {"model.xml": SEAL.put(cut, content), "model.bin": content})
         with pytest.raises(UserError, match="is not an OpenVINO model"):
-            check_export(exported(1).baseline, TARGETS["openvino"], tmp_path)
+            check_export(exported(1).expected, TARGETS["openvino"], tmp_path)
 
     @pytest.mark.parametrize(
         ("change", "pattern"),
@@ -161,7 +161,7 @@ class TestExecuTorch:
     def test_the_description_lies_beside_it(self, exported: Export, executorch_place: Path) -> None:
         said = json.loads((executorch_place / "model.json").read_text(encoding="utf-8"))
         assert said["batch"] == 1
-        assert said["architecture"] == exported(0).baseline.reference.file.architecture
+        assert said["architecture"] == exported(0).expected.reference.file.architecture
 
     def test_another_size_is_a_sentence(self, exported: Export, executorch_place: Path) -> None:
         """Of images, and of the description that lies beside the program."""
@@ -180,7 +180,7 @@ class TestExecuTorch:
         cut = files["model.pte"][: len(files["model.pte"]) // 2]
         (tmp_path / "executorch" / "model.pte").write_bytes(cut)
         with pytest.raises(RunError, match=r"model\.pte is damaged or was edited"):
-            check_export(exported(0).baseline, TARGETS["executorch"], tmp_path)
+            check_export(exported(0).expected, TARGETS["executorch"], tmp_path)
         with pytest.raises(UserError, match="not an ExecuTorch program"):
             open_executorch({**files, "model.pte": cut}, 1, "model.pte")
 

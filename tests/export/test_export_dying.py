@@ -19,7 +19,7 @@ def test_an_export_that_is_replaced(
     exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
-    baseline = exported(0).baseline
+    expected = exported(0).expected
     found = []
 
     def target(content: bytes) -> Target:
@@ -29,12 +29,12 @@ def test_an_export_that_is_replaced(
             files=("file",),
             write=lambda _reference, _max_loss: Written(files={"file": content}),
             open=lambda _files, _threads, _where: Opened(
-                description=baseline.reference.file, run=baseline.reference.network
+                description=expected.reference.file, run=expected.reference.network
             ),
         )
 
     def export(content: bytes, out: Path = tmp_path / "export") -> None:
-        export_subnet(baseline, target(content), out)
+        export_subnet(expected, target(content), out)
 
     export(b"old")
     shutil.copytree(tmp_path / "export", tmp_path / "before")

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from trainonce.data import DataSet, Split
 from trainonce.errors import UserError
 from trainonce.export import TARGETS
-from trainonce.export.certificate import Baseline
+from trainonce.export.certificate import ReferenceLogits
 from trainonce.export.exporting import export_subnet
 from trainonce.export.int8 import write_int8
 from trainonce.export.onnx import FILE
@@ -40,17 +40,17 @@ def judged_by_itself(reference: Reference) -> Reference:
 
 @pytest.fixture(scope="module")
 def export(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Reference]:
-    made = exported(0).baseline.reference
+    made = exported(0).expected.reference
     reference = judged_by_itself(made)
     reference.__dict__["onnx"] = made.onnx  # made once
     out = tmp_path_factory.mktemp("int8")
-    return *export_subnet(Baseline.of(reference), TARGETS["onnx-int8"], out, max_loss=100), reference
+    return *export_subnet(ReferenceLogits.of(reference), TARGETS["onnx-int8"], out, max_loss=100), reference
 
 
 def test_it_is_smaller_and_its_weights_are_integers(export: tuple[Path, Any, Reference], exported: Export) -> None:
     place, _, _ = export
     content = (place / FILE).read_bytes()
-    assert len(content) < 0.6 * len(exported(0).baseline.reference.onnx)
+    assert len(content) < 0.6 * len(exported(0).expected.reference.onnx)
     weights = [i for i in onnx.load_model_from_string(content).graph.initializer if len(i.dims) == 4]
     assert len(weights) > 20
     assert all(i.data_type == onnx.TensorProto.INT8 for i in weights)
@@ -81,7 +81,7 @@ def test_a_layer_that_does_not_bear_it_is_found(exported: Export) -> None:
     In float32 that changes nothing; eight bits for the whole map leave nothing of the other channels. It is the stem
     that writes that map and the first block that reads it, so these two cost most and stay in float32.
     """
-    made = exported(0).baseline.reference
+    made = exported(0).expected.reference
     network = made.network
     before = {name: t.clone() for name, t in network.state_dict().items()}
     try:
@@ -103,6 +103,6 @@ def test_a_layer_that_does_not_bear_it_is_found(exported: Export) -> None:
 
 
 def test_without_images_there_is_nothing_to_calibrate_with(exported: Export) -> None:
-    reference = dataclasses.replace(exported(0).baseline.reference, data=None, no_data="they are gone")
+    reference = dataclasses.replace(exported(0).expected.reference, data=None, no_data="they are gone")
     with pytest.raises(UserError, match="int8 needs the run's images to calibrate with, and they are gone"):
         write_int8(reference, max_loss=1)

@@ -132,7 +132,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("module", ["onnx", "onnxscript"])
     def test_writing_without_the_extra(self, exported: Export, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-        reference = exported(0).baseline.reference
+        reference = exported(0).expected.reference
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=r"pip install 'trainonce\[onnx\]'"):
             to_onnx(reference.network, reference.file)

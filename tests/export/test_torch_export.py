@@ -14,7 +14,7 @@ from tests.support.damage import flips
 
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, torch_export
-from trainonce.export.certificate import Baseline
+from trainonce.export.certificate import ReferenceLogits
 from trainonce.export.description import Opened
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.first_difference import first_difference, layer_outputs
@@ -29,7 +29,7 @@ Export = Callable[[int], Any]
 
 @pytest.fixture(scope="module")
 def place(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place, certificate = export_subnet(exported(2).baseline, TARGETS["torch"], tmp_path_factory.mktemp("torch"))
+    place, certificate = export_subnet(exported(2).expected, TARGETS["torch"], tmp_path_factory.mktemp("torch"))
     assert certificate.passed
     return place
 
@@ -71,7 +71,7 @@ def test_an_image_with_huge_values_hides_no_layer(exported: Export) -> None:
 
     x_BCHW = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     x_BCHW[0] *= 1e6
-    opened = Opened(description=exported(2).baseline.reference.file, run=network, layers=layers)
+    opened = Opened(description=exported(2).expected.reference.file, run=network, layers=layers)
     found = first_difference(network, opened, x_BCHW)
     assert found is not None
     assert found.layer == "blocks.1"
@@ -80,7 +80,7 @@ def test_an_image_with_huge_values_hides_no_layer(exported: Export) -> None:
 def test_the_certificate_must_be_of_this_subnet_and_have_passed(exported: Export, place: Path, tmp_path: Path) -> None:
     """The file is not opened, so its hash says what it is only through the certificate."""
     with pytest.raises(UserError, match=r"is of another subnet than .*: its certificate names other weights"):
-        check_export(exported(1).baseline, TARGETS["torch"], place.parent)
+        check_export(exported(1).expected, TARGETS["torch"], place.parent)
     shutil.copytree(place, tmp_path / "torch")
     said = json.loads((place / "certificate.json").read_text(encoding="utf-8")) | {
         "passed": False,
@@ -88,18 +88,18 @@ def test_the_certificate_must_be_of_this_subnet_and_have_passed(exported: Export
     }
     (tmp_path / "torch" / "certificate.json").write_bytes(to_json(said))
     with pytest.raises(UserError, match="did not pass when it was made: it is off"):
-        check_export(exported(2).baseline, TARGETS["torch"], tmp_path)
+        check_export(exported(2).expected, TARGETS["torch"], tmp_path)
 
 
 def test_other_classes_in_the_description_are_noticed(home: RunDirectory, tmp_path: Path) -> None:
     """The .pt2 is not opened, and yet its description is held against the subnet's, as is its certificate's."""
     subnet = tmp_path / "subnet"
     shutil.copytree(home.subnets / "2", subnet, ignore=shutil.ignore_patterns("export*"))
-    export_subnet(Baseline.of(read_reference(subnet, images=2)), TARGETS["torch"], subnet / "export")
+    export_subnet(ReferenceLogits.of(read_reference(subnet, images=2)), TARGETS["torch"], subnet / "export")
     network, description = read_subnet(subnet)
     shutil.move(subnet / "export", tmp_path)
     write_subnet(subnet, network, description | {"classes": description["classes"][::-1]})
-    reversed_ = Baseline.of(read_reference(subnet, images=2))
+    reversed_ = ReferenceLogits.of(read_reference(subnet, images=2))
     with pytest.raises(UserError, match="its certificate describes another"):
         check_export(reversed_, TARGETS["torch"], tmp_path / "export")
     path = tmp_path / "export" / "torch" / "certificate.json"
@@ -147,12 +147,12 @@ def test_a_file_from_disk_is_not_loaded(exported: Export, place: Path, monkeypat
 
     monkeypatch.setattr(torch.export, "load", refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    _, certificate = check_export(exported(2).baseline, TARGETS["torch"], place.parent)
+    _, certificate = check_export(exported(2).expected, TARGETS["torch"], place.parent)
     assert certificate.verdict.endswith("its hashes are the recorded ones")
     content = (place / "model.pt2").read_bytes()
     try:
         (place / "model.pt2").write_bytes(content[:-1] + b"?")
         with pytest.raises(RunError, match="is damaged or was edited"):
-            check_export(exported(2).baseline, TARGETS["torch"], place.parent)
+            check_export(exported(2).expected, TARGETS["torch"], place.parent)
     finally:
         (place / "model.pt2").write_bytes(content)

@@ -65,7 +65,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class ReferenceLogits:
     """The logits of the two networks that every exported file of a subnet is held against, computed once."""
 
     reference: Reference
@@ -73,7 +73,7 @@ class Baseline:
     supernet: tuple[Tensor, Tensor | None] | None
 
     @classmethod
-    def of(cls, reference: Reference) -> "Baseline":
+    def of(cls, reference: Reference) -> "ReferenceLogits":
         """Compute them. Raises `UserError` where the subnet itself gives numbers that are not finite."""
         extracted = reference.logits(reference.network)
         if not all(logits.isfinite().all() for logits in extracted if logits is not None):
@@ -88,7 +88,7 @@ class Baseline:
 
 
 def certify(
-    baseline: Baseline,
+    expected: ReferenceLogits,
     opened: Opened | None,
     *,
     target: str,
@@ -103,12 +103,12 @@ def certify(
     `max_loss` is how many points of top-1 an int8 file may lose. Without `opened` only what does not need the file's
     computing is said, and `not_opened` says why.
     """
-    reference = baseline.reference
+    reference = expected.reference
     supernet = f"not compared: {reference.no_supernet}"
-    above = supernet if baseline.supernet is None else compare(_all(baseline.extracted), _all(baseline.supernet))
+    above = supernet if expected.supernet is None else compare(_all(expected.extracted), _all(expected.supernet))
     logits = None if opened is None else reference.logits(opened.run)
-    below = f"not compared: {not_opened}" if logits is None else compare(_all(baseline.extracted), _all(logits))
-    top1 = _top1(reference, {"supernet": baseline.supernet, "extracted": baseline.extracted, "exported": logits})
+    below = f"not compared: {not_opened}" if logits is None else compare(_all(expected.extracted), _all(logits))
+    top1 = _top1(reference, {"supernet": expected.supernet, "extracted": expected.extracted, "exported": logits})
     first = None
     if opened is not None and precision == "float32" and isinstance(below, LogitComparison) and not below.agrees:
         first = _first_difference(reference, opened)

@@ -10,7 +10,7 @@ import torch
 from trainonce.errors import RunError, UserError
 from trainonce.export import Target
 from trainonce.export.certificate import FILE as CERTIFICATE
-from trainonce.export.certificate import Baseline, Certificate, certify
+from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
 from trainonce.export.description import FileDescription, Opened
 from trainonce.export.integrity import judged
@@ -20,7 +20,7 @@ from trainonce.records import read_json, to_json
 
 
 def export_subnet(
-    baseline: Baseline, target: Target, out: str | Path, *, max_loss: float = 1.0
+    expected: ReferenceLogits, target: Target, out: str | Path, *, max_loss: float = 1.0
 ) -> tuple[Path, Certificate]:
     """Export to OUT/TARGET, replacing an earlier export there, and certify what was written.
 
@@ -29,7 +29,7 @@ def export_subnet(
     export stays. Raises `UserError` without the target's extra.
     """
     out = Path(out)
-    written = target.write(baseline.reference, max_loss)
+    written = target.write(expected.reference, max_loss)
     place = out / target.name
     if place.exists() and not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} is there already and is not an export: name another directory")
@@ -39,7 +39,7 @@ def export_subnet(
             for name, content in written.files.items():
                 write_synced(partial / name, content)
             opened = _opened(target, partial, written.files)
-            certificate = _certified(baseline, target, opened, written.files, written.details, max_loss)
+            certificate = _certified(expected, target, opened, written.files, written.details, max_loss)
             write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
             put_in_place(partial, place if certificate.passed else failed)
             if certificate.passed:
@@ -52,7 +52,7 @@ def export_subnet(
 
 
 def check_export(
-    baseline: Baseline, target: Target, out: str | Path, *, max_loss: float = 1.0
+    expected: ReferenceLogits, target: Target, out: str | Path, *, max_loss: float = 1.0
 ) -> tuple[Path, Certificate]:
     """Hold the files in OUT/TARGET against the subnet again; nothing is written, see `renew`.
 
@@ -76,11 +76,11 @@ def check_export(
         described = opened.description
     else:
         opened, described = None, target.describe(files, where)
-        _refuse_uncertified(recorded, baseline.reference, place)
-    _refuse_another(described, baseline.reference, target, place)
+        _refuse_uncertified(recorded, expected.reference, place)
+    _refuse_another(described, expected.reference, target, place)
     details = recorded.get("details")
     details = details if isinstance(details, dict) else {}
-    certificate = _certified(baseline, target, opened, files, details, max_loss)
+    certificate = _certified(expected, target, opened, files, details, max_loss)
     if not certificate.passed:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {place}")
     return place, certificate
@@ -127,7 +127,7 @@ def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened:
 
 
 def _certified(
-    baseline: Baseline,
+    expected: ReferenceLogits,
     target: Target,
     opened: Opened | None,
     files: Mapping[str, bytes],
@@ -135,7 +135,7 @@ def _certified(
     max_loss: float,
 ) -> Certificate:
     return certify(
-        baseline,
+        expected,
         opened,
         target=target.name,
         precision=target.precision,

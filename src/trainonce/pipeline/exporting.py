@@ -7,7 +7,7 @@ from pathlib import Path
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
-from trainonce.export.certificate import Baseline, Certificate
+from trainonce.export.certificate import Certificate, ReferenceLogits
 from trainonce.export.exporting import check_export, export_subnet, renew
 from trainonce.export.reference import Reference, read_reference
 from trainonce.pipeline.machine import use_threads
@@ -75,9 +75,9 @@ def export(
         images=images,
     )
     on_reference(reference)
-    baseline = Baseline.of(reference)
+    expected = ReferenceLogits.of(reference)
     done, failed = [], {}
-    for target, found in for_each(targets, lambda target: _exported(baseline, target, place, max_loss, check=check)):
+    for target, found in for_each(targets, lambda target: _exported(expected, target, place, max_loss, check=check)):
         if isinstance(found, Exception):
             failed[target.name] = str(found)
             on_failed(target, found)
@@ -93,10 +93,10 @@ def _target(name: str) -> Target:
     return TARGETS[name]
 
 
-def _exported(baseline: Baseline, target: Target, out: Path, max_loss: float, *, check: bool) -> Exported:
+def _exported(expected: ReferenceLogits, target: Target, out: Path, max_loss: float, *, check: bool) -> Exported:
     """Write or check one target."""
     work = check_export if check else export_subnet
-    place, certificate = work(baseline, target, out, max_loss=max_loss)
+    place, certificate = work(expected, target, out, max_loss=max_loss)
     not_renewed = _renewed(place, certificate) if check else None
     return Exported(target=target, place=place, certificate=certificate, not_renewed=not_renewed)
 
