@@ -12,7 +12,7 @@ from trainonce.data import listing
 from trainonce.data.folder import read_folder
 from trainonce.errors import UserError
 from trainonce.lab.studies.built_in import STUDIES
-from trainonce.lab.studies.study import EvaluatePlan, StudySetup, load_study
+from trainonce.lab.studies.study import StudyScoring, StudySetup, load_study
 from trainonce.recipes import LONGEST_EPOCHS, RECIPES, Phase, load_recipe
 from trainonce.search import SearchSettings
 from trainonce.subnets.finetune import FinetuneSettings
@@ -87,7 +87,7 @@ def test_settings_have_largest_values() -> None:
     for make in (
         lambda: FinetuneSettings.parse({"epochs": 10**9}, where="here"),
         lambda: SearchSettings.parse({"scores": 10**9}, where="here"),
-        lambda: EvaluatePlan.parse({"per_bucket": 10**9}, where="here"),
+        lambda: StudyScoring.parse({"per_bucket": 10**9}, where="here"),
     ):
         with pytest.raises(UserError, match=r"here: .* less than or equal to"):
             make()

@@ -8,7 +8,7 @@ import torch
 
 from trainonce.data import load_dataset
 from trainonce.lab.studies.run_study import StudyDirectory, run_study
-from trainonce.lab.studies.study import Arm, EvaluatePlan, Study, StudyRun
+from trainonce.lab.studies.study import Arm, Study, StudyRun, StudyScoring
 from trainonce.models import MobileNetV3Settings
 from trainonce.recipes import RECIPES
 
@@ -33,7 +33,7 @@ def tiny_study() -> Study:
             for seed in (0, 1)
             for name, recipe in recipes.items()
         ),
-        evaluate=EvaluatePlan(per_bucket=0, probes=("smallest", "largest"), calibration_images=50, split="validate"),
+        evaluate=StudyScoring(per_bucket=0, probes=("smallest", "largest"), calibration_images=50, split="validate"),
     )
 
 

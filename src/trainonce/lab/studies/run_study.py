@@ -26,7 +26,7 @@ from trainonce.evaluation.population import Bucket, draw_population, evaluate_po
 from trainonce.files import is_there, write_atomic
 from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes
 from trainonce.lab.studies.results import FinishedRun, StudyResult
-from trainonce.lab.studies.study import EvaluatePlan, Study, StudyRun
+from trainonce.lab.studies.study import Study, StudyRun, StudyScoring
 from trainonce.models import Supernet, build
 from trainonce.names import file_name
 from trainonce.parallel.fan_out import LOCAL, fan_out
@@ -189,7 +189,7 @@ class StudyRunner:
     """
 
     root: Path
-    plan: EvaluatePlan
+    plan: StudyScoring
     source: DataSource
     fingerprint: str
     data_dir: str | Path | None
@@ -305,7 +305,7 @@ def _result(run: StudyRun, score: SubnetScore, bucket: Bucket | None, probe: boo
 
 
 def subnets_to_score(
-    net: Supernet, plan: EvaluatePlan, run: StudyRun
+    net: Supernet, plan: StudyScoring, run: StudyRun
 ) -> list[tuple[Bucket | None, Architecture, bool]]:
     """The population, then the probes: the same in every run of one geometry.
 

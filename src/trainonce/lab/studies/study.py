@@ -36,7 +36,7 @@ GIVEN = {
 """Keys that an arm's `model` does not take, and why."""
 
 
-class EvaluatePlan(Settings):
+class StudyScoring(Settings):
     """Which subnets of each trained run are scored, and on what."""
 
     split: SplitName = "test"
@@ -104,7 +104,7 @@ class Study(Settings):
     """The arms, in the order of drawing."""
     runs: tuple[StudyRun, ...] = Field(min_length=1)
     """All runs, in the order of running."""
-    evaluate: EvaluatePlan = EvaluatePlan()
+    evaluate: StudyScoring = StudyScoring()
     """How every run is scored."""
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class StudySetup:
     def probes(self, parts: int, each: int, *, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Any]]:
         """`each` distinct architectures from the middle of each of so many equal parts of the MACs range.
 
-        Also the buckets that they were drawn from, as fields of `EvaluatePlan`.
+        Also the buckets that they were drawn from, as fields of `StudyScoring`.
         """
         low, high = self.sampler.min_macs / 1e6, self.sampler.max_macs / 1e6
         half_m = round((high - low) / 40, 6)
@@ -187,7 +187,7 @@ class StudySetup:
         drawn = draw_population(self.net.cost, buckets, each, seed=seed)
         return tuple(str(arch) for _, arch in drawn), {"buckets_m": centres_m, "half_m": half_m}
 
-    def plan(self, models: Sequence[dict[str, Any]] = (), **fields: Any) -> EvaluatePlan:
+    def plan(self, models: Sequence[dict[str, Any]] = (), **fields: Any) -> StudyScoring:
         """How populations are scored, buckets resolved: the paper's where the space reaches them, else six spread.
 
         `models` are the runs' supernets, by default the study's own. Where they differ, or where `fields` says that
@@ -204,7 +204,7 @@ class StudySetup:
             buckets = make_buckets(net.cost, PAPER_BUCKETS_M if papers else ())
             centres = tuple(round(bucket.centre / 1e6, 6) for bucket in buckets)
             fields = {"buckets_m": centres, "half_m": round(buckets[0].half / 1e6, 6), **fields}
-        return EvaluatePlan(**fields)
+        return StudyScoring(**fields)
 
 
 class ArmFile(Arm):
@@ -244,12 +244,12 @@ class StudyFile(Settings):
     arms: tuple[ArmFile, ...] = Field(min_length=1)
     """What is compared."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """The fields of `EvaluatePlan`."""
+    """The fields of `StudyScoring`."""
 
     def build(self, setup: StudySetup, *, folder: str | Path, where: str) -> Study:
         """The study with this setup. Recipes in files are looked for beside `folder`. Raises `UserError`."""
         folder = Path(folder)
-        EvaluatePlan.parse(self.evaluate, where=f"{where}: evaluate")
+        StudyScoring.parse(self.evaluate, where=f"{where}: evaluate")
         runs = [self._run(arm, seed, setup, folder, where) for seed in setup.seeds for arm in self.arms]
         values = {
             "name": self.name,
