@@ -30,7 +30,7 @@ from trainonce.report.figures.population import (
     readable,
     steps_of_fronts,
 )
-from trainonce.report.loading import Scored, read_groups
+from trainonce.report.loading import PlottedScore, read_groups
 from trainonce.report.sections.population import populations
 from trainonce.run.directory import RunConfig, RunDirectory
 
@@ -73,7 +73,7 @@ def test_the_buckets_are_summed_up_from_the_newest_weights(make_run: MakeRun) ->
     assert arm.fronts == {str(run.path): arm.lines}, "top-1 rises with MACs, so every subnet is on the front"
 
 
-def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> Scored:
+def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> PlottedScore:
     return a_scored(arch=arch, macs=macs_m * 1e6, top1=top1, images=50, seed=seed, run=f"{run}{seed}")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainonce.lab.studies.results import FinishedRun, StudyResult
-from trainonce.report.loading import Scored
+from trainonce.report.loading import PlottedScore
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 
 
@@ -41,9 +41,9 @@ def a_finished(**values: Any) -> FinishedRun:
     return FinishedRun.read(plain | values, where="a test")
 
 
-def a_scored(**values: Any) -> Scored:
+def a_scored(**values: Any) -> PlottedScore:
     """A score as figures draw it."""
-    return replace(Scored(run="r", seed=0, arch="d1", macs=4e6, params=2e6, top1=50.0), **values)
+    return replace(PlottedScore(run="r", seed=0, arch="d1", macs=4e6, params=2e6, top1=50.0), **values)
 
 
 def timeless(lines: Iterable[MetricsLine]) -> list[dict[str, Any]]:

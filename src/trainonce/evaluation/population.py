@@ -226,7 +226,7 @@ class BucketSummary:
     maximum: float
 
 
-class Scored(Protocol):
+class ScoredSubnet(Protocol):
     """A subnet with its costs and its top-1 in percent."""
 
     @property
@@ -239,10 +239,10 @@ class Scored(Protocol):
     def top1(self) -> float: ...
 
 
-S = TypeVar("S", bound=Scored)
+S = TypeVar("S", bound=ScoredSubnet)
 
 
-def summarise(lines: Iterable[Scored], buckets: Sequence[Bucket]) -> list[BucketSummary]:
+def summarise(lines: Iterable[ScoredSubnet], buckets: Sequence[Bucket]) -> list[BucketSummary]:
     """One summary for each bucket that has lines."""
     lines = list(lines)
     summaries = []

@@ -69,7 +69,7 @@ FRONT_ENTRY: Kinds = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+class PlottedScore:
     """A subnet's score as figures draw it, of a run's population or of a study's results."""
 
     run: str
@@ -86,9 +86,9 @@ class Scored:
     """Of a study: whether it is a probe."""
 
 
-def scored(line: SubnetScore, run: str | Path, seed: int) -> Scored:
+def scored(line: SubnetScore, run: str | Path, seed: int) -> PlottedScore:
     """A line of a run's population as figures draw it."""
-    return Scored(
+    return PlottedScore(
         run=str(run),
         seed=seed,
         arch=line.arch,
@@ -114,7 +114,7 @@ class RunRecord:
     model: dict[str, Any]
     provenance: dict[str, Any]
     factors: Factors = field(default_factory=dict)
-    scores: dict[SplitName, list[Scored]] = field(default_factory=dict)
+    scores: dict[SplitName, list[PlottedScore]] = field(default_factory=dict)
     metrics: list[MetricsLine] = field(default_factory=list)
     forgetting: list[ForgettingLine] = field(default_factory=list)
     exposure: ExposureTable | None = None
@@ -285,8 +285,8 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     )
 
 
-def _scored(line: StudyResult, run: Path) -> Scored:
-    return Scored(
+def _scored(line: StudyResult, run: Path) -> PlottedScore:
+    return PlottedScore(
         run=str(run),
         seed=line.seed,
         arch=line.arch,

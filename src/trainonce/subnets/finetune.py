@@ -119,7 +119,7 @@ def finetune(
     assert evaluator.split_name == "validate", "the test split chooses nothing"
     refuse_subclass(settings, FinetuneSettings)
     began = time.monotonic()
-    loop = _Loop(network, evaluator, settings, teacher)
+    loop = _FinetuneLoop(network, evaluator, settings, teacher)
     before = finite(evaluator.score(_copy(network)), "validate")
     epochs: list[Epoch] = []
     kept: dict[str, Tensor] = {}
@@ -156,7 +156,7 @@ def estimated_seconds(
     network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
 ) -> float:
     """About how long `finetune` takes: a few steps and one scoring are timed, on copies."""
-    loop = _Loop(network, evaluator, settings, teacher)
+    loop = _FinetuneLoop(network, evaluator, settings, teacher)
     batch = evaluator.data.train.batch(next(loop.rows(1)))
     loop.step(0, batch)
     began = time.monotonic()
@@ -219,7 +219,7 @@ def _copy(network: nn.Module) -> nn.Module:
     return plain.requires_grad_().eval()
 
 
-class _Loop:
+class _FinetuneLoop:
     def __init__(
         self, network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, teacher: nn.Module | None
     ) -> None:

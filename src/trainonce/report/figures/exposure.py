@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainonce.lab.measures.exposure import SelectionBias, selection_bias
 from trainonce.report.figures.charts import chart_of, layered, require_plotting
-from trainonce.report.loading import RunRecord, Scored
+from trainonce.report.loading import PlottedScore, RunRecord
 from trainonce.run.exposure import ExposureTable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ArmExposure:
     """How far apart the two are, in the bins recorded; None where nothing was trained or nothing is scored."""
 
 
-def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[Scored]] | None = None) -> list[ArmExposure]:
+def exposure_info(runs: Sequence[RunRecord], scored: dict[str, list[PlottedScore]] | None = None) -> list[ArmExposure]:
     """Each arm that recorded exposure, with what was evaluated of it (`scored`, lines by arm); none where none did.
 
     An arm whose runs differ in more than their seed is left out: there is no one thing that it trained.

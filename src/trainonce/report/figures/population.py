@@ -22,7 +22,7 @@ from trainonce.evaluation.population import (
 from trainonce.models import Supernet
 from trainonce.names import command, quoted
 from trainonce.report.figures.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
-from trainonce.report.loading import Scored, scored
+from trainonce.report.loading import PlottedScore, scored
 from trainonce.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class ArmPopulation:
 
     label: str
     seeds: list[int]
-    lines: list[Scored]
+    lines: list[PlottedScore]
     summaries: list[BucketSummary]
-    fronts: dict[str, list[Scored]]
+    fronts: dict[str, list[PlottedScore]]
     """By run."""
 
 
@@ -90,7 +90,7 @@ def population_info(
 
     Raises `UserError` for a run without scores, and for runs on different data.
     """
-    by_arm: dict[str, list[Scored]] = {}
+    by_arm: dict[str, list[PlottedScore]] = {}
     net: Supernet | None = None
     configs = [run.config() for run in runs]
     if len({config.data_fingerprint for config in configs}) > 1:
@@ -107,12 +107,12 @@ def population_info(
 
 
 def population_of(
-    by_arm: Mapping[str, Sequence[Scored]], buckets: Sequence[Bucket], *, data: str, split: SplitName
+    by_arm: Mapping[str, Sequence[PlottedScore]], buckets: Sequence[Bucket], *, data: str, split: SplitName
 ) -> PopulationInfo:
     """What the scores of each arm come to."""
     arms = []
     for label, lines in by_arm.items():
-        by_run: dict[str, list[Scored]] = {}
+        by_run: dict[str, list[PlottedScore]] = {}
         for line in lines:
             by_run.setdefault(line.run, []).append(line)
         arms.append(

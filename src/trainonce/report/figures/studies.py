@@ -23,7 +23,7 @@ from trainonce.report.figures.charts import (
     require_plotting,
     seed_mean,
 )
-from trainonce.report.loading import RunRecord, Scored
+from trainonce.report.loading import PlottedScore, RunRecord
 
 if TYPE_CHECKING:
     import altair as alt
@@ -63,7 +63,7 @@ def dose_info(runs: Sequence[RunRecord]) -> list[Dose]:
     return doses
 
 
-def probe_lines(run: RunRecord) -> list[Scored]:
+def probe_lines(run: RunRecord) -> list[PlottedScore]:
     """The scores of a run's probes."""
     return [line for lines in run.scores.values() for line in lines if line.probe]
 
@@ -111,7 +111,7 @@ class MeanGap:
 
 def gap_info(runs: Sequence[RunRecord]) -> list[MeanGap]:
     """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
-    lines: dict[str, list[Scored]] = {}
+    lines: dict[str, list[PlottedScore]] = {}
     for run in runs:
         if "match" in run.factors and ("probe" in run.factors or run.factors["match"] == INSIDE):
             lines.setdefault(str(run.factors["match"]), []).extend(probe_lines(run))
@@ -250,7 +250,7 @@ class ArmSeeds:
     mean: SeedMean
 
 
-def seeds_info(scored: Mapping[str, Sequence[Scored]]) -> list[ArmSeeds]:
+def seeds_info(scored: Mapping[str, Sequence[PlottedScore]]) -> list[ArmSeeds]:
     """What each arm scores, seed by seed; `scored` has scores by arm."""
     arms = []
     for arm, lines in scored.items():

@@ -19,7 +19,7 @@ from trainonce.report.figures.studies import (
     gap_info,
     seeds_info,
 )
-from trainonce.report.loading import Group, Scored
+from trainonce.report.loading import Group, PlottedScore
 from trainonce.report.parts import Cell, Figure, Section, Table, picture
 from trainonce.report.sections.population import pareto_section, population_section, populations
 from trainonce.report.sections.probe import forgetting_section, interference_section
@@ -30,7 +30,7 @@ from trainonce.report.sections.training import curves_section, exposure_section,
 def sections_of(group: Group) -> list[Section]:
     """Every section, those of what was not recorded too."""
     infos = populations(group)
-    scored: dict[str, list[Scored]] = {}
+    scored: dict[str, list[PlottedScore]] = {}
     for info in infos:
         for arm in info.arms:
             scored.setdefault(arm.label, []).extend(arm.lines)
@@ -195,7 +195,7 @@ def _dose_section(doses: Sequence[Dose]) -> Section:
     return Section(key="dose", heading="Dose and response", figures=[figure])
 
 
-def _comparisons(scored: dict[str, list[Scored]], effects: Sequence[Effect]) -> Section:
+def _comparisons(scored: dict[str, list[PlottedScore]], effects: Sequence[Effect]) -> Section:
     figures = []
     if effects:
         figures.append(_effects_figure(effects))
@@ -243,7 +243,7 @@ def _reach(effect: Effect) -> str:
     return f"{effect.low:+.2f} to {effect.high:+.2f}"
 
 
-def _seeds_figure(scored: dict[str, list[Scored]]) -> Figure:
+def _seeds_figure(scored: dict[str, list[PlottedScore]]) -> Figure:
     arms = seeds_info(scored)
     ranked = sorted(arms, key=lambda arm: -arm.mean.mean)
     listed = "; ".join(f"{arm.arm} {arm.mean.mean:.2f}% ({interval(arm.mean)})" for arm in ranked)

@@ -13,7 +13,7 @@ from trainonce.report.figures.population import (
     extract_command,
     population_of,
 )
-from trainonce.report.loading import Group, RunRecord, Scored
+from trainonce.report.loading import Group, PlottedScore, RunRecord
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, picture
 from trainonce.run.directory import RunDirectory
 
@@ -30,7 +30,7 @@ def populations(group: Group) -> list[PopulationInfo]:
             kinds.setdefault(json.dumps(run.model, sort_keys=True), []).append(run)
     infos = []
     for runs in kinds.values():
-        scored: dict[str, list[Scored]] = {}
+        scored: dict[str, list[PlottedScore]] = {}
         for run in _in_order(runs, list(group.arms)):
             lines = _population_lines(run, group, probes=not drawn)
             scored.setdefault(run.arm, []).extend(lines)
@@ -38,7 +38,7 @@ def populations(group: Group) -> list[PopulationInfo]:
     return infos
 
 
-def _population_lines(run: RunRecord, group: Group, *, probes: bool = False) -> list[Scored]:
+def _population_lines(run: RunRecord, group: Group, *, probes: bool = False) -> list[PlottedScore]:
     """A run's scores that are of the population: of a study, those in a bucket that are no probes; or the probes."""
     return [
         line
@@ -130,7 +130,7 @@ def _bucket_table(info: PopulationInfo) -> Table:
     return Table(caption="boxes: top-1 in percent by bucket", columns=columns, rows=rows)
 
 
-def _subnet_row(arm: ArmPopulation, line: Scored) -> list[Cell]:
+def _subnet_row(arm: ArmPopulation, line: PlottedScore) -> list[Cell]:
     """A subnet in a table: arm, seed, million MACs and parameters, top-1 in percent, and the command."""
     macs_m, params_m = line.macs / 1e6, line.params / 1e6
     return [
@@ -192,7 +192,7 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
     )
 
 
-def _runner_up(best: dict[str, Scored], top: str) -> str:
+def _runner_up(best: dict[str, PlottedScore], top: str) -> str:
     others = {arm: line for arm, line in best.items() if arm != top}
     if not others:
         return ""

@@ -13,7 +13,7 @@ from trainonce.report.figures.training import (
     spoken,
     times_info,
 )
-from trainonce.report.loading import Group, Scored
+from trainonce.report.loading import Group, PlottedScore
 from trainonce.report.parts import Cell, Figure, Picture, Section, Table, picture
 
 
@@ -104,7 +104,7 @@ def _curve_table(info: CurvesInfo) -> Table:
     return Table(caption="learning curves, about twenty points a run", columns=columns, rows=rows)
 
 
-def exposure_section(group: Group, scored: dict[str, list[Scored]]) -> Section:
+def exposure_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Section:
     """How much each value of each choice was trained."""
     arms = exposure_info(group.runs, scored)
     if not arms:
@@ -140,7 +140,7 @@ def exposure_section(group: Group, scored: dict[str, list[Scored]]) -> Section:
     return Section(key="exposure", heading="What was exposed", figures=[figure])
 
 
-def selection_section(group: Group, scored: dict[str, list[Scored]]) -> Section:
+def selection_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Section:
     """What was trained against what is evaluated: selection bias."""
     arms = [arm for arm in exposure_info(group.runs, scored) if arm.bias is not None]
     if not arms:
