@@ -37,7 +37,7 @@ def test_the_public_names_are_these() -> None:
         "TrainSettings",
         "UserError",
         "__version__",
-        "fit",
+        "fit_supernet",
         "from_pretrained",
         "load_dataset",
         "load_recipe",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainonce.errors import RunError, UserError
     from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
-    from trainonce.pipeline.fitting import FitSettings, Fitted, fit
+    from trainonce.pipeline.fitting import FitSettings, Fitted, fit_supernet
     from trainonce.pipeline.hub import from_pretrained, push_to_hub
     from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe
     from trainonce.run.directory import RunDirectory
@@ -31,7 +31,7 @@ else:
             "data": ("DataSet", "load_dataset"),
             "errors": ("RunError", "UserError"),
             "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
-            "pipeline.fitting": ("FitSettings", "Fitted", "fit"),
+            "pipeline.fitting": ("FitSettings", "Fitted", "fit_supernet"),
             "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
             "pipeline.hub": ("from_pretrained", "push_to_hub"),
             "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
@@ -70,7 +70,7 @@ __all__ = [
     "TrainSettings",
     "UserError",
     "__version__",
-    "fit",
+    "fit_supernet",
     "from_pretrained",
     "load_dataset",
     "load_recipe",

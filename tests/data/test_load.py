@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from trainonce.data import DataSet, DataSource, load_dataset
-from trainonce.data.load import fit, load_entry
+from trainonce.data.load import load_entry, sized
 from trainonce.data.splits import Sizes
 from trainonce.data.table import IMAGENET_MEAN, TABLE, TableEntry
 from trainonce.errors import UserError
@@ -264,14 +264,14 @@ class TestPaths:
 class TestFit:
     def test_nothing_to_do(self) -> None:
         images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-        assert fit(images, image_size=4, grey=False) is images
-        assert fit(images[:, :1], image_size=None, grey=True).shape == (2, 1, 4, 4)
+        assert sized(images, image_size=4, grey=False) is images
+        assert sized(images[:, :1], image_size=None, grey=True).shape == (2, 1, 4, 4)
 
     def test_grey_and_resized_against_pillow(self) -> None:
         rng = np.random.default_rng(0)
         array = rng.integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
         images = torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
-        colour, grey = fit(images, image_size=7, grey=False), fit(images, image_size=7, grey=True)
+        colour, grey = sized(images, image_size=7, grey=False), sized(images, image_size=7, grey=True)
         for i in range(3):
             picture = Image.fromarray(array[i])
             expected = np.asarray(picture.resize((7, 7), Image.Resampling.BILINEAR)).astype(int)

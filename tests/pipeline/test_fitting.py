@@ -12,8 +12,8 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
-from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit, planned_recipe
-from trainonce.pipeline.fitting_images import fit_images
+from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit_supernet, planned_recipe
+from trainonce.pipeline.fitting_images import fit
 from trainonce.pipeline.pace import Pace
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
@@ -51,7 +51,7 @@ def finished(
     make_net: MakeNet, make_data: MakeData, run: RunDirectory, watch: Watch | None = None
 ) -> list[Fitted] | None:
     net = make_net()
-    return fit(net, RECIPE, make_data(), run, settings_of(net), watch)
+    return fit_supernet(net, RECIPE, make_data(), run, settings_of(net), watch)
 
 
 def test_every_device_gets_a_network_that_is_what_is_said(
@@ -122,12 +122,12 @@ def test_what_cannot_be_is_refused(make_net: MakeNet, make_data: MakeData, tmp_p
     net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
     least = net.cost_of(net.space.smallest()).macs
     with pytest.raises(UserError, match=rf"no subnet fits 0\.001 million MACs: the smallest has {least / 1e6:.3f}"):
-        fit(net, RECIPE, data, run, FitSettings(minutes=1, max_macs=(1e3, 1e6)))
+        fit_supernet(net, RECIPE, data, run, FitSettings(minutes=1, max_macs=(1e3, 1e6)))
     assert not run.path.exists()
     assert finished(make_net, make_data, run) is not None
     other = settings_of(net).model_copy(update={"minutes": 5.0})
     with pytest.raises(UserError, match="begun with another minutes"):
-        fit(make_net(), RECIPE, data, run, other)
+        fit_supernet(make_net(), RECIPE, data, run, other)
     run.fit_file.unlink()
     with pytest.raises(UserError, match="a run that is no fit"):
         finished(make_net, make_data, run)
@@ -149,7 +149,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert row[-4] == f"{device['test']['top1']:.2f}%"
         assert device["test"]["images"] == 359
     how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4, 9)}
-    again = fit_images("digits", 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
+    again = fit("digits", 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
     assert again.finished
     assert [one.model_dump(mode="json") for one in again.devices] == told["devices"]
     trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")

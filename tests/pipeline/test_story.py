@@ -298,7 +298,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "measure": (lambda run: pipeline.measure(run, batches=0, device="cpu"), "^the options: batches"),
     "study": (lambda run: pipeline.study("why", "digits"), "unknown study 'why'"),
     "study rates": (lambda run: pipeline.study("baseline", "digits", rate={"rss": 0}), "--rate takes RECIPE=FACTOR"),
-    "fit": (lambda run: pipeline.fit_images("digits", 0, device="cpu"), "^the options: minutes"),
+    "fit": (lambda run: pipeline.fit("digits", 0, device="cpu"), "^the options: minutes"),
     "report": (lambda run: pipeline.report(run, out="page.txt"), r"must end in \.html"),
     "report nothing": (lambda run: pipeline.report(), "name the directory"),
 }

@@ -32,7 +32,7 @@ from trainonce.errors import Stopped
 from trainonce.names import command
 
 if TYPE_CHECKING:
-    from trainonce.pipeline.fitting_images import FitPlan, FittedImages
+    from trainonce.pipeline.fitting_images import FitPlan, FittedDevices
 
 
 def fit(
@@ -78,11 +78,11 @@ def fit(
     it in the time left, scores it on the test split and writes its directory. Stopped, the same command goes on.
     """
     with importing():
-        from trainonce.pipeline import fit_images
+        from trainonce.pipeline import fit
         from trainonce.pipeline.fitting import Watch
 
     with work() as at_work:
-        done = fit_images(
+        done = fit(
             data,
             minutes,
             max_macs=max_macs or (),
@@ -128,7 +128,7 @@ def _say_plan(plan: FitPlan) -> None:
     display.say_slow(plan.settings.device)
 
 
-def _say(done: FittedImages) -> None:
+def _say(done: FittedDevices) -> None:
     from trainonce.pipeline.fitting import name_of
 
     fitted, run = done.devices, done.plan.run

@@ -319,7 +319,7 @@ def load_entry(
     )
 
 
-def fit(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
+def sized(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
     """Turn uint8 images [N, C, H, W] grey if asked, and to `image_size` if given.
 
     Grey is ITU-R 601. The central square is resized bilinearly with antialiasing. In chunks, and rounded
@@ -374,7 +374,7 @@ def fitted(published: Published, *, image_size: int | None, grey: bool, where: s
     refuse_beyond_memory(copies * needed, f"the images of {where}, while they are divided into splits,")
 
     def fitted(split: Split) -> Split:
-        return Split(fit(split.images, image_size=image_size, grey=grey), split.labels)
+        return Split(sized(split.images, image_size=image_size, grey=grey), split.labels)
 
     return Published(
         class_names=published.class_names,

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from trainonce.pipeline.exporting import export
     from trainonce.pipeline.extracting import extract
     from trainonce.pipeline.finetuning import finetune
-    from trainonce.pipeline.fitting import fit
-    from trainonce.pipeline.fitting_images import fit_images
+    from trainonce.pipeline.fitting_images import fit
     from trainonce.pipeline.hub import from_pretrained, push_to_hub
     from trainonce.pipeline.measuring import measure
     from trainonce.pipeline.reporting import draw, report
@@ -30,8 +29,7 @@ else:
             "exporting": ("export",),
             "extracting": ("extract",),
             "finetuning": ("finetune",),
-            "fitting": ("fit",),
-            "fitting_images": ("fit_images",),
+            "fitting_images": ("fit",),
             "hub": ("from_pretrained", "push_to_hub"),
             "measuring": ("measure",),
             "reporting": ("draw", "report"),
@@ -49,7 +47,6 @@ __all__ = [
     "extract",
     "finetune",
     "fit",
-    "fit_images",
     "from_pretrained",
     "measure",
     "push_to_hub",

@@ -162,7 +162,7 @@ def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
         )
 
 
-def fit(
+def fit_supernet(
     net: Supernet,
     recipe: Recipe,
     data: DataSet,

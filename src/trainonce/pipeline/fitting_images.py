@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.models import Supernet
-from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit
+from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.training import supernet_for
 from trainonce.recipes import load_recipe
@@ -30,7 +30,7 @@ class FitPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedImages:
+class FittedDevices:
     """The networks, one a device."""
 
     plan: FitPlan
@@ -41,7 +41,7 @@ class FittedImages:
     """Whether all are there: not where the watch's `should_stop` said so."""
 
 
-def fit_images(
+def fit(
     data: DataSet | str | Path,
     minutes: float,
     *,
@@ -65,7 +65,7 @@ def fit_images(
     on_start: Callable[[], None] = lambda: None,
     watch: Watch | None = None,
     where: str = "the options",
-) -> FittedImages:
+) -> FittedDevices:
     """Train once, and hand over a network for every device, in a given time: `trainonce fit`, whose options these are.
 
     `max_macs` are the devices, the most million MACs of each; the run is in `out` or runs/DATA-fit-SEED. Called again,
@@ -99,8 +99,8 @@ def fit_images(
     on_plan(plan)
     on_start()
     began = time.monotonic()
-    fitted = fit(net, load_recipe(recipe), images, run, settings, watch or Watch())
-    return FittedImages(
+    fitted = fit_supernet(net, load_recipe(recipe), images, run, settings, watch or Watch())
+    return FittedDevices(
         plan=plan,
         devices=tuple(fitted or ()),
         seconds=time.monotonic() - began,
