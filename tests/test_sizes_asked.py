@@ -67,7 +67,7 @@ def test_a_walk_that_finds_hardly_any_images_ends(tmp_path: Path, monkeypatch: p
         assert len(read_folder(tmp_path / "few", image_size=8, grey=True).train) == 20
     for number in range(310):
         (tmp_path / "few" / "cat" / f"more-{number}.txt").touch()
-    with pytest.raises(UserError, match=r"few holds over 100 files and folders that are no images, and hardly any"):
+    with pytest.raises(UserError, match=r"few holds over 100 files and folders that are not images, and hardly any"):
         read_folder(tmp_path / "few", image_size=8, grey=True)
 
 

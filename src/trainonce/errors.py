@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The work was asked for rightly but could not go on: a full disk, a loss that is not finite.
+    """The work was asked for correctly but could not go on: a full disk, a loss that is not finite.
 
     The message is one sentence that says what happened and what is safe.
     The command line prints it and exits with code 1.

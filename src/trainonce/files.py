@@ -291,7 +291,7 @@ def check_zip(path: Path) -> bool:
             summed = any(member.CRC for member in archive.infolist())
             member = archive.testzip() if summed else None
     except ZIP_ERRORS as error:
-        raise UserError(f"{path} is damaged: it is no whole zip archive ({error})") from error
+        raise UserError(f"{path} is damaged: it is not a whole zip archive ({error})") from error
     if member is not None:
         raise UserError(f"{path} is damaged: its {member} does not fit the sum that was written with it")
     return summed

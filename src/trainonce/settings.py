@@ -44,8 +44,8 @@ def refuse_subclass(value: object, kind: type) -> None:
     """Raise `UserError` where a value is of a subclass of `kind`, whose own methods and fields would go unused."""
     if type(value) is not kind:
         raise UserError(
-            f"{type(value).__name__} is not {kind.__name__} itself, which is closed: what a subclass adds would not be "
-            "used or recorded"
+            f"{type(value).__name__} is a subclass of {kind.__name__}, and only {kind.__name__} itself is taken: what "
+            "it adds would not be used or recorded"
         )
 
 

@@ -59,7 +59,7 @@ def test_names_that_are_no_family(tmp_path: Path) -> None:
             r"unknown family 'resnext'; there are mobilenet_v3, proxyless_nas, resnet, and your own as",
         ),
         ("no_such_package:Net", "the family no_such_package:Net cannot be imported: No module named"),
-        ("json:JSONDecoder", "json:JSONDecoder is no family: it is not a subclass of trainonce.Supernet"),
+        ("json:JSONDecoder", "json:JSONDecoder is not a family: it is not a subclass of trainonce.Supernet"),
     ):
         trainonce("train", "digits", "--family", name, "--epochs", "1", "--out", tmp_path / "run").refused(sentence)
         assert not (tmp_path / "run").exists()

@@ -165,7 +165,7 @@ class TestFinetuneRefuses:
             ({"run": "/gone"}, r"was taken from /gone, where there is no run now: say where it is with --run"),
             ({}, "does not say which run it was taken from: name it with --run"),
             (None, "does not say which run it was taken from: name it with --run"),
-            ("x", "does not hold together as a subnet: its trained is 'x'"),
+            ("x", "is not consistent as a subnet: its trained is 'x'"),
         ],
     )
     def test_no_run(self, subnet: Path, trained: object, says: str) -> None:

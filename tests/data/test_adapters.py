@@ -120,7 +120,7 @@ def test_arrays_that_are_no_images(given: tuple[Any, Any], sentence: str) -> Non
     [
         ([], "the dataset has no images"),
         ([(torch.zeros(3, 8, 8) - 1, 0)], "float images must lie between 0 and 1"),
-        ([(np.zeros((8, 8), np.uint8), "cat")], "the label of image 0 is no class number but 'cat'"),
+        ([(np.zeros((8, 8), np.uint8), "cat")], "the label of image 0 is not a class number but 'cat'"),
         ([(np.zeros((5, 8, 8, 3), np.uint8), 0)], r"an image is uint8 \[5, 8, 8, 3\]"),
     ],
 )

@@ -289,7 +289,7 @@ def test_a_ray_of_its_own(work: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.ray
 def test_no_cluster_at_the_address(work: Any) -> None:
     pytest.importorskip("ray").shutdown()
-    with pytest.raises(RunError, match=r"no Ray to be had at 127\.0\.0\.1:1: "):
+    with pytest.raises(RunError, match=r"Ray cannot be reached at 127\.0\.0\.1:1: "):
         fan_out(work.die, [1], on_result=Record(), cluster="127.0.0.1:1")
     with pytest.raises(UserError, match=r"--cluster takes local, ray, or .*; not 'loca'"):
         fan_out(work.die, [1], on_result=Record(), cluster="loca")

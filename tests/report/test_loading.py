@@ -75,7 +75,7 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
         (
             "interference.json",
             '{"probes": ["a"], "macs": [1], "transfer": {"r": [["x"]]}}',
-            r"transfer\.r holds something that is no number",
+            r"transfer\.r holds something that is not a number",
         ),
         ("exposure.npz", "nonsense", "is not a whole npz"),
     ],

@@ -91,7 +91,7 @@ class TestDamaged:
         file = path / "model.safetensors"
         save_file({k: v.contiguous() for k, v in net.extract(net.space.largest()).state_dict().items()}, file)
         self.rewrite(path, sha256={"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
-        with pytest.raises(UserError, match="does not hold together as a subnet"):
+        with pytest.raises(UserError, match="is not consistent as a subnet"):
             read_subnet(path)
 
     @staticmethod
@@ -139,7 +139,7 @@ class TestDamaged:
     )
     def test_parts_that_do_not_fit(self, path: Path, changes: dict[str, Any]) -> None:
         self.rewrite(path, **changes)
-        with pytest.raises(UserError, match=r"does not hold together as a subnet|model.py is damaged"):
+        with pytest.raises(UserError, match=r"is not consistent as a subnet|model.py is damaged"):
             read_subnet(path)
 
     @pytest.mark.parametrize("key", ["trained", "scores", "recalibrated"])
@@ -151,7 +151,7 @@ class TestDamaged:
     def test_an_image_size_that_is_none(self, path: Path, size: object) -> None:
         given = json.loads((path / "config.json").read_text())["preprocessing"]
         self.rewrite(path, preprocessing={**given, "image_size": size})
-        with pytest.raises(UserError, match="does not hold together as a subnet: its image size is"):
+        with pytest.raises(UserError, match="is not consistent as a subnet: its image size is"):
             read_subnet(path)
 
     def test_another_models_code(self, path: Path) -> None:
@@ -164,7 +164,7 @@ class TestDamaged:
         file = path / "model.safetensors"
         save_file({k: v.double() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
         self.rewrite(path, sha256={"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()})
-        with pytest.raises(UserError, match=r"does not hold together as a subnet: .* is torch.float64 and not"):
+        with pytest.raises(UserError, match=r"is not consistent as a subnet: .* is torch.float64 and not"):
             read_subnet(path)
 
     @pytest.mark.parametrize("content", [{"format": "trainonce-subnet-1"}, None])
@@ -203,7 +203,7 @@ class TestDamaged:
         network = json.loads((path / "config.json").read_text())["network"]
         (network if key in network else network["blocks"][1])[key] = value
         self.rewrite(path, network=network)
-        with pytest.raises(UserError, match="does not hold together as a subnet"):
+        with pytest.raises(UserError, match="is not consistent as a subnet"):
             read_subnet(path)
 
     @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -160,7 +160,7 @@ class TestDirectory:
         write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
         (path / name).mkdir()
         (path / name / "notes").write_text("irreplaceable")
-        with pytest.raises(UserError, match=rf"subnet also holds {name}, which is no part of a subnet: move it, or"):
+        with pytest.raises(UserError, match=rf"subnet also holds {name}, which is not part of a subnet: move it, or"):
             write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
         assert (path / name / "notes").read_text() == "irreplaceable"
         assert read_subnet(path)[1]["architecture"] == str(arch)
@@ -178,7 +178,7 @@ class TestDirectory:
         self, net: MobileNetV3, make_data: MakeData, tmp_path: Path, wrong: dict[str, Any]
     ) -> None:
         arch = net.space.smallest()
-        with pytest.raises(UserError, match="what describes the subnet does not hold together"):
+        with pytest.raises(UserError, match="what describes the subnet is not consistent"):
             write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()) | wrong)
         assert not list(tmp_path.iterdir())
 

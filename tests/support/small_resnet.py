@@ -1,4 +1,4 @@
-"""A family of one's own: a small ResNet whose blocks have an elastic width."""
+"""A family of your own: a small ResNet whose blocks have an elastic width."""
 
 import torch
 from tests.support.small_resnet_plain import SmallSpec

@@ -24,7 +24,7 @@ def conclude(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Conclude studies anew from their recorded results; writes STUDY/conclusion.json."""
+    """Draw the conclusions of studies again from their recorded results; writes STUDY/conclusion.json."""
     with importing():
         from trainonce.lab.studies.run_study import StudyDirectory
         from trainonce.lab.studies.summary import conclusion_of, write_conclusion

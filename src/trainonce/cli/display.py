@@ -352,7 +352,7 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
     err.print(recipe_plan(recipe))
     lacking = dict.fromkeys(role for phase in recipe.phases for role in phase.passed_over(net.space))
     if lacking:
-        err.print(f"{net.family} has no choice of {' or '.join(lacking)}: what the recipe says of that is passed over")
+        err.print(f"{net.family} has no choice of {' or '.join(lacking)}: what the recipe says of that is ignored")
 
 
 def say_baseline(found: Baseline | None, top1: float) -> None:

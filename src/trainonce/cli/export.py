@@ -37,7 +37,7 @@ def export(
     ] = 64,
     max_loss: Annotated[float, typer.Option(min=0, help="Points of top-1 that int8 may lose.")] = 1.0,
     check: Annotated[
-        bool, typer.Option("--check", help="Write no files: hold those there against the subnet again.")
+        bool, typer.Option("--check", help="Write no files: compare those that are there with the subnet again.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Directory to write; a folder for each target goes in. Default: SUBNET/export.")

@@ -44,7 +44,7 @@ def extract(
     latency: Latency = None,
     recalibrate: Annotated[
         bool,
-        typer.Option(help="Give the subnet batch-norm statistics of its own. Without, it is the supernet's cut."),
+        typer.Option(help="Give the subnet batch-norm statistics of its own; else they are cut from the supernet's."),
     ] = True,
     test: Annotated[bool, typer.Option("--test", help="Also score it on the test split and record that.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory to write. Default: RUN/subnets/ID.")] = None,

@@ -21,7 +21,7 @@ def import_ofa(
     data: Annotated[
         str,
         typer.Option(
-            help="A folder of images of its classes, one folder a class, sorted as the network's classes: "
+            help="A folder of images of its classes, one folder a class, in the order of the network's classes: "
             "for the published networks ImageNet's images, or some of each class.",
             show_default=False,
         ),

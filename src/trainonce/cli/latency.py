@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
 
 
-latency = typer.Typer(help="What subnets take on this machine: a table, and its error.", no_args_is_help=True)
+latency = typer.Typer(help="How long subnets take on this machine: a table, and its error.", no_args_is_help=True)
 
 
 @latency.command()
@@ -34,15 +34,15 @@ def build(
         Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A fifth of the subnets, half of the turns: for a first look.")
+        bool, typer.Option("--quick", help="A fifth of the subnets and half of the repetitions: for a first look.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine into a table; the run need not be trained. Stopped, it goes on when called again.
+    """Measure this machine and write a table; the run need not be trained. If stopped, the same command goes on.
 
-    Let the machine do nothing else meanwhile. The table also says how well it predicts subnets it was not made from.
+    Let the machine do nothing else while it measures. The table also says how well it predicts other subnets.
     """
     with importing():
         from trainonce.latency import BuildSettings, build_table, estimated_seconds
@@ -113,7 +113,7 @@ def check(
     table_path: TableArgument,
     run_path: RunArgument,
     networks: Annotated[int, typer.Option(min=2, help="Random subnets to measure.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; the median counts.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each; the median counts.")] = 20,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 1,
     as_json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ def measure(
 ) -> None:
     """Measure what the subnets of a trained run do to each other; writes RUN/interference.json.
 
-    Also along its training, on the weights that `train --keep-at` kept.
+    Also at the points of its training whose weights `train --keep-at` kept.
     """
     with importing():
         from trainonce.pipeline import measure

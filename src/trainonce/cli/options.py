@@ -35,15 +35,15 @@ Geometry = Annotated[
 ]
 Width = Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")]
 ImageSize = Annotated[
-    int | None, typer.Option(min=4, help="Bring images to this side in pixels. Default: 64 for a folder.")
+    int | None, typer.Option(min=4, help="Resize images to this many pixels a side. Default: 64 for a folder.")
 ]
-Grey = Annotated[bool, typer.Option("--grey", help="Read the images as grey.")]
+Grey = Annotated[bool, typer.Option("--grey", help="Turn the images grey.")]
 TrainImages = Annotated[
     int | None,
     typer.Option(
         "--train-images",
         min=1,
-        help="Train on so many images, a share of every class; the other splits stay whole. Default: all.",
+        help="Train on this many images, the same share of every class; the other splits stay whole. Default: all.",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ SplitSeed = Annotated[
         "--split-seed",
         min=0,
         max=2**63 - 1,
-        help="Seed of which images are held out. Train again with others to see how far small splits deceive.",
+        help="Seed of which images are held out. Train again with others to see how much the figures depend on it.",
     ),
 ]
 DecodeWorkers = Annotated[

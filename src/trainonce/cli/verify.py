@@ -15,7 +15,7 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN|STUDY|SUBNET|FILE", help="What to look at.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Say of every file of a run, a study, a subnet or an export whether it is whole; exit code 1 where one is damaged.
+    """Check every file of a run, a study, a subnet or an export; the exit code is 1 where one is damaged.
 
     whole: it is what was written. unchecked: it has no sum, as those of early versions. foreign: trainonce reads no
     such file. damaged: it was changed, cut or lost.

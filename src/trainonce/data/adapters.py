@@ -87,7 +87,7 @@ def from_pairs(
     train_images: int | None = None,
     name: str = "images",
 ) -> DataSet:
-    """A data set of (image, label) pairs: a torch `Dataset`, of torchvision or one's own.
+    """A data set of (image, label) pairs: a torch `Dataset`, of torchvision or your own.
 
     Images are PIL's, uint8 arrays, or float tensors [C, H, W] from 0 to 1, of any size: of each the central square is
     brought to `image_size` (by default 64 pixels where they differ, else their own). `class_names` are by default what
@@ -199,7 +199,7 @@ def _arrays(pairs: Pairs, size: int, grey: bool) -> tuple[Tensor, list[int]]:
     for number in range(len(pairs)):
         image, label = pairs[number]
         if not isinstance(label, int | np.integer) and not (isinstance(label, Tensor) and label.numel() == 1):
-            raise UserError(f"the label of image {number} is no class number but {label!r:.60}")
+            raise UserError(f"the label of image {number} is not a class number but {label!r:.60}")
         square = torch.from_numpy(np.array(square_picture(_picture(image), size, "L" if grey else "RGB")))
         images.append(square[None] if grey else square.permute(2, 0, 1))
         labels.append(int(label))

@@ -157,7 +157,7 @@ def _normalise_(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     By numbers and channel by channel: a tensor made from `mean` would make a GPU wait for the copy.
     """
     if not len(mean) == len(std) == x_BCHW.shape[1]:
-        raise UserError(f"images of {x_BCHW.shape[1]} channels need so many numbers of mean and of std")
+        raise UserError(f"images of {x_BCHW.shape[1]} channels need as many numbers of mean and of std")
     for x_BHW, m, s in zip(x_BCHW.unbind(1), mean, std, strict=True):
         if m != 0:
             x_BHW.sub_(255 * m)

@@ -60,7 +60,7 @@ class _Patience:
         self.left -= 1
         if self.left < 0:
             raise UserError(
-                f"{printable(str(self.root))} holds over {_MOST_BESIDE:,} files and folders that are no images, and "
+                f"{printable(str(self.root))} holds over {_MOST_BESIDE:,} files and folders that are not images, and "
                 "hardly any that are: name a folder of images"
             )
 

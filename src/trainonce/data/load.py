@@ -198,7 +198,7 @@ def load_dataset(
     skipped: Collection[str] = (),
     beside: str | Path | None = None,
 ) -> DataSet:
-    """Load a data set by its name in the table, from an npz file or an image folder, or from one's own function.
+    """Load a data set by its name in the table, from an npz file or an image folder, or from your own function.
 
     A `DataSet` is given back as it is, and takes no options. A function is named `package.module:function`, is called
     without arguments, and gives a `DataSet`; it is not imported from inside the directory `beside`.
@@ -224,9 +224,9 @@ def load_dataset(
         raise UserError(f"the number of worker processes must be 0 or more, not {workers}")
     if name_or_path in TABLE or name_or_path.endswith(".npz"):
         if stream:
-            raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is none")
+            raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is not one")
         if skip_broken or skipped:
-            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is none")
+            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is not a folder")
     source = partial(
         DataSource,
         image_size=image_size,
@@ -246,7 +246,7 @@ def load_dataset(
     path = expanded(name_or_path)
     if FUNCTION.fullmatch(name_or_path) and not path.exists():
         if skip_broken or skipped:
-            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is none")
+            raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is not a folder")
         return _of_function(name_or_path, source, beside)
     absolute = _absolute(path)
     if path.suffix == ".npz":

@@ -1,4 +1,4 @@
-"""Score a subnet: extract a copy, recalibrate its batch norms, count what it classifies rightly.
+"""Score a subnet: extract a copy, recalibrate its batch norms, count what it classifies correctly.
 
 The supernet is not touched. Its batch-norm statistics are a mixture over all the subnets trained, so a copy
 gets statistics of its own first: the mean over batches of the batch mean and variance (OFA's code;
@@ -45,7 +45,7 @@ class EvaluateSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """`top1`: percent classified rightly of `images`; `loss`: mean cross-entropy."""
+    """`top1`: percent classified correctly of `images`; `loss`: mean cross-entropy."""
 
     top1: float
     loss: float

@@ -46,7 +46,7 @@ class Certificate:
     supernet_and_extracted: LogitComparison | str
     extracted_and_exported: LogitComparison | str
     top1: dict[str, float | str]
-    """Percent of the whole test split classified rightly by each of the three, or why that was not measured."""
+    """Percent of the whole test split classified correctly by each of the three, or why that was not measured."""
     float32_bytes: int
     """What the extracted network's weights and statistics take in float32."""
     latency_ms: dict[str, Any]
@@ -78,7 +78,7 @@ class ReferenceLogits:
         extracted = reference.logits(reference.network)
         if not all(logits.isfinite().all() for logits in extracted if logits is not None):
             raise UserError(
-                f"{reference.path} gives logits that are not finite: there is nothing to hold a file against"
+                f"{reference.path} gives logits that are not finite: there is nothing to compare a file with"
             )
         return cls(
             reference=reference,

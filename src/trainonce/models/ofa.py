@@ -62,7 +62,7 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     if name not in OFA_NETWORKS:
         raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
     path = Path(path)
-    given, where = _canonical(_read(path), path), f"{path} is no {name}"
+    given, where = _canonical(_read(path), path), f"{path} is not a {name}"
     if CLASSIFIER not in given or given[CLASSIFIER].ndim != 2:
         raise UserError(f"{where}: it has no {CLASSIFIER} of two dimensions")
     family, width = OFA_NETWORKS[name]

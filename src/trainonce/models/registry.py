@@ -35,7 +35,7 @@ def family_named(name: str, *, beside: str | Path | None = None) -> type[Superne
     others = [*FAMILIES, *offered]
     found = offered[name].load() if name in offered else import_named(name, "family", others, beside=beside)
     if not (isinstance(found, type) and issubclass(found, Supernet)):
-        raise UserError(f"{name} is no family: it is not a subclass of trainonce.Supernet")
+        raise UserError(f"{name} is not a family: it is not a subclass of trainonce.Supernet")
     return found
 
 

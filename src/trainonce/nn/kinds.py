@@ -97,7 +97,7 @@ def read_spec(values: Mapping[str, Any], *, beside: str | Path) -> PlainSpec:
         return KINDS[kind].from_json(fields)
     found: Any = import_named(kind, "kind of network", KINDS, beside=beside)
     if not {"build", "from_json"} <= set(dir(found)):
-        raise UserError(f"{kind} is no kind of network: see trainonce.nn.kinds.PlainSpec")
+        raise UserError(f"{kind} is not a kind of network: see trainonce.nn.kinds.PlainSpec")
     spec: PlainSpec = found.from_json(fields)
     return spec
 

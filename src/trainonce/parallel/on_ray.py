@@ -63,7 +63,7 @@ class RayPool(Pool):
             try:
                 socket.create_connection((self.host, self.port), timeout=CONNECT_S).close()
             except (OSError, OverflowError) as error:
-                raise RunError(f"no Ray to be had at {self.address}: {error}") from error
+                raise RunError(f"Ray cannot be reached at {self.address}: {error}") from error
         with _environment("RAY_USAGE_STATS_ENABLED", "0"), _own_signals():
             try:
                 self.ray.init(
@@ -74,7 +74,7 @@ class RayPool(Pool):
                 )
             except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
                 where = self.address or "this machine"
-                raise RunError(f"no Ray to be had at {where}: {str(error).strip().splitlines()[0]}") from error
+                raise RunError(f"Ray cannot be reached at {where}: {str(error).strip().splitlines()[0]}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -367,7 +367,7 @@ class _Fit:
         """What an earlier session did; gives its recipe. Raises `UserError` where it was asked for something else."""
         path = self.run.path
         if not is_there(self.run.fit_file):
-            raise UserError(f"{path} holds a run that is no fit: name another directory with --out")
+            raise UserError(f"{path} holds a run that `trainonce fit` did not make: name another directory with --out")
         record = FitRecord.parse(read_json(self.run.fit_file), where=str(self.run.fit_file))
         before = record.settings.model_dump(exclude={"device"})
         for key, wanted in self.settings.model_dump(exclude={"device"}).items():

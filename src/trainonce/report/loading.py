@@ -316,7 +316,7 @@ def _object(value: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
 def _objects(value: Mapping[str, Any], name: str, kinds: Kinds, path: Path) -> list[dict[str, Any]]:
     found = value.get(name)
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{path}: its {name!r} is missing or no list of objects")
+        raise UserError(f"{path}: its {name!r} is missing or not a list of objects")
     for number, one in enumerate(found, start=1):
         _check(one, kinds, f"{path}, {name} {number}")
     return found
@@ -329,7 +329,7 @@ def _study_title(study: RecordedStudy) -> str:
 
 def _numbers(values: Any, name: str, path: Path) -> list[float]:
     if not isinstance(values, list) or not all(isinstance(v, NUMBER) and fits_record(v) for v in values):
-        raise UserError(f"{path}: its {name!r} is no list of numbers")
+        raise UserError(f"{path}: its {name!r} is not a list of numbers")
     return [float(value) for value in values]
 
 
@@ -359,7 +359,7 @@ def _read_exposure(run: RunDirectory) -> ExposureTable | None:
         return None
     table = run.exposure()
     if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
-        raise UserError(f"{run.exposure_file} holds something that is no finite number")
+        raise UserError(f"{run.exposure_file} holds something that is not a finite number")
     return table
 
 
@@ -393,7 +393,7 @@ def _read_interference(path: Path) -> dict[str, Any] | None:
     found = read_json(path)
     along = found.get("along", [])
     if not isinstance(along, list) or not all(isinstance(one, dict) for one in along):
-        raise UserError(f"{path}: its 'along' is no list of objects")
+        raise UserError(f"{path}: its 'along' is not a list of objects")
     for one in [*along, found]:
         _check_measured(one, path)
     return found
@@ -418,6 +418,6 @@ def _check_measured(found: dict[str, Any], path: Path) -> None:
 def _check_matrix(value: Any, size: int, where: str) -> None:
     rows = value if isinstance(value, list) else []
     if len(rows) != size or not all(isinstance(row, list) and len(row) == size for row in rows):
-        raise UserError(f"{where} is no {size} x {size} matrix")
+        raise UserError(f"{where} is not a {size} x {size} matrix")
     if not all(cell is None or (isinstance(cell, NUMBER) and fits_record(cell)) for row in rows for cell in row):
-        raise UserError(f"{where} holds something that is no number")
+        raise UserError(f"{where} holds something that is not a number")

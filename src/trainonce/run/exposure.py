@@ -208,5 +208,5 @@ def _divergence(p: Floats, q: Floats) -> float:
 def _distributions(*counts: Sequence[float] | Floats | Ints) -> list[Floats]:
     arrays = [np.asarray(count, np.float64) for count in counts]
     if len({array.shape for array in arrays}) != 1 or any((a < 0).any() or not a.sum() > 0 for a in arrays):
-        raise UserError("two distributions need as many counts each, none negative and not all zero")
+        raise UserError("two distributions need equally many counts, none negative and not all zero")
     return [array / array.sum() for array in arrays]

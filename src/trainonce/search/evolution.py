@@ -17,7 +17,7 @@ from trainonce.search.problem import Problem
 from trainonce.space import Architecture
 
 TopOf = Callable[[Sequence[Architecture]], Mapping[Architecture, float]]
-"""Gives top-1, in percent, of distinct subnets; where one is left out, it is not to be had any more."""
+"""Gives top-1, in percent, of distinct subnets; where one is left out, it cannot be had any more."""
 
 
 def require_optuna() -> None:
@@ -38,7 +38,7 @@ def evolve(
     """Evolve a population that begins as `first`, and gives all feasible subnets seen with their top-1.
 
     The population stays as large as `first`, of at least two. Ends after the generations, when `should_end` says so
-    between two of them, or with a generation in which top-1 was not to be had any more. Follows from the arguments.
+    between two of them, or with a generation in which top-1 could not be had any more. Follows from the arguments.
     """
     require_optuna()
     import optuna

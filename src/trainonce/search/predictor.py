@@ -21,7 +21,7 @@ from trainonce.space import Architecture
 LEAST_SUBNETS = 30
 """With fewer scores nothing is learnt: the rank correlation of six held-out subnets says next to nothing."""
 GOOD_TAU = 0.3
-"""The held-out Kendall rank correlation from which on a predictor is used: of three pairs it orders two rightly. Of
+"""The held-out Kendall rank correlation from which on a predictor is used: of three pairs it orders two correctly. Of
 draws of 30 subnets without any relation 1 in 100 has as much. What it proposes gets true scores all the same."""
 FOLDS = 5
 

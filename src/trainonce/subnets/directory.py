@@ -77,7 +77,7 @@ def check_place(path: str | Path) -> None:
     for name in names:
         if name not in REPLACED:
             raise UserError(
-                f"{path.resolve()} also holds {name}, which is no part of a subnet: move it, or name another directory"
+                f"{path.resolve()} also holds {name}, which is not part of a subnet: move it, or name another directory"
             )
 
 
@@ -104,7 +104,7 @@ def write_subnet(path: str | Path, network: nn.Module, description: dict[str, An
     try:
         _check_values(description)
     except _MISFITS as error:
-        raise UserError(f"{path} is not written: what describes the subnet does not hold together: {error}") from error
+        raise UserError(f"{path} is not written: what describes the subnet is not consistent: {error}") from error
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     contents = {
         WEIGHTS: tensors_to_bytes(state, metadata=WEIGHTS_METADATA),
@@ -148,7 +148,7 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except UserError:
         raise
     except _MISFITS as error:
-        raise UserError(f"{path} does not hold together as a subnet: {error}") from error
+        raise UserError(f"{path} is not consistent as a subnet: {error}") from error
     return network.eval(), description
 
 

@@ -272,7 +272,7 @@ class _FinetuneLoop:
         return mean
 
     def step(self, number: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Train step `number`, from 0; gives its loss and how many images were classified rightly, scalars."""
+        """Train step `number`, from 0; gives its loss and how many images were classified correctly, scalars."""
         x_BCHW = augment(
             batch.images_BCHW,
             self.data.augmentation,

@@ -134,7 +134,7 @@ def holds_one_subnet(phase: Phase, space: SearchSpace) -> bool:
 def not_captured(what: str, error: RuntimeError) -> RunError:
     """What is said where a device refuses to capture."""
     first_line = str(error).partition("\n")[0]
-    return RunError(f"{what} could not be captured as a CUDA graph ({first_line}); to do without: --no-cuda-graphs")
+    return RunError(f"{what} could not be captured as a CUDA graph ({first_line}); --no-cuda-graphs does without")
 
 
 class StepGraph:

@@ -86,7 +86,7 @@ class Progress:
     loss: float
     """Mean loss of the subnets since the line before."""
     top1: float
-    """Percent of the (augmented) training images classified rightly since the line before."""
+    """Percent of the (augmented) training images classified correctly since the line before."""
     macs: int
     """MACs of the last subnet trained."""
     arch: Architecture

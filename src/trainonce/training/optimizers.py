@@ -53,9 +53,8 @@ def refuse_another(optimizer: torch.optim.Optimizer) -> None:
     """Raise `UserError` for any optimizer but torch's SGD and AdamW: checkpoints would not keep its state."""
     if type(optimizer) not in (torch.optim.SGD, torch.optim.AdamW):
         raise UserError(
-            f"the optimizer is a {type(optimizer).__name__}, but training is closed to others than torch.optim.SGD and "
-            "torch.optim.AdamW: theirs is all the state that a checkpoint keeps, and a resumed run would go on without "
-            "that of another"
+            f"the optimizer is a {type(optimizer).__name__}, but training takes torch.optim.SGD and torch.optim.AdamW: "
+            "a checkpoint keeps no other state, so that a resumed run would go on without it"
         )
 
 

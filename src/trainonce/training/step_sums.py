@@ -22,7 +22,7 @@ class StepSums:
         self._correct = torch.zeros((), dtype=torch.long, device=device)
 
     def add(self, losses_S: Tensor, hits: Tensor, images: int) -> None:
-        """Count a step of S subnets on `images` images; `hits`, a scalar, were classified rightly by all of them."""
+        """Count a step of S subnets on `images` images; `hits`, a scalar, were classified correctly by all of them."""
         self.steps += 1
         self.losses += len(losses_S)
         self.images += len(losses_S) * images
@@ -34,7 +34,7 @@ class StepSums:
         return float(self._loss_sum) / self.losses
 
     def top1(self) -> float:
-        """Percent classified rightly. Waits for the device."""
+        """Percent classified correctly. Waits for the device."""
         return 100 * int(self._correct) / self.images
 
     def to_json(self) -> dict[str, Any]:

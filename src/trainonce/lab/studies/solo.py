@@ -68,7 +68,7 @@ def _build(setup: StudySetup) -> Built:
 
 
 def _conclude(study: RecordedStudy, results: Sequence[StudyResult], times: Sequence[FinishedRun]) -> Conclusion:
-    """Is a subnet better off trained alone than inside the supernet? And does the supernet rank subnets rightly?
+    """Is a subnet better off trained alone than inside the supernet? And does the supernet rank subnets correctly?
 
     A subnet that is worse off inside may have been harmed there or trained less: this study alone cannot tell.
     """

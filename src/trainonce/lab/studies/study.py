@@ -117,7 +117,7 @@ class Study(Settings):
                 raise ValueError(f"two {what}s are called {twice!r}")
         for run in self.runs:
             if run.arm not in {arm.name for arm in self.arms}:
-                raise ValueError(f"run {run.name!r} belongs to {run.arm!r}, which is no arm")
+                raise ValueError(f"run {run.name!r} belongs to {run.arm!r}, which is not an arm")
         return self
 
 

@@ -159,7 +159,7 @@ def selection_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Se
         "Filled: how the subnet passes of training lie over MACs. Outlined: how the evaluated subnets do. The "
         "percentage is the total variation between the two histograms: 0% the same, 100% nothing in common; beside it "
         "their Jensen-Shannon divergence, from 0 to 1 bit. What is evaluated but hardly trained suffers from selection "
-        f"bias, which is no interference. Both numbers are of {plural(arms[0].bins, 'equal bin')} over the space's "
+        f"bias, which is not interference. Both numbers are of {plural(arms[0].bins, 'equal bin')} over the space's "
         f"range, joined into {len(arms[0].trained)} bars. Subnets evaluated in buckets, and few of them, leave bins "
         "empty, which alone keeps the numbers above 0: compare them between arms."
     )
