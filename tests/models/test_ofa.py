@@ -189,7 +189,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (without("first_conv.bn.bias"), r"is no small mbv3: it lacks first_conv\.bn\.bias$"),
+            (without("first_conv.bn.bias"), r"is not a small mbv3: it lacks first_conv\.bn\.bias$"),
             (without("classifier.linear.weight"), r"has no classifier\.linear\.weight of two dimensions"),
             (without(f"{FIRST}.conv.7to5_matrix"), r"it lacks blocks\.1\.conv\.depth_conv\.conv\.7to5_matrix$"),
             (lambda s: s.update({"blocks.21.conv.x": torch.zeros(1)}), r"it also has blocks\.21\.conv\.x$"),
@@ -230,7 +230,7 @@ class TestRefusals:
 
     def test_of_another_network(self, weights: dict[str, Tensor], tmp_path: Path) -> None:
         torch.save(weights, tmp_path / "file")
-        says = r"is no small proxyless: classifier\.linear\.weight is \(3, 320\) in it, not \(3, 640\)$"
+        says = r"is not a small proxyless: classifier\.linear\.weight is \(3, 320\) in it, not \(3, 640\)$"
         with pytest.raises(UserError, match=says):
             load_ofa(tmp_path / "file", "small proxyless")
         with pytest.raises(UserError, match="unknown OFA network 'ofa_resnet50'; the networks are ofa_mbv3_d234"):
@@ -242,7 +242,7 @@ class TestRefusals:
             load_ofa(path, NAMES[0])
         for content in (b"", b"hello", b"PK\x03\x04", b"{}", bytes(1000)):
             path.write_bytes(content)
-            with pytest.raises(UserError, match=r"is damaged(, or no file of weights: \S|: it is no whole zip)"):
+            with pytest.raises(UserError, match=r"is damaged(, or no file of weights: \S|: it is not a whole zip)"):
                 load_ofa(path, NAMES[0])
         torch.save([1, 2], path)
         with pytest.raises(UserError, match="holds no state dict"):

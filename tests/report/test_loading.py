@@ -70,7 +70,7 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
         (
             "interference.json",
             '{"probes": ["a"], "macs": [1], "transfer": {"r": [[1, 2]]}}',
-            r"transfer\.r is no 1 x 1 matrix",
+            r"transfer\.r is not a 1 x 1 matrix",
         ),
         (
             "interference.json",
@@ -97,7 +97,7 @@ def test_what_is_damaged_is_refused_by_name(
     [
         ({"passes": np.zeros(3, np.int64)}, "its 'passes' is of another shape"),
         ({"macs_edges": np.zeros(3)}, "its 'macs_edges' is of another shape"),
-        ({"lr_sum": np.float64("nan")}, "no finite number"),
+        ({"lr_sum": np.float64("nan")}, "not a finite number"),
     ],
 )
 def test_an_exposure_file_that_does_not_go_together(
