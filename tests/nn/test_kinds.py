@@ -77,7 +77,7 @@ def test_maps_get_smaller_as_strides_say() -> None:
         ("os;print:x", "unknown kind of network"),
         ("no_such_module:Spec", "the kind of network no_such_module:Spec cannot be imported: No module named"),
         ("json:Spec", "the kind of network json:Spec cannot be imported: module 'json' has no attribute 'Spec'"),
-        ("json:JSONDecoder", "json:JSONDecoder is no kind of network"),
+        ("json:JSONDecoder", "json:JSONDecoder is not a kind of network"),
     ],
 )
 def test_a_kind_that_is_none(kind: str, sentence: str) -> None:

@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused(make_net: MakeNet, make_data: MakeData, tmp_p
     with pytest.raises(UserError, match="begun with another minutes"):
         fit_supernet(make_net(), RECIPE, data, run, other)
     run.fit_file.unlink()
-    with pytest.raises(UserError, match="a run that is no fit"):
+    with pytest.raises(UserError, match="a run that `trainonce fit` did not make"):
         finished(make_net, make_data, run)
     with pytest.raises(UserError, match="must differ"):
         FitSettings.parse({"minutes": 1, "max_macs": [1e6, 1e6]}, where="here")
