@@ -26,6 +26,7 @@ from common import machine, middle, random_subnets, ratios, side_by_side, timed
 from trainonce.data import Augmentation, DataSet, Split
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.lending import Lent
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import RECIPES, Recipe
@@ -188,7 +189,7 @@ def captured_step(net: MobileNetV3, arch: Architecture, x_BCHW: Tensor, y_B: Ten
         return loss.detach()[None], (logits_BK.argmax(1) == y_B).sum()
 
     capture = capture_for(net)
-    graph = None if capture is None else StepGraph(net, [], BatchShard(0, len(y_B), len(y_B)), capture)
+    graph = None if capture is None else StepGraph(net, Lent([]), BatchShard(0, len(y_B), len(y_B)), capture)
     generator = torch.Generator(x_BCHW.device)
 
     def step() -> float:

@@ -74,11 +74,11 @@ def test_nothing_is_drawn_where_nothing_is_dropped(layer: BatchDropout) -> None:
     assert torch.equal(draws.get_state(), generator().get_state())
 
 
-def test_plain_dropout_is_exchanged() -> None:
+def test_plain_dropout_becomes_ours_and_stays_the_same_object() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.3), nn.Dropout(0.2).eval()))
-    names = list(net.state_dict())
+    before, names = list(net.modules()), list(net.state_dict())
     found = batch_dropouts(net)
     assert [(layer.p, layer.training) for layer in found] == [(0.3, True), (0.2, False)]
-    assert list(net[1]) == found  # type: ignore[call-overload]
-    assert batch_dropouts(net) == found
+    assert all(one is other for one, other in zip(net.modules(), before, strict=True))
+    assert found == before[-2:] == batch_dropouts(net)
     assert list(net.state_dict()) == names

@@ -14,7 +14,7 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -27,6 +27,7 @@ def test_training(make_net: MakeNet, make_data: MakeData, tmp_path: Path, name: 
     recipe, data = recipe.scaled(3 / recipe.epochs), make_data()
     dtypes: dict[str, set[torch.dtype]] = {"float32": set(), "bfloat16": set()}
     losses: dict[str, list[float]] = {}
+    gradients: set[torch.dtype] = set()
     for precision, seen in dtypes.items():
         net, run = make_net(), RunDirectory(tmp_path / precision)
 
@@ -34,13 +35,17 @@ def test_training(make_net: MakeNet, make_data: MakeData, tmp_path: Path, name: 
             if isinstance(module, nn.Linear):  # the classifier's, of supernet and teacher
                 seen.add(output.dtype)
 
+        def look(_at: Progress, net: MobileNetV3 = net) -> None:
+            gradients.update(p.grad.dtype for p in net.parameters() if p.grad is not None)
+
         handle = nn.modules.module.register_module_forward_hook(note)
         try:
-            train_supernet(net, recipe, data, run, settings=TrainSettings.parse({"precision": precision}, where="here"))
+            settings = TrainSettings.parse({"precision": precision}, where="here")
+            train_supernet(net, recipe, data, run, settings=settings, on_progress=look)
         finally:
             handle.remove()
         assert {p.dtype for p in net.parameters()} == {torch.float32}
-        assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+        assert gradients == {torch.float32}
         found = checkpoint.load_latest(run.checkpoints)
         assert found is not None
         assert {t.dtype for t in found.tensors["optimizer"].values()} == {torch.float32}

@@ -206,7 +206,7 @@ class TestTeachers:
             teachers.append(crop_kernels(network))
             return network
 
-        monkeypatch.setattr("trainonce.training.state.crop_kernels", note)
+        monkeypatch.setattr("trainonce.training.teacher.crop_kernels", note)
         train_supernet(net, recipe, make_data(), run)
         assert len(teachers) == 5, "one for each phase after the first"
         found = checkpoint.load_latest(run.checkpoints)

@@ -63,27 +63,20 @@ def synchronised(network: nn.Module, ranks: Ranks) -> Iterator[None]:
 def synchronise(network: nn.Module, ranks: Ranks | None) -> None:
     """Let every batch norm of `network` take its statistics from all `ranks`; None undoes it.
 
-    Plain batch norms are exchanged for others that share their tensors; names in the state dict stay.
+    Plain batch norms, the same objects, become `SynchronisedBatchNorm2d` meanwhile.
     """
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if ranks is not None and type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _sharing(SynchronisedBatchNorm2d, child))
-            elif ranks is None and type(child) is SynchronisedBatchNorm2d:
-                setattr(parent, name, _sharing(nn.BatchNorm2d, child))
     for module in network.modules():
+        if ranks is not None and type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronisedBatchNorm2d
         if isinstance(module, Synchronisable):
-            module.ranks = ranks
-
-
-def _sharing(kind: type[nn.BatchNorm2d], source: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """A batch norm of that kind with the parameters and statistics of `source`."""
-    layer = kind(
-        source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats, device="meta"
-    )
-    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
-        setattr(layer, name, tensor)
-    return layer.train(source.training)
+            if ranks is not None:
+                module.ranks = ranks
+            elif "ranks" in vars(module):
+                del module.ranks
+    if ranks is None:
+        for layer in network.modules():
+            if type(layer) is SynchronisedBatchNorm2d:
+                layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
 
 
 def synchronised_batch_norm(

@@ -77,13 +77,17 @@ class BatchDropout(nn.Dropout):
         return x * self.masks(x, self.p)
 
 
+def dropouts(network: nn.Module) -> list[nn.Dropout]:
+    """Every dropout layer of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.Dropout)]
+
+
 def batch_dropouts(network: nn.Module) -> list[BatchDropout]:
-    """Every dropout layer of a network; plain ones are exchanged for `BatchDropout` first."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Dropout:
-                setattr(parent, name, BatchDropout(child.p, child.inplace).train(child.training))
-    return [module for module in network.modules() if isinstance(module, BatchDropout)]
+    """Every dropout layer of a network; plain ones, the same objects, become `BatchDropout` first."""
+    for layer in dropouts(network):
+        if type(layer) is nn.Dropout:
+            layer.__class__ = BatchDropout
+    return [layer for layer in dropouts(network) if isinstance(layer, BatchDropout)]
 
 
 @contextmanager
@@ -96,4 +100,4 @@ def drawing(layers: Iterable[BatchDropout], masks: Masks) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer.masks = None
+            del layer.masks

@@ -22,7 +22,6 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, finite, recalibrate
 from trainonce.files import fits_record
 from trainonce.models import Supernet
-from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.kinds import spec_of
@@ -33,6 +32,7 @@ from trainonce.space import derived_seed
 from trainonce.training.losses import DISTILLATION
 from trainonce.training.optimizers import sgd
 from trainonce.training.step_sums import StepSums
+from trainonce.training.teacher import frozen
 
 LOG_EVERY = 20
 """Steps between two reports of progress."""
@@ -148,8 +148,7 @@ def finetune(
 
 def largest_as_teacher(net: Supernet, evaluator: Evaluator) -> nn.Module:
     """The supernet's largest network, recalibrated and frozen, in evaluation mode."""
-    largest = evaluator.recalibrated(net, net.space.largest())
-    return with_fast_blocks(crop_kernels(largest)).requires_grad_(requires_grad=False)
+    return frozen(evaluator.recalibrated(net, net.space.largest()))
 
 
 def estimated_seconds(

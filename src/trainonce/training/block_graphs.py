@@ -6,8 +6,7 @@ captured when it is first met, forward and backward, and a subnet is a chain of 
 blocks (stem, head, loss) runs as it does without graphs.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,22 +31,11 @@ class BlockGraphs:
     """
 
     def __init__(self, net: nn.Module, capture: Capture) -> None:
-        self.blocks = [
-            (module, _Block(module, capture.recorder())) for module in net.modules() if isinstance(module, ElasticBlock)
-        ]
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Inside, the blocks replay in training mode. Passes must not interleave: each one's backward, where it has
-        one, goes before the next one's forward. Raises `RunError` where a block cannot be captured.
-        """
-        for module, block in self.blocks:
-            module.replayed = block
-        try:
-            yield
-        finally:
-            for module, _ in self.blocks:
-                module.replayed = None
+        self.replays = {
+            module: _Block(module, capture.recorder()) for module in net.modules() if isinstance(module, ElasticBlock)
+        }
+        """What is lent to the blocks for a step. Passes must not interleave: each one's backward, where it has one,
+        goes before the next one's forward. They raise `RunError` where a block cannot be captured."""
 
 
 class _Gradients:

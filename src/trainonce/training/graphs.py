@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import RunError
-from trainonce.nn.dropout import BatchDropout, DrawnMasks, HeldMasks, drawing
+from trainonce.nn.dropout import DrawnMasks, HeldMasks
+from trainonce.nn.lending import Lent
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import Phase
 from trainonce.space import SearchSpace
@@ -143,8 +144,8 @@ class StepGraph:
     Nothing has to be put back for warming up, since that is the first such step itself.
     """
 
-    def __init__(self, net: nn.Module, dropouts: list[BatchDropout], shard: BatchShard, capture: Capture) -> None:
-        self.net, self.dropouts, self.shard, self.capture = net, dropouts, shard, capture
+    def __init__(self, net: nn.Module, lent: Lent, shard: BatchShard, capture: Capture) -> None:
+        self.net, self.lent, self.shard, self.capture = net, lent, shard, capture
         self.key: Hashable = None
         self.captured: _Captured | None = None
 
@@ -158,7 +159,7 @@ class StepGraph:
         """
         if key != self.key:
             self.key, self.captured = key, None
-            with drawing(self.dropouts, DrawnMasks(generator, self.shard)):
+            with self.lent.step(DrawnMasks(generator, self.shard)):
                 return self.capture.aside(lambda: passes(x_BCHW, y_B))
         if self.captured is None:
             self.captured = _Captured(self, passes, x_BCHW, y_B)
@@ -174,7 +175,7 @@ class _Captured:
         x_static, y_static, masks = self.x_BCHW, self.y_B, self.masks  # no cycle: all goes when this does
 
         def work() -> list[Tensor]:
-            with drawing(step.dropouts, masks):
+            with step.lent.step(masks):
                 losses_S, hits = passes(x_static, y_static)
             return [losses_S, hits, *(p.grad for p in step.net.parameters() if p.grad is not None)]
 

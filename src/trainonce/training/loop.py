@@ -8,7 +8,7 @@ found. On a GPU no step waits for the host, nor the host for a step: it looks ev
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -25,8 +25,8 @@ from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
-from trainonce.nn.batch_norm import synchronised
-from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
+from trainonce.nn.dropout import DrawnMasks
+from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
 from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, phase_at, timetable
@@ -169,13 +169,13 @@ def train_supernet(
             refuse_large_step(net, recipe, data, ranks, chosen.device)
             if ranks.first:
                 stack.enter_context(run.lock())
-            loop = _Loop(net, config, data, run, chosen, ranks)  # refuses a recipe that does not fit
+            synchronising = chosen.sync_batch_norm and not ranks.alone
+            loan = stack.enter_context(lent(net, ranks=ranks if synchronising else None))
+            loop = _Loop(net, config, data, run, chosen, ranks, loan)  # refuses a recipe that does not fit
         _check_same_run(config, ranks)
         with ranks.together():
             if ranks.first:
                 _claim(run, config, resume=resume)
-        if chosen.sync_batch_norm and not ranks.alone:
-            stack.enter_context(synchronised(net, ranks))
         finished = loop.go(on_progress or _ignore, on_epoch or _ignore, should_stop or (lambda: False))
         ranks.copy_from_first(net.buffers())
         return finished
@@ -223,9 +223,10 @@ class _Loop:
         run: RunDirectory,
         settings: TrainSettings,
         ranks: Ranks,
+        lent: Lent,
     ) -> None:
         self.net = net.to(settings.device)
-        self.run, self.settings, self.ranks = run, settings, ranks
+        self.run, self.settings, self.ranks, self.lent = run, settings, ranks, lent
         self.recipe, self.seed = config.recipe, config.seed
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
@@ -239,13 +240,10 @@ class _Loop:
         self.unseen: list[StepRecord] = []
         self.requests = _Requests()
         self.requests_R = torch.zeros(len(_Requests()), device=self.device)
-        self.dropouts = batch_dropouts(net)
         exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
         capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
-        self.graph = None if capture is None else StepGraph(self.net, self.dropouts, self.shard, capture)
-        self.replaying_blocks: Callable[[], AbstractContextManager[None]] = (
-            nullcontext if capture is None else BlockGraphs(self.net, capture).replaying
-        )
+        self.graph = None if capture is None else StepGraph(self.net, lent, self.shard, capture)
+        self.replays: Replays = NOTHING if capture is None else BlockGraphs(self.net, capture).replays
         self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
             entry.index: SubnetDraws(
@@ -282,7 +280,6 @@ class _Loop:
     ) -> bool:
         state, first_step, began = self.state, self.state.step, time.monotonic()
         saved = began
-        self.net.train()
         while state.step < self.steps:
             entry = phase_at(self.table, state.step)
             if state.step == entry.start:
@@ -348,7 +345,7 @@ class _Loop:
                 (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
-            with drawing(self.dropouts, DrawnMasks(masks, self.shard)), self.replaying_blocks():
+            with self.lent.step(DrawnMasks(masks, self.shard), self.replays):
                 archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)
@@ -382,7 +379,7 @@ class _Loop:
         losses: list[Tensor] = []
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         for slot, candidates in zip(phase.subnets, draws, strict=True):
-            for dropout in self.dropouts:
+            for dropout in self.lent.dropouts:
                 dropout.train(slot == "largest" or not phase.dropout_largest_only)
             arch = self._choose(slot, candidates, x_BCHW, y_B)
             logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)

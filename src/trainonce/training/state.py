@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronise
-from trainonce.nn.cropping import crop_kernels
-from trainonce.nn.dropout import batch_dropouts
-from trainonce.nn.fast import with_fast_blocks
+from trainonce.nn.dropout import dropouts
 from trainonce.parallel.distributed import Ranks
 from trainonce.recipes import Phase, PhaseSteps, phase_at
 from trainonce.run import checkpoint
@@ -26,6 +24,7 @@ from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
 from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups
 from trainonce.training.step_sums import StepSums
+from trainonce.training.teacher import frozen
 
 
 class TrainState:
@@ -93,7 +92,7 @@ class TrainState:
     def _by_batch(self, teacher: nn.Module) -> nn.Module:
         """The teacher without dropout, its batch norms normalising by the batch: of all ranks if asked for."""
         teacher.train()
-        for layer in batch_dropouts(teacher):
+        for layer in dropouts(teacher):
             layer.eval()
         if self.config.sync_batch_norm and not self.ranks.alone:
             synchronise(teacher, self.ranks)
@@ -252,4 +251,4 @@ def _learns_from_largest(phase: Phase) -> bool:
 
 def _as_teacher(net: Supernet) -> nn.Module:
     """The largest subnet as a frozen network of its own."""
-    return with_fast_blocks(crop_kernels(net.extract(net.space.largest()))).requires_grad_(requires_grad=False)
+    return frozen(net.extract(net.space.largest()))

@@ -16,6 +16,7 @@ from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.files import fits_record
 from trainonce.models import Supernet
+from trainonce.nn.lending import modes_kept
 from trainonce.recipes import Recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import ForgettingLine
@@ -130,7 +131,13 @@ class Prober:
         """Look, where it is time to."""
         if not at.last and at.epoch % self.every:
             return
-        modes = {module: module.training for module in self.net.modules()}
+        with modes_kept(self.net):
+            found = self._look(at)
+        if found:
+            self.on_look(found)
+
+    def _look(self, at: EpochEnd) -> list[float]:
+        """Record a look; gives the top-1 of the probes that have a score."""
         self.net.eval()
         found = []
         for probe in self.probes:
@@ -151,10 +158,7 @@ class Prober:
                     images=score.images,
                 )
             )
-        for module, mode in modes.items():
-            module.training = mode
-        if found:
-            self.on_look(found)
+        return found
 
 
 def forgetting(lines: Iterable[ForgettingLine]) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ from trainonce.lab.measures.batch_norm import batch_norm_shift, mean_shift, stat
 from trainonce.lab.measures.gradients import gradient_agreement
 from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
-from trainonce.nn.dropout import batch_dropouts
+from trainonce.nn.dropout import dropouts
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_seed
 
@@ -85,8 +85,8 @@ def _by_gradients(
     net: Supernet, data: DataSet, probes: Sequence[Architecture], settings: MeasureSettings
 ) -> dict[str, Any]:
     lab = copy.deepcopy(net).train()
-    for dropout in batch_dropouts(lab):
-        dropout.eval()
+    for layer in dropouts(lab):
+        layer.eval()
     losses = [_loss(lab, probe) for probe in probes]
     parameters = dict(lab.named_parameters())
     batches = partial(_training, data, settings)
