@@ -6,7 +6,7 @@ import pytest
 
 from trainonce import data, export, latency, models
 from trainonce.cli import known
-from trainonce.data import decode
+from trainonce.data import decode, formats
 from trainonce.evaluation import population
 from trainonce.lab.measures import forgetting
 from trainonce.lab.studies import built_in, study
@@ -17,6 +17,7 @@ from trainonce.search import algorithm, resources
 
 OWNERS: dict[str, object] = {
     "DATA_SETS": data.DATASET_NAMES,
+    "FILES": formats.FILES,
     "PICTURES": decode.KINDS,
     "FAMILIES": {name: tuple(family.settings_type.geometries) for name, family in models.FAMILIES.items()},
     "DEFAULT_FAMILY": models.MobileNetV3.family,

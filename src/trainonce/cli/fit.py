@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS
+from trainonce.cli.known import DATA_SETS, FILES
 from trainonce.cli.options import (
     DataDir,
     Device,
@@ -39,7 +39,7 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help=f"An image folder (one class a folder), an .npz file or a data set ({', '.join(DATA_SETS)}).",
+            help=f"An image folder (one class a folder), an {FILES} file or a data set ({', '.join(DATA_SETS)}).",
             show_default=False,
         ),
     ],

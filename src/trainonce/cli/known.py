@@ -4,6 +4,7 @@ Each is said again by its owner, named behind it; a test compares them.
 """
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")  # data.DATASET_NAMES
+FILES = ".npz"  # data.formats.FILES
 PICTURES = "JPEG, PNG, WebP, BMP or TIFF"  # data.decode.KINDS
 FAMILIES = {  # models.FAMILIES, and the geometries of each
     "mobilenet_v3": ("paper", "cifar", "tiny", "light"),

@@ -1,7 +1,7 @@
 """`trainonce list`."""
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS, FAMILIES
+from trainonce.cli.known import DATA_SETS, FAMILIES, FILES
 from trainonce.cli.options import Json
 
 
@@ -17,7 +17,7 @@ def list_names(as_json: Json = False) -> None:
         display.print_json({"recipes": recipes, "data": DATA_SETS, "families": settings})
         return
     display.out.print(display.recipes_table(list(RECIPES.values())))
-    display.out.print(f"\nData sets: {', '.join(DATA_SETS)}, or the path of an image folder or .npz file")
+    display.out.print(f"\nData sets: {', '.join(DATA_SETS)}, or the path of an image folder or {FILES} file")
     display.out.print("Families, and their geometries (tiny: for images of about 8 pixels; light: for minutes):")
     for name, geometries in FAMILIES.items():
         display.out.print(f"  {name}: {', '.join(geometries)}")

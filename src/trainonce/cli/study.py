@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trainonce.cli import display, known
-from trainonce.cli.known import DATA_SETS, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
+from trainonce.cli.known import DATA_SETS, FILES, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
 from trainonce.cli.options import (
     DataDir,
     Device,
@@ -41,7 +41,7 @@ def study(
     data: Annotated[
         str | None,
         typer.Argument(
-            help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder or .npz file. Default: the "
+            help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder or {FILES} file. Default: the "
             "file's own.",
             show_default=False,
         ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.known import DATA_SETS, MOST_PROBES
+from trainonce.cli.known import DATA_SETS, FILES, MOST_PROBES
 from trainonce.cli.options import (
     DataDir,
     DecodeWorkers,
@@ -58,7 +58,7 @@ BESIDE_RESUME = {
 Data = Annotated[
     str | None,
     typer.Argument(
-        help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder (one class a folder) or .npz file.",
+        help=f"A data set ({', '.join(DATA_SETS)}), or the path of a folder (one class a folder) or {FILES} file.",
         show_default=False,
     ),
 ]

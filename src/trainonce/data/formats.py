@@ -9,7 +9,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +238,9 @@ def _npz_class_names(
     if len(names) < 2:
         raise UserError(f"{path} holds {len(names)} class; at least 2 are needed")
     return names
+
+
+FORMATS: dict[str, Callable[[Path], Published]] = {".npz": read_npz}
+"""What reads a file that holds a whole data set, by its ending. Each gives images uint8 [N, C, H, W] of one shape."""
+FILES = " or ".join(FORMATS)
+"""Their endings as sentences name them."""

@@ -70,7 +70,7 @@ class DataSource(Settings):
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
         path = Path(self.name_or_path.rpartition(":")[2])
-        return (path.stem if path.suffix == ".npz" else path.name) or "images"
+        return (path.stem if path.suffix in formats.FORMATS else path.name) or "images"
 
     def identity(self) -> dict[str, Any]:
         """Which images these are: everything but whether they stay on disk."""
@@ -198,7 +198,7 @@ def load_dataset(
     skipped: Collection[str] = (),
     beside: str | Path | None = None,
 ) -> DataSet:
-    """Load a data set by its name in the table, from an npz file or an image folder, or from your own function.
+    """Load a data set by its name in the table, from a file (`formats.FORMATS`) or an image folder, or from your own function.
 
     A `DataSet` is given back as it is, and takes no options. A function is named `package.module:function`, is called
     without arguments, and gives a `DataSet`; it is not imported from inside the directory `beside`.
@@ -222,7 +222,7 @@ def load_dataset(
         raise UserError(f"the image size must be 1 pixel or more, not {image_size}")
     if workers is not None and workers < 0:
         raise UserError(f"the number of worker processes must be 0 or more, not {workers}")
-    if name_or_path in TABLE or name_or_path.endswith(".npz"):
+    if name_or_path in TABLE or Path(name_or_path).suffix in formats.FORMATS:
         if stream:
             raise UserError(f"only a folder of images can be streamed, and '{name_or_path}' is not one")
         if skip_broken or skipped:
@@ -249,8 +249,8 @@ def load_dataset(
             raise UserError(f"only files of a folder can be skipped, and '{name_or_path}' is not a folder")
         return _of_function(name_or_path, source, beside)
     absolute = _absolute(path)
-    if path.suffix == ".npz":
-        published = _read_npz(path, image_size=image_size, grey=grey)
+    if path.suffix in formats.FORMATS:
+        published = _read_file(path, image_size=image_size, grey=grey)
     elif name_or_path and path.is_dir():
         published = read_folder(
             path,
@@ -262,10 +262,14 @@ def load_dataset(
             skipped=skipped,
         )
     else:
-        state = "is neither an .npz file nor a folder" if name_or_path and path.exists() else "is not a data set"
+        state = (
+            f"is neither an {formats.FILES} file nor a folder"
+            if name_or_path and path.exists()
+            else "is not a data set"
+        )
         raise UserError(
             f"'{name_or_path}' {state}: give one of {', '.join(TABLE)}, or the path of an existing "
-            "folder of images or .npz file, or your own package.module:function"
+            f"folder of images or {formats.FILES} file, or your own package.module:function"
         )
     asked = source(name_or_path=absolute, skipped=published.skipped)
     return trained_on(divided(published, asked, where=str(path)))
@@ -356,8 +360,8 @@ def _absolute(path: Path) -> str:
     return absolute
 
 
-def _read_npz(path: Path, *, image_size: int | None, grey: bool) -> Published:
-    published = formats.read_npz(path)
+def _read_file(path: Path, *, image_size: int | None, grey: bool) -> Published:
+    published = formats.FORMATS[path.suffix](path)
     height, width = published.train.images.shape[2:]
     if image_size is None and height != width:
         raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")

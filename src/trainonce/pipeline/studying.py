@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trainonce.data import DataSet, load_dataset
+from trainonce.data.formats import FILES
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.lab.studies.built_in import STUDIES
@@ -208,7 +209,7 @@ def _refuse(
     if name == "tuning" and split == "test":
         raise UserError("tuning chooses rates, and nothing is chosen on the test split: leave out --split test")
     if source is None:
-        raise UserError("name a data set, a folder of images or an .npz file to study on")
+        raise UserError(f"name a data set, a folder of images or an {FILES} file to study on")
     if scale <= 0:
         raise UserError(f"--scale must be over 0, not {scale:g}")
 

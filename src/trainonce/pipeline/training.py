@@ -10,6 +10,7 @@ from typing import Any
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.data.baseline import Baseline, baseline
+from trainonce.data.formats import FILES
 from trainonce.errors import UserError
 from trainonce.extras import try_import
 from trainonce.lab.measures.forgetting import Prober, default_probes
@@ -115,7 +116,7 @@ def train(
         with ranks.together():
             if resume is None:
                 if data is None:
-                    raise UserError("name a data set, a folder of images or an .npz file, or give --resume RUN")
+                    raise UserError(f"name a data set, a folder of images or an {FILES} file, or give --resume RUN")
                 chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
                 images = load_dataset(
                     data,
