@@ -198,7 +198,7 @@ def load_dataset(
     skipped: Collection[str] = (),
     beside: str | Path | None = None,
 ) -> DataSet:
-    """Load a data set by its name in the table, from a file (`formats.FORMATS`) or an image folder, or from your own function.
+    """Load a data set by its name in the table, from an npz file or an image folder, or from your own function.
 
     A `DataSet` is given back as it is, and takes no options. A function is named `package.module:function`, is called
     without arguments, and gives a `DataSet`; it is not imported from inside the directory `beside`.

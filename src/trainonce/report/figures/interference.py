@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,14 +16,30 @@ if TYPE_CHECKING:
 
 OverRuns = Callable[[Sequence[float | None]], float | None]
 """One value of what several runs have."""
-Measure = Literal["agreement", "conflict", "transfer", "bn_shift"]
-MEASURES: dict[Measure, tuple[str, str]] = {
-    "agreement": ("gradient", "agreement"),
-    "conflict": ("gradient", "conflict"),
-    "transfer": ("transfer", "r"),
-    "bn_shift": ("bn_shift", "mean"),
+Measure: TypeAlias = str
+"""A key of `MEASURES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSource:
+    """Where interference.json has a matrix between probes, and how it is drawn."""
+
+    part: str
+    name: str
+    """Its key in that part; its standard errors are there under the same name and `_error`."""
+    by: str
+    """What stands above the columns, which are subnets."""
+    signed: bool = False
+    """Whether colours diverge from 0."""
+
+
+MEASURES: dict[Measure, MeasureSource] = {
+    "agreement": MeasureSource(part="gradient", name="agreement", by="gradient of", signed=True),
+    "conflict": MeasureSource(part="gradient", name="conflict", by="gradient of"),
+    "transfer": MeasureSource(part="transfer", name="r", by="after a step of", signed=True),
+    "bn_shift": MeasureSource(part="bn_shift", name="mean", by="statistics of"),
 }
-"""Where interference.json has each; its standard errors are there under the same name and `_error`."""
+"""The measures that have a matrix; how each is read is in `trainonce.report.sections.probe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +94,8 @@ def interference_info(runs: Sequence[RunRecord]) -> list[InterferenceInfo]:
 def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> InterferenceInfo:
     matrices: dict[Measure, Matrix] = {}
     errors: dict[Measure, Matrix] = {}
-    for measure, (part, name) in MEASURES.items():
+    for measure, source in MEASURES.items():
+        part, name = source.part, source.name
         values = [one[part][name] for one in found if (one.get(part) or {}).get(name) is not None]
         if values:
             matrices[measure] = mean_matrix(values)
@@ -188,14 +205,18 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
         for j, value in enumerate(row)
     ]
     reach = max([abs(v) for row in info.matrices[measure] for v in row if v is not None] or [1.0]) or 1.0
-    signed = measure in ("agreement", "transfer")
     scale = (
         alt.Scale(scheme="blueorange", domain=[-reach, reach], domainMid=0, reverse=True)
-        if signed
+        if MEASURES[measure].signed
         else alt.Scale(scheme="blues", domain=[0, reach])
     )
     base = chart_of(rows).encode(
-        x=alt.X("by:N", sort=info.labels, title=_BY[measure], axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
+        x=alt.X(
+            "by:N",
+            sort=info.labels,
+            title=MEASURES[measure].by,
+            axis=alt.Axis(orient="top", labelAngle=0, domain=False),
+        ),
         y=alt.Y("of:N", sort=info.labels, title=None, axis=alt.Axis(domain=False, ticks=False)),
     )
     tips = [alt.Tooltip("of:N", title="row"), alt.Tooltip("by:N", title="column"), alt.Tooltip("value:Q", format=".3f")]
@@ -205,14 +226,6 @@ def draw_interference(info: InterferenceInfo, measure: Measure = "agreement") ->
         text="shown:N", color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
     )
     return layered(cells, text, height=30 * len(info.labels))
-
-
-_BY: dict[Measure, str] = {
-    "agreement": "gradient of",
-    "conflict": "gradient of",
-    "transfer": "after a step of",
-    "bn_shift": "statistics of",
-}
 
 
 FEW_LOOKS = 6

@@ -1,6 +1,7 @@
 """The sections on probes: the matrices of interference, and forgetting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,28 +19,61 @@ from trainonce.report.figures.interference import (
 from trainonce.report.loading import Group
 from trainonce.report.parts import Cell, Figure, Section, Table, picture
 
-HOW_TO_READ: dict[Measure, tuple[str, str]] = {
-    "agreement": (
-        "gradient agreement",
-        "Cosine between the gradients of two subnets on the weights they share, corrected for the noise of batches: 1 "
-        "the same direction, 0 unrelated, below 0 (orange) opposed. The diagonal is a control: a subnet against itself "
-        "on other images, not corrected. Labels are the subnets' MACs.",
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a measure's matrix is read."""
+
+    name: str
+    caption: str
+    finding: Callable[[str, Sequence[float], Sequence[InterferenceInfo]], str]
+    """A sentence from the averages in words, the values between different subnets, and the arms."""
+    form: str = "{:.2f}"
+    """How an average is written."""
+
+
+HOW_TO_READ: dict[Measure, Reading] = {
+    "agreement": Reading(
+        name="gradient agreement",
+        caption=(
+            "Cosine between the gradients of two subnets on the weights they share, corrected for the noise of "
+            "batches: 1 the same direction, 0 unrelated, below 0 (orange) opposed. The diagonal is a control: a "
+            "subnet against itself on other images, not corrected. Labels are the subnets' MACs."
+        ),
+        finding=lambda span, values, arms: (
+            f"Gradients of different subnets agree by {span} on average; {_below(values, arms)}."
+        ),
     ),
-    "conflict": (
-        "gradient conflict",
-        "Share of pairs of batches on which the gradients of two subnets oppose each other: a half is chance.",
+    "conflict": Reading(
+        name="gradient conflict",
+        caption="Share of pairs of batches on which the gradients of two subnets oppose each other: a half is chance.",
+        finding=lambda span, _values, _arms: (
+            f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
+        ),
+        form="{:.0%}",
     ),
-    "transfer": (
-        "loss transfer",
-        "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a step of "
-        "the row's own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is interference: where "
-        "it is beyond noise, by more standard errors over batches than chance gives any of the pairs. A cell alone "
-        "does not say that.",
+    "transfer": Reading(
+        name="loss transfer",
+        caption=(
+            "R: what a training step for the column's subnet does to the held-out loss of the row's, relative to a "
+            "step of the row's own, which is 1. Above 0 it helps; below 0 (orange) it harms, and only that is "
+            "interference: where it is beyond noise, by more standard errors over batches than chance gives any of "
+            "the pairs. A cell alone does not say that."
+        ),
+        finding=lambda span, _values, arms: (
+            f"A step for one subnet does another {span} of the good that the other's own step does; {_tested(arms)}."
+        ),
+        form="{:.0%}",
     ),
-    "bn_shift": (
-        "batch-norm shift",
-        "How far the statistics that two subnets give the same layers lie apart, in units of their variance: large "
-        "values mean wrong statistics, which recalibration repairs, rather than wrong weights.",
+    "bn_shift": Reading(
+        name="batch-norm shift",
+        caption=(
+            "How far the statistics that two subnets give the same layers lie apart, in units of their variance: "
+            "large values mean wrong statistics, which recalibration repairs, rather than wrong weights."
+        ),
+        finding=lambda span, values, _arms: (
+            f"Batch-norm statistics of different subnets are {span} apart on average, {max(values):.2f} at most."
+        ),
     ),
 }
 
@@ -61,7 +95,7 @@ def interference_section(group: Group) -> Section:
 
 
 def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figure:
-    name, caption = HOW_TO_READ[measure]
+    reading = HOW_TO_READ[measure]
     title = _finding(measure, arms)
     tables = [_matrix_table(measure, arm) for arm in arms]
     tables += [_error_table(measure, arm) for arm in arms if measure in arm.errors]
@@ -73,9 +107,9 @@ def _measure_figure(measure: Measure, arms: Sequence[InterferenceInfo]) -> Figur
     return Figure(
         key=measure.replace("_", "-"),
         title=title,
-        caption=caption,
-        summary=f"Matrix of {name}. {title}",
-        pictures=[picture(draw_interference(arm, measure), f"{name}, {arm.arm}") for arm in arms],
+        caption=reading.caption,
+        summary=f"Matrix of {reading.name}. {title}",
+        pictures=[picture(draw_interference(arm, measure), f"{reading.name}, {arm.arm}") for arm in arms],
         tables=tables,
     )
 
@@ -87,18 +121,12 @@ def _finding(measure: Measure, arms: Sequence[InterferenceInfo]) -> str:
     if not means:
         return "There is one probe alone, so nothing to compare."
     every = [value for _, values in between for value in values]
-    form = "{:.0%}" if measure in ("conflict", "transfer") else "{:.2f}"
+    form = HOW_TO_READ[measure].form
     (least, least_arm), (most, most_arm) = means[0], means[-1]
     span = form.format(least)
     if form.format(least) != form.format(most):
         span += f" ({least_arm}) to {form.format(most)} ({most_arm})"
-    if measure == "agreement":
-        return f"Gradients of different subnets agree by {span} on average; {_below(every, arms)}."
-    if measure == "conflict":
-        return f"Gradients of different subnets oppose each other on {span} of the pairs of batches."
-    if measure == "transfer":
-        return f"A step for one subnet does another {span} of the good that the other's own step does; {_tested(arms)}."
-    return f"Batch-norm statistics of different subnets are {span} apart on average, {max(every):.2f} at most."
+    return HOW_TO_READ[measure].finding(span, every, arms)
 
 
 def _below(values: Sequence[float], arms: Sequence[InterferenceInfo]) -> str:
@@ -131,7 +159,7 @@ def _matrix_table(measure: Measure, arm: InterferenceInfo) -> Table:
         [probe, label, *values]
         for probe, label, values in zip(arm.probes, arm.labels, arm.matrices[measure], strict=True)
     ]
-    name = HOW_TO_READ[measure][0]
+    name = HOW_TO_READ[measure].name
     return Table(caption=f"{name}, {arm.arm}", columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
 
 
@@ -140,7 +168,7 @@ def _error_table(measure: Measure, arm: InterferenceInfo) -> Table:
         [probe, label, *values]
         for probe, label, values in zip(arm.probes, arm.labels, arm.errors[measure], strict=True)
     ]
-    name = HOW_TO_READ[measure][0]
+    name = HOW_TO_READ[measure].name
     caption = f"{name}, {arm.arm}: standard errors over batches (jackknife)"
     return Table(caption=caption, columns=["subnet of the row", "MACs", *arm.labels], rows=rows)
 
