@@ -146,9 +146,13 @@ def read_npz(path: Path) -> Published:
     or 3, the same shape in every split; labels are integers [N] or [N, 1] from 0, every class in every split.
     Raises `UserError` on anything else, object arrays among it: nothing is unpickled.
     """
-    arrays = read_arrays(path)
-    splits = _npz_splits(arrays, path)
-    class_names = _npz_class_names(arrays, splits, path)
+    return published_in(read_arrays(path), path)
+
+
+def published_in(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> Published:
+    """The images and labels of a file, by the keys that `read_npz` names. Raises `UserError` as it does."""
+    splits = _splits_in(arrays, path)
+    class_names = _class_names_in(arrays, splits, path)
     shape = splits["train"].images.shape[1:]
     for name, split in splits.items():
         where = f"{path}: {name}_labels"
@@ -172,7 +176,7 @@ def refuse_missing_class(split: Split, class_names: tuple[str, ...], *, where: s
         raise UserError(f"{where} has no image of class '{class_names[missing]}'")
 
 
-def _npz_splits(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> dict[str, Split]:
+def _splits_in(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> dict[str, Split]:
     aliases = [alias for names in _NPZ_SPLITS.values() for alias in names]
     known = [f"{alias}_{kind}" for alias in aliases for kind in ("images", "labels")] + ["class_names"]
     for key in arrays:
@@ -186,11 +190,11 @@ def _npz_splits(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> dict[str,
         if not found and split == "train":
             raise UserError(f"{path}: the key 'train_images' is missing")
         if found:
-            splits[split] = _npz_split(arrays, found[0], path)
+            splits[split] = _split_in(arrays, found[0], path)
     return splits
 
 
-def _npz_split(arrays: Mapping[str, npt.NDArray[Any]], alias: str, path: Path) -> Split:
+def _split_in(arrays: Mapping[str, npt.NDArray[Any]], alias: str, path: Path) -> Split:
     for kind in ("images", "labels"):
         if f"{alias}_{kind}" not in arrays:
             raise UserError(f"{path}: the key '{alias}_{kind}' is missing")
@@ -218,9 +222,7 @@ def _npz_split(arrays: Mapping[str, npt.NDArray[Any]], alias: str, path: Path) -
     return make_split(images.transpose(0, 3, 1, 2), labels)
 
 
-def _npz_class_names(
-    arrays: Mapping[str, npt.NDArray[Any]], splits: Mapping[str, Split], path: Path
-) -> tuple[str, ...]:
+def _class_names_in(arrays: Mapping[str, npt.NDArray[Any]], splits: Mapping[str, Split], path: Path) -> tuple[str, ...]:
     """Give the names stored, else '0', '1', ... for the labels of the training split."""
     if "class_names" in arrays:
         stored = arrays["class_names"]
