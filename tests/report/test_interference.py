@@ -8,7 +8,6 @@ import pytest
 from tests.support.lines import a_look
 
 from trainonce.report.figures.interference import (
-    MEASURES,
     draw_forgetting,
     draw_interference,
     forgetting_info,
@@ -64,7 +63,7 @@ def test_probes_come_by_size_with_the_control_on_the_diagonal() -> None:
     assert info.matrices["transfer"] == [[1.0, -0.1], [0.3, 1.0]]
     assert info.matrices["bn_shift"] == [[0.0, 0.5], [None, 0.0]]
     assert info.top1_supernet == [50, 60]
-    for measure in MEASURES:
+    for measure in info.matrices:
         draw_interference(info, measure).to_dict()
 
 
