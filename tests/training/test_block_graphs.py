@@ -130,7 +130,9 @@ class TestTraining:
                 return recorder
 
         monkeypatch.setattr("trainonce.training.loop.capture_for", Refusing)
-        with pytest.raises(RunError, match=r"a block could not be captured .*not permitted\); --no-cuda-graphs does without$"):
+        with pytest.raises(
+            RunError, match=r"a block could not be captured .*not permitted\); --no-cuda-graphs does without$"
+        ):
             train_supernet(make_net(), recipe_of(phase("uniform")), data, RunDirectory(tmp_path / "run"))
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
