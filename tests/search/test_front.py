@@ -5,7 +5,8 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainonce.search.front import by_fronts, hypervolume, nondominated
+from trainonce.evaluation.pareto import nondominated
+from trainonce.search.front import by_fronts, hypervolume
 
 SIZE = 4
 

@@ -14,6 +14,7 @@ import numpy as np
 from trainonce.cost.macs import CostModel
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, SplitName
+from trainonce.evaluation.pareto import nondominated
 from trainonce.evaluation.scoring import Chunk, Scoring, chunks_of
 from trainonce.files import fits_record
 from trainonce.models import Supernet
@@ -265,11 +266,8 @@ def summarise(lines: Iterable[ScoredSubnet], buckets: Sequence[Bucket]) -> list[
 
 def pareto_front(lines: Iterable[S]) -> list[S]:
     """The lines that no other beats in both MACs and top-1, by rising MACs; of equals, the first by architecture."""
-    front: list[S] = []
-    for line in sorted(lines, key=lambda line: (line.macs, -line.top1, line.arch)):
-        if not front or line.top1 > front[-1].top1:
-            front.append(line)
-    return front
+    ordered = sorted(lines, key=lambda line: (line.macs, -line.top1, line.arch))
+    return [ordered[place] for place in nondominated([(line.macs, -line.top1) for line in ordered])]
 
 
 def best_within(

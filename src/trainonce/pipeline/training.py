@@ -13,7 +13,7 @@ from trainonce.data.baseline import Baseline, baseline
 from trainonce.data.formats import FILES
 from trainonce.errors import UserError
 from trainonce.extras import try_import
-from trainonce.lab.measures.forgetting import Prober, default_probes
+from trainonce.lab.measures.forgetting import PROBES, Prober, default_probes
 from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.machine import device_named, use_threads
@@ -23,9 +23,6 @@ from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine
 from trainonce.training.loop import Progress, TrainSettings, refuse_large_step, train_supernet
-
-PROBES = 4
-"""How many subnets are looked at while training, unless it is said."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,8 @@
-"""Pareto fronts and their hypervolume, for any number of numbers that are all to be small."""
+"""Fronts behind the Pareto front, and hypervolume, for any number of numbers that are all to be small."""
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-Point = tuple[float, ...]
-
-
-def nondominated(points: Sequence[Point]) -> list[int]:
-    """The places of the points that no other is at least as good as in all and better in one; of equals the first."""
-    array = np.asarray(points, dtype=np.float64)
-    return [i for i in range(len(points)) if not _beaten(array, i)]
-
-
-def _beaten(points: NDArray[np.float64], i: int) -> bool:
-    no_worse = (points <= points[i]).all(axis=1)
-    better = (points < points[i]).any(axis=1)
-    equal_before = no_worse & ~better
-    equal_before[i:] = False
-    return bool((no_worse & better).any() or equal_before.any())
+from trainonce.evaluation.pareto import Point, nondominated
 
 
 def by_fronts(points: Sequence[Point], enough: int | None = None) -> list[list[int]]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainonce.evaluation.pareto import Point, nondominated
 from trainonce.search.algorithm import SearchScores
-from trainonce.search.front import Point, hypervolume, nondominated
+from trainonce.search.front import hypervolume
 from trainonce.search.problem import Problem, Scores
 from trainonce.space import Architecture
 

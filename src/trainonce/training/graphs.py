@@ -59,9 +59,9 @@ class CudaCapture:
     """Capturing by CUDA graphs, one after the other in one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.own = CudaRecorder(self.stream)
+        self.again: Callable[[], None] | None = None
 
     def recorder(self) -> "CudaRecorder":
         """One with a pool of its own, on the same stream."""
@@ -69,17 +69,14 @@ class CudaCapture:
 
     def aside(self, passes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Do the work on the stream that captures, so that the libraries' workspaces for it are there."""
-        return _on(self.stream, passes)
+        return self.own.aside(passes)
 
     def capture(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
         """Capture `work`. Waits for the device, once."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads ask of the device meanwhile, as nccl's watchdog does, is no error.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            static = work()
+        static, again = self.own.record(work)
         # The graph before goes only now: a pool that no graph uses cannot be captured into before it is emptied.
-        self.graph = graph
-        return static, graph.replay
+        self.again = again
+        return static, again
 
 
 class CudaRecorder:
@@ -90,27 +87,23 @@ class CudaRecorder:
         self.stream = stream
 
     def aside(self, work: Callable[[], T]) -> T:
-        """Do the work on the stream that captures."""
-        return _on(self.stream, work)
+        """Do the work on the stream that captures, after what the current one has to do and before what it will have.
+
+        What it allocates is that stream's, and the next work on it waits for all that uses it: nothing is overwritten.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        with torch.cuda.stream(self.stream):
+            found = work()
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+        return found
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
         """Capture `work`. Waits for the device."""
         graph = torch.cuda.CUDAGraph()
+        # thread_local: what other threads ask of the device meanwhile, as nccl's watchdog does, is no error.
         with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             static = work()
         return static, graph.replay
-
-
-def _on(stream: torch.cuda.Stream, work: Callable[[], T]) -> T:
-    """Do the work on a stream, after what the current one has to do and before what it will have.
-
-    What it allocates is that stream's, and the next work on it waits for all that uses it: nothing is overwritten.
-    """
-    stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream):
-        found = work()
-    torch.cuda.current_stream(stream.device).wait_stream(stream)
-    return found
 
 
 def capture_for(net: nn.Module) -> Capture | None:

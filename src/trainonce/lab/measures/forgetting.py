@@ -25,6 +25,8 @@ from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.loop import EpochEnd
 
+PROBES = 4
+"""Probes that are looked at where none are named and no number is."""
 MOST_PROBES = 1000
 """The most probes that may be asked for."""
 DRAWS = 32

@@ -24,7 +24,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.evaluation.population import Bucket, draw_population, evaluate_population, make_buckets
 from trainonce.files import is_there, write_atomic
-from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes
+from trainonce.lab.measures.forgetting import PROBES, Prober, ProberSettings, default_probes
 from trainonce.lab.studies.results import FinishedRun, StudyResult
 from trainonce.lab.studies.study import Study, StudyRun, StudyScoring
 from trainonce.models import Supernet, build
@@ -38,8 +38,6 @@ from trainonce.run.lines import MetricsLine, SubnetScore
 from trainonce.space import Architecture
 from trainonce.training.loop import TrainSettings, train_supernet
 
-PROBES = 4
-"""Probes whose forgetting is recorded where the study names none."""
 PROBING = 0.02
 """Most of a run's arithmetic that looking at probes may take: twice what it may elsewhere."""
 SAVE_EVERY_S = 60.0
