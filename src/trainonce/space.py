@@ -329,13 +329,16 @@ class SearchSpace:
 
         The i-th value of the parent goes with the i-th value of the child, as in CompOFA (arXiv 2104.12642, section 3);
         where the child has another number of values, with the one that lies as far between its ends. `child` and
-        `parent` are roles or last parts of names; where the space lacks one of these roles it stays as it is.
-        Raises `UserError` where a child has no such parent.
+        `parent` are roles or last parts of names; where the space lacks one of these roles it stays as it is. A child
+        that depends on nothing, such as the width of a block that is always there, stays free beside others that do.
+        Raises `UserError` where no child has such a parent, or one has another.
         """
         if not self.matching(child) or not self.matching(parent):
             return self
         coupled = []
         children = {choice.name for choice in self.matching(child)}
+        if any(self[name].parent is not None for name in children):
+            children -= {name for name in children if self[name].parent is None}
         for choice in self.choices:
             if choice.name not in children:
                 coupled.append(choice)

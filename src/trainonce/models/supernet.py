@@ -143,6 +143,16 @@ class Supernet(nn.Module, ABC):
         assert found, f"running statistics of {name} are not cut as views"
         return found[0].removesuffix(".running_mean")
 
+    @torch.no_grad()
+    def keep_statistics(self, arch: Architecture, statistics: Slices) -> None:
+        """Write running statistics, under the names of the plain network of `arch`, where the subnet reads them.
+
+        In general what `slices` gives of them are views.
+        """
+        cut = self.slices(arch)
+        for name, tensor in statistics.items():
+            cut[name].copy_(tensor)
+
     def cost_of(self, arch: Architecture) -> Cost:
         """MACs and parameters of the extracted network."""
         return self.cost(self.space.check(arch))

@@ -1,0 +1,17 @@
+"""A person's own network as a supernet: `elastic(model, example)`. docs/own_network.md says what is found and how.
+
+tracing     the network's operations, by `torch.export`
+axes        which dimensions must agree: union-find over axes
+analysis    the dimensions of tensors and values, while they are being found
+rules       what each operation asks of the axes
+following   which of its numbers follow where axes become shorter
+residuals   branches that can be left out
+layout      what of them is elastic, the search space, what each architecture is and costs
+supernet    the family
+table       what is elastic and what stays, for a person
+"""
+
+from trainonce.models.traced.supernet import Traced, TracedSettings, elastic, with_classes
+from trainonce.models.traced.table import table
+
+__all__ = ["Traced", "TracedSettings", "elastic", "table", "with_classes"]

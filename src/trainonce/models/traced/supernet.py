@@ -1,0 +1,382 @@
+"""A person's own network as a supernet, whose largest subnet is that network."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from pydantic_core import CoreSchema, core_schema
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainonce.cost.macs import CostModel
+from trainonce.errors import UserError
+from trainonce.models.registry import register
+from trainonce.models.supernet import FamilySettings, Supernet
+from trainonce.models.traced.axes import Dimension
+from trainonce.models.traced.layout import Elasticity, Layout, refuse_rigid, tensors_of
+from trainonce.models.traced.rules import OUTPUT
+from trainonce.models.traced.tracing import trace
+from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
+from trainonce.nn.ops import Slices
+from trainonce.nn.plain_graph import NORM, GraphSpec, Line, Program, TensorSpec, place
+from trainonce.space import Architecture, SearchSpace
+
+
+def _graph(value: Any) -> GraphSpec:
+    try:
+        return value if isinstance(value, GraphSpec) else GraphSpec.from_json(value)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"these are not the operations of a network: {error}") from error
+
+
+class AsJson:
+    """How a network's operations stand in settings that are written down."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(GraphSpec.to_json)
+        return core_schema.no_info_plain_validator_function(_graph, serialization=written)
+
+
+class Origin(NamedTuple):
+    """Where an operation comes from: the module of the network, and the line in its source."""
+
+    module: str
+    source: str
+
+
+class TracedSettings(FamilySettings):
+    """The operations of a network, and what of it is elastic. `elastic` makes them."""
+
+    network: Annotated[GraphSpec, AsJson]
+    """The largest subnet."""
+    origins: dict[str, Origin] = Field(default_factory=dict)
+    """Where each operation comes from, by what it makes."""
+    widths: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (25, 50, 75)
+    """Widths of an axis, in percent of its channels, rounded up to `multiple`; all its channels come besides."""
+    multiple: int = Field(8, ge=1)
+    """What numbers of channels are multiples of, where they are fewer than all."""
+    least_depth: int = Field(50, ge=0, le=100)
+    """How many of a stage's residual branches stay, in percent, rounded down."""
+    stages: bool = False
+    """Whether the channels that residual sums share are elastic too, not only those inside of blocks."""
+    off: tuple[str, ...] = ()
+    """Patterns of choices that are not elastic: `layer1.*`."""
+
+    @classmethod
+    def for_images(
+        cls, *, image_size: int, in_channels: int, num_classes: int, geometry: str | None = None, **fields: Any
+    ) -> Self:
+        """Settings of a network that is given: `network` must be among the fields, and be for such images."""
+        if "network" not in fields:
+            raise UserError(
+                "the family `traced` is a network of your own: make it with trainonce.models.traced.elastic"
+            )
+        network: GraphSpec = _graph(fields["network"])
+        if (network.resolution, network.in_channels, network.num_classes) != (image_size, in_channels, num_classes):
+            raise UserError(
+                f"the network is for {network.num_classes} classes of images with {network.in_channels} channels and "
+                f"{network.resolution} pixels, not for {num_classes} of {in_channels} and {image_size}"
+            )
+        return super().for_images(
+            image_size=image_size, in_channels=in_channels, num_classes=num_classes, geometry=geometry, **fields
+        )
+
+
+class TracedNorm(Synchronisable):
+    """The tensors of a batch norm, of which an architecture uses some."""
+
+    def __init__(self, tensors: Mapping[str, TensorSpec]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            place(self, name, tensor.empty())
+
+    def forward(self, x_BCHW: Tensor, cut: Mapping[str, Tensor], momentum: float, eps: float) -> Tensor:
+        """Normalise [B, C, H, W] with `weight`, `bias`, `running_mean` and `running_var` of C channels.
+
+        In training mode by the batch, or by the images of all ranks, moving the running statistics that are given.
+        """
+        weight, bias = cut.get("weight"), cut.get("bias")
+        mean, var = cut["running_mean"], cut["running_var"]
+        if self.training and self.ranks is not None:
+            weight = torch.ones_like(mean) if weight is None else weight
+            bias = torch.zeros_like(mean) if bias is None else bias
+            return synchronised_batch_norm(
+                x_BCHW, mean, var, weight, bias, momentum=momentum, eps=eps, ranks=self.ranks
+            )
+        return F.batch_norm(x_BCHW, mean, var, weight, bias, self.training, momentum, eps)
+
+
+@register
+class Traced(Supernet):
+    """The supernet of a network that was traced: `elastic` makes one of a network with its weights.
+
+    Its weights lie in `network`, under the names and in the order that they have in the network itself. Which channels
+    a width keeps is said by an order of each axis; the channels that are kept stay in the order of the network, so
+    that the largest subnet is the network to the last bit, whatever the order.
+    """
+
+    family = "traced"
+    settings_type = TracedSettings
+    settings: TracedSettings
+
+    @torch.random.fork_rng(devices=[])
+    def __init__(self, settings: TracedSettings, *, seed: int = 0) -> None:
+        """Weights are drawn from `seed` alone. Raises `UserError` where nothing of the network is elastic."""
+        super().__init__(settings, seed=seed)
+        elasticity = Elasticity(
+            widths=settings.widths,
+            multiple=settings.multiple,
+            least_depth=settings.least_depth,
+            stages=settings.stages,
+            off=settings.off,
+        )
+        modules = {name: origin.module for name, origin in settings.origins.items()}
+        self.layout = Layout(settings.network, elasticity, modules)
+        refuse_rigid(self.layout)
+        self.space: SearchSpace = self.layout.space
+        self.cost: CostModel = self.layout.cost
+        self.network = _tensors(settings.network)
+        for width in self.layout.widths:
+            place(self, f"order.{width.choice}", torch.arange(width.units))
+        self._described = lru_cache(maxsize=4096)(self.layout.describe)
+        self._programs = lru_cache(maxsize=256)(Program)
+        self._cuts: dict[Architecture, dict[str, tuple[Tensor | int | None, ...]]] = {}
+        self._cut_in: tuple[tuple[int, int], ...] = ()
+        self.reset_parameters(seed)
+
+    def describe(self, arch: Architecture) -> GraphSpec:
+        return self._described(self.space.check(arch))
+
+    def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
+        cut, moved = self.slices(arch), []
+
+        def norm(line: Line, x: Tensor) -> Tensor:
+            _, name, momentum, eps = line.args
+            layer, prefix = self.network.get_submodule(str(name)), f"{name}."
+            assert isinstance(layer, TracedNorm)
+            own = {part: cut[prefix + part] for part in layer.state_dict() if prefix + part in cut}
+            moved.append(str(name))
+            made: Tensor = layer(x, own, momentum, eps)
+            return made
+
+        program = self._programs(self.describe(arch))
+        logits = program(x_BCHW, cut, norm, training=self.training)
+        if self.training:
+            names = [f"{name}.{part}" for name in moved for part in ("running_mean", "running_var")]
+            self.keep_statistics(arch, {name: cut[name] for name in names})
+        return logits
+
+    def slices(self, arch: Architecture) -> Slices:
+        cuts = self._cuts_for(arch)
+        return {name: _cut(tensor, cuts[name]) for name, tensor in self._tensors(arch)}
+
+    @torch.no_grad()
+    def keep_statistics(self, arch: Architecture, statistics: Mapping[str, Tensor]) -> None:
+        """Write statistics of an architecture's batch norms, by their names, where it reads them."""
+        cuts, own = self._cuts_for(arch), dict(self.network.named_buffers())
+        for name, tensor in statistics.items():
+            (along,) = cuts[name]
+            if isinstance(along, Tensor):
+                own[name].index_copy_(0, along, tensor)
+            elif _cut(own[name], cuts[name]).data_ptr() != tensor.data_ptr():
+                _cut(own[name], cuts[name]).copy_(tensor)
+
+    def shared_name(self, arch: Architecture, name: str) -> str:
+        return f"network.{name}"
+
+    @torch.no_grad()
+    def sort_channels(self, kept: SearchSpace) -> None:
+        """Let narrower widths keep the channels with the largest weights.
+
+        What a channel weighs is the sum of the magnitudes of its weights in each tensor that has it, in parts of that
+        tensor's mean. Between two widths of `kept` nothing moves, so that its subnets stay what they are.
+        """
+        weights = dict(self.network.named_parameters())
+        for width in self.layout.widths:
+            order = self._order(width.choice)
+            weighed = torch.zeros(width.units, device=order.device)
+            for name, parameter in weights.items():
+                for dim, dimension in enumerate(self.layout.dimensions[name]):
+                    weighed += _magnitudes(parameter.abs(), dim, dimension, width.axis, self.layout)
+            edges = sorted({0, width.units, *kept[width.choice].values})
+            for low, high in pairwise(edges):
+                band = order[low:high]
+                order[low:high] = band[weighed[band].argsort(descending=True, stable=True)]
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        scales = _scales(self.settings.network)
+        for name, tensor in self.network.state_dict(keep_vars=True).items():
+            fresh = torch.zeros(tensor.shape, dtype=tensor.dtype)
+            if name in scales:
+                fresh.fill_(1)
+            elif tensor.ndim == 4:
+                nn.init.kaiming_normal_(fresh, mode="fan_out", generator=generator)
+            elif tensor.ndim > 1 and fresh.is_floating_point():
+                bound = tensor[0].numel() ** -0.5
+                nn.init.uniform_(fresh, -bound, bound, generator=generator)
+            tensor.copy_(fresh)
+
+    def _tensors(self, arch: Architecture) -> Iterable[tuple[str, Tensor]]:
+        own = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        return (
+            (t.name, own[t.name]) for t in self.describe(arch).tensors if not t.name.endswith(".num_batches_tracked")
+        )
+
+    def _order(self, choice: str) -> Tensor:
+        return self.get_buffer(f"order.{choice}")
+
+    def _cuts_for(self, arch: Architecture) -> dict[str, tuple[Tensor | int | None, ...]]:
+        """For each tensor of an architecture, what of each dimension it uses: all, the first, or the places listed."""
+        orders = [self._order(width.choice) for width in self.layout.widths]
+        now = tuple((order.data_ptr(), order._version) for order in orders)
+        if now != self._cut_in or len(self._cuts) > 1000:  # channels have been ordered, loaded, moved or copied
+            self._cuts, self._cut_in = {}, now
+        if arch not in self._cuts:
+            used = {
+                width.axis: self._order(width.choice)[: arch[width.choice]].sort().values
+                for width in self.layout.widths
+                if arch.get(width.choice, width.units) < width.units
+            }
+            self._cuts[arch] = {
+                t.name: tuple(self._places(dimension, used) for dimension in self.layout.dimensions[t.name])
+                for t in self.describe(arch).tensors
+            }
+        return self._cuts[arch]
+
+    def _places(self, dimension: Dimension, used: Mapping[int, Tensor]) -> Tensor | int | None:
+        if not any(segment.axis in used for segment in dimension):
+            return None
+        found, start = [], 0
+        for axis, each in dimension:
+            units = used.get(
+                axis, torch.arange(self.layout.found.axes.units(axis), device=next(self.parameters()).device)
+            )
+            runs = torch.arange(each, device=units.device)
+            found.append((start + units[:, None] * each + runs).flatten())
+            start += self.layout.found.axes.units(axis) * each
+        places = torch.cat(found)
+        first = torch.arange(len(places), device=places.device)
+        return len(places) if torch.equal(places, first) else places
+
+
+def _cut(tensor: Tensor, along: tuple[Tensor | int | None, ...]) -> Tensor:
+    """A tensor's first or listed places along each dimension, contiguous. What is not cut is the tensor itself."""
+    for dim, places in enumerate(along):
+        if isinstance(places, int):
+            tensor = tensor.narrow(dim, 0, places)
+        elif places is not None:
+            tensor = tensor.index_select(dim, places)
+    return tensor if tensor.ndim == 1 else tensor.contiguous()
+
+
+def _magnitudes(absolute: Tensor, dim: int, dimension: Dimension, axis: int, layout: Layout) -> Tensor:
+    """The sums of a tensor's magnitudes for each unit of an axis along one dimension, in parts of their mean."""
+    total = absolute.new_zeros(layout.found.axes.units(axis))
+    start = 0
+    for segment in dimension:
+        units = layout.found.axes.units(segment.axis)
+        if segment.axis == axis:
+            run = absolute.narrow(dim, start, units * segment.each).movedim(dim, 0)
+            sums = run.reshape(units, -1).sum(1)
+            total += sums / sums.mean().clamp_min(1e-12)
+        start += units * segment.each
+    return total
+
+
+def _tensors(spec: GraphSpec) -> nn.Module:
+    """The tensors of a network under their names."""
+    holder = nn.Module()
+    of = {tensor.name: tensor for tensor in spec.tensors}
+    norms = {str(line.args[1]) for line in spec.lines if line.op == NORM}
+    for name in norms:
+        own = {
+            t.removeprefix(f"{name}."): of[t]
+            for line in spec.lines
+            if line.op == NORM and line.args[1] == name
+            for t in tensors_of(line, of)
+        }
+        place(holder, name, TracedNorm(own))
+    for tensor in spec.tensors:
+        if tensor.name.rpartition(".")[0] not in norms:
+            place(holder, tensor.name, tensor.empty())
+    return holder
+
+
+def _scales(spec: GraphSpec) -> set[str]:
+    """The tensors that are 1 in a norm that changes nothing."""
+    known = {tensor.name for tensor in spec.tensors}
+    scales = {f"{line.args[1]}.{part}" for line in spec.lines if line.op == NORM for part in ("weight", "running_var")}
+    at = {"batch_norm.default": (1, 4), "layer_norm.default": (2,), "group_norm.default": (2,)}
+    for line in spec.lines:
+        read = [line.args[number] for number in at.get(line.op, ()) if len(line.args) > number]
+        scales |= {argument[1:] for argument in read if isinstance(argument, str)}
+    return scales & known
+
+
+def elastic(
+    model: nn.Module,
+    example_BCHW: Tensor,
+    *,
+    num_classes: int | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> Traced:
+    """The supernet whose largest subnet is `model`, to the last bit in evaluation mode. The model stays as it is.
+
+    `example_BCHW` is a batch of square images of the size that the network will see. `fields` are those of
+    `TracedSettings`. With `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
+    Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
+    """
+    traced = trace(model, example_BCHW)
+    spec, state = traced.spec, traced.state
+    settings = TracedSettings.for_images(
+        image_size=spec.resolution,
+        in_channels=spec.in_channels,
+        num_classes=spec.num_classes,
+        network=spec,
+        origins={name: Origin(*origin) for name, origin in traced.places.items()},
+        **fields,
+    )
+    net = Traced(settings, seed=seed)
+    net.network.load_state_dict(state)
+    if num_classes is not None and num_classes != spec.num_classes:
+        return with_classes(net, num_classes, seed=seed)
+    return net
+
+
+def with_classes(net: Traced, num_classes: int, *, seed: int = 0) -> Traced:
+    """The supernet for other classes: what has the classes as an axis is drawn anew from `seed`, the rest is copied.
+
+    Raises `UserError` where the classes of the network are tied to something else.
+    """
+    spec, found = net.settings.network, net.layout.found
+    logits = found.of(f"%{spec.output}")[1]
+    axes = {segment.axis for segment in logits}
+    if any(found.axes.reason(axis) != OUTPUT for axis in axes) or len(logits) != 1:
+        raise UserError("the classes of this network are tied to its other channels: it cannot be given others")
+    tensors = tuple(
+        TensorSpec(
+            t.name,
+            tuple(
+                num_classes if {s.axis for s in found.axes.resolve(d)} & axes else n
+                for d, n in zip(net.layout.dimensions[t.name], t.shape, strict=True)
+            ),
+            t.learned,
+            t.whole,
+        )
+        for t in spec.tensors
+    )
+    values = {"num_classes": num_classes, "tensors": tensors}
+    other = GraphSpec(**{**{name: getattr(spec, name) for name in GraphSpec.__dataclass_fields__}, **values})
+    settings = net.settings.model_copy(update={"network": other, "num_classes": num_classes})
+    fresh = Traced(settings, seed=seed)
+    own = net.network.state_dict()
+    kept = {name: tensor for name, tensor in fresh.network.state_dict().items() if own[name].shape == tensor.shape}
+    fresh.network.load_state_dict(fresh.network.state_dict() | {name: own[name] for name in kept})
+    return fresh

@@ -1,0 +1,299 @@
+"""A network as the list of its operations: torch, nothing else.
+
+This file stands alone. A copy of it travels as `model.py` in every directory that holds a subnet of a person's own
+network, so that the network there loads without trainonce and without the person's classes:
+
+    from model import load
+    network = load(".")           # in evaluation mode, on the CPU
+    logits = network(images)      # float32 [B, C, H, W], normalised as config.json says
+
+`config.json` lists the operations in the order in which they run, one a line, with every number that they take.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Argument = None | bool | int | float | str | tuple["Argument", ...]
+"""What an operation takes. A text that begins with % names a value made earlier, or a tensor of the network."""
+
+IMAGES = "images"
+"""The name of the value that the network is given."""
+NORM = "batch_norm_2d"
+"""The operation that stands for a whole `nn.BatchNorm2d`: takes a map, the norm's name, its momentum and its eps."""
+ITEM = "getitem"
+"""The operation that takes one of several outputs: a value and its number."""
+STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""The tensors of a batch norm."""
+
+_CONSTANTS = {str(c): c for c in (torch.float32, torch.int64, torch.bool, torch.contiguous_format)}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One operation: `op` is a name of `torch.ops.aten` with its overload (`conv2d.default`), `NORM` or `ITEM`."""
+
+    out: str
+    op: str
+    args: tuple[Argument, ...]
+    kwargs: tuple[tuple[str, Argument], ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of what it reads, values and tensors, in order; of a batch norm, the map alone."""
+        return tuple(names_in((self.args, tuple(value for _, value in self.kwargs))))
+
+
+def names_in(argument: Argument) -> Iterable[str]:
+    """The names that an argument refers to."""
+    if isinstance(argument, str) and argument.startswith("%"):
+        yield argument[1:]
+    elif isinstance(argument, tuple):
+        for part in argument:
+            yield from names_in(part)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A parameter (it is learned) or a buffer, of 32-bit floats unless it holds whole numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    learned: bool
+    whole: bool = False
+
+    def empty(self) -> Tensor:
+        """A tensor like it, not initialised."""
+        tensor = torch.empty(self.shape, dtype=torch.int64 if self.whole else torch.float32)
+        return nn.Parameter(tensor) if self.learned else tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """A whole network. `resolution` is the side of its square input in pixels; `output` names the logits."""
+
+    resolution: int
+    in_channels: int
+    num_classes: int
+    tensors: tuple[TensorSpec, ...]
+    lines: tuple[Line, ...]
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON values."""
+        return {
+            "resolution": self.resolution,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "tensors": [[t.name, list(t.shape), t.learned, t.whole] for t in self.tensors],
+            "lines": [[line.out, line.op, _listed(line.args), dict(_listed(line.kwargs))] for line in self.lines],
+            "output": self.output,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "GraphSpec":
+        """The value that `to_json` wrote. Raises `TypeError`, `ValueError` or `KeyError` on anything else."""
+        tensors = [TensorSpec(_text(name), _sizes(shape), bool(a), bool(b)) for name, shape, a, b in values["tensors"]]
+        lines = [
+            Line(_text(out), _text(op), tuple(map(_frozen, args)), tuple((k, _frozen(v)) for k, v in kwargs.items()))
+            for out, op, args, kwargs in values["lines"]
+        ]
+        known = {IMAGES, *(tensor.name for tensor in tensors)}
+        for line in lines:
+            _operation(line.op)
+            if not known.issuperset(line.reads):
+                raise ValueError(f"{line.out} is made of something that is not there: {line.reads}")
+            known.add(line.out)
+        return cls(
+            resolution=int(values["resolution"]),
+            in_channels=int(values["in_channels"]),
+            num_classes=int(values["num_classes"]),
+            tensors=tuple(tensors),
+            lines=tuple(lines),
+            output=_text(values["output"]),
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.lines, self.tensors))
+
+    def build(self) -> "GraphNetwork":
+        """The network. Its tensors are not initialised, but for those of batch norms."""
+        return GraphNetwork(self)
+
+
+def _listed(argument: Argument) -> Any:
+    return [_listed(part) for part in argument] if isinstance(argument, tuple) else argument
+
+
+def _frozen(value: Any) -> Argument:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(part) for part in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"an operation cannot take {value!r:.100}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is not a name")
+    return value
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not all(type(size) is int and size >= 0 for size in values):
+        raise ValueError(f"{values!r:.100} are no sizes")
+    return tuple(values)
+
+
+def is_operation(name: str) -> bool:
+    """Whether a network may hold the operation: it follows from tensors that it is given, and changes none of them."""
+    try:
+        _operation(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    """What to call for an operation of a line. Raises `ValueError` for one that a network may not hold."""
+    if name == NORM:
+        return F.batch_norm  # called by the network's own norm
+    if name == ITEM:
+        return lambda values, number: values[number]
+    packet, _, overload = name.partition(".")
+    found = torch._C._jit_get_schemas_for_operator(f"aten::{packet}")
+    schemas = [schema for schema in found if (schema.overload_name or "default") == overload]
+    if not schemas:
+        raise ValueError(f"there is no operation {name!r:.100}")
+    arguments = schemas[0].arguments
+    changes = any(argument.alias_info is not None and argument.alias_info.is_write for argument in arguments)
+    if changes or not arguments or str(arguments[0].type) not in ("Tensor", "List[Tensor]"):
+        raise ValueError(f"a network may not hold the operation {name!r:.100}")
+    operation: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    return operation
+
+
+class Step:
+    """A line made ready to run: where its arguments come from, and which values nothing reads after it."""
+
+    def __init__(self, line: Line, done: tuple[str, ...]) -> None:
+        self.line, self.done = line, done
+        self.args = [_constant(argument) for argument in line.args]
+        self.kwargs = {name: _constant(value) for name, value in line.kwargs}
+        self.slots = tuple((at, a[1:]) for at, a in enumerate(line.args) if isinstance(a, str) and a.startswith("%"))
+        inside = [at for at, a in enumerate(line.args) if isinstance(a, tuple) and any(True for _ in names_in(a))]
+        self.values_inside = tuple(inside)
+
+
+def _constant(argument: Argument) -> Any:
+    if isinstance(argument, tuple):
+        return [_constant(part) for part in argument]
+    return _CONSTANTS.get(argument, argument) if isinstance(argument, str) else argument
+
+
+TRAINING_AT = {"batch_norm.default": 5, "dropout.default": 2}
+"""Operations that do something else in training, and which of their arguments says so."""
+
+
+class Program:
+    """The operations of a network, run one after the other on tensors that its owner holds."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        last = {name: number for number, line in enumerate(spec.lines) for name in line.reads}
+        made = {IMAGES, *(line.out for line in spec.lines)} - {spec.output}
+        done: list[list[str]] = [[] for _ in spec.lines]
+        for name in made & set(last):
+            done[last[name]].append(name)
+        self.output = spec.output
+        self.steps = [Step(line, tuple(names)) for line, names in zip(spec.lines, done, strict=True)]
+        self.calls = [_operation(line.op) for line in spec.lines]
+
+    def __call__(
+        self,
+        x_BCHW: Tensor,
+        tensors: Mapping[str, Tensor],
+        norm: Callable[[Line, Tensor], Tensor],
+        *,
+        training: bool,
+        seen: Callable[[Line, Any], None] | None = None,
+    ) -> Tensor:
+        """Images [B, C, H, W] to logits. `norm` runs a batch norm's line; `seen` is shown what each line makes."""
+        values: dict[str, Any] = {IMAGES: x_BCHW}
+
+        def given(argument: Argument) -> Any:
+            if isinstance(argument, tuple):
+                return [given(part) for part in argument]
+            if isinstance(argument, str) and argument.startswith("%"):
+                name = argument[1:]
+                return values[name] if name in values else tensors[name]
+            return _constant(argument)
+
+        for step, call in zip(self.steps, self.calls, strict=True):
+            line = step.line
+            if line.op == NORM:
+                out = norm(line, values[line.reads[0]])
+            else:
+                args = step.args.copy()
+                for at, name in step.slots:
+                    args[at] = values[name] if name in values else tensors[name]
+                for at in step.values_inside:
+                    args[at] = given(line.args[at])
+                if training and line.op in TRAINING_AT:
+                    args[TRAINING_AT[line.op]] = True
+                out = call(*args, **step.kwargs)
+            values[line.out] = out
+            if seen is not None:
+                seen(line, out)
+            for name in step.done:
+                del values[name]
+        logits: Tensor = values[self.output]
+        return logits
+
+
+class GraphNetwork(nn.Module):
+    """Images [B, C, H, W] to logits [B, classes]. Its state dict has the names of the network that was traced."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self._program = Program(spec)
+        shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+        for line in spec.lines:
+            if line.op == NORM:
+                _, name, momentum, eps = line.args
+                channels = shapes[f"{name}.running_mean"][0]
+                affine = f"{name}.weight" in shapes
+                layer = nn.BatchNorm2d(channels, eps, momentum, affine=affine)  # type: ignore[arg-type]
+                place(self, str(name), layer)
+        inside = {f"{line.args[1]}.{part}" for line in spec.lines if line.op == NORM for part in STATISTICS}
+        for tensor in spec.tensors:
+            if tensor.name not in inside:
+                place(self, tensor.name, tensor.empty())
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits [B, classes]."""
+        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        return self._program(x_BCHW, tensors, self._norm, training=self.training)
+
+    def _norm(self, line: Line, x_BCHW: Tensor) -> Tensor:
+        x: Tensor = self.get_submodule(str(line.args[1]))(x_BCHW)
+        return x
+
+
+def place(network: nn.Module, name: str, what: nn.Module | Tensor) -> None:
+    """Put a module, parameter or buffer under a dotted name, inside modules made for its parts."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in network._modules:
+            network.add_module(part, nn.Module())
+        network = network.get_submodule(part)
+    if isinstance(what, nn.Module):
+        network.add_module(last, what)
+    elif isinstance(what, nn.Parameter):
+        network.register_parameter(last, what)
+    else:
+        network.register_buffer(last, what)
