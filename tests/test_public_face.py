@@ -37,6 +37,7 @@ def test_the_public_names_are_these() -> None:
         "TrainSettings",
         "UserError",
         "__version__",
+        "elastic",
         "fit_supernet",
         "from_pretrained",
         "load_dataset",

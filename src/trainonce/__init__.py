@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trainonce.errors import RunError, UserError
     from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
+    from trainonce.models.traced import elastic
     from trainonce.pipeline.fitting import FitSettings, Fitted, fit_supernet
     from trainonce.pipeline.hub import from_pretrained, push_to_hub
     from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe
@@ -33,6 +34,7 @@ else:
             "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
             "pipeline.fitting": ("FitSettings", "Fitted", "fit_supernet"),
             "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
+            "models.traced": ("elastic",),
             "pipeline.hub": ("from_pretrained", "push_to_hub"),
             "recipes": ("RECIPES", "AugmentationChange", "Phase", "Recipe", "load_recipe"),
             "run.directory": ("RunDirectory",),
@@ -70,6 +72,7 @@ __all__ = [
     "TrainSettings",
     "UserError",
     "__version__",
+    "elastic",
     "fit_supernet",
     "from_pretrained",
     "load_dataset",

@@ -197,7 +197,7 @@ def test_a_training_step_is_that_of_the_network(name: str) -> None:
 
 
 def test_it_owes_what_every_family_does(tmp_path: Path) -> None:
-    net = elastic(trained_like(Residual(hidden=(16, 16))), EXAMPLE, stages=True)
+    net = elastic(trained_like(Residual(hidden=(16, 16), dropout=0.1)), EXAMPLE, stages=True)
     data = load_dataset("digits", image_size=8)
     testing.check_building(Traced(net.settings))
     testing.check_subnets(net)

@@ -71,7 +71,7 @@ def test_maps_get_smaller_as_strides_say() -> None:
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("rnn", r"unknown kind of network 'rnn'; there are mbconv, resnet, and your own as package\.module:Class"),
+        ("rnn", r"unknown kind of network 'rnn'; there are mbconv, resnet, graph, and your own as package\."),
         ("os.path", "unknown kind of network 'os.path'"),
         ("os:", "unknown kind of network 'os:'"),
         ("os;print:x", "unknown kind of network"),

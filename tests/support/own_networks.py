@@ -59,18 +59,18 @@ class Block(nn.Module):
 class Residual(nn.Module):
     """Blocks of a ResNet, not in a `Sequential`."""
 
-    def __init__(self, channels: int = 16, hidden: tuple[int, ...] = (32, 32, 16), classes: int = 10) -> None:
+    def __init__(self, channels: int = 16, hidden: tuple[int, ...] = (32, 32, 16), dropout: float = 0.0) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.blocks = nn.ModuleList(Block(channels, width) for width in hidden)
-        self.fc = nn.Linear(channels, classes)
+        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.stem(x)))
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(self.dropout(x.mean((2, 3))))
         return logits
 
 

@@ -11,6 +11,8 @@ from trainonce.names import import_named
 
 FAMILIES: dict[str, type[Supernet]] = {}
 """The families that are registered, by name."""
+OF_NETWORKS = {"traced": "trainonce.models.traced:Traced"}
+"""Families that are made of a person's own network, not from settings: imported where a run names them."""
 ENTRY_POINTS = "trainonce.families"
 """The group of entry points by which an installed package offers families."""
 
@@ -31,6 +33,7 @@ def family_named(name: str, *, beside: str | Path | None = None) -> type[Superne
     """
     if name in FAMILIES:
         return FAMILIES[name]
+    name = OF_NETWORKS.get(name, name)
     offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     others = [*FAMILIES, *offered]
     found = offered[name].load() if name in offered else import_named(name, "family", others, beside=beside)

@@ -7,6 +7,7 @@ module travels as `model.py` in the directory of each subnet, so that the subnet
 import ast
 import inspect
 from collections.abc import Mapping
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -15,7 +16,9 @@ from torch import nn
 from trainonce.errors import UserError
 from trainonce.names import import_named
 from trainonce.nn import loading
+from trainonce.nn.graph_source import LOAD, network_source
 from trainonce.nn.plain import NetworkSpec
+from trainonce.nn.plain_graph import GraphSpec
 from trainonce.nn.plain_resnet import ResNetSpec
 
 
@@ -59,7 +62,7 @@ class InBlocks(Protocol):
         """The sides of the maps that enter each block, and of the one that leaves the last."""
 
 
-KINDS: dict[str, type[PlainSpec]] = {"mbconv": NetworkSpec, "resnet": ResNetSpec}
+KINDS: dict[str, type[PlainSpec]] = {"mbconv": NetworkSpec, "resnet": ResNetSpec, "graph": GraphSpec}
 """The kinds that are built in. Another is named by where it is defined, `package.module:Class`."""
 DEFAULT = "mbconv"
 """The kind of networks that are written down without one."""
@@ -103,14 +106,25 @@ def read_spec(values: Mapping[str, Any], *, beside: str | Path) -> PlainSpec:
 
 
 def source_of(spec: PlainSpec) -> bytes:
-    """A Python file that stands alone: the module of the spec's kind, and `load(directory)`."""
-    kind = type(spec)
-    network = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+    """A Python file that stands alone: the network, and `load(directory)`."""
+    network, load = module_of(spec)
     reading = Path(loading.__file__).read_text(encoding="utf-8")
     first = ast.parse(reading).body[0]  # its docstring
     assert first.end_lineno is not None
     reading = "\n".join(reading.splitlines()[first.end_lineno :])
-    return f"{network}\n\n# Reading a directory\n{reading}\n\n{_LOAD.format(kind=kind.__qualname__)}".encode()
+    return f"{network}\n\n# Reading a directory\n{reading}\n\n{load}".encode()
+
+
+@singledispatch
+def module_of(spec: PlainSpec) -> tuple[str, str]:
+    """The source of a module with a plain network, and that of its `load`: in general the module of the spec's kind."""
+    kind = type(spec)
+    return Path(inspect.getfile(kind)).read_text(encoding="utf-8"), _LOAD.format(kind=kind.__qualname__)
+
+
+@module_of.register
+def _of_graph(spec: GraphSpec) -> tuple[str, str]:
+    return network_source(spec), LOAD
 
 
 _LOAD = '''

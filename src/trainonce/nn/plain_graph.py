@@ -1,22 +1,16 @@
 """A network as the list of its operations: torch, nothing else.
 
-This file stands alone. A copy of it travels as `model.py` in every directory that holds a subnet of a person's own
-network, so that the network there loads without trainonce and without the person's classes:
-
-    from model import load
-    network = load(".")           # in evaluation mode, on the CPU
-    logits = network(images)      # float32 [B, C, H, W], normalised as config.json says
-
-`config.json` lists the operations in the order in which they run, one a line, with every number that they take.
+What a subnet of a person's own network is: `config.json` lists the operations in the order in which they run, with
+every number that they take, and `model.py` is written from them (`trainonce.nn.graph_source`).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Argument = None | bool | int | float | str | tuple["Argument", ...]
 """What an operation takes. A text that begins with % names a value made earlier, or a tensor of the network."""
@@ -25,6 +19,8 @@ IMAGES = "images"
 """The name of the value that the network is given."""
 NORM = "batch_norm_2d"
 """The operation that stands for a whole `nn.BatchNorm2d`: takes a map, the norm's name, its momentum and its eps."""
+DROPOUT = "dropout"
+"""The operation that stands for an `nn.Dropout`: takes a value and the probability."""
 ITEM = "getitem"
 """The operation that takes one of several outputs: a value and its number."""
 STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -97,9 +93,14 @@ class GraphSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "GraphSpec":
         """The value that `to_json` wrote. Raises `TypeError`, `ValueError` or `KeyError` on anything else."""
-        tensors = [TensorSpec(_text(name), _sizes(shape), bool(a), bool(b)) for name, shape, a, b in values["tensors"]]
+        tensors = [TensorSpec(_name(name), _sizes(shape), bool(a), bool(b)) for name, shape, a, b in values["tensors"]]
         lines = [
-            Line(_text(out), _text(op), tuple(map(_frozen, args)), tuple((k, _frozen(v)) for k, v in kwargs.items()))
+            Line(
+                _name(out),
+                _name(op),
+                tuple(map(_frozen, args)),
+                tuple((_name(k), _frozen(v)) for k, v in kwargs.items()),
+            )
             for out, op, args, kwargs in values["lines"]
         ]
         known = {IMAGES, *(tensor.name for tensor in tensors)}
@@ -114,7 +115,7 @@ class GraphSpec:
             num_classes=int(values["num_classes"]),
             tensors=tuple(tensors),
             lines=tuple(lines),
-            output=_text(values["output"]),
+            output=_name(values["output"]),
         )
 
     def __hash__(self) -> int:
@@ -137,9 +138,10 @@ def _frozen(value: Any) -> Argument:
     raise TypeError(f"an operation cannot take {value!r:.100}")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.100} is not a name")
+def _name(value: Any) -> str:
+    """A name with dots, of which no part could be anything else in Python."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", value, re.ASCII):
+        raise ValueError(f"{value!r:.100} is not a name")
     return value
 
 
@@ -158,10 +160,14 @@ def is_operation(name: str) -> bool:
     return True
 
 
+def _run_by_the_owner(*_: Any) -> Any:
+    raise AssertionError("norms and dropout are run by who holds the tensors")
+
+
 def _operation(name: str) -> Callable[..., Any]:
     """What to call for an operation of a line. Raises `ValueError` for one that a network may not hold."""
-    if name == NORM:
-        return F.batch_norm  # called by the network's own norm
+    if name in (NORM, DROPOUT):
+        return _run_by_the_owner
     if name == ITEM:
         return lambda values, number: values[number]
     packet, _, overload = name.partition(".")
@@ -195,8 +201,10 @@ def _constant(argument: Argument) -> Any:
     return _CONSTANTS.get(argument, argument) if isinstance(argument, str) else argument
 
 
-TRAINING_AT = {"batch_norm.default": 5, "dropout.default": 2}
+TRAINING_AT = {"batch_norm.default": 5}
 """Operations that do something else in training, and which of their arguments says so."""
+DROPOUTS = "dropouts_"
+"""Where a network keeps its dropout layers, by what they make."""
 
 
 class Program:
@@ -216,12 +224,12 @@ class Program:
         self,
         x_BCHW: Tensor,
         tensors: Mapping[str, Tensor],
-        norm: Callable[[Line, Tensor], Tensor],
+        layer: Callable[[Line, Tensor], Tensor],
         *,
         training: bool,
         seen: Callable[[Line, Any], None] | None = None,
     ) -> Tensor:
-        """Images [B, C, H, W] to logits. `norm` runs a batch norm's line; `seen` is shown what each line makes."""
+        """Images [B, C, H, W] to logits. `layer` runs norms and dropout; `seen` is shown what each line makes."""
         values: dict[str, Any] = {IMAGES: x_BCHW}
 
         def given(argument: Argument) -> Any:
@@ -234,8 +242,8 @@ class Program:
 
         for step, call in zip(self.steps, self.calls, strict=True):
             line = step.line
-            if line.op == NORM:
-                out = norm(line, values[line.reads[0]])
+            if line.op in (NORM, DROPOUT):
+                out = layer(line, values[line.reads[0]])
             else:
                 args = step.args.copy()
                 for at, name in step.slots:
@@ -269,6 +277,8 @@ class GraphNetwork(nn.Module):
                 affine = f"{name}.weight" in shapes
                 layer = nn.BatchNorm2d(channels, eps, momentum, affine=affine)  # type: ignore[arg-type]
                 place(self, str(name), layer)
+            elif line.op == DROPOUT:
+                place(self, f"{DROPOUTS}.{line.out}", nn.Dropout(line.args[1]))  # type: ignore[arg-type]
         inside = {f"{line.args[1]}.{part}" for line in spec.lines if line.op == NORM for part in STATISTICS}
         for tensor in spec.tensors:
             if tensor.name not in inside:
@@ -277,11 +287,11 @@ class GraphNetwork(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
-        return self._program(x_BCHW, tensors, self._norm, training=self.training)
+        return self._program(x_BCHW, tensors, self._layer, training=self.training)
 
-    def _norm(self, line: Line, x_BCHW: Tensor) -> Tensor:
-        x: Tensor = self.get_submodule(str(line.args[1]))(x_BCHW)
-        return x
+    def _layer(self, line: Line, x: Tensor) -> Tensor:
+        made: Tensor = self.get_submodule(str(line.args[1]) if line.op == NORM else f"{DROPOUTS}.{line.out}")(x)
+        return made
 
 
 def place(network: nn.Module, name: str, what: nn.Module | Tensor) -> None:

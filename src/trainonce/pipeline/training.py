@@ -15,6 +15,7 @@ from trainonce.errors import UserError
 from trainonce.extras import try_import
 from trainonce.lab.measures.forgetting import PROBES, Prober, default_probes
 from trainonce.models import MobileNetV3, Supernet, family_named
+from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.pace import estimated_seconds
@@ -195,6 +196,8 @@ def _resumed_at(run: RunDirectory) -> str:
     newest = checkpoint.newest(run.checkpoints)
     if newest is None and run.metrics():
         raise UserError(f"{run.path} was trained before but its checkpoints are gone: there is nothing to go on from")
+    if newest is None and run.config().family in OF_NETWORKS:
+        raise UserError(f"{run.path} has no checkpoint, so the weights it began from are gone: start it anew")
     return newest.name if newest else "its beginning"
 
 

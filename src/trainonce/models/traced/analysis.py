@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainonce.errors import UserError
 from trainonce.models.traced.axes import Axes, Dimension
 from trainonce.nn.plain_graph import IMAGES, Argument, GraphSpec, Line, Program
 
@@ -63,7 +64,10 @@ class Analysis:
 
 
 def shapes_of(spec: GraphSpec) -> dict[str, Any]:
-    """The shape of each value: sizes, a list of shapes for several outputs, or a whole number."""
+    """The shape of each value: sizes, a list of shapes for several outputs, or a whole number.
+
+    Raises `UserError` where operations, as they are written down, do not fit together.
+    """
     shapes: dict[str, Any] = {IMAGES: (BATCH, spec.in_channels, spec.resolution, spec.resolution)}
 
     def see(line: Line, made: Any) -> None:
@@ -71,9 +75,13 @@ def shapes_of(spec: GraphSpec) -> dict[str, Any]:
         if isinstance(made, Tensor):
             shapes[line.out] = tuple(made.shape)
 
-    with torch.device("meta"), torch.no_grad():
-        tensors = {tensor.name: tensor.empty() for tensor in spec.tensors}
-        Program(spec)(torch.empty(shapes[IMAGES]), tensors, lambda _, x: x, training=False, seen=see)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            tensors = {tensor.name: tensor.empty() for tensor in spec.tensors}
+            Program(spec)(torch.empty(shapes[IMAGES]), tensors, lambda _, x: x, training=False, seen=see)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"the operations of the network do not fit together: {first:.200}") from error
     return shapes
 
 

@@ -33,10 +33,7 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
         f"{name}.default"
         for name in ("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
     ),
-    *(
-        f"{name}.default"
-        for name in ("tanh", "elu", "selu", "leaky_relu", "softplus", "mish", "dropout", "clone", "exp")
-    ),
+    *(f"{name}.default" for name in ("tanh", "elu", "selu", "leaky_relu", "softplus", "mish", "clone", "exp")),
     *(
         f"{name}.default"
         for name in ("contiguous", "detach", "clamp", "clamp_min", "sqrt", "rsqrt", "neg", "abs", "alias")

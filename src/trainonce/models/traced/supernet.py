@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
-from trainonce.models.registry import register
 from trainonce.models.supernet import FamilySettings, Supernet
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Layout, refuse_rigid, tensors_of
@@ -21,7 +20,7 @@ from trainonce.models.traced.rules import OUTPUT
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
 from trainonce.nn.ops import Slices
-from trainonce.nn.plain_graph import NORM, GraphSpec, Line, Program, TensorSpec, place
+from trainonce.nn.plain_graph import DROPOUT, NORM, STATISTICS, GraphSpec, Line, Program, TensorSpec, place
 from trainonce.space import Architecture, SearchSpace
 
 
@@ -110,7 +109,6 @@ class TracedNorm(Synchronisable):
         return F.batch_norm(x_BCHW, mean, var, weight, bias, self.training, momentum, eps)
 
 
-@register
 class Traced(Supernet):
     """The supernet of a network that was traced: `elastic` makes one of a network with its weights.
 
@@ -142,6 +140,8 @@ class Traced(Supernet):
         self.network = _tensors(settings.network)
         for width in self.layout.widths:
             place(self, f"order.{width.choice}", torch.arange(width.units))
+        dropped = {line.out: line.args[1] for line in settings.network.lines if line.op == DROPOUT}
+        self.dropouts = nn.ModuleDict({out: nn.Dropout(p) for out, p in dropped.items()})  # type: ignore[arg-type]
         self._described = lru_cache(maxsize=4096)(self.layout.describe)
         self._programs = lru_cache(maxsize=256)(Program)
         self._cuts: dict[Architecture, dict[str, tuple[Tensor | int | None, ...]]] = {}
@@ -154,17 +154,20 @@ class Traced(Supernet):
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         cut, moved = self.slices(arch), []
 
-        def norm(line: Line, x: Tensor) -> Tensor:
+        def layer(line: Line, x: Tensor) -> Tensor:
+            if line.op == DROPOUT:
+                dropped: Tensor = self.dropouts[line.out](x)
+                return dropped
             _, name, momentum, eps = line.args
-            layer, prefix = self.network.get_submodule(str(name)), f"{name}."
-            assert isinstance(layer, TracedNorm)
-            own = {part: cut[prefix + part] for part in layer.state_dict() if prefix + part in cut}
+            norm, prefix = self.network.get_submodule(str(name)), f"{name}."
+            assert isinstance(norm, TracedNorm)
+            own = {part: cut[prefix + part] for part in STATISTICS if prefix + part in cut}
             moved.append(str(name))
-            made: Tensor = layer(x, own, momentum, eps)
+            made: Tensor = norm(x, own, momentum, eps)
             return made
 
         program = self._programs(self.describe(arch))
-        logits = program(x_BCHW, cut, norm, training=self.training)
+        logits = program(x_BCHW, cut, layer, training=self.training)
         if self.training:
             names = [f"{name}.{part}" for name in moved for part in ("running_mean", "running_var")]
             self.keep_statistics(arch, {name: cut[name] for name in names})

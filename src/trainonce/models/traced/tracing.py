@@ -10,6 +10,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from trainonce.errors import UserError
 from trainonce.nn.plain_graph import (
+    DROPOUT,
     IMAGES,
     ITEM,
     NORM,
@@ -154,6 +155,9 @@ class _Reader:
         if node.target is torch.ops.higher_order.wrap_with_autocast and node.args[2] is False:
             self._inside(node)
             return
+        if node.target is torch.ops.aten.dropout.default and node.args[1] == 0:
+            self.names[node] = self.names[node.args[0]]
+            return
         op = _name_of(node)
         if op is None:
             raise UserError(f"{_where(node)}: the operation {node.target} cannot be followed")
@@ -164,9 +168,11 @@ class _Reader:
             raise UserError(
                 f"{_where(node)}: {node.target} changes a tensor in place that lives on: it is not followed"
             )
-        name = node.name if node.name not in self.places else f"{node.name}_inside_{len(self.lines)}"
+        name = node.name
+        while name in self.places or name in self.state:  # another graph's, or a tensor's of the network itself
+            name += "_again"
         self.places[name] = _module(node), _source(node)
-        self.lines.append(_as_norm(_as_split(Line(name, op, args, kwargs), node), node))
+        self.lines.append(_as_layer(_as_split(Line(name, op, args, kwargs), node), node))
         if isinstance(changed, fx.Node):
             old = self.names[changed]
             for other in [n for n, name in self.names.items() if name == old]:
@@ -267,8 +273,10 @@ def _as_split(line: Line, node: fx.Node) -> Line:
     return Line(line.out, "split_with_sizes.default", (line.args[0], sizes, dim))
 
 
-def _as_norm(line: Line, node: fx.Node) -> Line:
-    """A batch norm over maps whose tensors are those of a module is that module's."""
+def _as_layer(line: Line, node: fx.Node) -> Line:
+    """A batch norm over maps whose tensors are those of a module is that module's; dropout is a layer too."""
+    if line.op == "dropout.default":
+        return Line(line.out, DROPOUT, line.args[:2])
     if line.op != "batch_norm.default":
         return line
     x, weight, bias, mean, var, _, momentum, eps, *_ = line.args
