@@ -22,7 +22,7 @@ def supernet(library: str, name: str) -> tuple[torch.nn.Module, Traced]:
     torch.manual_seed(0)
     model = module.create_model(name) if library == "timm" else module.models.get_model(name, weights=None)
     net = elastic(model.eval(), torch.zeros(2, 3, 96, 96))
-    return model, net.eval()  # type: ignore[return-value]
+    return model, net.eval()
 
 
 @pytest.mark.long

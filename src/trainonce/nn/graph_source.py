@@ -150,8 +150,8 @@ class _Writer:
         shape, has_bias = self.shapes[weight], bias is not None
         if line.op == "linear.default":
             return name, f"nn.Linear({shape[1]}, {shape[0]}, bias={has_bias})"
-        given = line.args[3:7]
-        stride, padding, dilation, groups = (*given, *((1, 1), (0, 0), (1, 1), 1)[len(given) :])
+        usual: tuple[Argument, ...] = ((1, 1), (0, 0), (1, 1), 1)
+        stride, padding, dilation, groups = line.args[3:7] + usual[len(line.args[3:7]) :]
         assert isinstance(groups, int)
         numbers = f"{shape[1] * groups}, {shape[0]}, {shape[2:]}"
         rest = f"stride={stride}, padding={padding}, dilation={dilation}, groups={groups}, bias={has_bias}"

@@ -155,15 +155,16 @@ class _Reader:
         if node.target is torch.ops.higher_order.wrap_with_autocast and node.args[2] is False:
             self._inside(node)
             return
-        if node.target is torch.ops.aten.dropout.default and node.args[1] == 0:
-            self.names[node] = self.names[node.args[0]]
+        first = node.args[0] if node.args else None
+        if node.target is torch.ops.aten.dropout.default and node.args[1] == 0 and isinstance(first, fx.Node):
+            self.names[node] = self.names[first]
             return
         op = _name_of(node)
         if op is None:
             raise UserError(f"{_where(node)}: the operation {node.target} cannot be followed")
         args = tuple(self._argument(node, argument) for argument in node.args)
         kwargs = tuple((name, self._argument(node, value)) for name, value in node.kwargs.items())
-        changed = node.args[0] if _changes_first(node) else None
+        changed = first if _changes_first(node) else None
         if isinstance(changed, fx.Node) and (changed.op == "placeholder" or self.names[changed] in self.viewed):
             raise UserError(
                 f"{_where(node)}: {node.target} changes a tensor in place that lives on: it is not followed"
