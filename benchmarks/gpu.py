@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import machine, middle, random_subnets, ratios, side_by_side, timed
-from trainonce.data import Augmentation, DataSet, Split
+from trainonce.data import DataSet, Split
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.lending import Lent
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import BatchShard
-from trainonce.recipes import RECIPES, Recipe
+from trainonce.recipes import RECIPES, Colour, Crop, Flip, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.training.graphs import StepGraph, capture_for
@@ -77,7 +77,7 @@ class Size:
             class_names=tuple(map(str, range(self.classes))),
             mean=(0.5,) * 3,
             std=(0.3,) * 3,
-            augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.1),
+            augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.1)),
             train=split(self.train),
             calibrate=split(self.calibrate),
             validate=split(self.score),

@@ -79,7 +79,7 @@ def losses_on(device: str, data: DataSet, steps: int, *, seed: int = 0) -> list[
 
     with tempfile.TemporaryDirectory(prefix="trainonce-agreement-") as folder:
         settings = TrainSettings(device=device, log_every=1, checkpoint_every_s=1e9)
-        plain = replace(data, augmentation=None)
+        plain = replace(data, augmentation=())
         train_supernet(net, recipe, plain, RunDirectory(folder), seed=0, settings=settings, on_progress=note)
     return losses
 

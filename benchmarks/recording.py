@@ -53,7 +53,7 @@ def images_like_cifar() -> DataSet:
         class_names=tuple(map(str, range(CLASSES))),
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
-        augmentation=None,
+        augmentation=(),
         train=train,
         calibrate=split(HELD_OUT),
         validate=split(HELD_OUT),

@@ -11,7 +11,7 @@ from torch import nn
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3
-from trainonce.recipes import Recipe, load_recipe
+from trainonce.recipes import AugmentationChange, Recipe, load_recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
@@ -91,9 +91,7 @@ def train_once(net: MobileNetV3, data: DataSet, settings: OurSettings, *, second
 
 
 def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
-    if crop_scale is None or data.augmentation is None:
-        return data
-    return replace(data, augmentation=data.augmentation.model_copy(update={"crop_scale": (crop_scale, 1.0)}))
+    return replace(data, augmentation=AugmentationChange(crop_from=crop_scale).of(data.augmentation, data.class_names))
 
 
 def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> int:

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from common import channels_last
 from trainonce.data import DataSet
-from trainonce.data.augment import Augmentation, augment
+from trainonce.data.augment import augment
 from trainonce.data.splits import Split
 from trainonce.evaluation.evaluator import score
+from trainonce.recipes import Augmentation, Crop, Flip
 from trainonce.space import derived_seed
 
 BATCH = 64
@@ -104,8 +105,7 @@ def _adamw(network: nn.Module) -> torch.optim.AdamW:
 
 def _batches(data: DataSet, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented batches without end, epoch after epoch in a new order."""
-    flip = data.augmentation is not None and data.augmentation.flip
-    mild = Augmentation(crop_scale=MILD_CROPS, flip=flip)
+    mild: Augmentation = (Crop(scale=MILD_CROPS), *(one for one in data.augmentation if isinstance(one, Flip)))
     generator = torch.Generator().manual_seed(derived_seed(seed, "alone"))
     size = min(BATCH, len(data.train))
     while True:

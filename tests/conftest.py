@@ -56,7 +56,7 @@ def make_data() -> MakeData:
             return Split(images, torch.randint(0, 3, (count,), generator=generator))
 
         splits = {name: split(count) for name, count in sizes.items()}
-        plain = {"name": "tiny", "class_names": ("a", "b", "c"), "mean": (0.4,), "std": (0.3,), "augmentation": None}
+        plain = {"name": "tiny", "class_names": ("a", "b", "c"), "mean": (0.4,), "std": (0.3,), "augmentation": ()}
         return DataSet(**{**plain, **splits, **fields})
 
     return make

@@ -15,7 +15,6 @@ from trainonce import sampling
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import Slot
 from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.space import Architecture, Choice, Over
 
@@ -226,7 +225,7 @@ class TestNear:
     @pytest.mark.parametrize(
         "slot", ["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up"]
     )
-    def test_no_slot_remembers(self, slot: Slot) -> None:
+    def test_no_slot_remembers(self, slot: str) -> None:
         draws = SubnetDraws((slot,), small_cost())
         found = [draws.draw(random.Random(turn), turn) for turn in range(12)]
         fresh = [SubnetDraws((slot,), small_cost()).draw(random.Random(turn), turn) for turn in reversed(range(12))]
@@ -241,7 +240,7 @@ class TestNear:
 
 
 class TestSlots:
-    def draws(self, *slots: Slot) -> SubnetDraws:
+    def draws(self, *slots: str) -> SubnetDraws:
         return SubnetDraws(slots, paper_cost())
 
     def test_fair_slots_share_out_every_value(self) -> None:
@@ -280,7 +279,7 @@ class TestSlots:
         assert self.draws("uniform", "uniform").draw(random.Random(10), 0) == expected
 
     @pytest.mark.parametrize("slot", ["best_up", "worst_up"])
-    def test_three_candidates_near_one_another(self, slot: Slot) -> None:
+    def test_three_candidates_near_one_another(self, slot: str) -> None:
         draws, rng = self.draws("largest", slot), random.Random(11)
         span = paper_sampler().max_macs - paper_sampler().min_macs
         means = []
@@ -309,7 +308,7 @@ class TestSlots:
                 assert all(arch in part for arch in candidates)
 
     def test_follow_from_the_generator(self) -> None:
-        slots: tuple[Slot, ...] = ("uniform", "stratified", "best_up", "fair", "fair")
+        slots: tuple[str, ...] = ("uniform", "stratified", "best_up", "fair", "fair")
         first, again = (self.draws(*slots).draw(random.Random(12), 0) for _ in range(2))
         assert first == again
 

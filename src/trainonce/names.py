@@ -80,21 +80,36 @@ def quoted(word: str | Path) -> str:
     return "$'" + "".join(shown) + "'"
 
 
+def is_import_name(name: str) -> bool:
+    """Whether a name has the form `package.module:Name`."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])
+
+
+def refuse_code_inside(place: str | Path, name: str, what: str) -> None:
+    """Raise `UserError` where `package.module:Name` would be imported from inside `place`: nothing there is executed."""
+    try:
+        found = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    except (ImportError, ValueError):  # which its import will say
+        return
+    places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    if any(p and Path(p).resolve().is_relative_to(Path(place).resolve()) for p in places):
+        raise UserError(f"the {what} {name} lies in {place} itself, whose code is not executed")
+
+
 def import_named(name: str, what: str, others: Iterable[str], *, beside: str | Path | None = None) -> Any:
     """What `package.module:Name` names, which is imported from where Python looks, but not from inside `beside`.
 
     Raises `UserError` that names the `others` where it is no such name, and where nothing can be imported by it.
     """
-    module, colon, attribute = name.partition(":")
-    if not (colon and all(part.isidentifier() for part in [*module.split("."), attribute])):
+    module, _, attribute = name.partition(":")
+    if not is_import_name(name):
         raise UserError(
             f"unknown {what} {name[:100]!r}; there are {', '.join(others)}, and your own as package.module:Class"
         )
+    if beside is not None:
+        refuse_code_inside(beside, name, what)
     try:
-        found = importlib.util.find_spec(module.partition(".")[0])
-        places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
-        if beside is not None and any(p and Path(p).resolve().is_relative_to(Path(beside).resolve()) for p in places):
-            raise UserError(f"the {what} {name} lies in {beside} itself, whose code is not executed")
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the {what} {name} cannot be imported: {error}") from error

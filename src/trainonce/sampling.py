@@ -10,6 +10,7 @@ that the MACs lie in the window.
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
-from trainonce.recipes import CYCLED, Slot
-from trainonce.space import Architecture, Choice, Over, derived_rng
+from trainonce.recipes import CYCLED, slot_named
+from trainonce.space import Architecture, Choice, Over, SearchSpace, derived_rng
 
 State = tuple[int | None, ...]
 Step = tuple[int | None, float, int, State]
@@ -228,22 +229,20 @@ class MacsSampler:
         return float(mass[max(0, first - offset) : max(0, last - offset + 1)].sum())
 
 
-CANDIDATES = 3
-"""How many subnets a best_up or worst_up slot chooses from (AttentiveNAS, section 4)."""
-
-
 class SubnetDraws:
     """Draws the subnets of one step of a phase from the phase's part of the space.
 
-    Raises `UserError` for an entry of `cycle` that is no architecture of that part.
+    `slots` are their names (`trainonce.recipes.SLOTS`), `cycle` what the slot "cycle" goes round. Raises `UserError`
+    for an entry of `cycle` that is no architecture of that part, and for a slot of one's own that cannot be imported.
     """
 
-    def __init__(self, slots: Sequence[Slot], cost: CostModel, cycle: Sequence[str] = ()) -> None:
-        self.slots = tuple(slots)
+    def __init__(self, slots: Sequence[str], cost: CostModel, cycle: Sequence[str] = ()) -> None:
+        self.slots = tuple(map(slot_named, slots))
         self.space = cost.space
         self.cycle = tuple(entry if entry in CYCLED else self._parsed(entry) for entry in cycle)
-        needs_macs = {"stratified", "best_up", "worst_up"} & {*slots, *cycle}
-        self._by_macs = MacsSampler(cost) if needs_macs else None
+        self._at = {kind: slots.count(kind) for kind in ("fair", "cycle")}
+        by_macs = any(slot.by_macs for slot in self.slots) or "stratified" in cycle
+        self._by_macs = MacsSampler(cost) if by_macs else None
 
     def _parsed(self, entry: str) -> Architecture:
         try:
@@ -252,46 +251,54 @@ class SubnetDraws:
             raise UserError(f"a cycle goes round architectures or {' or '.join(CYCLED)}: {error}") from error
 
     def draw(self, rng: random.Random, turn: int) -> list[list[Architecture]]:
-        """For each slot the architectures it chooses from: one, or three where it takes best or worst.
+        """For each slot the architectures it chooses from: `Slot.candidates` of them.
 
         `turn` counts the draws of the phase.
         """
         fair = iter(self._fair(rng))
-        cycled = iter(range(turn * self.slots.count("cycle"), (turn + 1) * self.slots.count("cycle")))
-        return [self._candidates(slot, rng, turn, fair, cycled) for slot in self.slots]
-
-    def _candidates(
-        self, slot: str, rng: random.Random, turn: int, fair: Iterator[Architecture], cycled: Iterator[int]
-    ) -> list[Architecture]:
-        if slot == "cycle":
-            entry = self.cycle[next(cycled) % len(self.cycle)]
-            if isinstance(entry, Architecture):
-                return [entry]
-            slot = entry
-        if slot in ("best_up", "worst_up"):
-            assert self._by_macs is not None
-            macs = self._by_macs.cost(self.space.sample(rng)).macs  # the prior of the paper: MACs of uniform subnets
-            return self._by_macs.near(rng, macs, count=CANDIDATES)
-        if slot == "stratified":
-            assert self._by_macs is not None
-            return [self._by_macs.stratified(rng)]
-        if slot == "fair":
-            return [next(fair)]
-        if slot == "uniform":
-            return [self.space.sample(rng)]
-        largest = slot == "largest" or (slot == "alternate" and turn % 2 == 1)
-        return [self.space.largest() if largest else self.space.smallest()]
+        cycled = iter(range(turn * self._at["cycle"], (turn + 1) * self._at["cycle"]))
+        draw = _Draw(self.space, self._by_macs, rng, turn, fair, (self.cycle[i % len(self.cycle)] for i in cycled))
+        return [slot.draw(draw) for slot in self.slots]
 
     def _fair(self, rng: random.Random) -> list[Architecture]:
         """As many architectures as there are fair slots: slot j takes entry j of each choice's fresh order.
 
         A choice with fewer open values than slots goes round them again.
         """
-        count = self.slots.count("fair")
         orders: dict[tuple[str, tuple[int, ...]], list[int]] = {}
 
         def pick(j: int, choice: Choice, values: tuple[int, ...]) -> int:
             order = orders.setdefault((choice.name, values), rng.sample(values, len(values)))
             return order[j % len(order)]
 
-        return [self.space.build(partial(pick, j)) for j in range(count)]
+        return [self.space.build(partial(pick, j)) for j in range(self._at["fair"])]
+
+
+@dataclass
+class _Draw:
+    """One turn: see `trainonce.recipes.Draw`."""
+
+    space: SearchSpace
+    by_macs: MacsSampler | None
+    rng: random.Random
+    turn: int
+    in_order: Iterator[Architecture]
+    entries: Iterator[Architecture | str]
+
+    def stratified(self) -> Architecture:
+        assert self.by_macs is not None, "the slot says `by_macs`"
+        return self.by_macs.stratified(self.rng)
+
+    def near_uniform(self, count: int) -> list[Architecture]:
+        assert self.by_macs is not None, "the slot says `by_macs`"
+        macs = self.by_macs.cost(self.space.sample(self.rng)).macs  # the prior of the paper: MACs of uniform subnets
+        return self.by_macs.near(self.rng, macs, count=count)
+
+    def fair(self) -> Architecture:
+        return next(self.in_order)
+
+    def cycled(self) -> Architecture:
+        entry = next(self.entries)
+        if isinstance(entry, Architecture):
+            return entry
+        return slot_named(entry).draw(self)[0]

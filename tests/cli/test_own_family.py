@@ -79,6 +79,21 @@ def test_a_run_whose_family_lies_in_it(run: RunDirectory, tmp_path: Path, monkey
         build("evil:Net", {}, beside=strange)
 
 
+def test_a_run_whose_recipes_code_lies_in_it(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = tmp_path / "strange"
+    shutil.copytree(run.path, strange)
+    (strange / "evil_slot.py").write_text("raise SystemExit('executed')")
+    config = json.loads(run.config_file.read_text())
+    config.pop("sum", None)
+    config["recipe"]["augmentation"] = {"also": [{"kind": "own", "function": "evil_slot:f"}]}
+    (strange / "run.json").write_bytes(records.to_json(config))
+    monkeypatch.syspath_prepend(strange)
+    with pytest.raises(UserError, match=r"the function evil_slot:f lies in .* itself, whose code is not executed"):
+        RunDirectory(strange).config()
+
+
 def test_families_are_registered_once() -> None:
     assert FAMILIES["resnet"] is ResNet
     assert list(FAMILIES) == ["mobilenet_v3", "proxyless_nas", "resnet"]

@@ -1,6 +1,9 @@
 """Augmentation of batches against plain references for one image, and the statistics of what is drawn."""
 
 import math
+import random
+import re
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -8,15 +11,32 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 from pydantic import ValidationError
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.data import augment as public_augment
 from trainonce.data import normalise
-from trainonce.data.augment import CROP_TRIES, Augmentation, _box_sizes, _crop_and_flip, augment
+from trainonce.data.augment import CROP_TRIES, _box_sizes, _crop, augment, mix
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
+from trainonce.errors import UserError
 from trainonce.parallel.distributed import Ranks
-from trainonce.recipes import RECIPES, AugmentationChange
+from trainonce.recipes import (
+    RECIPES,
+    Augmentation,
+    AugmentationChange,
+    Colour,
+    Crop,
+    CutMix,
+    Erase,
+    Flip,
+    Mixup,
+    Own,
+    Recipe,
+    TrivialAugment,
+    Variation,
+)
+from trainonce.settings import Settings
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PAPER = TABLE["cifar10"].augmentation
@@ -48,11 +68,9 @@ class TestNormalise:
         images, g = batch(5), generator()
         before = g.get_state()
         expected = normalise(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        for nothing in (None, Augmentation()):
-            found = augment(images, nothing, mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=g)
-            assert torch.equal(found, expected)
-            if nothing is None:
-                assert torch.equal(g.get_state(), before)
+        found = augment(images, (), mean=IMAGENET_MEAN, std=IMAGENET_STD, generator=g)
+        assert torch.equal(found, expected)
+        assert torch.equal(g.get_state(), before)
 
     def test_the_images_given_are_not_changed(self) -> None:
         images = batch(5)
@@ -72,29 +90,26 @@ def crop_one(image_CHW: Tensor, top: int, left: int, h: int, w: int) -> Tensor:
 
 class TestCrop:
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 9), (20, 31)])
-    @pytest.mark.parametrize("flip", [False, True])
-    def test_against_cropping_one_image_at_a_time(self, height: int, width: int, flip: bool) -> None:
-        settings = Augmentation(crop_scale=(0.08, 1.0), flip=flip)
+    def test_against_cropping_one_image_at_a_time(self, height: int, width: int) -> None:
+        settings = Crop(scale=(0.08, 1.0))
         x = batch(64, 3, height, width).float()
         u = torch.rand(64, 2 * CROP_TRIES, generator=generator(1))
-        place, flips = torch.rand(64, 2, generator=generator(2)), torch.rand(64, generator=generator(3))
-        found = _crop_and_flip(x, settings, u, place_B2=place, flip_B=flips)
+        place = torch.rand(64, 2, generator=generator(2))
+        found = _crop(x, settings, u, place_B2=place)
         h_B, w_B = _box_sizes(height, width, settings, u)
         for i in range(64):
             h, w = int(h_B[i]), int(w_B[i])
             top = min(math.floor(float(place[i, 0]) * (height - h + 1)), height - h)
             left = min(math.floor(float(place[i, 1]) * (width - w + 1)), width - w)
             expected = crop_one(x[i], top, left, h, w)
-            if flip and flips[i] < 0.5:
-                expected = expected.flip(2)
             assert (found[i] - expected).abs().max() < 0.02, (i, h, w)  # of 255
 
     def test_against_pillow(self) -> None:
         """The same box resized by Pillow, which works in whole numbers: within one and a half of 255."""
         x = batch(8, 1).float()
-        settings = Augmentation(crop_scale=(0.3, 0.3), crop_aspect=(1.0, 1.0))
+        settings = Crop(scale=(0.3, 0.3), aspect=(1.0, 1.0))
         u = torch.full((8, 2 * CROP_TRIES), 0.5)
-        found = _crop_and_flip(x, settings, u, place_B2=torch.full((8, 2), 0.5), flip_B=torch.ones(8))
+        found = _crop(x, settings, u, place_B2=torch.full((8, 2), 0.5))
         side = round(math.sqrt(0.3) * 32)
         start = (32 - side + 1) // 2
         for i in range(8):
@@ -104,25 +119,25 @@ class TestCrop:
 
     def test_nothing_outside_the_box_bleeds_in(self) -> None:
         x = torch.full((256, 1, 16, 16), 100.0)
-        settings = Augmentation(crop_scale=(0.2, 0.5))
+        settings = Crop(scale=(0.2, 0.5))
         u = torch.rand(256, 2 * CROP_TRIES, generator=generator())
         h_B, w_B = _box_sizes(16, 16, settings, u)
         for i in range(256):  # top left corner box is 100, all the rest 0
             x[i, 0, int(h_B[i]) :], x[i, 0, :, int(w_B[i]) :] = 0, 0
-        found = _crop_and_flip(x, settings, u, place_B2=torch.zeros(256, 2), flip_B=torch.ones(256))
+        found = _crop(x, settings, u, place_B2=torch.zeros(256, 2))
         assert torch.allclose(found, torch.full_like(found, 100.0))
 
     def test_the_whole_image_is_itself(self) -> None:
-        whole = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+        whole = Crop(scale=(1.0, 1.0), aspect=(1.0, 1.0))
         images = batch(4)
-        found = augment(images, whole, mean=ZERO, std=ONE, generator=generator())
+        found = augment(images, (whole,), mean=ZERO, std=ONE, generator=generator())
         assert torch.allclose(found, normalise(images, mean=ZERO, std=ONE), atol=1e-5)
 
     def test_boxes_follow_the_law_of_random_resized_crop(self) -> None:
         """Against a loop that does what torchvision's documentation says, one image at a time."""
         count, size = 4000, 32
         u = torch.rand(count, 2 * CROP_TRIES, generator=generator(5))
-        h_B, w_B = _box_sizes(size, size, PAPER, u)
+        h_B, w_B = _box_sizes(size, size, Crop(), u)
         assert ((h_B >= 1) & (h_B <= size) & (w_B >= 1) & (w_B <= size)).all()
         rng = np.random.default_rng(6)
         reference = np.array([_reference_box(size, rng) for _ in range(count)])
@@ -135,7 +150,7 @@ class TestCrop:
         assert area.max() > 0.95
 
     def test_a_box_that_never_fits_becomes_the_largest_permitted(self) -> None:
-        wide = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(2.0, 2.0))
+        wide = Crop(scale=(1.0, 1.0), aspect=(2.0, 2.0))
         h_B, w_B = _box_sizes(32, 32, wide, torch.rand(3, 2 * CROP_TRIES, generator=generator()))
         assert h_B.tolist() == [16.0] * 3
         assert w_B.tolist() == [32.0] * 3
@@ -154,7 +169,7 @@ def _reference_box(size: int, rng: np.random.Generator) -> tuple[int, int]:
 class TestFlipAndColour:
     def test_half_are_mirrored_and_none_otherwise_changed(self) -> None:
         images = batch(2000, 3, 4, 4)
-        found = augment(images, Augmentation(flip=True), mean=ZERO, std=ONE, generator=generator())
+        found = augment(images, (Flip(),), mean=ZERO, std=ONE, generator=generator())
         plain = normalise(images, mean=ZERO, std=ONE)
         mirrored = (found == plain.flip(3)).flatten(1).all(1)
         same = (found == plain).flatten(1).all(1)
@@ -163,7 +178,7 @@ class TestFlipAndColour:
 
     def test_brightness_is_one_factor_for_each_image(self) -> None:
         images = torch.full((2000, 3, 2, 2), 100, dtype=torch.uint8)
-        found = augment(images, Augmentation(brightness=0.25), mean=ZERO, std=ONE, generator=generator())
+        found = augment(images, (Colour(brightness=0.25),), mean=ZERO, std=ONE, generator=generator())
         factor_B = found.flatten(1) * 255 / 100
         assert torch.allclose(factor_B, factor_B[:, :1].expand_as(factor_B))
         assert 0.75 <= factor_B.min() < 0.76
@@ -173,14 +188,14 @@ class TestFlipAndColour:
 
     def test_brightness_stops_at_white(self) -> None:
         white = torch.full((50, 3, 2, 2), 255, dtype=torch.uint8)
-        found = augment(white, Augmentation(brightness=1.0), mean=ZERO, std=ONE, generator=generator())
+        found = augment(white, (Colour(brightness=1.0),), mean=ZERO, std=ONE, generator=generator())
         assert found.max() == 1.0
 
     def test_saturation_against_pillow(self) -> None:
         """Find each image's factor from one pixel, then let Pillow's own Color enhancer do the rest."""
         images = (batch(40, 3, 8, 8).float() * 0.4 + 76).byte()  # away from the ends, where nothing is cut off
         images[:, :, 0, 0] = torch.tensor([200, 60, 60])
-        found = augment(images, Augmentation(saturation=0.5), mean=ZERO, std=ONE, generator=generator()) * 255
+        found = augment(images, (Colour(saturation=0.5),), mean=ZERO, std=ONE, generator=generator()) * 255
         grey = 0.299 * 200 + 0.587 * 60 + 0.114 * 60
         factors = (found[:, 1, 0, 0] - grey) / (60 - grey)
         assert 0.5 <= factors.min() < 0.6
@@ -192,11 +207,11 @@ class TestFlipAndColour:
 
     def test_saturation_leaves_one_channel_alone(self) -> None:
         images = batch(4, 1)
-        found = augment(images, Augmentation(saturation=0.5), mean=(0.0,), std=(1.0,), generator=generator())
+        found = augment(images, (Colour(saturation=0.5),), mean=(0.0,), std=(1.0,), generator=generator())
         assert torch.equal(found, normalise(images, mean=(0.0,), std=(1.0,)))
 
     def test_the_result_stays_in_the_range_of_pixels(self) -> None:
-        wild = Augmentation(crop_scale=(0.08, 1.0), flip=True, brightness=1.0, saturation=1.0)
+        wild = (Crop(), Flip(), Colour(brightness=1.0, saturation=1.0))
         found = augment(batch(200), wild, mean=ZERO, std=ONE, generator=generator())
         assert found.min() >= 0
         assert found.max() <= 1
@@ -205,17 +220,16 @@ class TestFlipAndColour:
 
 
 class TestErasing:
-    def erased(self, count: int, chance: float, **fields: object) -> tuple[Tensor, Tensor]:
+    def erased(self, count: int, share: float, *before: Crop | Flip) -> tuple[Tensor, Tensor]:
         """Images with erasing and without, normalised so that no pixel is 0 by itself."""
-        plain = Augmentation.model_validate(fields)
         images = batch(count).clamp_min(1)
         return tuple(  # type: ignore[return-value]
             augment(images, variant, mean=ZERO, std=ONE, generator=generator())
-            for variant in (plain.model_copy(update={"erase": chance}), plain)
+            for variant in ((*before, Erase(share=share)), before)
         )
 
     def test_a_box_of_a_third_at_most_becomes_zero_and_the_rest_stays(self) -> None:
-        found, plain = self.erased(400, 1.0, crop_scale=(0.5, 1.0), flip=True)
+        found, plain = self.erased(400, 1.0, Crop(scale=(0.5, 1.0)), Flip())
         gone = found == 0
         assert torch.equal(gone.any(1), gone.all(1)), "in all channels alike"
         for box in gone[:, 0]:
@@ -236,7 +250,7 @@ class TestErasing:
 
     def test_images_that_are_all_pixel(self) -> None:
         images = torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)
-        found = augment(images, Augmentation(erase=1.0), mean=(0.0,), std=(1.0,), generator=generator())
+        found = augment(images, (Erase(share=1.0),), mean=(0.0,), std=(1.0,), generator=generator())
         assert found.flatten().tolist() == [0.0, 0.0, 0.0]
 
 
@@ -245,26 +259,51 @@ class TestChanged:
     WORDS = ("ant", "b", "7")
 
     def test_nothing_asked_is_what_it_was(self) -> None:
-        assert PAPER.changed(AugmentationChange(), self.WORDS) == PAPER
+        assert AugmentationChange().of(PAPER, self.WORDS) == PAPER
 
     def test_each_alone(self) -> None:
         expected = {
-            "crop_from": (0.5, PAPER.model_copy(update={"crop_scale": (0.5, 1.0)})),
-            "flip": (False, PAPER.model_copy(update={"flip": False})),
-            "erase": (0.25, PAPER.model_copy(update={"erase": 0.25})),
+            "crop_from": (0.5, (Crop(scale=(0.5, 1.0)), *PAPER[1:])),
+            "flip": (False, (PAPER[0], PAPER[2])),
+            "erase": (0.25, (*PAPER, Erase(share=0.25))),
+            "alone": (True, ()),
+            "also": ((CutMix(),), (*PAPER, CutMix())),
         }
         for key, (value, result) in expected.items():
             change = AugmentationChange.model_validate({key: value})
-            assert PAPER.changed(change, self.WORDS) == result
-            assert result.changed(change, self.WORDS) == result
-        assert PAPER.changed(AugmentationChange(crop_from=1), self.WORDS).crop_scale is None
+            assert change.of(PAPER, self.WORDS) == result
+            assert change.of(result, self.WORDS) == result
+        assert AugmentationChange(crop_from=1).of(PAPER, self.WORDS) == PAPER[1:]
+        assert AugmentationChange(crop_from=0.5).of((Flip(),), self.WORDS) == (Crop(scale=(0.5, 1.0)), Flip())
+
+    def test_a_whole_list_of_ones_own(self) -> None:
+        text = {
+            "name": "own",
+            "about": "Ours.",
+            "phases": [{"name": "all", "epochs": 1}],
+            "augmentation": {
+                "alone": True,
+                "also": [{"kind": "crop", "scale": [0.7, 1]}, {"kind": "mixup", "alpha": 0.4}],
+            },
+        }
+        recipe = Recipe.parse(text, where="here")
+        assert recipe.augmentation is not None
+        assert recipe.augmentation.of(PAPER, self.WORDS) == (Crop(scale=(0.7, 1.0)), Mixup(alpha=0.4))
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        for wrong, said in (
+            ([{"kind": "hop"}], "augmentation.also.0: "),
+            ([{"kind": "crop", "scale": [0.7, 2]}], "augmentation.also.0.crop.scale: must be two rising numbers"),
+            ([{"kind": "own", "function": "nothing"}], "must be your own function as package.module:name"),
+        ):
+            with pytest.raises(UserError, match=re.escape(said)):
+                Recipe.parse(text | {"augmentation": {"also": wrong}}, where="here")
 
     @pytest.mark.parametrize("own", [True, False])
     def test_letters_and_digits_are_mirrored_only_where_that_is_said(self, own: bool) -> None:
-        before = Augmentation(flip=own)
+        before: Augmentation = (Flip(),) if own else ()
 
         def flips(flip: Literal["auto"] | bool | None, names: tuple[str, ...]) -> bool:
-            return before.changed(AugmentationChange(flip=flip), names).flip
+            return AugmentationChange(flip=flip).of(before, names) == (Flip(),)
 
         assert not flips("auto", self.LETTERS)
         assert flips("auto", self.WORDS) == own
@@ -278,7 +317,7 @@ class TestChanged:
         change = RECIPES["quick"].augmentation
         assert change is not None
         entry = TABLE[name]
-        assert entry.augmentation.changed(change, entry.class_names).flip == mirrored
+        assert (Flip() in change.of(entry.augmentation, entry.class_names)) == mirrored
 
 
 class TestRandomness:
@@ -314,24 +353,113 @@ class TestRandomness:
 
 class TestSettings:
     @pytest.mark.parametrize(
-        "wrong",
+        ("kind", "wrong"),
         [
-            {"crop_scale": (0.0, 1.0)},
-            {"crop_scale": (0.5, 0.4)},
-            {"crop_scale": (0.5, 1.1)},
-            {"crop_aspect": (0.0, 1.0)},
-            {"crop_aspect": (2.0, 1.0)},
-            {"brightness": -0.1},
-            {"saturation": 1.1},
-            {"hue": 0.1},
+            (Crop, {"scale": (0.0, 1.0)}),
+            (Crop, {"scale": (0.5, 0.4)}),
+            (Crop, {"scale": (0.5, 1.1)}),
+            (Crop, {"aspect": (0.0, 1.0)}),
+            (Crop, {"aspect": (2.0, 1.0)}),
+            (Colour, {"brightness": -0.1}),
+            (Colour, {"saturation": 1.1}),
+            (Colour, {"hue": 0.1}),
+            (Mixup, {"alpha": 0}),
+            (Own, {"function": "numpy"}),
         ],
     )
-    def test_refused(self, wrong: dict[str, object]) -> None:
+    def test_refused(self, kind: type[Settings], wrong: dict[str, object]) -> None:
         with pytest.raises(ValidationError):
-            Augmentation.model_validate(wrong)
+            kind.model_validate(wrong)
 
-    def test_survives_json(self) -> None:
-        assert Augmentation.model_validate_json(PAPER.model_dump_json()) == PAPER
+
+def darkened(images_BCHW: Tensor, draw: Callable[[int], Tensor], *, by: float) -> Tensor:
+    """An augmentation of a person's own."""
+    return images_BCHW * (1 - by * draw(2)[:, 1, None, None, None])
+
+
+def halved(images_BCHW: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    """One that gives images of another shape."""
+    return images_BCHW[:, :, ::2]
+
+
+class TestComposed:
+    OWN = Own(function=f"{__name__}:darkened", settings={"by": 0.5})
+
+    def one(self, image: Tensor, *varied: Variation) -> Tensor:
+        return augment(image, varied, mean=ZERO, std=ONE, generator=generator())
+
+    def test_ones_own_function_is_called_with_its_settings(self) -> None:
+        images = torch.full((500, 3, 2, 2), 200, dtype=torch.uint8)
+        factor = self.one(images, self.OWN).flatten(1) * 255 / 200
+        assert torch.allclose(factor, factor[:, :1].expand_as(factor))
+        assert 0.5 <= factor.min() < 0.51
+        assert 0.99 < factor.max() <= 1
+
+    def test_what_gives_another_shape_is_refused(self) -> None:
+        with pytest.raises(UserError, match="must give float32 images of the shape"):
+            self.one(batch(2), Own(function=f"{__name__}:halved"))
+        with pytest.raises(UserError, match="cannot be imported"):
+            self.one(batch(2), Own(function="no_such_module:f"))
+
+    def test_order_counts_and_each_of_a_kind_draws_anew(self) -> None:
+        images = batch(64)
+        first, second = Colour(brightness=0.9), Crop(scale=(0.3, 0.5))
+        assert not torch.allclose(self.one(images, first, self.OWN), self.one(images, self.OWN, first))
+        halves = self.one(torch.arange(64, dtype=torch.uint8).repeat(400, 3, 8, 1), Flip(), Flip())
+        mirrored = (halves[:, 0, 0, 0] > halves[:, 0, 0, -1]).float().mean()
+        assert 0.4 < mirrored < 0.6, "two flips of one draw would always cancel"
+        assert not torch.equal(self.one(images, second), self.one(images, second, second))
+
+    @pytest.mark.parametrize(
+        "varied",
+        [(Erase(share=0.5), Crop()), (TrivialAugment(), Flip(), OWN), (Crop(), Crop(), Colour(saturation=0.5))],
+        ids=str,
+    )
+    def test_a_share_becomes_what_it_does_in_the_whole_batch(self, varied: Augmentation) -> None:
+        images = batch(11)
+        whole = self.one(images, *varied)
+        shard = Ranks(rank=1, size=3).shard(11)
+        own = augment(images[shard.rows], varied, mean=ZERO, std=ONE, generator=generator(), shard=shard)
+        assert torch.equal(own, whole[shard.rows])
+
+
+class TestMixing:
+    def mixed(self, *varied: Variation, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        x = torch.rand(8, 3, 10, 10, generator=generator(1))
+        found, labels = mix(x, torch.arange(8), varied, classes=8, rng=random.Random(seed))
+        return x, found, labels
+
+    def test_mixup_is_a_mean_of_images_and_of_labels_by_one_weight(self) -> None:
+        for seed in range(5):
+            x, found, labels = self.mixed(Mixup(alpha=1.0), seed=seed)
+            weight = float(labels[0, 0])
+            assert 0 <= weight <= 1
+            assert torch.allclose(found, weight * x + (1 - weight) * x.flip(0), atol=1e-6)
+            assert torch.allclose(labels, weight * torch.eye(8) + (1 - weight) * torch.eye(8).flip(0))
+
+    def test_cutmix_counts_the_pixels_of_each(self) -> None:
+        for seed in range(20):
+            x, found, labels = self.mixed(CutMix(), seed=seed)
+            other = (found != x).all(1)
+            assert torch.equal(other, other[:1].expand_as(other)), "one box in all images"
+            assert torch.equal(found[:, :, other[0]], x.flip(0)[:, :, other[0]])
+            rows, columns = other[0].any(1), other[0].any(0)
+            assert int(other[0].sum()) == int(rows.sum()) * int(columns.sum())
+            assert float(labels[0, 0]) == pytest.approx(1 - float(other[0].float().mean()), abs=1e-6)
+
+    def test_weights_are_of_the_beta_distribution(self) -> None:
+        weights = np.array([float(self.mixed(Mixup(alpha=0.4), seed=seed)[2][0, 0]) for seed in range(2000)])
+        assert stats.kstest(weights, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
+
+    def test_nothing_to_mix_is_what_it_was(self) -> None:
+        x, found, labels = self.mixed(Crop(), Flip())
+        assert found is not None
+        assert torch.equal(x, found)
+        assert torch.equal(labels, torch.arange(8))
+
+    def test_one_of_two_ways_is_drawn(self) -> None:
+        boxes = [bool((found == x).any()) for x, found, _ in (self.mixed(Mixup(), CutMix(), seed=s) for s in range(40))]
+        assert 8 < sum(boxes) < 32
 
 
 def test_a_share_becomes_what_it_does_in_the_whole_batch() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from trainonce.data import DATASET_NAMES
 from trainonce.data.table import TABLE
+from trainonce.recipes import Colour, Crop, Flip
 
 
 def test_names() -> None:
@@ -37,15 +38,10 @@ def test_training_sets_have_the_papers_size(name: str, train: int) -> None:
 
 def test_augmentation_is_the_papers() -> None:
     for name in ("cifar10", "cifar100"):
-        cifar = TABLE[name].augmentation
-        assert (cifar.crop_scale, cifar.flip, cifar.brightness, cifar.saturation) == (
-            (0.08, 1.0),
-            True,
-            32 / 255,
-            0.5,
-        )
-    mnist = TABLE["mnist"].augmentation
-    assert (mnist.crop_scale, mnist.flip, mnist.brightness, mnist.saturation) == ((0.08, 1.0), True, 0.0, 0.0)
+        crops, flips, colour = TABLE[name].augmentation
+        assert (crops, flips) == (Crop(scale=(0.08, 1.0)), Flip())
+        assert colour == Colour(brightness=32 / 255, saturation=0.5)
+    assert TABLE["mnist"].augmentation == (Crop(scale=(0.08, 1.0)), Flip())
 
 
 def test_the_hundred_classes_are_in_the_order_of_the_labels() -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.data import DataSet
-from trainonce.data.augment import Augmentation, augment
+from trainonce.data.augment import augment
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, recalibrate, score
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
+from trainonce.recipes import Crop, Flip
 from trainonce.space import Architecture, derived_rng
 
 MakeNet = Callable[..., MobileNetV3]
@@ -154,7 +155,7 @@ class TestEvaluator:
         assert rows != sorted(rows)
 
     def test_calibration_images_are_augmented(self, make_data: MakeData) -> None:
-        plain, varied = (Evaluator(make_data(augmentation=a)) for a in (None, Augmentation(flip=True)))
+        plain, varied = (Evaluator(make_data(augmentation=a)) for a in (None, (Flip(),)))
         pairs = zip(torch.cat(plain.calibration_batches), torch.cat(varied.calibration_batches), strict=True)
         kinds = [(torch.allclose(a, b), torch.allclose(a.flip(2), b)) for a, b in pairs]
         assert all(same or mirrored for same, mirrored in kinds)
@@ -176,7 +177,7 @@ class TestEvaluator:
         state = copy.deepcopy(net.state_dict())
         grads = {k: None if p.grad is None else p.grad.clone() for k, p in net.named_parameters()}
         global_state = torch.get_rng_state()
-        evaluator = Evaluator(make_data(augmentation=Augmentation(flip=True)), settings=SETTINGS)
+        evaluator = Evaluator(make_data(augmentation=(Flip(),)), settings=SETTINGS)
         for arch in architectures(net):
             evaluator(net, arch)
             evaluator.recalibrated(net, arch)
@@ -204,7 +205,7 @@ class TestEvaluator:
     def test_it_follows_from_the_seed(self, net: MobileNetV3, make_data: MakeData) -> None:
         def outcome(seed: int, noise: int) -> list[Tensor]:
             torch.manual_seed(noise)
-            data = make_data(augmentation=Augmentation(crop_scale=(0.3, 1.0), flip=True))
+            data = make_data(augmentation=(Crop(scale=(0.3, 1.0)), Flip()))
             evaluator = Evaluator(data, settings=SETTINGS.model_copy(update={"seed": seed}))
             scores = [evaluator(net, arch) for arch in architectures(net)]
             return [*evaluator.calibration_batches, torch.tensor([(s.top1, s.loss) for s in scores])]
@@ -228,9 +229,9 @@ class TestEvaluator:
         assert forwards == backwards[::-1]
 
 
-def test_augmentation_none_calibrates_on_the_images_themselves(make_data: MakeData) -> None:
+def test_no_augmentation_calibrates_on_the_images_themselves(make_data: MakeData) -> None:
     data = make_data()
     settings = EvaluateSettings(calibration_images=24, calibration_batch=24)
     (batch,) = Evaluator(data, settings=settings).calibration_batches
-    untouched = augment(data.calibrate.images, None, mean=(0.4,), std=(0.3,), generator=torch.Generator())
+    untouched = augment(data.calibrate.images, (), mean=(0.4,), std=(0.3,), generator=torch.Generator())
     assert sorted(batch.flatten(1).tolist()) == sorted(untouched.flatten(1).tolist())

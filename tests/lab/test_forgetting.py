@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from trainonce.data import Augmentation, DataSet, load_dataset
+from trainonce.data import DataSet, load_dataset
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.pipeline.training import prober
-from trainonce.recipes import RECIPES, Phase, Recipe
+from trainonce.recipes import RECIPES, Crop, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import ForgettingLine
 from trainonce.space import Architecture
@@ -33,7 +33,7 @@ def recipe_of(name: str, epochs: float) -> Recipe:
 @pytest.fixture
 def data(make_data: MakeData) -> DataSet:
     """Four batches of 8 an epoch."""
-    return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+    return make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip()))
 
 
 class TestForgetting:

@@ -14,13 +14,13 @@ import torch
 from typer.testing import CliRunner
 
 from trainonce.cli.app import app, main
-from trainonce.data import Augmentation, DataSet, Split, load_dataset
+from trainonce.data import DataSet, Split, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import default_probes
 from trainonce.lab.measures.measure import MeasureSettings, _training, measure, verdict
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES
+from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import TrainSettings, train_supernet
@@ -36,7 +36,7 @@ def bright(split: Split) -> Split:
 
 @pytest.fixture
 def data(make_data: MakeData) -> DataSet:
-    return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+    return make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip()))
 
 
 class TestMeasure:

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from trainonce.data import Augmentation, DataSet, load_dataset
+from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import Evaluator
 from trainonce.lab.studies.run_study import StudyDirectory, StudyRunner, run_study
 from trainonce.lab.studies.study import Study
 from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
-from trainonce.recipes import RECIPES, AugmentationChange, Recipe
+from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.training.loop import TrainSettings
 
@@ -227,8 +227,7 @@ def test_subnets_are_recalibrated_on_images_varied_as_the_recipe_says(
     directory = StudyDirectory(tmp_path / "study")
     directory.claim(study, digits, provenance={})
     assert run_study(study, directory, digits)
-    assert digits.augmentation is not None
-    assert seen == [digits.augmentation, digits.augmentation.model_copy(update={"crop_scale": (0.9, 1.0)})]
+    assert seen == [digits.augmentation, (Crop(scale=(0.9, 1.0)),)]
 
 
 @pytest.mark.parametrize(("device", "warm"), [("cpu", 1), ("cuda", GPU_WARM_STEPS)])

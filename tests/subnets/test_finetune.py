@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.data import Augmentation, DataSet
+from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.models import MobileNetV3
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.plain import PlainNetwork
+from trainonce.recipes import Colour, Crop, Flip
 from trainonce.subnets import describe_subnet
 from trainonce.subnets.card import model_card
 from trainonce.subnets.finetune import (
@@ -120,7 +121,7 @@ class TestSteps:
 class TestOutcome:
     @pytest.fixture
     def evaluator(self, make_data: MakeData) -> Evaluator:
-        augmentation = Augmentation(crop_scale=(0.6, 1.0), flip=True, brightness=0.2)
+        augmentation = (Crop(scale=(0.6, 1.0)), Flip(), Colour(brightness=0.2))
         return Evaluator(make_data(augmentation=augmentation), settings=CALIBRATION)
 
     def test_follows_from_the_seed_alone(self, make_net: MakeNet, evaluator: Evaluator) -> None:

@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
         class_names=("a", "b"),
         mean=(0.5,),
         std=(0.3,),
-        augmentation=None,
+        augmentation=(),
         train=split,
         calibrate=split,
         validate=split,

@@ -15,9 +15,9 @@ import torch
 import torch._dynamo  # the optimizer imports it when it first steps: once here, not in every child
 from tests.support.lines import timeless
 
-from trainonce.data import Augmentation, DataSet, Split
+from trainonce.data import DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES
+from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import TrainSettings, train_supernet
 
@@ -35,7 +35,7 @@ def data_set() -> DataSet:
         class_names=("a", "b", "c"),
         mean=(0.5,),
         std=(0.3,),
-        augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True),
+        augmentation=(Crop(scale=(0.5, 1.0)), Flip()),
         train=split,
         calibrate=split,
         validate=split,

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 import trainonce.training.loop
 from trainonce.cli.stopping import Stop, stop_on_signal
-from trainonce.data import Augmentation, DataSet, Split
+from trainonce.data import DataSet, Split
 from trainonce.errors import RunError, UserError
 from trainonce.lab.measures.forgetting import Prober, ProberSettings
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.parallel.distributed import Ranks, process_group
-from trainonce.recipes import RECIPES, Recipe
+from trainonce.recipes import RECIPES, Colour, Crop, Flip, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
@@ -45,7 +45,7 @@ def data_set(count: int) -> DataSet:
         class_names=("a", "b", "c"),
         mean=(0.5,),
         std=(0.3,),
-        augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2),
+        augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.2)),
         train=split,
         calibrate=split,
         validate=split,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce.data import Augmentation, DataSet
+from trainonce.data import DataSet
 from trainonce.errors import RunError
 from trainonce.models import MobileNetV3
 from trainonce.nn import native
 from trainonce.nn.lending import Lent
 from trainonce.nn.precision import autocast
-from trainonce.recipes import RECIPES, Phase, Recipe
+from trainonce.recipes import RECIPES, Colour, Crop, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng
 from trainonce.training.block_graphs import BlockGraphs
@@ -41,7 +41,7 @@ def phase(*subnets: Any, **fields: Any) -> Phase:
 @pytest.fixture
 def data(make_data: MakeData) -> DataSet:
     """Four batches of 8 an epoch."""
-    return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.1), train=35)
+    return make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.1)), train=35)
 
 
 @pytest.fixture

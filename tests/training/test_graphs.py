@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainonce.data import Augmentation, DataSet
+from trainonce.data import DataSet
 from trainonce.models import MobileNetV3
-from trainonce.recipes import Phase, Recipe
+from trainonce.recipes import Colour, Crop, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.training import loop as train
 from trainonce.training.graphs import CudaCapture
@@ -33,7 +33,7 @@ def recipe_of(*phases: Phase, **fields: Any) -> Recipe:
 @pytest.fixture
 def data(make_data: MakeData) -> DataSet:
     """Four batches of 8 an epoch."""
-    return make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.1), train=35)
+    return make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.1)), train=35)
 
 
 class TestSameAsEager:

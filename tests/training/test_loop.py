@@ -25,11 +25,10 @@ from tests.support.training import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.data import Augmentation
 from trainonce.data.augment import augment
 from trainonce.models import MobileNetV3
 from trainonce.nn.plain import PlainNetwork
-from trainonce.recipes import Phase
+from trainonce.recipes import Colour, Crop, Flip, Phase
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
@@ -39,7 +38,7 @@ class TestReference:
     @pytest.mark.parametrize("seed", [0, 3])
     def test_spos(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, seed: int) -> None:
         """Seven steps over two epochs, with augmentation and dropout, as a plain loop."""
-        data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.1), train=35)
+        data = make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.1)), train=35)
         phase = Phase(name="random", epochs=1.75, lr=LR)  # 35 images are 4 steps of 8 an epoch
         net = make_net(seed=1)
         train_supernet(net, recipe_of(phase), data, RunDirectory(tmp_path), seed=seed)
@@ -137,7 +136,7 @@ class TestReference:
 
         data = make_data()
         images = augment(
-            data.train.images, None, mean=data.mean, std=data.std, generator=torch.Generator().manual_seed(0)
+            data.train.images, (), mean=data.mean, std=data.std, generator=torch.Generator().manual_seed(0)
         )
         monkeypatch.setattr(PlainNetwork, "forward", sure)
         first = Phase(name="first", epochs=0.25, lr=LR, subnets=("largest",))

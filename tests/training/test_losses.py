@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainonce.training.losses import DISTILLATION, adaptive_alpha_divergence, kl_divergence, soft_cross_entropy
+from trainonce.recipes import DISTILLATIONS
+from trainonce.training.losses import adaptive_alpha_divergence, distillation, kl_divergence, soft_cross_entropy
 
 
 def logits(seed: int, *, batch: int = 6, classes: int = 5, scale: float = 2.0) -> Tensor:
@@ -126,10 +127,11 @@ def test_alpha_divergence_is_zero_at_equality() -> None:
 def test_far_apart_logits_stay_finite(name: str) -> None:
     student = torch.tensor([[200.0, 0.0, -200.0]])
     teacher = torch.tensor([[-200.0, 0.0, 200.0]])
-    loss = DISTILLATION[name]
+    loss = distillation(name)
     assert torch.isfinite(loss(student, teacher))
     assert torch.isfinite(gradient(loss, student, teacher)).all()
 
 
 def test_names() -> None:
-    assert {"soft": soft_cross_entropy, "kl": kl_divergence, "alpha": adaptive_alpha_divergence} == DISTILLATION
+    named = {"soft": soft_cross_entropy, "kl": kl_divergence, "alpha": adaptive_alpha_divergence}
+    assert {name: distillation(name) for name in DISTILLATIONS} == named

@@ -12,9 +12,8 @@ from tests.support.lines import timeless
 from tests.support.training import differing, state_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainonce.data import Augmentation
 from trainonce.errors import RunError
-from trainonce.recipes import RECIPES, PhaseSteps
+from trainonce.recipes import RECIPES, Colour, Crop, Flip, PhaseSteps
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
@@ -62,7 +61,7 @@ class TestNoWaiting:
         reads = Reads()
         self.steps_within(monkeypatch, lambda: reads)
         recipe = RECIPES[name].with_batch_size(8)
-        data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2))
+        data = make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.2)))
         recipe = recipe.scaled(4 / recipe.epochs)
         held = tuple(phase.model_copy(update={"hold_epochs": 1.0}) for phase in recipe.phases)
         recipe = recipe.model_copy(update={"phases": held})
@@ -148,7 +147,7 @@ class TestNoWaiting:
 
         self.steps_within(monkeypatch, strict)  # which does not count torch.cuda.synchronize, as capturing calls it
         recipe = RECIPES[name].with_batch_size(8)
-        data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True, brightness=0.2))
+        data = make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip(), Colour(brightness=0.2)))
         settings = TrainSettings(device="cuda", log_every=3)
         assert train_supernet(
             make_net(), recipe.scaled(4 / recipe.epochs), data, RunDirectory(tmp_path), settings=settings

@@ -14,16 +14,35 @@ from tests.support.training import LR, Spy, State, differing, images_of, one_ste
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.data import Augmentation
+from trainonce.data.augment import mix
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
-from trainonce.recipes import RECIPES, Phase, Recipe, timetable
+from trainonce.parallel.distributed import Ranks
+from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Flip, Mixup, Phase, Recipe, Slot, timetable
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.space import SearchSpace, derived_seed
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.space import SearchSpace, derived_rng, derived_seed
+from trainonce.training.loop import TrainSettings, refuse_mixing, train_supernet
+
+WATCHED: list[Tensor] = []
+SECOND = Slot(
+    about="Every choice at its second value.",
+    draw=lambda draw: [draw.space.build(lambda _, values: values[min(1, len(values) - 1)])],
+)
+WORST = Slot(
+    about="The worse of the two ends.",
+    draw=lambda draw: [draw.space.smallest(), draw.space.largest()],
+    candidates=2,
+    keeps="highest",
+)
+
+
+def squared(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+    """A distillation of a person's own."""
+    WATCHED.append(student_BK)
+    return F.mse_loss(student_BK, teacher_BK)
 
 
 class TestRecipes:
@@ -39,7 +58,7 @@ class TestRecipes:
         random.seed(5)
         np.random.seed(5)
         generators = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-        finished = train_supernet(net, recipe, make_data(augmentation=Augmentation(flip=True)), run)
+        finished = train_supernet(net, recipe, make_data(augmentation=(Flip(),)), run)
         assert finished
         assert torch.equal(torch.get_rng_state(), generators[0])
         assert (random.getstate(), repr(np.random.get_state())) == generators[1:]
@@ -89,6 +108,58 @@ class TestRecipes:
         train_supernet(net, recipe_of(phase), make_data(), RunDirectory(tmp_path))
         smallest, largest = net.space.smallest(), net.space.largest()
         assert spy.archs == [smallest] * 4 + [largest] * 4 + [smallest] * 4
+
+    def test_slots_and_losses_of_ones_own(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+        net, seen = make_net(), list[Tensor]()
+        spy = Spy(net)
+        recipe = one_step(
+            subnets=("largest", f"{__name__}:SECOND", f"{__name__}:WORST"),
+            target="largest",
+            distillation=f"{__name__}:squared",
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{__name__}.WATCHED", seen)
+            train_supernet(net, recipe, make_data(), RunDirectory(tmp_path))
+        second, tried, trained = spy.archs[1], spy.archs[2:4], spy.archs[4]
+        assert second == net.space.build(lambda _, values: values[min(1, len(values) - 1)])
+        assert tried == [net.space.smallest(), net.space.largest()]
+        assert trained in tried
+        assert len(seen) == 2, "the loss of each but the first"
+        assert recipe.own_code() == {
+            f"{__name__}:SECOND": "slot",
+            f"{__name__}:WORST": "slot",
+            f"{__name__}:squared": "loss",
+        }
+
+    def test_a_slot_that_is_none(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+        for name, said in (
+            (f"{__name__}:squared", "is not a Slot"),
+            ("no_such:slot", "the slot no_such:slot cannot be"),
+        ):
+            with pytest.raises(UserError, match=said):
+                train_supernet(make_net(), one_step(subnets=(name,)), make_data(), RunDirectory(tmp_path))
+
+    def test_mixed_images_and_labels(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+        """A step on mixed images learns the mean of two labels, with the step's own weight."""
+        for way in (Mixup(alpha=1.0), CutMix()):
+            net, data = make_net(dropout=0.0), make_data()
+            reference = copy.deepcopy(net).train()
+            change = AugmentationChange(also=(way,))
+            recipe = one_step(subnets=("largest",)).model_copy(update={"augmentation": change})
+            run = RunDirectory(tmp_path / way.kind)
+            train_supernet(net, recipe, data, run)
+            x, y = images_of(data, seed=0, phase=0, step=0)
+            x, labels_BK = mix(x, y, (way,), classes=3, rng=derived_rng(0, "mix", 0, 0))
+            logits = reference(x.contiguous(memory_format=torch.channels_last), net.space.largest())
+            loss = -(labels_BK * logits.log_softmax(1)).sum(1).mean()
+            assert run.metrics()[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
+
+    def test_mixing_needs_one_process(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+        recipe = one_step().model_copy(update={"augmentation": AugmentationChange(also=(Mixup(),))})
+        config = RunDirectory(tmp_path)
+        with pytest.raises(UserError, match="mixup and cutmix make one image of two"):
+            refuse_mixing(recipe, make_data(), Ranks(rank=0, size=2))
+        assert not config.config_file.exists()
 
     def test_dropout_of_the_largest_only(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         for only in (True, False):

@@ -17,10 +17,10 @@ from tests.support.lines import a_stretch, timeless
 from torch import Tensor
 
 import trainonce
-from trainonce.data import Augmentation, DataSet
+from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.recipes import RECIPES, AugmentationChange, Recipe, timetable
+from trainonce.recipes import RECIPES, AugmentationChange, Crop, Flip, Recipe, timetable
 from trainonce.records import to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
@@ -98,7 +98,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(make_net: MakeNet, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    data = make_data(augmentation=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+    data = make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip()))
     return Runs(make_net, data, tmp_path_factory.mktemp("resume"))
 
 

@@ -342,13 +342,8 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
         f"{recipe.optimizer}{f', weights averaged by {recipe.ema:g}' if recipe.ema else ''}; into {run.path}"
     )
     varied = data.varied_by(recipe).augmentation
-    if recipe.augmentation is not None and varied is not None:
-        low, _ = varied.crop_scale or (1.0, 1.0)
-        erased = f", a box erased in {varied.erase:.0%}" if varied.erase else ""
-        err.print(
-            f"Images varied as the recipe says: crops from {low:.0%} of the area, "
-            f"{'mirrored' if varied.flip else 'not mirrored'}{erased}"
-        )
+    if recipe.augmentation is not None:
+        err.print(f"Images varied as the recipe says: {', '.join(map(str, varied)) or 'not at all'}")
     err.print(recipe_plan(recipe))
     lacking = dict.fromkeys(role for phase in recipe.phases for role in phase.passed_over(net.space))
     if lacking:

@@ -1,7 +1,7 @@
 """Images as uint8 in memory, four disjoint splits, and augmentation of whole batches on the device."""
 
 from trainonce.data.adapters import from_arrays, from_hugging_face, from_pairs
-from trainonce.data.augment import Augmentation, augment, normalise
+from trainonce.data.augment import augment, normalise
 from trainonce.data.load import DataSet, DataSource, load_dataset
 from trainonce.data.splits import Split
 from trainonce.data.table import TABLE
@@ -10,7 +10,6 @@ DATASET_NAMES = tuple(TABLE)
 
 __all__ = [
     "DATASET_NAMES",
-    "Augmentation",
     "DataSet",
     "DataSource",
     "Split",

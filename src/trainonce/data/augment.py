@@ -1,92 +1,26 @@
-"""Augmentation of whole batches on the device of the images, drawn from an explicit generator.
+"""Images of whole batches, varied on their device as `trainonce.recipes.augmentation` says, from an explicit generator.
 
 Nothing here waits for the device, loops over images or touches a global generator.
 Shapes: B images, C channels, H x W pixels.
 """
 
 import math
-from collections.abc import Sequence
-from typing import final
+import random
+from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainonce.data.trivial import GREY_WEIGHTS, trivially_augmented
 from trainonce.errors import UserError
+from trainonce.names import import_named
 from trainonce.parallel.distributed import BatchShard
-from trainonce.recipes import AugmentationChange
-from trainonce.settings import Settings, refuse_subclass
+from trainonce.recipes import MIXES, Augmentation, Colour, Crop, Erase, Flip, Mixup, Own, TrivialAugment, Variation
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the largest box
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601: the luma of red, green, blue
 ERASED_AREA = (0.02, 1 / 3)  # of the image, and the aspects: as torchvision's RandomErasing
 ERASED_ASPECT = (0.3, 3.3)
-
-
-@final
-class Augmentation(Settings):
-    """How training images are varied; each image of a batch on its own.
-
-    Closed: a value that `augment` reads. A subclass, whose own methods nothing would call, is refused where it is used.
-    """
-
-    crop_scale: tuple[float, float] | None = None
-    """The range of a random crop's area as a fraction of the image's, each in (0, 1]; None for no crop."""
-
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """The range of a random crop's width over its height, drawn log-uniformly."""
-
-    flip: bool = False
-    """Whether half of the images are mirrored left to right."""
-
-    brightness: float = 0.0
-    """The most that brightness is changed, a fraction in [0, 1]: the factor is uniform in 1 - b to 1 + b."""
-
-    saturation: float = 0.0
-    """The most that saturation is changed, a fraction in [0, 1]: the factor is uniform in 1 - s to 1 + s."""
-
-    erase: float = 0.0
-    """The share of images, in [0, 1], in which a random box is erased: it becomes the mean of the data set."""
-
-    def changed(self, change: AugmentationChange, class_names: Sequence[str]) -> "Augmentation":
-        """What it is with a recipe's change, for images of these classes. Changing it twice changes it no further."""
-        update: dict[str, object] = {}
-        if change.crop_from is not None:
-            update["crop_scale"] = None if change.crop_from == 1 else (change.crop_from, 1.0)
-        if change.flip == "auto":
-            update["flip"] = self.flip and not all(map(_is_written, class_names))
-        elif change.flip is not None:
-            update["flip"] = change.flip
-        if change.erase is not None:
-            update["erase"] = change.erase
-        return self.model_copy(update=update)
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _check_scale(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("must be two rising numbers over 0 and at most 1")
-        return value
-
-    @field_validator("crop_aspect")
-    @classmethod
-    def _check_aspect(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("must be two rising numbers over 0")
-        return value
-
-    @field_validator("brightness", "saturation", "erase")
-    @classmethod
-    def _check_fraction(cls, value: float) -> float:
-        if not 0 <= value <= 1:
-            raise ValueError("must be from 0 to 1")
-        return value
-
-
-def _is_written(class_name: str) -> bool:
-    """Whether a class is named by a single letter or by a number, as classes of characters are."""
-    return class_name.isdecimal() or (len(class_name) == 1 and class_name.isalpha())
 
 
 def refuse_other_images(images: Tensor) -> None:
@@ -108,47 +42,125 @@ def normalise(images_BCHW: Tensor, *, mean: Sequence[float], std: Sequence[float
 
 def augment(
     images_BCHW: Tensor,
-    augmentation: Augmentation | None,
+    augmentation: Augmentation,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
     shard: BatchShard | None = None,
 ) -> Tensor:
-    """Vary a batch of uint8 images at random and normalise it; float32 [B, C, H, W].
+    """Vary a batch of uint8 images at random, in the order of `augmentation`, and normalise it; float32 [B, C, H, W].
 
-    In this order: random resized crop, mirror, brightness, saturation (no effect on one channel), each
-    clamped to the range of pixels, then `normalise`, then erasing. `generator` must be on the images' device. With
-    `augmentation` None the result is `normalise` to the last bit and nothing is drawn. With `shard` the images are
-    those rows of a larger batch, and each becomes what it would in the whole of it.
-    Semantics: torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, as the paper's code, and
-    RandomErasing.
-    Raises `UserError` for images of another type or shape, and for a subclass of `Augmentation`.
+    `generator` must be on the images' device. Without any it is `normalise` to the last bit and
+    nothing is drawn. With `shard` the images are those rows of a larger batch, and each becomes what it would
+    in the whole of it. What makes one image of two (`Mixup`, `CutMix`) is passed over: that is `mix`'s.
+    Raises `UserError` for images of another type or shape, and for an own function that cannot be imported or gives
+    another shape.
     """
     refuse_other_images(images_BCHW)
     x_BCHW = images_BCHW.to(torch.float32)  # stays in 0..255 until the end
-    if augmentation is not None:
-        refuse_subclass(augmentation, Augmentation)
+    if augmentation:
         if shard is None:
             shard = BatchShard(0, len(x_BCHW), len(x_BCHW))
         assert len(shard) == len(x_BCHW), (shard, x_BCHW.shape)
-        u = torch.rand(shard.total, 2 * CROP_TRIES + 5, generator=generator, device=x_BCHW.device)[shard.rows]
-        if augmentation.crop_scale is not None:
-            x_BCHW = _crop_and_flip(x_BCHW, augmentation, u[:, 5:], place_B2=u[:, :2], flip_B=u[:, 2])
-        elif augmentation.flip:
-            x_BCHW = torch.where(u[:, 2, None, None, None] < 0.5, x_BCHW.flip(3), x_BCHW)
-        if augmentation.brightness > 0:
-            factor_B = 1 + augmentation.brightness * (2 * u[:, 3] - 1)
-            x_BCHW = x_BCHW.mul_(factor_B[:, None, None, None]).clamp_(0, 255)
-        if augmentation.saturation > 0 and x_BCHW.shape[1] == 3:
-            factor_B = 1 + augmentation.saturation * (2 * u[:, 4] - 1)
-            x_BCHW = _saturate_(x_BCHW, factor_B[:, None, None])
-    x_BCHW = _normalise_(x_BCHW, mean, std)
-    if augmentation is not None and augmentation.erase > 0:
-        assert shard is not None
-        u_B5 = torch.rand(shard.total, 5, generator=generator, device=x_BCHW.device)[shard.rows]
-        x_BCHW = _erase_(x_BCHW, augmentation.erase, u_B5)
+        draw = _Draw(generator, shard, x_BCHW.device)
+        for one in augmentation:
+            x_BCHW = _varied(x_BCHW, one, draw, mean)
+    return _normalise_(x_BCHW, mean, std)
+
+
+class _Draw:
+    """Draws numbers for the images of a shard out of a generator: those that the whole batch would give them.
+
+    Crop, flip and colour share one draw for each image, made first.
+    """
+
+    def __init__(self, generator: torch.Generator, shard: BatchShard, device: torch.device) -> None:
+        self.generator, self.shard, self.device = generator, shard, device
+        self.shared = self(5 + 2 * CROP_TRIES)
+        self.used: set[str] = set()
+
+    def __call__(self, count: int) -> Tensor:
+        """Numbers [B, count], uniform in 0 to 1."""
+        return torch.rand(self.shard.total, count, generator=self.generator, device=self.device)[self.shard.rows]
+
+    def for_kind(self, kind: str) -> Tensor:
+        """The shared draw, drawn anew for the second of a kind."""
+        if kind in self.used:
+            self.shared, self.used = self(5 + 2 * CROP_TRIES), set()
+        self.used.add(kind)
+        return self.shared
+
+
+def _varied(x_BCHW: Tensor, one: Variation, draw: _Draw, mean: Sequence[float]) -> Tensor:
+    """Images in 0..255, varied in one way; perhaps in place."""
+    match one:
+        case Crop():
+            u = draw.for_kind(one.kind)
+            return _crop(x_BCHW, one, u[:, 5:], place_B2=u[:, :2])
+        case Flip():
+            return torch.where(draw.for_kind(one.kind)[:, 2, None, None, None] < 0.5, x_BCHW.flip(3), x_BCHW)
+        case Colour():
+            return _coloured(x_BCHW, one, draw.for_kind(one.kind))
+        case Erase():
+            return _erase_(x_BCHW, one.share, draw(5), mean) if one.share else x_BCHW
+        case TrivialAugment():
+            return trivially_augmented(x_BCHW, draw(3))
+        case Own():
+            return _by_own(x_BCHW, one, draw)
+        case _:  # makes one image of two
+            return x_BCHW
+
+
+def _by_own(x_BCHW: Tensor, one: Own, draw: Callable[[int], Tensor]) -> Tensor:
+    found = import_named(one.function, "function", ())(x_BCHW, draw, **one.settings)
+    if not isinstance(found, Tensor) or found.shape != x_BCHW.shape or found.dtype != x_BCHW.dtype:
+        raise UserError(f"{one.function} must give float32 images of the shape that it was given, {list(x_BCHW.shape)}")
+    return found
+
+
+def _coloured(x_BCHW: Tensor, one: Colour, u: Tensor) -> Tensor:
+    """Brightness, then saturation, which does nothing to one channel; each is cut off at the ends of pixels."""
+    if one.brightness > 0:
+        factor_B = 1 + one.brightness * (2 * u[:, 3] - 1)
+        x_BCHW = x_BCHW.mul_(factor_B[:, None, None, None]).clamp_(0, 255)
+    if one.saturation > 0 and x_BCHW.shape[1] == 3:
+        factor_B = 1 + one.saturation * (2 * u[:, 4] - 1)
+        x_BCHW = _saturate_(x_BCHW, factor_B[:, None, None])
     return x_BCHW
+
+
+def mix(
+    x_BCHW: Tensor, y_B: Tensor, augmentation: Augmentation, *, classes: int, rng: random.Random
+) -> tuple[Tensor, Tensor]:
+    """Make each image of a whole batch one of two, where `augmentation` says so; the labels become [B, classes] then.
+
+    The other image is the one at the same place from the batch's end. Of several ways one is drawn for the batch.
+    """
+    ways = [one for one in augmentation if isinstance(one, MIXES)]
+    if not ways:
+        return x_BCHW, y_B
+    way = rng.choice(ways)
+    kept = rng.betavariate(way.alpha, way.alpha)
+    if isinstance(way, Mixup):
+        x_BCHW = kept * x_BCHW + (1 - kept) * x_BCHW.flip(0)
+    else:
+        x_BCHW, kept = _with_other_box(x_BCHW, kept, rng)
+    labels_BK = F.one_hot(y_B, classes).to(x_BCHW.dtype)
+    return x_BCHW, kept * labels_BK + (1 - kept) * labels_BK.flip(0)
+
+
+def _with_other_box(x_BCHW: Tensor, kept: float, rng: random.Random) -> tuple[Tensor, float]:
+    """A box of the batch's other end put into the images, at one place in all; and the share of an image that stays."""
+    size = [round(side * math.sqrt(1 - kept)) for side in x_BCHW.shape[2:]]
+    middle = [rng.randrange(side) for side in x_BCHW.shape[2:]]
+    (top, bottom), (left, right) = (
+        (max(0, m - s // 2), min(side, m - s // 2 + s))
+        for m, s, side in zip(middle, size, x_BCHW.shape[2:], strict=True)
+    )
+    mixed_BCHW = x_BCHW.clone()
+    mixed_BCHW[:, :, top:bottom, left:right] = x_BCHW.flip(0)[:, :, top:bottom, left:right]
+    return mixed_BCHW, 1 - (bottom - top) * (right - left) / (x_BCHW.shape[2] * x_BCHW.shape[3])
 
 
 def _normalise_(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -173,8 +185,8 @@ def _saturate_(x_BCHW: Tensor, factor_B11: Tensor) -> Tensor:
     return x_BCHW.mul_(factor_B11[:, None]).add_(grey_BHW[:, None]).clamp_(0, 255)
 
 
-def _erase_(x_BCHW: Tensor, chance: float, u_B5: Tensor) -> Tensor:
-    """Set a random box of so many of the normalised images to 0, their mean; in place."""
+def _erase_(x_BCHW: Tensor, chance: float, u_B5: Tensor, mean: Sequence[float]) -> Tensor:
+    """Set a random box of so many of the images to their mean, which is 0 once they are normalised; in place."""
     height, width = x_BCHW.shape[2:]
     low, high = ERASED_AREA
     log_low, log_high = (math.log(aspect) for aspect in ERASED_ASPECT)
@@ -188,24 +200,22 @@ def _erase_(x_BCHW: Tensor, chance: float, u_B5: Tensor) -> Tensor:
         at_S = torch.arange(size, device=x_BCHW.device)
         inside.append((at_S >= start_B1) & (at_S < start_B1 + length_B[:, None]))
     box_BHW = inside[0][:, :, None] & inside[1][:, None, :] & (u_B5[:, 4] < chance)[:, None, None]
-    return x_BCHW.masked_fill_(box_BHW[:, None], 0.0)
+    for x_BHW, m in zip(x_BCHW.unbind(1), mean, strict=True):
+        x_BHW.masked_fill_(box_BHW, 255 * m)
+    return x_BCHW
 
 
-def _crop_and_flip(
-    x_BCHW: Tensor, augmentation: Augmentation, u_BT: Tensor, *, place_B2: Tensor, flip_B: Tensor
-) -> Tensor:
-    """Cut a random box out of each image and resize it to H x W, bilinearly; mirror half if asked.
+def _crop(x_BCHW: Tensor, crop: Crop, u_BT: Tensor, *, place_B2: Tensor) -> Tensor:
+    """Cut a random box out of each image and resize it to H x W, bilinearly.
 
     The same pixels as cropping first and resizing then: what lies outside a box never bleeds in.
     """
     _, _, height, width = x_BCHW.shape
-    h_B, w_B = _box_sizes(height, width, augmentation, u_BT)
+    h_B, w_B = _box_sizes(height, width, crop, u_BT)
     top_B = (place_B2[:, 0] * (height - h_B + 1)).floor().minimum(height - h_B)
     left_B = (place_B2[:, 1] * (width - w_B + 1)).floor().minimum(width - w_B)
     y_BH = _sample_at(top_B, h_B, height)
     x_BW = _sample_at(left_B, w_B, width)
-    if augmentation.flip:
-        x_BW = torch.where(flip_B[:, None] < 0.5, x_BW.flip(1), x_BW)
     # grid_sample wants (x, y) in -1..1, where -1 and 1 are the outer edges of the outer pixels
     x_BW, y_BH = (2 * x_BW + 1) / width - 1, (2 * y_BH + 1) / height - 1
     x_BHW, y_BHW = (t.expand(-1, height, width) for t in (x_BW[:, None, :], y_BH[:, :, None]))
@@ -213,15 +223,14 @@ def _crop_and_flip(
     return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _box_sizes(height: int, width: int, augmentation: Augmentation, u_BT: Tensor) -> tuple[Tensor, Tensor]:
+def _box_sizes(height: int, width: int, crop: Crop, u_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Draw the height and width, whole pixels as float32 [B], of a box inside each image.
 
     The first of `CROP_TRIES` draws that fits counts; if none does, the largest box of a permitted aspect
     (as torchvision, which then also puts it in the centre).
     """
-    assert augmentation.crop_scale is not None
-    low, high = augmentation.crop_scale
-    log_low, log_high = (math.log(aspect) for aspect in augmentation.crop_aspect)
+    low, high = crop.scale
+    log_low, log_high = (math.log(aspect) for aspect in crop.aspect)
     area_BT = height * width * (low + (high - low) * u_BT[:, :CROP_TRIES])
     root_aspect_BT = torch.exp(0.5 * (log_low + (log_high - log_low) * u_BT[:, CROP_TRIES:]))
     side_BT = area_BT.sqrt()
@@ -230,7 +239,7 @@ def _box_sizes(height: int, width: int, augmentation: Augmentation, u_BT: Tensor
     fits_BT = (w_BT >= 1) & (w_BT <= width) & (h_BT >= 1) & (h_BT <= height)
     first_B1 = fits_BT.to(torch.uint8).argmax(dim=1, keepdim=True)
     fits_B = fits_BT.any(dim=1)
-    aspect = min(max(width / height, augmentation.crop_aspect[0]), augmentation.crop_aspect[1])
+    aspect = min(max(width / height, crop.aspect[0]), crop.aspect[1])
     h_else, w_else = min(height, round(width / aspect)), min(width, round(height * aspect))
     h_B = torch.where(fits_B, h_BT.gather(1, first_B1)[:, 0], float(max(1, h_else)))
     w_B = torch.where(fits_B, w_BT.gather(1, first_B1)[:, 0], float(max(1, w_else)))

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.data import formats
-from trainonce.data.augment import GREY_WEIGHTS, Augmentation
 from trainonce.data.download import PublishedFile, fetch, missing_sentence
 from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published, Split, carve, default_sizes, fewer
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
+from trainonce.data.trivial import GREY_WEIGHTS
 from trainonce.errors import UserError
 from trainonce.files import expanded
 from trainonce.limits import refuse_beyond_memory
 from trainonce.names import import_named, is_unicode, printable
-from trainonce.recipes import Recipe
+from trainonce.recipes import VARIATIONS, Augmentation, Own, Recipe
 from trainonce.settings import Settings, refuse_subclass
 
 FOLDER_IMAGE_SIZE = 64
@@ -98,14 +98,14 @@ class DataSet:
     """Images in four disjoint splits, and all that is needed to use them.
 
     `mean` and `std` are of pixels in 0..1, one for each channel; `augmentation` is for training and
-    calibrating, None for none. Images are square.
+    calibrating. Images are square.
     """
 
     name: str
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augmentation: Augmentation | None
+    augmentation: Augmentation
     train: Split
     calibrate: Split
     validate: Split
@@ -113,12 +113,14 @@ class DataSet:
     source: DataSource = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
-        """Raise `UserError` for class names that no file could hold, and for a subclass of `Augmentation`."""
+        """Raise `UserError` for class names that no file could hold, and for what is no augmentation."""
         for name in self.class_names:
             if not is_unicode(name):
                 raise UserError(f"the class name '{printable(name)}' is not text that UTF-8 can hold: rename the class")
-        if self.augmentation is not None:
-            refuse_subclass(self.augmentation, Augmentation)
+        if not isinstance(self.augmentation, tuple):
+            raise UserError("`augmentation` is a tuple of variations, such as (Crop(), Flip()); () for none")
+        for one in self.augmentation:
+            refuse_subclass(one, next((kind for kind in VARIATIONS if isinstance(one, kind)), Own))
 
     @property
     def image_size(self) -> int:
@@ -162,8 +164,7 @@ class DataSet:
         """
         if recipe.augmentation is None:
             return self
-        own = self.augmentation or Augmentation()
-        return replace(self, augmentation=own.changed(recipe.augmentation, self.class_names))
+        return replace(self, augmentation=recipe.augmentation.of(self.augmentation, self.class_names))
 
     def fingerprint(self) -> str:
         """Give 16 hexadecimal digits that other splits, other labels or other images would change.
@@ -312,13 +313,12 @@ def load_entry(
     published = fitted(published, image_size=image_size, grey=grey, where=entry.name)
     splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name)
     turned_grey = grey and entry.channels == 3
-    augmentation = entry.augmentation
     return DataSet(
         name=entry.name,
         class_names=entry.class_names,
         mean=(0.0,) if turned_grey else entry.mean,
         std=(1.0,) if turned_grey else entry.std,
-        augmentation=augmentation.model_copy(update={"saturation": 0.0}) if turned_grey else augmentation,
+        augmentation=entry.augmentation,
         **splits._asdict(),
     )
 
@@ -392,13 +392,12 @@ def divided(published: Published, source: DataSource, *, where: str) -> DataSet:
     """The data set of what was read from a path."""
     splits = carve(published, sizes=default_sizes(published), seed=source.split_seed, where=where)
     colour = splits.train.shape[1] == 3
-    without_colour = COLOUR_AUGMENTATION.model_copy(update={"saturation": 0.0})
     return DataSet(
         name=source.name,
         class_names=published.class_names,
         mean=IMAGENET_MEAN if colour else (0.0,),
         std=IMAGENET_STD if colour else (1.0,),
-        augmentation=COLOUR_AUGMENTATION if colour else without_colour,
+        augmentation=COLOUR_AUGMENTATION,
         source=source,
         **splits._asdict(),
     )

@@ -7,16 +7,16 @@ which is ours: small enough for a test, and part of scikit-learn, so it needs no
 from dataclasses import dataclass
 from typing import Literal
 
-from trainonce.data.augment import Augmentation
 from trainonce.data.download import PublishedFile
 from trainonce.data.splits import Sizes
+from trainonce.recipes import Augmentation, Colour, Crop, Flip
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-COLOUR_AUGMENTATION = Augmentation(crop_scale=(0.08, 1.0), flip=True, brightness=32 / 255, saturation=0.5)
-MNIST_AUGMENTATION = Augmentation(crop_scale=(0.08, 1.0), flip=True)  # the paper mirrors digits too
-DIGITS_AUGMENTATION = Augmentation(crop_scale=(0.6, 1.0))
+COLOUR_AUGMENTATION: Augmentation = (Crop(), Flip(), Colour(brightness=32 / 255, saturation=0.5))
+MNIST_AUGMENTATION: Augmentation = (Crop(), Flip())  # the paper mirrors digits too
+DIGITS_AUGMENTATION: Augmentation = (Crop(scale=(0.6, 1.0)),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from trainonce.models import Supernet
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
-from trainonce.sampling import CANDIDATES, SubnetDraws
+from trainonce.sampling import SubnetDraws
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 GPU_WARM_STEPS = 16
@@ -116,7 +116,7 @@ def estimated_seconds(
                 passes += trial > 0
             float(next(net.parameters()).detach().flatten()[0])  # waits for the device
         pace = (time.monotonic() - began) / passes
-        trials = sum(slot in ("best_up", "worst_up") for slot in phase.subnets) * CANDIDATES
+        trials = sum(slot.candidates for slot in draws.slots if slot.candidates > 1)
         extra = (trials + (phase.target == "labels+teacher")) / 3
         seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
     return seconds

@@ -33,7 +33,7 @@ from trainonce.data.baseline import Baseline
 from trainonce.errors import RunError, UserError
 from trainonce.files import is_there, locked, write_atomic
 from trainonce.models import Supernet, build
-from trainonce.names import command
+from trainonce.names import command, refuse_code_inside
 from trainonce.nn import native
 from trainonce.nn.precision import Precision
 from trainonce.recipes import Recipe
@@ -119,10 +119,16 @@ class RunDirectory:
             raise RunError(f"cannot write {self.config_file}: {error.strerror}") from error
 
     def config(self) -> RunConfig:
-        """What `run.json` says. Raises `UserError` if there is no run here or the file is not valid."""
+        """What `run.json` says.
+
+        Raises `UserError` if there is no run here, the file is not valid, or code that it names lies in the run.
+        """
         if not is_there(self.config_file):
             raise UserError(f"{self.path} holds no run (there is no {self.config_file.name} in it)")
-        return RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
+        config = RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
+        for name, what in config.recipe.own_code().items():
+            refuse_code_inside(self.path, name, what)
+        return config
 
     def checked_config(self) -> RunConfig:
         """What `run.json` says, held against what the newest checkpoint was trained with.

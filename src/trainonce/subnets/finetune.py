@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from pydantic import Field
@@ -26,10 +26,10 @@ from trainonce.nn.dropout import DrawnMasks, batch_dropouts, drawing
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.kinds import spec_of
 from trainonce.parallel.distributed import BatchShard
-from trainonce.recipes import LONGEST_EPOCHS, Phase, Recipe, timetable
+from trainonce.recipes import LONGEST_EPOCHS, DistillationName, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
-from trainonce.training.losses import DISTILLATION
+from trainonce.training.losses import distillation
 from trainonce.training.optimizers import sgd
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
@@ -58,7 +58,7 @@ class FinetuneSettings(Settings):
     """Label smoothing of the loss against the labels."""
     distill: bool = False
     """Whether the teacher's output is learned beside the labels."""
-    distillation: Literal["soft", "kl", "alpha"] = "soft"
+    distillation: DistillationName = "soft"
     """The loss against the teacher, as in a recipe's phase."""
     distillation_weight: float = Field(1.0, gt=0)
     """How much the loss against the teacher counts beside that against the labels."""
@@ -295,7 +295,7 @@ class _FinetuneLoop:
             return loss
         with torch.no_grad():
             teacher_BK = self.teacher(x_BCHW)
-        distil = DISTILLATION[self.settings.distillation]
+        distil = distillation(self.settings.distillation)
         return loss + self.settings.distillation_weight * distil(logits_BK, teacher_BK)
 
     def _generator(self, *key: int | str) -> torch.Generator:

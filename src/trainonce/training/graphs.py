@@ -17,7 +17,7 @@ from trainonce.errors import RunError
 from trainonce.nn.dropout import DrawnMasks, HeldMasks
 from trainonce.nn.lending import Lent
 from trainonce.parallel.distributed import BatchShard
-from trainonce.recipes import Phase
+from trainonce.recipes import Phase, slot_named
 from trainonce.space import SearchSpace
 
 T = TypeVar("T")
@@ -119,10 +119,10 @@ def holds_one_subnet(phase: Phase, space: SearchSpace) -> bool:
     """
     if phase.target != "labels" or len(phase.subnets) != 1:
         return False
-    (slot,) = phase.subnets
-    if slot in ("best_up", "worst_up"):  # each step tries candidates first
+    slot = slot_named(phase.subnets[0])
+    if slot.candidates > 1:  # each step tries them first
         return False
-    return phase.hold == "epoch" or slot in ("largest", "smallest") or space.count() == 1
+    return phase.hold == "epoch" or slot.always is not None or space.count() == 1
 
 
 def not_captured(what: str, error: RuntimeError) -> RunError:

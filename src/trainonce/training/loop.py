@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from trainonce.cost.memory import refuse_large_batch
 from trainonce.data import DataSet
-from trainonce.data.augment import augment
+from trainonce.data.augment import augment, mix
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
@@ -29,7 +29,7 @@ from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
-from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, phase_at, timetable
+from trainonce.recipes import MIXES, AugmentationChange, Phase, PhaseSteps, Recipe, Slot, phase_at, timetable
 from trainonce.run.directory import RunConfig, RunDirectory, provenance
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
@@ -38,7 +38,7 @@ from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.devices import check_device
 from trainonce.training.graphs import StepGraph, capture_for, holds_one_subnet
-from trainonce.training.losses import DISTILLATION
+from trainonce.training.losses import distillation
 from trainonce.training.state import TrainState, check_identity
 from trainonce.training.step_sums import StepRecord, StepSums, not_finite
 
@@ -167,6 +167,7 @@ def train_supernet(
     with ExitStack() as stack:
         with ranks.together():
             refuse_large_step(net, recipe, data, ranks, chosen.device)
+            refuse_mixing(recipe, data, ranks)
             if ranks.first:
                 stack.enter_context(run.lock())
             synchronising = chosen.sync_batch_norm and not ranks.alone
@@ -186,6 +187,12 @@ def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks
     if device == "cpu":
         shard = ranks.shard(recipe.images_per_step(len(data.train)))
         refuse_large_batch(len(shard), net.describe(net.space.largest()), data.image_size)
+
+
+def refuse_mixing(recipe: Recipe, data: DataSet, ranks: Ranks) -> None:
+    """Raise `UserError` where several processes would have to mix images of each other's shards."""
+    if not ranks.alone and any(isinstance(one, MIXES) for one in data.varied_by(recipe).augmentation):
+        raise UserError("mixup and cutmix make one image of two of a batch: they need a single process")
 
 
 def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
@@ -342,11 +349,11 @@ class _Loop:
         if self.graph is not None and entry.index in self.one_subnet:
             archs: tuple[Architecture, ...] = (draws[0][0],)
             losses_S, hits = self.graph.run(
-                (entry.index, *archs), lambda x, y: self._passes(phase, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
+                (entry.index, *archs), lambda x, y: self._passes(entry, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
             with self.lent.step(DrawnMasks(masks, self.shard), self.replays):
-                archs, losses_S, hits = self._passes(phase, in_phase, draws, x_BCHW, y_B)
+                archs, losses_S, hits = self._passes(entry, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)
         self.unseen.append(
@@ -367,20 +374,20 @@ class _Loop:
         return lr, archs[-1]
 
     def _passes(
-        self, phase: Phase, in_phase: int, draws: list[list[Architecture]], x_BCHW: Tensor, y_B: Tensor
+        self, entry: PhaseSteps, in_phase: int, draws: list[list[Architecture]], x_BCHW: Tensor, y_B: Tensor
     ) -> tuple[tuple[Architecture, ...], Tensor, Tensor]:
         """Add up the gradients of a step's S subnets; gives them, their losses [S], and hits, a scalar.
 
         Gradients and losses are of this rank's shard in the mean over the whole batch.
         """
-        largest_logits_BK = None
+        phase, largest_logits_BK = entry.phase, None
         teacher_BK = self._taught(phase, x_BCHW)
         archs: list[Architecture] = []
         losses: list[Tensor] = []
         hits = torch.zeros((), dtype=torch.long, device=self.device)
-        for slot, candidates in zip(phase.subnets, draws, strict=True):
+        for slot, candidates in zip(self.draws[entry.index].slots, draws, strict=True):
             for dropout in self.lent.dropouts:
-                dropout.train(slot == "largest" or not phase.dropout_largest_only)
+                dropout.train(slot.always == "largest" or not phase.dropout_largest_only)
             arch = self._choose(slot, candidates, x_BCHW, y_B)
             logits_BK = logits_in(self.settings.precision, self.net, x_BCHW, arch)
             loss = self._loss(phase, logits_BK, y_B, teacher_BK, largest_logits_BK) * self.shard.fraction
@@ -389,7 +396,7 @@ class _Loop:
             torch.autograd.backward(loss * self._weight(phase, in_phase, first=not losses))
             archs.append(arch)
             losses.append(loss.detach())
-            hits += (logits_BK.argmax(1) == y_B).sum()
+            hits += (logits_BK.argmax(1) == (y_B if y_B.dim() == 1 else y_B.argmax(1))).sum()
         return tuple(archs), torch.stack(losses), hits
 
     def _exchange(self, losses_S: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
@@ -423,7 +430,10 @@ class _Loop:
                 yield order[batch * size : (batch + 1) * size]
 
     def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's augmented images and labels of a step, and the rows of the whole batch."""
+        """This rank's augmented images and labels of a step, and the rows of the whole batch.
+
+        Labels are [B], or where images are mixed [B, classes].
+        """
         rows_B, (_, images_BCHW, y_B) = next(self.batches)
         x_BCHW = augment(
             images_BCHW,
@@ -433,11 +443,18 @@ class _Loop:
             generator=self._generator("augment", phase, in_phase),
             shard=self.shard,
         )
-        return x_BCHW.contiguous(memory_format=torch.channels_last), y_B, rows_B
+        x_BCHW, y = mix(
+            x_BCHW,
+            y_B,
+            self.data.augmentation,
+            classes=self.data.num_classes,
+            rng=derived_rng(self.seed, "mix", phase, in_phase),
+        )
+        return x_BCHW.contiguous(memory_format=torch.channels_last), y, rows_B
 
     @torch.no_grad()
-    def _choose(self, slot: str, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:
-        """The candidate of lowest (best_up) or highest loss on this batch. Waits for the device, and for all ranks.
+    def _choose(self, slot: Slot, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:
+        """The candidate that the slot keeps by its loss on this batch. Waits for the device, and for all ranks.
 
         The trials normalise by the batch, as training does, and move the running statistics as it does.
         """
@@ -446,7 +463,7 @@ class _Loop:
         logits = (logits_in(self.settings.precision, self.net, x_BCHW, arch) for arch in candidates)
         losses = torch.stack([F.cross_entropy(logits_BK, y_B) for logits_BK in logits])
         losses = self.ranks.sum(losses * self.shard.fraction)
-        return candidates[int(losses.argmin() if slot == "best_up" else losses.argmax())]
+        return candidates[int(losses.argmin() if slot.keeps == "lowest" else losses.argmax())]
 
     @torch.no_grad()
     def _taught(self, phase: Phase, x_BCHW: Tensor) -> Tensor | None:
@@ -464,7 +481,7 @@ class _Loop:
         teacher_BK: Tensor | None,
         largest_logits_BK: Tensor | None,
     ) -> Tensor:
-        distil = DISTILLATION[phase.distillation]
+        distil = distillation(phase.distillation)
         if largest_logits_BK is not None:
             return distil(logits_BK, largest_logits_BK)
         loss = F.cross_entropy(logits_BK, y_B, label_smoothing=phase.label_smoothing)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainonce.names import import_named
+from trainonce.recipes import DISTILLATIONS
+
 ALPHAS = (-1.0, 1.0)
 RATIO_LIMIT = 5.0
 
@@ -47,9 +50,17 @@ def _alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tenso
     return value, -(q * rho * log_q).sum(1)
 
 
-DISTILLATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "soft": soft_cross_entropy,
     "kl": kl_divergence,
     "alpha": adaptive_alpha_divergence,
 }
-"""The losses by the name that a phase gives them."""
+assert tuple(_LOSSES) == DISTILLATIONS
+
+
+def distillation(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a name that a phase may give: a function of the logits of student and teacher.
+
+    Raises `UserError` where a person's own, `package.module:name`, cannot be imported.
+    """
+    return _LOSSES[name] if name in _LOSSES else import_named(name, "loss", _LOSSES)

@@ -20,7 +20,7 @@ from trainonce.nn.lending import modes_kept
 from trainonce.recipes import Recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import ForgettingLine
-from trainonce.sampling import CANDIDATES, MacsSampler, SubnetDraws
+from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.loop import EpochEnd
@@ -84,7 +84,7 @@ def _step_macs(net: Supernet, recipe: Recipe, index: int, seed: int) -> float:
     rng = derived_rng(seed, "macs trained", index)
     trained = [draws.draw(rng, turn) for turn in range(DRAWS)]
     macs = [
-        sum(net.cost(candidates[0]).macs * (TRAINING + CANDIDATES * (len(candidates) > 1)) for candidates in step)
+        sum(net.cost(candidates[0]).macs * (TRAINING + len(candidates) * (len(candidates) > 1)) for candidates in step)
         for step in trained
     ]
     teacher = net.cost(net.space.largest()).macs if phase.target == "labels+teacher" else 0

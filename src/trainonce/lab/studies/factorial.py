@@ -28,7 +28,7 @@ from trainonce.lab.studies.conclusion import (
 from trainonce.lab.studies.design import Built, Design, planned_run
 from trainonce.lab.studies.results import Factors, FinishedRun, RecordedStudy, StudyResult
 from trainonce.lab.studies.study import Arm, StudySetup
-from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe, Slot
+from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 
 SHRINKING: tuple[tuple[str, float, dict[str, int]], ...] = (
     ("kernel", 120, {"depth": 1, "width": 1}),
@@ -95,7 +95,7 @@ def factorial_recipe(setup: StudySetup, *, order: str, distillation: str, sample
     steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     if min(steps) < 1:
         raise UserError(f"at a scale of {setup.scale:g} a phase of the factorial has no step: take a larger --scale")
-    slot: Slot = "stratified" if sampler == "stratified" else "uniform"
+    slot = "stratified" if sampler == "stratified" else "uniform"
     averaged = {"target": "labels+teacher", "label_weight": 0.5, "teacher_weight": 0.5}
     taught: dict[str, Any] = averaged if distillation == "teacher" else {}
     lr = base.phases[0].lr

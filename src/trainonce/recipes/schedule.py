@@ -1,0 +1,91 @@
+"""A recipe laid out in steps: where each phase lies, and the learning rate of each step."""
+
+import math
+from dataclasses import dataclass
+
+from trainonce.recipes.recipe import Phase, Recipe
+
+ONE_CYCLE_START = 1 / 25
+"""Of the highest learning rate, where one cycle begins."""
+ONE_CYCLE_RISE = 0.3
+"""The share of a phase in which the learning rate of one cycle rises, where no warm-up says otherwise."""
+
+
+def _along_cosine(start: float, end: float, progress: float) -> float:
+    """The way from `start` to `end` along half a cosine, `progress` of it (0 to 1) gone."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSteps:
+    """Where a phase lies in the run's steps, and its learning rate at each."""
+
+    index: int
+    phase: Phase
+    start: int
+    steps: int
+    warmup_steps: int
+    hold_steps: float
+    cosine_start: int
+    cosine_steps: int
+
+    @property
+    def end(self) -> int:
+        """The first step after the phase."""
+        return self.start + self.steps
+
+    @property
+    def turns(self) -> int:
+        """How often the phase draws subnets."""
+        return self.turn(self.end - 1) + 1
+
+    def turn(self, step: int) -> int:
+        """Which draw of the phase, from 0, is trained at a step of the run that lies in this phase."""
+        return int((step - self.start) // self.hold_steps)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step of the run that lies in this phase."""
+        in_phase = step - self.start
+        if in_phase < self.warmup_steps:
+            if self.phase.schedule == "one-cycle":
+                return self.phase.lr * _along_cosine(ONE_CYCLE_START, 1.0, in_phase / self.warmup_steps)
+            return self.phase.lr * (in_phase + 1) / self.warmup_steps
+        if self.phase.schedule == "constant":
+            return self.phase.lr
+        progress = (step - self.cosine_start) / self.cosine_steps
+        return self.phase.lr * _along_cosine(1.0, 0.0, progress)
+
+
+def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
+    """The phases laid out in steps, at least one each."""
+    lengths = [max(1, round(phase.epochs * steps_per_epoch)) for phase in recipe.phases]
+    table = []
+    for index, (phase, steps) in enumerate(zip(recipe.phases, lengths, strict=True)):
+        start = sum(lengths[:index])
+        rise = phase.warmup_epochs * steps_per_epoch
+        if phase.schedule == "one-cycle" and not phase.warmup_epochs:
+            rise = ONE_CYCLE_RISE * steps
+        warmup = min(round(rise), steps - 1)
+        cosine_start, cosine_end = {
+            "phase": (start + warmup, start + steps),
+            "recipe": (0, sum(lengths)),
+            "cumulative": (0, start + steps),
+        }[phase.cosine]
+        table.append(
+            PhaseSteps(
+                index=index,
+                phase=phase,
+                start=start,
+                steps=steps,
+                warmup_steps=warmup,
+                hold_steps=max(1.0, phase.hold_epochs * steps_per_epoch) if phase.hold == "epoch" else 1.0,
+                cosine_start=cosine_start,
+                cosine_steps=cosine_end - cosine_start,
+            )
+        )
+    return tuple(table)
+
+
+def phase_at(table: tuple[PhaseSteps, ...], step: int) -> PhaseSteps:
+    """The entry in whose steps `step` lies."""
+    return next(entry for entry in table if step < entry.end)
