@@ -87,7 +87,7 @@ def is_import_name(name: str) -> bool:
 
 
 def refuse_code_inside(place: str | Path, name: str, what: str) -> None:
-    """Raise `UserError` where `package.module:Name` would be imported from inside `place`: nothing there is executed."""
+    """Raise `UserError` where `package.module:Name` would be imported from `place`: none of that is executed."""
     try:
         found = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
     except (ImportError, ValueError):  # which its import will say
