@@ -71,6 +71,12 @@ Passes = Annotated[
     float | None,
     typer.Option(min=0, help="Scale it to this many subnet passes over the images: what it costs."),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Scale it to what is trained here in this time; some steps are timed first.", show_default=False
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")]
 Resolutions = Annotated[str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")]
 Stream = Annotated[
@@ -133,6 +139,7 @@ def train(
     resume: Resume = None,
     epochs: Epochs = None,
     passes: Passes = None,
+    minutes: Minutes = None,
     batch_size: BatchSize = None,
     family: Family = None,
     geometry: Geometry = None,
@@ -185,6 +192,7 @@ def train(
             resume=resume,
             epochs=epochs,
             passes=passes,
+            minutes=minutes,
             batch_size=batch_size,
             family=family,
             geometry=geometry,

@@ -22,7 +22,7 @@ from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import Bucket, best_within, draw_population, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
-from trainonce.pipeline.pace import Pace
+from trainonce.pipeline.pace import for_minutes
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
@@ -49,10 +49,6 @@ CANDIDATES = 24
 """The most subnets that are scored for a device."""
 NEAR = 0.85
 """Candidates for a device have at least this share of its MACs, where there are such subnets."""
-FEWEST_EPOCHS = 2.0
-"""A time that gives fewer passes over the images is refused: nothing would be learned."""
-PACE_PASSES = 12
-"""How many subnets are trained to learn the pace."""
 
 
 def name_of(max_macs: float) -> str:
@@ -133,22 +129,8 @@ class Watch:
 
 
 def planned_recipe(net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings) -> Recipe:
-    """`recipe` at the length that trains for `TRAINING_SHARE` of the time here; a few steps are timed.
-
-    Raises `UserError` where the time is too short to learn anything, with the least that would do.
-    """
-    seconds = settings.minutes * 60
-    began = time.monotonic()
-    whole = Pace(data, settings.device).seconds(net, recipe, passes=PACE_PASSES)
-    left = seconds - (time.monotonic() - began)
-    epochs = recipe.epochs * TRAINING_SHARE * left / whole
-    if epochs < FEWEST_EPOCHS:
-        needed = (FEWEST_EPOCHS / recipe.epochs * whole / TRAINING_SHARE + seconds - left) / 60
-        raise UserError(
-            f"{settings.minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images"
-            f" here: give at least {needed:.1f}, or smaller images with --image-size"
-        )
-    return recipe.scaled(epochs / recipe.epochs)
+    """`recipe` at the length that trains for `TRAINING_SHARE` of the time here. Errors as `for_minutes`."""
+    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=TRAINING_SHARE)
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
+from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import Supernet
 from trainonce.nn.precision import Precision, logits_in
@@ -18,6 +19,10 @@ from trainonce.run.directory import RunDirectory
 from trainonce.sampling import SubnetDraws
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
+FEWEST_EPOCHS = 2.0
+"""A time that gives fewer passes over the images is refused: nothing would be learned."""
+PLANNING_PASSES = 12
+"""How many subnets are trained to learn the pace by which a training of some minutes is planned."""
 GPU_WARM_STEPS = 16
 """Steps before those that are timed on a GPU: most blocks have their graphs captured in them."""
 
@@ -72,6 +77,26 @@ class Pace:
             another = type(net)(net.settings)
             train_supernet(another, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
         return (times[-1] - times[warm]) / steps
+
+
+def for_minutes(
+    net: Supernet, recipe: Recipe, data: DataSet, device: str, minutes: float, *, share: float = 1.0
+) -> Recipe:
+    """`recipe` at the length that trains here for a share of so many minutes; a few steps are timed, within them.
+
+    Raises `UserError` where the time is too short to learn anything, with the least that would do.
+    """
+    began = time.monotonic()
+    whole = Pace(data, device).seconds(net, recipe, passes=PLANNING_PASSES)
+    timing = time.monotonic() - began
+    epochs = recipe.epochs * share * (60 * minutes - timing) / whole
+    if epochs < FEWEST_EPOCHS:
+        needed = (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60
+        raise UserError(
+            f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
+            f"give at least {needed:.1f}, or smaller images with --image-size"
+        )
+    return recipe.scaled(epochs / recipe.epochs)
 
 
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:

@@ -18,7 +18,7 @@ from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.pace import estimated_seconds
+from trainonce.pipeline.pace import estimated_seconds, for_minutes
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
@@ -66,6 +66,7 @@ def train(
     resume: str | Path | None = None,
     epochs: float | None = None,
     passes: float | None = None,
+    minutes: float | None = None,
     batch_size: int | None = None,
     family: str | None = None,
     geometry: str | None = None,
@@ -115,6 +116,8 @@ def train(
             if resume is None:
                 if data is None:
                     raise UserError(f"name a data set, a folder of images or an {FILES} file, or give --resume RUN")
+                if minutes is not None and (epochs, passes) != (None, None):
+                    raise UserError("--minutes is in place of --epochs and --passes")
                 chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
                 images = load_dataset(
                     data,
@@ -132,8 +135,10 @@ def train(
                 )
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
-                made_of = (recipe != "rss", out, epochs, passes, batch_size, family, geometry, image_size, resolutions)
-                _refuse_beside_resume(*made_of, width, grey, train_images, split_seed, skip_broken, seed, dry_run)
+                made_of = (recipe != "rss", out, epochs, passes, minutes, batch_size, family, geometry, image_size)
+                _refuse_beside_resume(
+                    *made_of, resolutions, width, grey, train_images, split_seed, skip_broken, seed, dry_run
+                )
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
@@ -142,6 +147,8 @@ def train(
                 precision = precision or run.config().precision
                 keep_at = run.config().keep_at if keep_at is None else keep_at
             refuse_large_step(net, chosen, images, ranks, ranks.device)
+            if minutes is not None:
+                chosen = _in_minutes(minutes, net, chosen, images, ranks)
         values = {
             "device": ranks.device,
             "checkpoint_every_s": checkpoint_every,
@@ -180,7 +187,7 @@ def train(
 
 
 MADE_OF = (
-    *("recipe", "out", "epochs", "passes", "batch-size", "family", "geometry", "image-size", "resolutions"),
+    *("recipe", "out", "epochs", "passes", "minutes", "batch-size", "family", "geometry", "image-size", "resolutions"),
     *("width", "grey", "train-images", "split-seed", "skip-broken", "seed", "dry-run"),
 )
 """The options that say what a new run is made of."""
@@ -190,6 +197,12 @@ def _refuse_beside_resume(*values: object) -> None:
     for name, value in zip(MADE_OF, values, strict=True):
         if value not in (None, False, 0):
             raise UserError(f"--{name} cannot be given together with --resume")
+
+
+def _in_minutes(minutes: float, net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks) -> Recipe:
+    if not ranks.alone:
+        raise UserError("--minutes is planned by the pace of one process: give several --epochs or --passes")
+    return for_minutes(net, recipe, data, ranks.device, minutes)
 
 
 def _resumed_at(run: RunDirectory) -> str:

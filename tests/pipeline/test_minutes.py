@@ -1,0 +1,34 @@
+"""A training as long as a person says in minutes."""
+
+from pathlib import Path
+
+import pytest
+
+from trainonce import pipeline
+from trainonce.errors import UserError
+from trainonce.pipeline.pace import Pace
+from trainonce.recipes import RECIPES
+
+
+def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a second for an epoch, half a minute is 30 epochs, but for what the timing took."""
+    monkeypatch.setattr(Pace, "seconds", lambda _self, _net, recipe, **_: recipe.epochs)
+    done = pipeline.train("digits", recipe="quick", minutes=0.5, dry_run=True, out=tmp_path / "run")
+    assert done.plan.recipe == RECIPES["quick"].scaled(done.plan.recipe.epochs / RECIPES["quick"].epochs)
+    assert done.plan.recipe.epochs == pytest.approx(30, rel=1e-2)
+    with pytest.raises(UserError, match=r"0\.017 minutes are 1(\.0\d*)? passes over the 1,?\d+ .* give at least 0\.0"):
+        pipeline.train("digits", minutes=0.017, dry_run=True, out=tmp_path / "run")
+
+
+def test_it_takes_about_so_long(tmp_path: Path) -> None:
+    """Within a factor that only a broken plan would miss, whatever else the machine does."""
+    done = pipeline.train("digits", recipe="quick", minutes=0.15, probes=0, out=tmp_path / "run")
+    assert done.finished
+    assert 2 < done.seconds < 40
+
+
+def test_one_length_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--minutes is in place of --epochs and --passes"):
+        pipeline.train("digits", minutes=1, epochs=2, out=tmp_path / "run")
+    with pytest.raises(UserError, match="--minutes cannot be given together with --resume"):
+        pipeline.train(resume=tmp_path / "run", minutes=1)
