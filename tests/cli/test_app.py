@@ -17,6 +17,7 @@ from PIL import Image
 from tests.support.command_line import trainonce
 
 from trainonce.cli.stopping import Stop
+from trainonce.data.formats import FILES
 from trainonce.parallel.distributed import Ranks
 from trainonce.pipeline import machine
 from trainonce.recipes import RECIPES
@@ -211,7 +212,7 @@ class TestTrainRefuses:
             (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
             (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
             (("digits", "--device", "abacus"), "the device 'abacus' cannot be trained on here"),
-            ((), "name a data set, a folder of images or an .npz file, or give --resume RUN"),
+            ((), f"name a data set, a folder of images or an {FILES} file, or give --resume RUN"),
         ],
     )
     def test_what_cannot_be(
