@@ -1,7 +1,7 @@
 """Fitting devices in a given time: what is handed over keeps its budget and scores as said; a stopped fit goes on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,15 @@ SECONDS_OF_THE_RECIPE = 590.0
 """So that an epoch of it takes a second."""
 
 
-@pytest.fixture(autouse=True)
-def pace(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def pace() -> Iterator[None]:
     """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning half."""
-    monkeypatch.setattr(Pace, "seconds", lambda *_, **__: SECONDS_OF_THE_RECIPE)
-    monkeypatch.setattr(fitting, "estimated_seconds", lambda *_: 0.5)
-    monkeypatch.setattr(fitting._Fit, "left", lambda _self: 2.0)
-    monkeypatch.setattr(fitting, "CANDIDATES", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "seconds", lambda *_, **__: SECONDS_OF_THE_RECIPE)
+        patch.setattr(fitting, "estimated_seconds", lambda *_: 0.5)
+        patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
+        patch.setattr(fitting, "CANDIDATES", 3)
+        yield
 
 
 def budgets(net: MobileNetV3) -> tuple[float, ...]:
@@ -54,12 +56,21 @@ def finished(
     return fit_supernet(net, RECIPE, make_data(), run, settings_of(net), watch)
 
 
-def test_every_device_gets_a_network_that_is_what_is_said(
-    make_net: MakeNet, make_data: MakeData, tmp_path: Path
-) -> None:
-    run, data, net = RunDirectory(tmp_path / "run"), make_data(), make_net()
+@pytest.fixture(scope="module")
+def whole(
+    make_net: MakeNet, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunDirectory, list[Fitted]]:
+    """A fit that nobody stopped, and its run, which no test changes."""
+    run = RunDirectory(tmp_path_factory.mktemp("whole") / "run")
     fitted = finished(make_net, make_data, run)
     assert fitted is not None
+    return run, fitted
+
+
+def test_every_device_gets_a_network_that_is_what_is_said(
+    make_net: MakeNet, make_data: MakeData, whole: tuple[RunDirectory, list[Fitted]]
+) -> None:
+    (run, fitted), data, net = whole, make_data(), make_net()
     assert [one.max_macs for one in fitted] == list(budgets(net))
     assert fitted[0].arch == str(net.space.smallest())
     for one in fitted:
@@ -79,10 +90,10 @@ def test_every_device_gets_a_network_that_is_what_is_said(
     assert unchecked == {"README.md"}, "model cards have no sums"
 
 
-def test_the_one_chosen_is_the_best_scored_of_its_size(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    fitted = finished(make_net, make_data, run)
-    assert fitted is not None
+def test_the_one_chosen_is_the_best_scored_of_its_size(
+    make_net: MakeNet, whole: tuple[RunDirectory, list[Fitted]]
+) -> None:
+    run, fitted = whole
     largest = make_net().cost_of(make_net().space.largest()).macs
     for one in fitted:
         top = min(one.max_macs, largest)
@@ -101,9 +112,8 @@ def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: Make
 
 @pytest.mark.parametrize("stage", ["training", "choosing", "finetuning"])
 def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
-    make_net: MakeNet, make_data: MakeData, tmp_path: Path, stage: str
+    make_net: MakeNet, make_data: MakeData, whole: tuple[RunDirectory, list[Fitted]], tmp_path: Path, stage: str
 ) -> None:
-    whole = finished(make_net, make_data, RunDirectory(tmp_path / "whole"))
     run, seen = RunDirectory(tmp_path / "run"), list[object]()
     watch = Watch(**{stage: lambda *at: seen.append(at), "should_stop": lambda: bool(seen)})  # type: ignore[arg-type]
     assert finished(make_net, make_data, run, watch) is None
@@ -111,7 +121,7 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     assert before.trained == (stage != "training")
     again = finished(make_net, make_data, run)
     assert again is not None
-    assert again == whole
+    assert again == whole[1]
     after = FitRecord.parse(read_json(run.fit_file), where="it")
     assert after.seconds > before.seconds
     assert list(after.devices) == again
