@@ -84,7 +84,7 @@ def quantise(content: bytes, calibrate: list[Tensor], *, in_float32: Callable[[s
         ort.quantize_static(
             model,
             path,
-            _Reader(calibrate),
+            _CalibrationReader(calibrate),
             quant_format=ort.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
@@ -100,7 +100,7 @@ def quantise(content: bytes, calibrate: list[Tensor], *, in_float32: Callable[[s
     return redescribed(written, description.model_copy(update={"precision": "int8", "layers": {}}))
 
 
-class _Reader:
+class _CalibrationReader:
     """Batches as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, batches: list[Tensor]) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-class Segment(NamedTuple):
+class AxisPart(NamedTuple):
     """An axis inside a dimension; each of its units takes `each` places."""
 
     axis: int
     each: int
 
 
-Dimension = tuple[Segment, ...]
+Dimension = tuple[AxisPart, ...]
 
 
 class Misfit(Exception):
@@ -40,7 +40,7 @@ class Axes:
         self._parent.append(len(self._parent))
         self._units.append(units)
         self._reason.append(frozen)
-        return (Segment(len(self._parent) - 1, 1),)
+        return (AxisPart(len(self._parent) - 1, 1),)
 
     def units(self, axis: int) -> int:
         """How many units an axis has."""
@@ -52,13 +52,13 @@ class Axes:
 
     def resolve(self, dimension: Dimension) -> Dimension:
         """The dimension in axes that are neither merged into others nor cut."""
-        found: list[Segment] = []
+        found: list[AxisPart] = []
         for segment in dimension:
             root = self._root(segment.axis)
             if root in self._cut:
-                found += [Segment(a, each * segment.each) for a, each in self.resolve(self._cut[root])]
+                found += [AxisPart(a, each * segment.each) for a, each in self.resolve(self._cut[root])]
             else:
-                found.append(Segment(root, segment.each))
+                found.append(AxisPart(root, segment.each))
         return tuple(found)
 
     def length(self, dimension: Dimension) -> int:
@@ -103,7 +103,7 @@ class Axes:
         if rest:
             raise Misfit
         whole = self.new(units)
-        self.unify(dimension, (Segment(whole[0].axis, each),))
+        self.unify(dimension, (AxisPart(whole[0].axis, each),))
         return self.resolve(whole)
 
     def _root(self, axis: int) -> int:
@@ -112,7 +112,7 @@ class Axes:
             axis = self._parent[axis]
         return axis
 
-    def _cut_at(self, segment: Segment, length: int) -> None:
+    def _cut_at(self, segment: AxisPart, length: int) -> None:
         """Make an axis two, of which the first has so many places of the segment."""
         units, rest = divmod(length, segment.each)
         if rest:
@@ -121,7 +121,7 @@ class Axes:
         first = self.new(units, frozen=reason)
         self._cut[segment.axis] = first + self.new(self._units[segment.axis] - units, frozen=reason)
 
-    def _merge(self, one: Segment, other: Segment) -> None:
+    def _merge(self, one: AxisPart, other: AxisPart) -> None:
         """Let two segments of one length be the same axis, in the coarser units of both."""
         if one.each < other.each:
             one, other = other, one
@@ -134,5 +134,5 @@ class Axes:
         elif one.each % other.each:
             raise Misfit
         else:
-            self._cut[other.axis] = (Segment(one.axis, one.each // other.each),)
+            self._cut[other.axis] = (AxisPart(one.axis, one.each // other.each),)
         self._reason[one.axis] = reason

@@ -60,7 +60,7 @@ class Rigid:
     line: str
 
 
-class Layout:
+class TracedLayout:
     """The axes and branches of a network as choices."""
 
     def __init__(self, spec: GraphSpec, elasticity: Elasticity, modules: Mapping[str, str]) -> None:
@@ -378,7 +378,7 @@ def unique(name: str, taken: Iterable[str]) -> str:
     return name
 
 
-def refuse_rigid(layout: Layout) -> None:
+def refuse_rigid(layout: TracedLayout) -> None:
     """Raise `UserError` where nothing of a network is elastic."""
     if layout.space.choices:
         return
@@ -386,4 +386,4 @@ def refuse_rigid(layout: Layout) -> None:
     raise UserError(f"nothing of this network is elastic: {'; '.join(reasons) or 'it has no hidden channels'}")
 
 
-__all__ = ["IMAGES", "Elasticity", "Layout", "Rigid", "Width", "refuse_rigid"]
+__all__ = ["IMAGES", "Elasticity", "Rigid", "TracedLayout", "Width", "refuse_rigid"]

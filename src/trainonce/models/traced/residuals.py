@@ -13,7 +13,7 @@ COMPUTING = ("conv2d.default", "conv2d.padding", "conv1d.default", "linear.defau
 
 
 @dataclass(frozen=True)
-class Residual:
+class ResidualSum:
     """A sum `out` of what goes around a branch and what comes out of it."""
 
     out: str
@@ -24,7 +24,7 @@ class Residual:
 class Stage:
     """Residuals one behind the other on one stream. The last are left out first."""
 
-    residuals: tuple[Residual, ...]
+    residuals: tuple[ResidualSum, ...]
 
     def left_out(self, depth: int) -> dict[str, str]:
         """What stands for the sums of the residuals behind the first `depth`."""
@@ -57,14 +57,14 @@ def find_residuals(found: Analysis) -> Residuals:
     behind = _ancestors(found.spec.lines)
     computing = sum(1 << at for at, line in enumerate(found.spec.lines) if line.op in COMPUTING)
     streams: set[int] = set()
-    by_stream: dict[object, list[Residual]] = {}
+    by_stream: dict[object, list[ResidualSum]] = {}
     for line in found.spec.lines:
         around = _around(found, line, behind, computing)
         if around is not None:
             dimensions = found.of(f"%{line.out}")
             streams |= {segment.axis for dimension in dimensions for segment in dimension}
             if around:
-                by_stream.setdefault((dimensions[1:], found.shape(line)), []).append(Residual(line.out, around))
+                by_stream.setdefault((dimensions[1:], found.shape(line)), []).append(ResidualSum(line.out, around))
     stages: list[Stage] = []
     homes: dict[str, Home] = {}
     outer: list[Home | None] = []

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from trainonce.models.traced.analysis import BATCH, MAPS, Analysis, Made, argument, dim_of, shapes_of
-from trainonce.models.traced.axes import Axes, Dimension, Misfit, Segment
+from trainonce.models.traced.axes import Axes, AxisPart, Dimension, Misfit
 from trainonce.nn.plain_graph import IMAGES, ITEM, NORM, STATISTICS, GraphSpec, Line
 
 FEW = 4
@@ -350,7 +350,7 @@ def _flat(found: Analysis, wide: Sequence[Dimension]) -> Dimension:
         return _flat(found, others) * found.axes.length(first)
     found.axes.freeze(others, "it is flattened behind another")
     each = math.prod(map(found.axes.length, others))
-    return tuple(Segment(axis, run * each) for axis, run in first)
+    return tuple(AxisPart(axis, run * each) for axis, run in first)
 
 
 def _unflat(found: Analysis, whole: Dimension, lengths: Sequence[int], *, runs: bool) -> list[Dimension]:

@@ -15,7 +15,7 @@ from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet
 from trainonce.models.traced.axes import Dimension
-from trainonce.models.traced.layout import Elasticity, Layout, refuse_rigid, tensors_of
+from trainonce.models.traced.layout import Elasticity, TracedLayout, refuse_rigid, tensors_of
 from trainonce.models.traced.rules import OUTPUT
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
@@ -133,7 +133,7 @@ class Traced(Supernet):
             off=settings.off,
         )
         modules = {name: origin.module for name, origin in settings.origins.items()}
-        self.layout = Layout(settings.network, elasticity, modules)
+        self.layout = TracedLayout(settings.network, elasticity, modules)
         refuse_rigid(self.layout)
         self.space: SearchSpace = self.layout.space
         self.cost: CostModel = self.layout.cost
@@ -278,7 +278,7 @@ def _cut(tensor: Tensor, along: tuple[Tensor | int | None, ...]) -> Tensor:
     return tensor if tensor.ndim == 1 else tensor.contiguous()
 
 
-def _magnitudes(absolute: Tensor, dim: int, dimension: Dimension, axis: int, layout: Layout) -> Tensor:
+def _magnitudes(absolute: Tensor, dim: int, dimension: Dimension, axis: int, layout: TracedLayout) -> Tensor:
     """The sums of a tensor's magnitudes for each unit of an axis along one dimension, in parts of their mean."""
     total = absolute.new_zeros(layout.found.axes.units(axis))
     start = 0
