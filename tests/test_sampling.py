@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from trainonce import sampling
-from trainonce.cost.macs import CostModel
+from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.sampling import MacsSampler, SubnetDraws
-from trainonce.space import Architecture, Choice, Over
+from trainonce.space import Architecture, Choice, Over, SearchSpace
 
 
 @cache
@@ -146,6 +146,20 @@ class TestWindow:
         width, below = max((after - before, before) for before, after in itertools.pairwise(values))
         with pytest.raises(UserError, match="no subnet with"):
             MacsSampler(small_cost()).sample(random.Random(0), below + 1, below + width - 1)
+
+
+def test_costs_that_join_many_choices_are_refused_at_once() -> None:
+    """Each of thirty widths costs together with every other, as in a network that concatenates all its maps."""
+    space = SearchSpace(tuple(Choice(name=f"layer{i}.width", values=(1, 2, 3)) for i in range(30)))
+    terms = tuple(CostTerm((one.name, other.name), _product) for one, other in itertools.combinations(space.choices, 2))
+    with pytest.raises(UserError, match=r"cannot be drawn by their MACs: .* depend on \d+ choices together \(layer0"):
+        MacsSampler(CostModel(space, terms))
+    few = space.restrict({f"layer{i}.width": (3,) for i in range(4, 30)})
+    assert MacsSampler(CostModel(few, terms)).max_macs == 9 * len(terms)
+
+
+def _product(one: int, other: int) -> Cost:
+    return Cost(one * other, 0)
 
 
 class TestPaper:

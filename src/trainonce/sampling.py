@@ -7,6 +7,7 @@ that, and rejects the few draws that binning let in. What remains is the uniform
 that the MACs lie in the window.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ Floats = NDArray[np.float64]
 BINS = 4096
 TRIES = 2_000
 CELLS = 200
+MOST_STATES = 20_000
+"""Combinations of choices that later costs still look at, each of which holds `BINS` numbers."""
 
 
 class MacsSampler:
@@ -43,6 +46,7 @@ class MacsSampler:
         self._choices = cost.space.choices
         self._order = {choice.name: i for i, choice in enumerate(self._choices)}
         self._live = self._live_names()
+        self._refuse_joined()
         self._due: list[list[int]] = [[] for _ in self._choices]
         constant = 0
         for number, term in enumerate(cost.terms):
@@ -147,6 +151,16 @@ class MacsSampler:
                 last_use[name] = max(last_use[name], due)
         names = [choice.name for choice in self._choices]
         return [tuple(n for n in names[:i] if last_use[n] >= i) for i in range(len(names) + 1)]
+
+    def _refuse_joined(self) -> None:
+        """Raise `UserError` where costs join so many choices that their combinations cannot be listed."""
+        for names in self._live:
+            joined = [self.cost.space[name] for name in names]
+            if math.prod(len(choice.values) + (choice.parent is not None) for choice in joined) > MOST_STATES:
+                raise UserError(
+                    "subnets of this space cannot be drawn by their MACs: the costs of what comes after depend on "
+                    f"{len(names)} choices together ({names[0]}, {names[1]}, …); draw uniformly, or restrict the space"
+                )
 
     def _steps(self, i: int, state: State) -> list[Step]:
         """What choice i can be, in a state."""
