@@ -18,7 +18,7 @@ from trainonce import testing
 from trainonce.cost.macs import counted_cost
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
-from trainonce.models.traced import Traced, elastic
+from trainonce.models.traced import Traced, elastic, in_own_classes
 from trainonce.nn.plain_graph import GraphSpec
 from trainonce.space import Architecture
 
@@ -149,6 +149,34 @@ def test_a_subnet_is_the_persons_own_class_with_smaller_weights(name: str, seed:
     own.load_state_dict({key: tensor for key, tensor in plain.state_dict().items() if key in own.state_dict()})
     with torch.no_grad():
         assert torch.equal(own(images()), plain(images()))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(["Chain", "Residual", "Concatenated", "Inverted"]), st.integers(0, 10**6))
+def test_a_subnet_is_given_in_the_persons_own_classes(name: str, seed: int) -> None:
+    model, net = made(name, stages=True)
+    space = net.space.restrict({"depth": (1,)}) if name == "Inverted" else net.space
+    arch = space.sample(random.Random(seed))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    own = in_own_classes(net, model, arch)
+    assert type(own) is type(model)
+    with torch.no_grad():
+        assert torch.equal(own(images()), net(images(), arch))
+    for module in own.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert sum(p.numel() for p in in_own_classes(net, model, net.space.largest()).parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("name", ["Shuffled", "Inverted"])
+def test_own_classes_that_cannot_be_a_subnet_are_refused_in_a_sentence(name: str) -> None:
+    """`Shuffled` spells its channels out in a reshape; the only branch of `Inverted` is no module."""
+    model, net = made(name)
+    with pytest.raises(UserError, match=f"{name} (cannot be|computes something else than) the subnet"):
+        in_own_classes(net, model, net.space.smallest())
 
 
 def test_ordering_keeps_the_channels_that_matter() -> None:

@@ -1,0 +1,63 @@
+"""What elasticity costs in a training step of a network of timm, which must be installed.
+
+    python benchmarks/own_network_steps.py resnet18 efficientnet_lite0
+
+For each network the ratio of CPU seconds (process time, the least of six each, by turns) of a step, forward and
+backward, of the supernet at an architecture to one of the network extracted for it; and of the largest subnet to the
+network's own classes. Channels are as they come, then ordered.
+"""
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from own_networks import built
+from trainonce.models.traced import elastic
+
+IMAGES, SIDE, SUBNETS, TURNS = 16, 64, 9, 6
+
+
+def step_seconds(call: Callable[[], Tensor], network: nn.Module) -> float:
+    """CPU seconds of one forward and backward pass."""
+    began = time.process_time()
+    call().square().mean().backward()
+    seconds = time.process_time() - began
+    network.zero_grad(set_to_none=True)
+    return seconds
+
+
+def ratio(ours: Callable[[], Tensor], net: nn.Module, other: nn.Module, x_BCHW: Tensor) -> float:
+    """Our seconds in parts of another network's, by turns."""
+    mine, its = [], []
+    for _ in range(TURNS):
+        mine.append(step_seconds(ours, net))
+        its.append(step_seconds(lambda: other(x_BCHW), other))
+    return min(mine) / min(its)
+
+
+def main() -> None:
+    print(f"{IMAGES} images of {SIDE} x {SIDE}, {torch.get_num_threads()} thread(s)")
+    for name in sys.argv[1:]:
+        model = built(name, "timm").train()
+        x_BCHW, rng = torch.randn(IMAGES, 3, SIDE, SIDE), random.Random(0)
+        net = elastic(model, x_BCHW).train()
+        largest = net.space.largest()
+        own = ratio(lambda: net(x_BCHW, largest), net, model, x_BCHW)  # noqa: B023
+        print(f"{name}: largest subnet to own classes {own:.3f}")
+        for order in ("as they come", "ordered"):
+            if order == "ordered":
+                net.sort_channels(net.space.keep_largest({"width": 1, "depth": 1}))
+            found = []
+            for arch in (largest, *(net.space.sample(rng) for _ in range(SUBNETS))):
+                found.append(ratio(lambda: net(x_BCHW, arch), net, net.extract(arch).train(), x_BCHW))  # noqa: B023
+            mean = statistics.mean(found)
+            print(f"  channels {order}: mean {mean:.3f}, {min(found):.3f} to {max(found):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
