@@ -25,7 +25,7 @@ IMAGES, SIDE, SUBNETS, TURNS = 16, 64, 9, 6
 def step_seconds(call: Callable[[], Tensor], network: nn.Module) -> float:
     """CPU seconds of one forward and backward pass."""
     began = time.process_time()
-    call().square().mean().backward()
+    call().square().mean().backward()  # type: ignore[no-untyped-call]
     seconds = time.process_time() - began
     network.zero_grad(set_to_none=True)
     return seconds

@@ -29,9 +29,8 @@ def in_own_classes(net: Traced, model: nn.Module, arch: Architecture) -> nn.Modu
             owner = own.get_submodule(path)
         except AttributeError:
             continue  # the comparison says whether it is missed
-        for kept in (owner._parameters, owner._buffers):
-            if kept.get(last) is not None:
-                kept[last] = tensor
+        if last in dict(owner.named_parameters(recurse=False)) | dict(owner.named_buffers(recurse=False)):
+            setattr(owner, last, tensor)
     for module in own.modules():
         _follow(module)
     side, channels = net.settings.network.resolution, net.settings.network.in_channels
