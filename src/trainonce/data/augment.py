@@ -63,13 +63,13 @@ def augment(
         if shard is None:
             shard = BatchShard(0, len(x_BCHW), len(x_BCHW))
         assert len(shard) == len(x_BCHW), (shard, x_BCHW.shape)
-        draw = _Draw(generator, shard, x_BCHW.device)
+        draw = _ShardNumbers(generator, shard, x_BCHW.device)
         for one in augmentation:
             x_BCHW = _varied(x_BCHW, one, draw, mean)
     return _normalise_(x_BCHW, mean, std)
 
 
-class _Draw:
+class _ShardNumbers:
     """Draws numbers for the images of a shard out of a generator: those that the whole batch would give them.
 
     Crop, flip and colour share one draw for each image, made first.
@@ -92,7 +92,7 @@ class _Draw:
         return self.shared
 
 
-def _varied(x_BCHW: Tensor, one: Variation, draw: _Draw, mean: Sequence[float]) -> Tensor:
+def _varied(x_BCHW: Tensor, one: Variation, draw: _ShardNumbers, mean: Sequence[float]) -> Tensor:
     """Images in 0..255, varied in one way; perhaps in place."""
     match one:
         case Crop():
