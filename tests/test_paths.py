@@ -96,7 +96,7 @@ def test_subnets_and_reports(
     network = net.extract(arch)
     write_subnet(place, network, describe_subnet(net, arch, make_data()))
     verify_subnet(place, network)
-    assert read_subnet(place)[1]["architecture"] == str(arch)
+    assert read_subnet(place)[1].architecture == str(arch)
     assert open_classifier(place).classes == ("a", "b", "c")
     with pytest.raises(trainonce.UserError, match="holds no run and no study"):
         read_groups([place])

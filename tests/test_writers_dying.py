@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -93,7 +92,7 @@ def write(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> Callable[[f
     """Writes a subnet whose classifier's bias is a number."""
     net, data = make_net(), make_data()
     arch = net.space.smallest()
-    description: dict[str, Any] = describe_subnet(net, arch, data) | {"recalibrated": None, "scores": {}}
+    description = describe_subnet(net, arch, data) | {"recalibrated": None, "scores": {}}
 
     def made(value: float) -> None:
         network = net.extract(arch)

@@ -176,7 +176,7 @@ def check_stages(net: Supernet, data: DataSet, folder: str | Path) -> None:
         place = folder / "subnets" / str(number)
         write_subnet(place, plain, describe_subnet(loaded, arch, data))
         verify_subnet(place, plain)
-        assert read_subnet(place)[1]["architecture"] == str(arch)
+        assert read_subnet(place)[1].architecture == str(arch)
         x_BCHW = images_for(loaded, arch).contiguous()
         with torch.inference_mode():
             alone = _load_alone(place)(x_BCHW)

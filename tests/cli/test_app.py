@@ -85,7 +85,8 @@ class TestStory:
         result = trainonce("extract", evaluated, "--max-macs", f"{budget:.9f}", "--out", tmp_path / "best", "--test")
         assert result.code == 0, result.err
         best = max(line.top1 for line in lines if line.macs <= budget * 1e6)
-        network, description = read_subnet(tmp_path / "best")
+        network, described = read_subnet(tmp_path / "best")
+        description = described.to_json()
         chosen = next(line for line in lines if line.arch == description["architecture"])
         assert chosen.top1 == best
         assert chosen.macs <= budget * 1e6

@@ -57,9 +57,9 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 class TestFinetune:
     def test_figures_of_each_class_are_not_those_of_other_weights(self, subnet: Path) -> None:
-        assert "per_class" in read_subnet(subnet)[1]
+        assert read_subnet(subnet)[1].per_class is not None
         assert trainonce("finetune", subnet, "--epochs", "1", *DEVICE).code == 0
-        assert "per_class" not in read_subnet(subnet.with_name("subnet-finetuned"))[1]
+        assert read_subnet(subnet.with_name("subnet-finetuned"))[1].per_class is None
 
     def test_the_story(self, run: Path, subnet: Path) -> None:
         before = contents(subnet)
@@ -68,8 +68,8 @@ class TestFinetune:
         assert contents(subnet) == before
         path = subnet.with_name("subnet-finetuned")
         assert str(path) in result.out
-        network, description = read_subnet(path)
-        _, source = read_subnet(subnet)
+        network, described = read_subnet(path)
+        description, source = described.to_json(), read_subnet(subnet)[1].to_json()
         how = description["trained"]["finetuned"]
         assert source["trained"]["run"] == how["run"] == str(run.resolve())
         assert description["trained"]["data_fingerprint"] == RunDirectory(run).config().data_fingerprint
@@ -165,7 +165,7 @@ class TestFinetuneRefuses:
             ({"run": "/gone"}, r"was taken from /gone, where there is no run now: say where it is with --run"),
             ({}, "does not say which run it was taken from: name it with --run"),
             (None, "does not say which run it was taken from: name it with --run"),
-            ("x", "is not consistent as a subnet: its trained is 'x'"),
+            ("x", "is not consistent as a subnet: its 'trained' is"),
         ],
     )
     def test_no_run(self, subnet: Path, trained: object, says: str) -> None:

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, make_net: Callable[..., Mobil
     drawn = [net.space.restrict({"resolution": (size,)}).sample(rng) for size in (8, 6)]
     for number, arch in enumerate((net.space.smallest(), *drawn)):
         network = evaluator.recalibrated(net, arch)
-        description: dict[str, Any] = describe_subnet(net, arch, data) | {
+        description = describe_subnet(net, arch, data) | {
             "recalibrated": None,
             "scores": {},
             "trained": {"step": 3},

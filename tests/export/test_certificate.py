@@ -41,8 +41,8 @@ def written(place: Path) -> dict[str, Any]:
 def renamed(subnet: Path, place: Path, run: Path) -> Path:
     """A copy of a subnet that names its run, as `trainonce extract` writes it."""
     network, description = read_subnet(subnet)
-    description["trained"] |= {"run": str(run.resolve())}
-    write_subnet(place, network, description)
+    trained = description.to_json()["trained"] | {"run": str(run.resolve())}
+    write_subnet(place, network, description | {"trained": trained})
     return place
 
 
@@ -79,21 +79,21 @@ def test_the_supernet_needs_the_statistics(home: RunDirectory) -> None:
     net, _ = home.load_supernet()
     x_BCHW = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert not torch.allclose(net(x_BCHW, net.space.parse(description["architecture"])), network(x_BCHW), atol=1e-3)
+        assert not torch.allclose(net(x_BCHW, net.space.parse(description.architecture)), network(x_BCHW), atol=1e-3)
 
 
 class TestWithoutTheRun:
     def test_a_fine_tuned_subnet_is_not_the_supernets_any_more(self, home: RunDirectory, tmp_path: Path) -> None:
         network, description = read_subnet(home.subnets / "0")
-        validate = {"validate": {"top1": 50.0}}
+        validate = {"validate": {"top1": 50.0, "loss": 1.0, "images": 30}}
         finetuned = {
             "before": validate,
             "after": validate,
             "epoch": 1,
             "settings": {"epochs": 1, "distill": False},
         }
-        description["trained"] |= {"run": str(home.path), "finetuned": finetuned}
-        write_subnet(tmp_path / "tuned", network, description)
+        trained = description.to_json()["trained"] | {"run": str(home.path), "finetuned": finetuned}
+        write_subnet(tmp_path / "tuned", network, description | {"trained": trained})
         reference = read_reference(tmp_path / "tuned", images=4)
         assert reference.supernet is None
         assert "fine-tuned" in reference.no_supernet

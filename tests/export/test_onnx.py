@@ -59,7 +59,7 @@ def test_the_file_is_whole_and_tells_nothing_of_this_machine(exported: Export) -
 
 def test_what_a_person_needs_travels_inside(exported: Export) -> None:
     subnet = exported(2).subnet
-    _, description = read_subnet(subnet)
+    description = read_subnet(subnet)[1].to_json()
     model = onnx.load_model_from_string(content_of(exported, 2))
     said = json.loads({entry.key: entry.value for entry in model.metadata_props}["trainonce"])
     assert said["architecture"] == description["architecture"]

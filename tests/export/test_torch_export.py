@@ -98,13 +98,13 @@ def test_other_classes_in_the_description_are_noticed(home: RunDirectory, tmp_pa
     export_subnet(ReferenceLogits.of(read_reference(subnet, images=2)), TARGETS["torch"], subnet / "export")
     network, description = read_subnet(subnet)
     shutil.move(subnet / "export", tmp_path)
-    write_subnet(subnet, network, description | {"classes": description["classes"][::-1]})
+    write_subnet(subnet, network, description | {"classes": description.classes[::-1]})
     reversed_ = ReferenceLogits.of(read_reference(subnet, images=2))
     with pytest.raises(UserError, match="its certificate describes another"):
         check_export(reversed_, TARGETS["torch"], tmp_path / "export")
     path = tmp_path / "export" / "torch" / "certificate.json"
     said = json.loads(path.read_text(encoding="utf-8"))
-    assert said.pop("description")["classes"] == description["classes"]
+    assert said.pop("description")["classes"] == description.classes
     path.write_bytes(to_json(said))
     with pytest.raises(UserError, match=r"is of another subnet than .*: it differs in classes$"):
         check_export(reversed_, TARGETS["torch"], tmp_path / "export")

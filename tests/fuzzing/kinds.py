@@ -116,7 +116,7 @@ LOG_IDENTITY, LOG_LINES = {"measured": "parts", "threads": 1}, 5
 
 def _subnet(folder: Path) -> object:
     network, description = read_subnet(folder / "subnet")
-    return network.state_dict(), network.spec, description
+    return network.state_dict(), network.spec, description.to_json()
 
 
 @torch.inference_mode()

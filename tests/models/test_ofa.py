@@ -401,7 +401,8 @@ class TestRun:
         assert len(lines) == 6
         done = runner.invoke(app, ["extract", str(imported), "--max-macs", "1000", "--out", str(imported / "best")])
         assert done.exit_code == 0, done.output
-        best, description = read_subnet(imported / "best")
+        best, described = read_subnet(imported / "best")
+        description = described.to_json()
         assert description["trained"]["provenance"]["imported"]["name"] == "small mbv3"
         assert description["classes"] == ["ant", "bee", "cat"]
         assert spec_of(best).resolution in (24, 32)

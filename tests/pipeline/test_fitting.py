@@ -76,7 +76,8 @@ def test_every_device_gets_a_network_that_is_what_is_said(
     for one in fitted:
         assert one.macs <= one.max_macs
         assert one.macs == net.cost_of(net.space.parse(one.arch)).macs
-        network, description = read_subnet(run.subnets / one.name)
+        network, described = read_subnet(run.subnets / one.name)
+        description = described.to_json()
         assert description["architecture"] == one.arch
         assert score(network, data.validate, data) == one.after
         assert score(network, data.test, data) == one.test

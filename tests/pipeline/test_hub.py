@@ -36,8 +36,7 @@ def net(make_net: MakeNet) -> MobileNetV3:
 @pytest.fixture(scope="module")
 def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("subnets") / "good"
-    description = describe_subnet(net, net.space.smallest(), make_data())
-    description["trained"] = {
+    trained = {
         "run": "/home/alice/my runs/pets",
         "data": "pets",
         "provenance": {
@@ -47,6 +46,7 @@ def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPat
         },
         "finetuned": None,
     }
+    description = describe_subnet(net, net.space.smallest(), make_data()) | {"trained": trained}
     save_pretrained(net.extract(net.space.smallest()), description, path)
     return path
 
@@ -123,7 +123,7 @@ class TestLocal:
 
     def test_needs_no_extra(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        assert from_pretrained(saved)[1]["classes"] == ["a", "b", "c"]
+        assert from_pretrained(saved)[1].classes == ["a", "b", "c"]
         for needing in (lambda: from_pretrained("someone/pets"), lambda: push_to_hub(saved, "someone/pets")):
             with pytest.raises(UserError, match=r"needs an extra: pip install 'trainonce\[hub\]'"):
                 needing()
@@ -158,7 +158,8 @@ class TestHub:
         assert not list((tmp_path / "here").rglob("*.png"))
         with torch.inference_mode():
             assert torch.equal(network(x), net(x, net.space.smallest()))
-        assert description["trained"]["data"] == "pets"
+        assert description.trained is not None
+        assert description.trained.data == "pets"
 
     def test_what_names_folders_stays_at_home(self, hub: FakeHub, saved: Path) -> None:
         push_to_hub(saved, "someone/pets")
@@ -308,4 +309,4 @@ def test_the_stand_in_refuses_what_the_hub_would(hub: FakeHub) -> None:
 
 
 def test_what_is_read_back_is_a_subnet(saved: Path) -> None:
-    assert read_subnet(saved)[1]["format"] == "trainonce-subnet-2"
+    assert read_subnet(saved)[1].format == "trainonce-subnet-2"

@@ -154,7 +154,9 @@ def test_a_search_tells_what_front_json_says(story: Story) -> None:
 def test_a_subnet_tells_what_is_written(story: Story) -> None:
     done = story.extracted
     assert done.path == story.run / "subnet"
-    assert settled(json.loads((done.path / "config.json").read_text()))["scores"] == done.description["scores"]
+    assert (
+        settled(json.loads((done.path / "config.json").read_text()))["scores"] == done.description.to_json()["scores"]
+    )
     assert set(done.scores) == {"validate", "test"}
     assert done.cost.macs <= 0.7e6
 
@@ -165,7 +167,7 @@ def test_fine_tuning_tells_what_is_written(story: Story) -> None:
     assert done.result is not None
     assert done.description is not None
     config = json.loads((story.run / "tuned" / "config.json").read_text())
-    assert config["trained"]["finetuned"]["after"] == done.description["trained"]["finetuned"]["after"]
+    assert config["trained"]["finetuned"]["after"] == done.description.to_json()["trained"]["finetuned"]["after"]
     assert done.result.after.top1 == config["trained"]["finetuned"]["after"]["validate"]["top1"]
 
 

@@ -108,7 +108,8 @@ class TestStory:
         out = trained.parent / "subnet"
         code, _, err = trainonce("extract", trained, "--max-macs", f"{thousands}k", "--max-size", "50MB", "--out", out)
         assert code == 0, err
-        network, description = read_subnet(out)
+        network, described = read_subnet(out)
+        description = described.to_json()
         lines = [line for line in RunDirectory(trained).searched() if line.split == "validate"]
         chosen = next(line for line in lines if line.arch == description["architecture"])
         assert chosen.top1 == max(line.top1 for line in lines if line.macs <= thousands * 1e3)

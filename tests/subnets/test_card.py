@@ -23,6 +23,7 @@ from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
 from trainonce.subnets import describe_subnet, write_subnet
 from trainonce.subnets.card import model_card
+from trainonce.subnets.description import SubnetDescription
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -32,7 +33,7 @@ SCORE = {"top1": 91.25, "loss": 0.31, "images": 400}
 
 
 @pytest.fixture(scope="module")
-def description(make_net: MakeNet, make_data: MakeData) -> dict[str, Any]:
+def description(make_net: MakeNet, make_data: MakeData) -> SubnetDescription:
     net = make_net()
     return describe_subnet(net, net.space.smallest(), make_data()) | {
         "scores": {"validate": {"top1": 92.5, "loss": 0.25, "images": 80}},
@@ -41,12 +42,12 @@ def description(make_net: MakeNet, make_data: MakeData) -> dict[str, Any]:
     }
 
 
-def parsed(description: dict[str, Any]) -> Any:
+def parsed(description: SubnetDescription) -> Any:
     return huggingface_hub.ModelCard(model_card(description))
 
 
 class TestFrontMatter:
-    def test_what_the_hub_reads(self, description: dict[str, Any]) -> None:
+    def test_what_the_hub_reads(self, description: SubnetDescription) -> None:
         data = parsed(description).data
         assert data.library_name == "trainonce"
         assert data.pipeline_tag == "image-classification"
@@ -56,7 +57,7 @@ class TestFrontMatter:
         assert data.license is None, "left to the person"
         assert data.eval_results is None, "validate guided choices: no result to publish"
 
-    def test_a_test_score_is_a_result(self, description: dict[str, Any]) -> None:
+    def test_a_test_score_is_a_result(self, description: SubnetDescription) -> None:
         data = parsed(description | {"scores": {"test": SCORE}, "license": "apache-2.0"}).data
         assert data.license == "apache-2.0"
         [result] = data.eval_results
@@ -76,31 +77,31 @@ class TestFrontMatter:
         assert "## How it was trained" not in card.text
 
     @given(name=st.text(min_size=1), licence=st.text(min_size=1))
-    def test_any_text_survives(self, description: dict[str, Any], name: str, licence: str) -> None:
+    def test_any_text_survives(self, description: SubnetDescription, name: str, licence: str) -> None:
         """A folder of images can have any name; PyYAML, which the Hub's parser uses, gets it back unchanged."""
-        trained = {**description["trained"], "data": name}
+        trained = {**description.to_json()["trained"], "data": name}
         data = parsed(description | {"trained": trained, "scores": {"test": SCORE}, "license": licence}).data
         assert data.license == licence
         assert data.eval_results[0].dataset_name == name
 
 
 class TestText:
-    def test_says_what_is_known(self, description: dict[str, Any]) -> None:
+    def test_says_what_is_known(self, description: SubnetDescription) -> None:
         text = parsed(description | {"scores": {"validate": SCORE}}).text
-        assert f"| MACs | {description['macs']:,} |" in text
-        assert f"| parameters | {description['params']:,} |" in text
+        assert f"| MACs | {description.macs:,} |" in text
+        assert f"| parameters | {description.params:,} |" in text
         assert "0 a, 1 b, 2 c." in text
         assert "| validate | 91.25% | 0.3100 | 400 |" in text
         assert "strategy of the supernet: rss" in text
         assert "batch norms: recalibrated" in text
 
-    def test_class_names_mean_nothing_but_themselves(self, description: dict[str, Any]) -> None:
+    def test_class_names_mean_nothing_but_themselves(self, description: SubnetDescription) -> None:
         text = parsed(description | {"classes": ["<b>x</b>", "[y](http://z)", "one\ntwo"]}).text
         assert "\\<b\\>x\\</b\\>" in text
         assert "\\[y\\](http://z)" in text
         assert "one two" in text
 
-    def test_many_classes_are_not_all_listed(self, description: dict[str, Any]) -> None:
+    def test_many_classes_are_not_all_listed(self, description: SubnetDescription) -> None:
         text = parsed(description | {"classes": [f"class{number}" for number in range(150)]}).text
         assert "99 class99, and 50 more in config.json." in text
         assert "class100" not in text
@@ -115,9 +116,11 @@ def test_its_code_does_what_predict_does(
     data = make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
     arch, path = net.space.smallest(), tmp_path / "subnet"
     description = describe_subnet(net, arch, data)
-    assert (description["preprocessing"]["resolution"], description["preprocessing"]["image_size"]) == (6, 8)
+    assert (description.preprocessing.resolution, description.preprocessing.image_size) == (6, 8)
     if not sized:  # as older subnets are
-        del description["preprocessing"]["image_size"]
+        given = description.preprocessing.to_json()
+        del given["image_size"]
+        description |= {"preprocessing": given}
     write_subnet(path, net.extract(arch), description)
     pictures = picture_files(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL))
@@ -149,7 +152,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_the_cards_lines_refuse_what_predict_refuses(tmp_path: Path, description: dict[str, Any], mode: str) -> None:
+def test_the_cards_lines_refuse_what_predict_refuses(tmp_path: Path, description: SubnetDescription, mode: str) -> None:
     Image.new(mode, (8, 8), 70000).save(tmp_path / "x.tiff")
     lines = re.search(r"import numpy as np.*?(?=\nmean)", model_card(description), re.DOTALL)
     assert lines is not None

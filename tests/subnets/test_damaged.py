@@ -29,7 +29,7 @@ from trainonce.subnets.card import model_card
 def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("subnets") / "good"
     arch = net.space.smallest()
-    description: dict[str, Any] = describe_subnet(net, arch, make_data()) | {
+    description = describe_subnet(net, arch, make_data()) | {
         "recalibrated": {"calibration_images": 20},
         "scores": {"validate": SCORE, "test": SCORE},
         "trained": {
@@ -59,10 +59,10 @@ def used_as_commands_do(path: Path) -> tuple[PlainNetwork, dict[str, Any]]:
     """Read a subnet; where that succeeds, what the commands make of it succeeds too."""
     network, description = read_subnet(path)
     assert model_card(description).encode()
-    assert to_json(description)
+    assert to_json(description.to_json())
     assert files_to_push(path)
     assert isinstance(network, PlainNetwork)
-    return network, description
+    return network, description.to_json()
 
 
 @pytest.mark.filterwarnings("ignore::trainonce.records.UncheckedWarning")
@@ -151,7 +151,7 @@ class TestDamaged:
     def test_an_image_size_that_is_none(self, path: Path, size: object) -> None:
         given = json.loads((path / "config.json").read_text())["preprocessing"]
         self.rewrite(path, preprocessing={**given, "image_size": size})
-        with pytest.raises(UserError, match="is not consistent as a subnet: its image size is"):
+        with pytest.raises(UserError, match="is not consistent as a subnet: its 'preprocessing' is"):
             read_subnet(path)
 
     def test_another_models_code(self, path: Path) -> None:
@@ -265,4 +265,4 @@ class TestDamaged:
             weights.write_bytes(before)
             config.write_bytes(described)
         assert hidden or content == before
-        assert network(torch.zeros(1, 1, 6, 6)).shape == (1, len(description["classes"]))
+        assert network(torch.zeros(1, 1, 6, 6)).shape == (1, len(description.classes))

@@ -130,7 +130,7 @@ class TestDirectory:
         with safe_open(path / "model.safetensors", framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
         network, description = read_subnet(path)
-        assert description == found
+        assert description.to_json() == found
         with torch.inference_mode():
             assert torch.equal(network(images), net(images, arch))
 
@@ -138,7 +138,7 @@ class TestDirectory:
         path = tmp_path / "subnet"
         for arch in (net.space.largest(), net.space.smallest()):
             write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
-        assert read_subnet(path)[1]["architecture"] == str(net.space.smallest())
+        assert read_subnet(path)[1].architecture == str(net.space.smallest())
         assert sorted(p.name for p in path.iterdir()) == FILES
 
     def test_exports_go_with_the_weights_they_are_of(
@@ -163,7 +163,7 @@ class TestDirectory:
         with pytest.raises(UserError, match=rf"subnet also holds {name}, which is not part of a subnet: move it, or"):
             write_subnet(path, net.extract(arch), describe_subnet(net, arch, make_data()))
         assert (path / name / "notes").read_text() == "irreplaceable"
-        assert read_subnet(path)[1]["architecture"] == str(arch)
+        assert read_subnet(path)[1].architecture == str(arch)
 
     @pytest.mark.parametrize(
         "wrong",
@@ -219,7 +219,7 @@ class TestDirectory:
         largest = net.space.largest()
         with pytest.raises(RunError, match=r"cannot write .*subnet: No space left on device"):
             write_subnet(tmp_path / "subnet", net.extract(largest), describe_subnet(net, largest, make_data()))
-        assert read_subnet(tmp_path / "subnet")[1]["architecture"] == str(arch)
+        assert read_subnet(tmp_path / "subnet")[1].architecture == str(arch)
         assert [p.name for p in tmp_path.iterdir()] == ["subnet"]
 
 
@@ -246,15 +246,15 @@ class TestDying:
 
         def check() -> None:
             network, description = read_subnet(path)
-            found.append(description["architecture"])
-            assert network.spec == NetworkSpec.from_json(description["network"])
+            found.append(description.architecture)
+            assert network.spec == NetworkSpec.from_json(description.network)
             write_subnet(path, *old)
             assert list(tmp_path.iterdir()) == [path]
 
         write_subnet(path, *old)
         assert deaths(lambda: write_subnet(path, *new), check) > 20
-        assert found[0] == old[1]["architecture"]
-        assert found[-1] == new[1]["architecture"]
+        assert found[0] == old[1].architecture
+        assert found[-1] == new[1].architecture
         assert set(found) == {found[0], found[-1]}
 
 

@@ -247,22 +247,22 @@ def test_the_description_says_where_it_comes_from(net: MobileNetV3, make_data: M
     scores = [Score(top1=top1, loss=1.0, images=30) for top1 in (40.0, 60.0)]
     settings = FinetuneSettings(epochs=1, distill=True)
     result = Finetuned(network=net.extract(arch), epoch=1, before=scores[0], after=scores[1], epochs=(), seconds=1.0)
-    described: dict[str, Any] = describe_subnet(net, arch, data) | {
+    described = describe_subnet(net, arch, data) | {
         "sha256": {"model.safetensors": "f00d"},
-        "scores": {"validate": {}},
+        "scores": {"validate": vars(scores[0])},
         "trained": {"run": "/runs/a", "recipe": "rss"},
     }
     for generation in range(2):
         described = described_finetuned(
             described, result, evaluator, settings, tests=(scores[0], scores[1]), run="/runs/a", provenance={}
         )
-        how = json.loads(json.dumps(described))["trained"]["finetuned"]
+        how = json.loads(json.dumps(described.to_json()))["trained"]["finetuned"]
         assert how["from_sha256"] == "f00d"
-        assert how["settings"]["epochs"] == 1
+        assert json.dumps(how["settings"]) == json.dumps(settings.model_dump()), "in the settings' order"
         assert how["before"]["test"]["top1"] == 40
-        assert described["scores"]["test"]["top1"] == 60
+        assert described.to_json()["scores"]["test"]["top1"] == 60
         assert (how["earlier"] is None) == (generation == 0)
-        assert "sha256" not in described
-        described["sha256"] = {"model.safetensors": "f00d"}
-    assert described["trained"]["recipe"] == "rss"
+        assert described.sha256 is None
+        described |= {"sha256": {"model.safetensors": "f00d"}}
+    assert described.to_json()["trained"]["recipe"] == "rss"
     assert "distilled from the supernet's largest network; top-1 on validate 40.00% before" in model_card(described)

@@ -87,7 +87,7 @@ def extract(
         on_data=display.say_streamed,
     )
     if as_json:
-        display.print_json({"path": str(done.path), **done.description})
+        display.print_json({"path": str(done.path), **done.description.to_json()})
         return
     measured = "; ".join(f"{found} on {name}" for name, found in done.scores.items())
     macs, params = done.cost.macs / 1e6, done.cost.params / 1e6

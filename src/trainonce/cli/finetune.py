@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from trainonce.errors import Stopped
 if TYPE_CHECKING:
     from trainonce.data import DataSet
     from trainonce.pipeline.finetuning import FinetunedSubnet
+    from trainonce.subnets.description import SubnetDescription
     from trainonce.subnets.finetune import Finetuned
 
 
@@ -78,7 +79,7 @@ def finetune(
     elif done.result is None or done.description is None:
         raise Stopped(f"stopped; {kept}", 128 + (at_work.stopped_by or signal.SIGTERM))
     elif as_json:
-        display.print_json({"path": str(done.path), **done.description})
+        display.print_json({"path": str(done.path), **done.description.to_json()})
     else:
         _say(done, done.result, done.description)
 
@@ -88,15 +89,15 @@ def _say_data(data: DataSet) -> None:
     display.say_slow(data.train.device.type)
 
 
-def _say(done: FinetunedSubnet, result: Finetuned, description: dict[str, Any]) -> None:
-    from trainonce.evaluation.evaluator import Score
-
-    how = description["trained"]["finetuned"]
-    for split, after in how["after"].items():
-        before = how["before"][split]
+def _say(done: FinetunedSubnet, result: Finetuned, description: SubnetDescription) -> None:
+    assert description.trained is not None
+    how = description.trained.finetuned
+    assert how is not None
+    for split, after in how.after.items():
+        before = how.before[split]
         display.out.print(
-            f"{split}: top-1 {before['top1']:.2f}% before, {Score(**after)} after; loss {before['loss']:.4f} before, "
-            f"{after['loss']:.4f} after"
+            f"{split}: top-1 {before.top1:.2f}% before, {after.score()} after; loss {before.loss:.4f} before, "
+            f"{after.loss:.4f} after"
         )
     last, epochs = result.epochs[-1].score, done.settings.epochs
     display.out.print(

@@ -1,16 +1,17 @@
 """What travels inside an exported file, so that it can be used without anything beside it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from trainonce.errors import UserError
 from trainonce.export.seal import SEALED
 from trainonce.settings import Settings
+from trainonce.subnets.description import Preprocessing, SubnetDescription
 
 FORMAT: Literal["trainonce-export-2"] = SEALED
 KEY = "trainonce"
@@ -19,31 +20,6 @@ INPUT, OUTPUT = "images", "logits"
 
 Run = Callable[[Tensor], Tensor]
 """Float32 images [B, C, H, W], normalised and of the right size, to logits [B, classes]."""
-
-
-class Preprocessing(Settings):
-    """How an image becomes the network's input."""
-
-    resolution: int = Field(ge=1, le=8192)
-    """Side of the input in pixels."""
-    channels: Literal[1, 3]
-    """1 for grey, 3 for RGB."""
-    layout: str = "float32 [batch, channels, height, width], (pixel / 255 - mean) / std"
-    """The layout of the input, in words."""
-    mean: tuple[float, ...]
-    """Mean of the pixels in 0..1, one for each channel."""
-    std: tuple[float, ...]
-    """Standard deviation of the pixels in 0..1, one for each channel."""
-    image_size: int | None = Field(None, ge=1, le=8192)
-    """Side in pixels to which files were brought before the network resized them to `resolution`; None: the same."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean and std need {self.channels} numbers each")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
-        return self
 
 
 class FileDescription(Settings):
@@ -101,22 +77,20 @@ def check_shapes(
         raise UserError(f"{where} takes and gives other shapes than its description says")
 
 
-def describe_file(description: Mapping[str, Any], weights_sha256: str, *, where: str) -> FileDescription:
+def describe_file(description: SubnetDescription, weights_sha256: str, *, where: str) -> FileDescription:
     """A file's description from a subnet's. Raises `UserError` for what is missing or malformed."""
-    taken = {name: description[name] for name in ("architecture", "classes", "network") if name in description}
+    given = description.preprocessing.to_json()
+    known = {name: given[name] for name in Preprocessing.model_fields if name in given}
     return FileDescription.parse(
-        {**taken, "preprocessing": preprocessing_of(description, where=where), "weights_sha256": weights_sha256},
+        {
+            "architecture": description.architecture,
+            "classes": description.classes,
+            "network": description.network,
+            "preprocessing": known,
+            "weights_sha256": weights_sha256,
+        },
         where=where,
     )
-
-
-def preprocessing_of(description: Mapping[str, Any], *, where: str) -> Preprocessing:
-    """The preprocessing in a subnet's description. Raises `UserError` for what is missing or malformed."""
-    found = description.get("preprocessing")
-    known = (
-        {name: found[name] for name in Preprocessing.model_fields if name in found} if isinstance(found, dict) else {}
-    )
-    return Preprocessing.parse(known, where=f"{where}: preprocessing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,14 @@ from torch import Tensor
 from trainonce.data.augment import normalise
 from trainonce.data.decode import decode_image
 from trainonce.errors import UserError
-from trainonce.export.description import Preprocessing, Run, describe_file
+from trainonce.export.description import Run, describe_file
 from trainonce.export.integrity import judged
 from trainonce.export.onnx import FILE, open_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.files import read_bytes
 from trainonce.nn.plain import resize
 from trainonce.subnets import read_subnet
+from trainonce.subnets.description import Preprocessing
 
 BATCH = 32
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from trainonce.nn.plain import resize
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet
+from trainonce.subnets.description import SubnetDescription
 
 STATISTICS = ("running_mean", "running_var")
 BATCH = 200
@@ -115,25 +115,23 @@ def read_reference(
     )
 
 
-def _home(path: Path, description: dict[str, Any]) -> Path:
+def _home(path: Path, description: SubnetDescription) -> Path:
     """The run that the subnet names; the one in which it lies where it names none, or one that is gone."""
-    trained = description.get("trained")
-    named = trained.get("run") if isinstance(trained, dict) else None
-    places = [*([Path(named)] if isinstance(named, str) else []), path.resolve().parent.parent]
+    named = description.trained.run if description.trained else None
+    places = [*([Path(named)] if named is not None else []), path.resolve().parent.parent]
     return next((place for place in places if RunDirectory(place).config_file.exists()), places[0])
 
 
-def _supernet(run: RunDirectory, network: nn.Module, description: dict[str, Any]) -> Run:
+def _supernet(run: RunDirectory, network: nn.Module, description: SubnetDescription) -> Run:
     """The run's supernet as this subnet. Raises `UserError` where it is not the one that the subnet was taken from."""
-    trained = description.get("trained")
-    trained = trained if isinstance(trained, dict) else {}
-    if trained.get("finetuned"):
+    trained = description.trained
+    if trained is not None and trained.finetuned is not None:
         raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
     net, step = run.load_supernet()
-    arch = net.space.parse(str(description["architecture"]))
+    arch = net.space.parse(description.architecture)
     if net.describe(arch) != spec_of(network):
         raise UserError(f"{run.path} holds another supernet than the one that the subnet was taken from")
-    then = trained.get("step")
+    then = None if trained is None else trained.step
     if then != step:
         raise UserError(f"{run.path} has been trained on: the subnet is of step {then}, its weights of step {step}")
     give_statistics(net, arch, network)

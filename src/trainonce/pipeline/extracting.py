@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainonce.cost.macs import Cost
 from trainonce.data import DataSet
@@ -19,6 +18,7 @@ from trainonce.run.lines import SubnetScore
 from trainonce.search.resources import table_at
 from trainonce.space import Architecture
 from trainonce.subnets import check_place, verify_subnet, write_subnet
+from trainonce.subnets.description import SubnetDescription
 from trainonce.subnets.taken import describe_taken
 
 
@@ -36,7 +36,7 @@ class Extracted:
     per_class: PerClass
     """On the last of these splits, class by class."""
     class_names: tuple[str, ...]
-    description: dict[str, Any]
+    description: SubnetDescription
     """What its config.json holds."""
 
 
@@ -94,9 +94,9 @@ def extract(
     scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
-    description["per_class"] = {"split": last, **classes.model_dump(mode="json")}
+    description |= {"per_class": {"split": last, **classes.model_dump(mode="json")}}
     if license:
-        description["license"] = license
+        description |= {"license": license}
     write_subnet(path, network, description)
     verify_subnet(path, network)
     return Extracted(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, f
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.run.directory import RunDirectory, provenance
 from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
+from trainonce.subnets.description import SubnetDescription
 from trainonce.subnets.finetune import (
     Finetuned,
     FinetuneProgress,
@@ -34,7 +34,7 @@ class FinetunedSubnet:
     settings: FinetuneSettings
     result: Finetuned | None
     """The network and what the epochs came to; None unless finished."""
-    description: dict[str, Any] | None
+    description: SubnetDescription | None
     """What its config.json holds; None unless finished."""
     seconds: float
     """What it took; after a dry run, about what it would take."""
@@ -130,9 +130,9 @@ def _tests(data: DataSet, network: nn.Module, result: Finetuned) -> tuple[Score,
     return before, after
 
 
-def _run_of(description: dict[str, Any], given: str | Path | None, subnet: Path) -> RunDirectory:
-    recorded = (description.get("trained") or {}).get("run")
-    if given is None and not isinstance(recorded, str):
+def _run_of(description: SubnetDescription, given: str | Path | None, subnet: Path) -> RunDirectory:
+    recorded = description.trained.run if description.trained else None
+    if given is None and recorded is None:
         raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
     run = RunDirectory(given or str(recorded))
     if given is None and not run.config_file.exists():
@@ -141,24 +141,25 @@ def _run_of(description: dict[str, Any], given: str | Path | None, subnet: Path)
     return run
 
 
-def _refuse_other_images(description: dict[str, Any], run: RunDirectory, data: DataSet, subnet: Path) -> None:
+def _refuse_other_images(description: SubnetDescription, run: RunDirectory, data: DataSet, subnet: Path) -> None:
     """Raise `UserError` where a subnet was made for other images, or for other classes, sizes or normalisation.
 
     Other images of the same kind could be divided into other splits, and the test split be what it was trained on.
     """
-    given, ours = description["preprocessing"], run.config().data_fingerprint
+    given, ours = description.preprocessing, run.config().data_fingerprint
+    then_fingerprint = description.trained.data_fingerprint if description.trained else None
     for what, then, now in (
-        ("classes", description["classes"], list(data.class_names)),
-        ("channels", given["channels"], data.channels),
-        ("mean", given["mean"], list(data.mean)),
-        ("std", given["std"], list(data.std)),
-        ("sizes", given.get("image_size") or data.image_size, data.image_size),  # older subnets do not say
-        ("fingerprints", (description.get("trained") or {}).get("data_fingerprint") or ours, ours),
+        ("classes", description.classes, list(data.class_names)),
+        ("channels", given.channels, data.channels),
+        ("mean", given.mean, data.mean),
+        ("std", given.std, data.std),
+        ("sizes", given.image_size or data.image_size, data.image_size),  # older subnets do not say
+        ("fingerprints", then_fingerprint or ours, ours),
     ):
         if then != now:
             raise UserError(f"{subnet} was made for other images than those of {run.path}: their {what} differ")
 
 
-def _calibration(description: dict[str, Any], subnet: Path) -> EvaluateSettings:
+def _calibration(description: SubnetDescription, subnet: Path) -> EvaluateSettings:
     """How the subnet's batch norms were calibrated; the default way where they were not."""
-    return EvaluateSettings.parse(description.get("recalibrated") or {}, where=f"{subnet}, recalibrated")
+    return EvaluateSettings.parse(description.recalibrated or {}, where=f"{subnet}, recalibrated")

@@ -298,8 +298,10 @@ class _Fit:
             described = described_finetuned(
                 read_subnet(as_trained)[1], tuned, evaluator, how, run=where, provenance=made
             )
-        described["scores"] = described["scores"] | {"test": asdict(test)}
-        described["per_class"] = {"split": "test", **classes.model_dump(mode="json")}
+        described |= {
+            "scores": described.to_json()["scores"] | {"test": asdict(test)},
+            "per_class": {"split": "test", **classes.model_dump(mode="json")},
+        }
         place = self.run.subnets / name_of(limit)
         write_subnet(place, final, described)
         verify_subnet(place, final)

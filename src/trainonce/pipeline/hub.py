@@ -20,6 +20,7 @@ from trainonce.extras import try_import
 from trainonce.pipeline.verifying import refuse_damage, verify
 from trainonce.records import read_json, to_json
 from trainonce.subnets import FILES, read_subnet, verify_subnet, write_subnet
+from trainonce.subnets.description import SubnetDescription
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PLACES = ("run", "command", "file")
@@ -29,7 +30,7 @@ PATH = re.compile(r"(?<![\w.])/[^\s/].*", re.DOTALL)
 CERTIFICATE = "certificate.json"
 
 
-def save_pretrained(network: nn.Module, description: dict[str, Any], path: str | Path) -> None:
+def save_pretrained(network: nn.Module, description: SubnetDescription, path: str | Path) -> None:
     """Write a subnet's directory and read it back; `description` is `describe_subnet`'s or `from_pretrained`'s.
 
     Raises `UserError` where something else than a subnet is there, and `RunError` where the disk refuses.
@@ -44,7 +45,7 @@ def from_pretrained(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, SubnetDescription]:
     """The network, in evaluation mode, and the description of a local directory or of a repository on the Hub.
 
     A directory that is there wins. `revision` (a branch, tag or commit), `token` and `cache_dir` are for the Hub.

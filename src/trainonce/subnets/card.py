@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainonce.data.picture import square_picture
+from trainonce.subnets.description import FinetunedFrom, SubnetDescription
 
 HUB_DATASETS = {
     "cifar10": "uoft-cs/cifar10",
@@ -75,28 +76,28 @@ LIMITS = """## Limits
 """
 
 
-def model_card(description: Mapping[str, Any]) -> str:
+def model_card(description: SubnetDescription) -> str:
     """The card of a subnet with this description, which may lack scores and how it was trained."""
     front = "\n".join(["---", *_yaml(_front_matter(description)), "---"])
     parts = (_loading(description), _classes(description), _scores(description), _training(description), LIMITS)
     return front + "\n\n" + "\n".join(part for part in parts if part)
 
 
-def _title(description: Mapping[str, Any]) -> str:
-    data = (description.get("trained") or {}).get("data")
-    return f"A subnet of {description['macs'] / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
+def _title(description: SubnetDescription) -> str:
+    data = description.trained.data if description.trained else None
+    return f"A subnet of {description.macs / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
 
 
-def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
-    data = (description.get("trained") or {}).get("data")
+def _front_matter(description: SubnetDescription) -> dict[str, Any]:
+    data = description.trained.data if description.trained else None
     front: dict[str, Any] = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
-    if description.get("license"):
-        front["license"] = description["license"]
+    if description.license:
+        front["license"] = description.license
     front["tags"] = ["image-classification", "once-for-all", "neural-architecture-search", "pytorch", "safetensors"]
     if data in HUB_DATASETS:
         front["datasets"] = [HUB_DATASETS[data]]
     front["metrics"] = ["accuracy"]
-    test = (description.get("scores") or {}).get("test")
+    test = (description.scores or {}).get("test")
     if data and test:
         front["model-index"] = [
             {
@@ -105,9 +106,7 @@ def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
                     {
                         "task": {"type": "image-classification", "name": "Image Classification"},
                         "dataset": {"name": data, "type": HUB_DATASETS.get(data, data), "split": "test"},
-                        "metrics": [
-                            {"type": "accuracy", "value": round(test["top1"] / 100, 6), "name": "top-1 accuracy"}
-                        ],
+                        "metrics": [{"type": "accuracy", "value": round(test.top1 / 100, 6), "name": "top-1 accuracy"}],
                     }
                 ],
             }
@@ -115,66 +114,69 @@ def _front_matter(description: Mapping[str, Any]) -> dict[str, Any]:
     return front
 
 
-def _loading(description: Mapping[str, Any]) -> str:
-    given = description["preprocessing"]
-    size = given.get("image_size") or given["resolution"]
+def _loading(description: SubnetDescription) -> str:
+    given = description.preprocessing
+    size = given.image_size or given.resolution
     return LOADING.format(
-        **{key: given[key] for key in ("resolution", "channels", "layout")},
+        resolution=given.resolution,
+        channels=given.channels,
+        layout=given.layout,
         title=_text(_title(description)),
         image_size=size,
         square_picture=inspect.getsource(square_picture),
-        mean=[float(number) for number in given["mean"]],
-        std=[float(number) for number in given["std"]],
-        mode="L" if given["channels"] == 1 else "RGB",
-        classes=len(description["classes"]),
-        macs=description["macs"],
-        params=description["params"],
-        architecture=_text(description["architecture"]),
+        mean=[float(number) for number in given.mean],
+        std=[float(number) for number in given.std],
+        mode="L" if given.channels == 1 else "RGB",
+        classes=len(description.classes),
+        macs=description.macs,
+        params=description.params,
+        architecture=_text(description.architecture),
     )
 
 
-def _classes(description: Mapping[str, Any]) -> str:
-    names = description["classes"]
+def _classes(description: SubnetDescription) -> str:
+    names = description.classes
     listed = ", ".join(f"{number} {_text(name)}" for number, name in enumerate(names[:MOST_CLASSES]))
     others = f", and {len(names) - MOST_CLASSES} more in config.json" if len(names) > MOST_CLASSES else ""
     return f"## Classes\n\nOutput k is the logit of class k: {listed}{others}.\n"
 
 
-def _scores(description: Mapping[str, Any]) -> str:
-    scores = description.get("scores") or {}
+def _scores(description: SubnetDescription) -> str:
     rows = [
-        f"| {_text(split)} | {score['top1']:.2f}% | {score['loss']:.4f} | {score['images']:,} |"
-        for split, score in scores.items()
+        f"| {_text(split)} | {score.top1:.2f}% | {score.loss:.4f} | {score.images:,} |"
+        for split, score in (description.scores or {}).items()
     ]
     if not rows:
         return ""
     return "\n".join(["## Scores", "", "| split | top-1 | cross-entropy | images |", "|---|---|---|---|", *rows, ""])
 
 
-def _training(description: Mapping[str, Any]) -> str:
-    trained = description.get("trained") or {}
-    found = trained.get("provenance") or {}
+def _training(description: SubnetDescription) -> str:
+    trained = description.trained
+    if trained is None or not trained.model_fields_set:
+        return ""
+    found = trained.provenance or {}
     facts = {
-        "images": trained.get("data"),
-        "strategy of the supernet": trained.get("recipe"),
-        "epochs of the supernet": trained.get("epochs"),
-        "seed": trained.get("seed"),
-        "batch norms": "recalibrated for this subnet" if description.get("recalibrated") else "as the supernet's",
+        "images": trained.data,
+        "strategy of the supernet": trained.recipe,
+        "epochs of the supernet": trained.epochs,
+        "seed": trained.seed,
+        "batch norms": "recalibrated for this subnet" if description.recalibrated else "as the supernet's",
         "with": ", ".join(f"{name} {found[name]}" for name in ("trainonce", "torch", "device") if name in found),
-        "fine-tuned": _finetuned(trained.get("finetuned")),
+        "fine-tuned": _finetuned(trained.finetuned),
     }
     lines = [f"- {name}: {_text(fact)}" for name, fact in facts.items() if fact not in (None, "")]
-    return "\n".join(["## How it was trained", "", *lines, ""]) if trained else ""
+    return "\n".join(["## How it was trained", "", *lines, ""])
 
 
-def _finetuned(how: Mapping[str, Any] | None) -> str:
-    if not how:
+def _finetuned(how: FinetunedFrom | None) -> str:
+    if how is None:
         return ""
-    before, after = how["before"]["validate"]["top1"], how["after"]["validate"]["top1"]
-    taught = ", distilled from the supernet's largest network" if how["settings"]["distill"] else ""
+    before, after = how.before["validate"].top1, how.after["validate"].top1
+    taught = ", distilled from the supernet's largest network" if how.settings.distill else ""
     return (
-        f"{how['settings']['epochs']:g} epochs on its own{taught}; top-1 on validate {before:.2f}% before and "
-        f"{after:.2f}% after, epoch {how['epoch']} kept"
+        f"{how.settings.epochs:g} epochs on its own{taught}; top-1 on validate {before:.2f}% before and "
+        f"{after:.2f}% after, epoch {how.epoch} kept"
     )
 
 

@@ -8,9 +8,7 @@ README.md           a model card, see `trainonce.subnets.card`; a person may edi
 
 import hashlib
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +26,7 @@ from trainonce.nn.loading import FORMAT
 from trainonce.records import read_document, say_unchecked, to_json
 from trainonce.space import Architecture
 from trainonce.subnets.card import model_card
+from trainonce.subnets.description import Preprocessing, SubnetDescription
 
 CONFIG, WEIGHTS, MODEL, CARD = FILES = ("config.json", "model.safetensors", "model.py", "README.md")
 """The files of a subnet's directory."""
@@ -43,29 +42,32 @@ _MISFITS = (
 )
 
 
-def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> dict[str, Any]:
+def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> SubnetDescription:
     """What `config.json` says of the network itself: sizes, cost, classes, preprocessing."""
     cost = net.cost_of(arch)
     spec = net.describe(arch)
-    return {
-        "format": FORMAT,
-        "library_name": "trainonce",
-        "model_type": f"trainonce-{net.family.replace('_', '-')}",
-        "architecture": str(arch),
-        "choices": dict(arch),
-        "macs": cost.macs,
-        "params": cost.params,
-        "network": written(spec),
-        "classes": list(data.class_names),
-        "preprocessing": {
-            "resolution": spec.resolution,
-            "channels": spec.in_channels,
-            "layout": "float32 [batch, channels, height, width], (pixel / 255 - mean) / std",
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "image_size": data.image_size,
-        },
-    }
+    return SubnetDescription(
+        format=FORMAT,
+        library_name="trainonce",
+        model_type=f"trainonce-{net.family.replace('_', '-')}",
+        architecture=str(arch),
+        choices=dict(arch),
+        macs=cost.macs,
+        params=cost.params,
+        network=written(spec),
+        classes=list(data.class_names),
+        preprocessing=Preprocessing.read(
+            {
+                "resolution": spec.resolution,
+                "channels": spec.in_channels,
+                "layout": Preprocessing.model_fields["layout"].default,
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "image_size": data.image_size,
+            },
+            where="the images",
+        ),
+    )
 
 
 def check_place(path: str | Path) -> None:
@@ -93,7 +95,7 @@ def _format_of(path: Path) -> str | None:
     return None
 
 
-def write_subnet(path: str | Path, network: nn.Module, description: dict[str, Any]) -> None:
+def write_subnet(path: str | Path, network: nn.Module, description: SubnetDescription) -> None:
     """Write a subnet's directory, whole or not at all, replacing one that is there with its exports.
 
     Raises `UserError` where something else than a subnet is there or where the description is none, and `RunError`
@@ -102,7 +104,7 @@ def write_subnet(path: str | Path, network: nn.Module, description: dict[str, An
     path = Path(path).resolve()
     check_place(path)
     try:
-        _check_values(description)
+        _check_writable(description)
     except _MISFITS as error:
         raise UserError(f"{path} is not written: what describes the subnet is not consistent: {error}") from error
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -111,8 +113,8 @@ def write_subnet(path: str | Path, network: nn.Module, description: dict[str, An
         MODEL: source_of(spec_of(network)),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    described = {**description, "format": FORMAT, "sha256": sums}
-    contents[CONFIG], contents[CARD] = to_json(described), model_card(described).encode()
+    described = description | {"format": FORMAT, "sha256": sums}
+    contents[CONFIG], contents[CARD] = to_json(described.to_json()), model_card(described).encode()
     try:
         with partial_directory(path) as partial:
             check_place(path)  # again: another writer may have been here
@@ -123,7 +125,7 @@ def write_subnet(path: str | Path, network: nn.Module, description: dict[str, An
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_subnet(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def read_subnet(path: str | Path) -> tuple[nn.Module, SubnetDescription]:
     """The network, in evaluation mode on the CPU, and the description of a subnet's directory.
 
     The directory's own model.py is compared with its checksum and never executed. Raises `UserError` that says what
@@ -132,17 +134,18 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     path = standing(Path(path))
     if not (path / CONFIG).exists() and (path / EARLIER_CONFIG).exists():
         raise UserError(f"{path} holds a subnet in an earlier format: take it out again with `trainonce extract`")
-    description, checked = read_document(path / CONFIG)
-    if description.get("format") != FORMAT:
+    values, checked = read_document(path / CONFIG)
+    if values.get("format") != FORMAT:
         raise UserError(f"{path} is not a subnet of this format ({FORMAT})")
     if not checked:
         say_unchecked(path / CONFIG)
+    description = SubnetDescription.read(values, where=f"{path} is not consistent as a subnet")
     try:
         content = _checked(path, WEIGHTS, description)
         _checked(path, MODEL, description)
         with torch.device("meta"):  # a damaged size must not fill the memory
-            network = read_spec(description["network"], beside=path).build().eval()
-        _check_values(description)
+            network = read_spec(description.network, beside=path).build().eval()
+        _check_writable(description)
         _check_fit(description, network)
         network.load_state_dict(_fitting(tensors_from_bytes(content), network), assign=True)
     except UserError:
@@ -152,9 +155,9 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), description
 
 
-def _checked(path: Path, name: str, description: dict[str, Any]) -> bytes:
+def _checked(path: Path, name: str, description: SubnetDescription) -> bytes:
     content = read_bytes(path / name)
-    if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
+    if hashlib.sha256(content).hexdigest() != (description.sha256 or {})[name]:
         raise UserError(f"{path / name} is damaged: its checksum is not the recorded one")
     return content
 
@@ -168,37 +171,19 @@ def _fitting(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def _check_fit(description: dict[str, Any], network: nn.Module) -> None:
+def _check_fit(description: SubnetDescription, network: nn.Module) -> None:
     """Raise `ValueError`, or what comes of the attempt, where the description is not of this network."""
-    spec, classes, given = spec_of(network), description["classes"], description["preprocessing"]
-    side, channels = given["resolution"], given["channels"]
-    if (side, channels) != (spec.resolution, spec.in_channels):
+    spec, given = spec_of(network), description.preprocessing
+    if (given.resolution, given.channels) != (spec.resolution, spec.in_channels):
         raise ValueError("its preprocessing is of another size than its network")
-    logits = network(torch.empty(1, channels, side, side, device="meta"))
-    if logits.shape[1] != len(classes) or not all(isinstance(name, str) for name in classes):
+    logits = network(torch.empty(1, given.channels, given.resolution, given.resolution, device="meta"))
+    if logits.shape[1] != len(description.classes):
         raise ValueError("its classes are not one name for each output")
-    for key in ("mean", "std"):
-        if len(given[key]) != channels or not all(math.isfinite(number) for number in given[key]):
-            raise ValueError(f"its {key} is not one number for each channel")
-    if not all(number > 0 for number in given["std"]):
-        raise ValueError("its std is not positive")
 
 
-def _check_values(description: dict[str, Any]) -> None:
-    """Raise `ValueError`, or what comes of the attempt, where the description cannot be used or written again."""
-    for key, kind in (("architecture", str), ("macs", int), ("params", int)):
-        if not isinstance(description[key], kind):
-            raise ValueError(f"its {key} is {description[key]!r:.100}")
-    for key in ("trained", "scores", "recalibrated"):
-        if not isinstance(description.get(key), dict | None):
-            raise ValueError(f"its {key} is {description[key]!r:.100}")
-    for split, found in (description.get("scores") or {}).items():
-        if not all(math.isfinite(found[key]) for key in ("top1", "loss", "images")):
-            raise ValueError(f"its score on {split!r:.100} is {found!r:.100}")
-    size = description["preprocessing"].get("image_size")
-    if size is not None and not (isinstance(size, int) and size >= 1):
-        raise ValueError(f"its image size is {size!r:.100}")
-    to_json(description)
+def _check_writable(description: SubnetDescription) -> None:
+    """Raise `ValueError`, or what comes of the attempt, where the description cannot be written."""
+    to_json(description.to_json())
     model_card(description).encode()
 
 

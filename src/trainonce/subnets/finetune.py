@@ -29,6 +29,7 @@ from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import LONGEST_EPOCHS, DistillationName, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
+from trainonce.subnets.description import SubnetDescription
 from trainonce.training.losses import distillation
 from trainonce.training.optimizers import sgd
 from trainonce.training.step_sums import StepSums
@@ -168,7 +169,7 @@ def estimated_seconds(
 
 
 def described_finetuned(
-    description: Mapping[str, Any],
+    description: SubnetDescription,
     result: Finetuned,
     evaluator: Evaluator,
     settings: FinetuneSettings,
@@ -176,7 +177,7 @@ def described_finetuned(
     tests: tuple[Score, Score] | None = None,
     run: str,
     provenance: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> SubnetDescription:
     """The description of the fine-tuned subnet: that of the one it came from, with its own scores and how it was made.
 
     `tests` are the scores on the test split before and after. The figures of each class, which are of other
@@ -185,9 +186,10 @@ def described_finetuned(
     before, after = {"validate": asdict(result.before)}, {"validate": asdict(result.after)}
     if tests is not None:
         before["test"], after["test"] = map(asdict, tests)
-    trained = dict(description.get("trained") or {})
+    sums, trained = description.sha256, description.trained.to_json() if description.trained else {}
+    assert sums is not None, "only a subnet that was read can be fine-tuned"
     finetuned = {
-        "from_sha256": description["sha256"]["model.safetensors"],
+        "from_sha256": sums["model.safetensors"],
         "run": run,
         "settings": settings.model_dump(),
         "epoch": result.epoch,
@@ -198,8 +200,7 @@ def described_finetuned(
         "provenance": dict(provenance),
         "earlier": trained.get("finetuned"),
     }
-    described = {key: value for key, value in description.items() if key not in {"sha256", "per_class"}}
-    return described | {
+    return description.without("sha256", "per_class") | {
         "scores": after,
         "recalibrated": evaluator.settings.model_dump(),
         "trained": trained | {"finetuned": finetuned},

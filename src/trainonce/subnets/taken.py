@@ -1,8 +1,6 @@
 """What is written down of a subnet that is taken out of a run: the network itself, its scores, where it comes from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Score
@@ -10,6 +8,7 @@ from trainonce.models import Supernet
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.subnets import describe_subnet
+from trainonce.subnets.description import SubnetDescription
 
 
 def describe_taken(
@@ -21,7 +20,7 @@ def describe_taken(
     *,
     calibration: EvaluateSettings | None,
     scores: Mapping[str, Score],
-) -> dict[str, Any]:
+) -> SubnetDescription:
     """The description of a subnet of the weights of a step of a run, as `trainonce.subnets.write_subnet` takes it.
 
     `calibration` is how its batch norms were recalibrated, None where they are the supernet's; `scores` are by split.
@@ -29,7 +28,7 @@ def describe_taken(
     config = run.config()
     return describe_subnet(net, arch, data) | {
         "recalibrated": None if calibration is None else calibration.model_dump(),
-        "scores": {split: asdict(score) for split, score in scores.items()},
+        "scores": {split: vars(score) for split, score in scores.items()},
         "trained": {
             "run": str(run.path.resolve()),
             "data": data.name,
