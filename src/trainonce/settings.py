@@ -1,6 +1,8 @@
 """The bases of settings, which a person writes, and of records, which the program reads back: frozen, checked once."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -38,6 +40,16 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UserError(f"{where}: {_sentence(error)}") from error
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a person wrote in a TOML file; `what` it is, for the error. Raises `UserError` that names the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
 
 
 def refuse_subclass(value: object, kind: type) -> None:

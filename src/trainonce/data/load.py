@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.data import formats
+from trainonce.data.augment import augment
 from trainonce.data.download import PublishedFile, fetch, missing_sentence
 from trainonce.data.folder import read_folder
 from trainonce.data.splits import Published, Split, carve, default_sizes, fewer
@@ -25,6 +26,7 @@ from trainonce.errors import UserError
 from trainonce.files import expanded
 from trainonce.limits import refuse_beyond_memory
 from trainonce.names import import_named, is_unicode, printable
+from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import VARIATIONS, Augmentation, Own, Recipe
 from trainonce.settings import Settings, refuse_subclass
 
@@ -165,6 +167,16 @@ class DataSet:
         if recipe.augmentation is None:
             return self
         return replace(self, augmentation=recipe.augmentation.of(self.augmentation, self.class_names))
+
+    def vary(self, images_BCHW: Tensor, generator: torch.Generator, shard: BatchShard | None = None) -> Tensor:
+        """Give uint8 images of a split as networks train on them: varied at random, normalised, float32, channels last.
+
+        Arguments and errors are those of `trainonce.data.augment`.
+        """
+        varied_BCHW = augment(
+            images_BCHW, self.augmentation, mean=self.mean, std=self.std, generator=generator, shard=shard
+        )
+        return varied_BCHW.contiguous(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
         """Give 16 hexadecimal digits that other splits, other labels or other images would change.

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainonce.data import DataSet
-from trainonce.data.augment import augment, normalise
+from trainonce.data.augment import normalise
 from trainonce.data.splits import Split
 from trainonce.errors import RunError
 from trainonce.evaluation.chain import Chain
@@ -99,13 +99,7 @@ class Evaluator:
         if len(batches[-1]) == 1:  # a single image has no variance on a 1 x 1 map
             batches[-2:] = [torch.cat(batches[-2:])]
         for batch in split.batches(batches):
-            yield augment(
-                batch.images_BCHW,
-                self.data.augmentation,
-                mean=self.data.mean,
-                std=self.data.std,
-                generator=augmenting,
-            ).contiguous(memory_format=torch.channels_last)
+            yield self.data.vary(batch.images_BCHW, augmenting)
 
     def recalibrated(self, net: Supernet, arch: Architecture) -> nn.Module:
         """The extracted subnet with batch-norm statistics of its own, in evaluation mode."""

@@ -1,13 +1,13 @@
 """The recipes that come with the library, and how a person's own is read."""
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from trainonce.errors import UserError
 from trainonce.recipes.augmentation import AugmentationChange
 from trainonce.recipes.recipe import Phase, Recipe
+from trainonce.settings import read_toml
 
 ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
 """Keeps the largest network, at any resolution."""
@@ -226,13 +226,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             ", or name a .toml file"
         )
     path = Path(name_or_path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from error
-    return Recipe.parse({"name": path.stem, "about": f"From {path.name}.", **values}, where=str(path))
+    given = {"name": path.stem, "about": f"From {path.name}.", **read_toml(path, "recipe")}
+    return Recipe.parse(given, where=str(path))
 
 
 def _hint(name: str) -> str:

@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.data.augment import augment
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, finite, recalibrate
@@ -273,13 +272,7 @@ class _FinetuneLoop:
 
     def step(self, number: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Train step `number`, from 0; gives its loss and how many images were classified correctly, scalars."""
-        x_BCHW = augment(
-            batch.images_BCHW,
-            self.data.augmentation,
-            mean=self.data.mean,
-            std=self.data.std,
-            generator=self._generator("augment", number),
-        ).contiguous(memory_format=torch.channels_last)
+        x_BCHW = self.data.vary(batch.images_BCHW, self._generator("augment", number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.cosine.lr(number)
         self.optimizer.zero_grad()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from trainonce.cost.memory import refuse_large_batch
 from trainonce.data import DataSet
-from trainonce.data.augment import augment, mix
+from trainonce.data.augment import mix
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
@@ -435,14 +435,7 @@ class _Loop:
         Labels are [B], or where images are mixed [B, classes].
         """
         rows_B, (_, images_BCHW, y_B) = next(self.batches)
-        x_BCHW = augment(
-            images_BCHW,
-            self.data.augmentation,
-            mean=self.data.mean,
-            std=self.data.std,
-            generator=self._generator("augment", phase, in_phase),
-            shard=self.shard,
-        )
+        x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.shard)
         x_BCHW, y = mix(
             x_BCHW,
             y_B,
@@ -450,7 +443,7 @@ class _Loop:
             classes=self.data.num_classes,
             rng=derived_rng(self.seed, "mix", phase, in_phase),
         )
-        return x_BCHW.contiguous(memory_format=torch.channels_last), y, rows_B
+        return x_BCHW, y, rows_B
 
     @torch.no_grad()
     def _choose(self, slot: Slot, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:

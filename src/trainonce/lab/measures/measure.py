@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce.data import DataSet, Split
-from trainonce.data.augment import augment, normalise
+from trainonce.data.augment import normalise
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.files import fits_record
@@ -175,10 +175,7 @@ def _training(data: DataSet, settings: MeasureSettings) -> Iterator[Images]:
     device = data.train.labels.device
     augmenting = _generator(data.train.device, settings, "augment")
     for batch in data.train.batches(rows[i * size : (i + 1) * size].to(device) for i in range(count)):
-        x_BCHW = augment(
-            batch.images_BCHW, data.augmentation, mean=data.mean, std=data.std, generator=augmenting
-        ).contiguous(memory_format=torch.channels_last)
-        yield x_BCHW, batch.labels_B
+        yield data.vary(batch.images_BCHW, augmenting), batch.labels_B
 
 
 def _held_out(split: Split, data: DataSet, settings: MeasureSettings) -> Iterator[Images]:

@@ -4,7 +4,6 @@ Nothing here trains: the built-in studies have a module each beside this one (`t
 table), and `trainonce.lab.studies.run_study` runs any.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,7 @@ from trainonce.models import FamilySettings, MobileNetV3, Supernet, build, famil
 from trainonce.names import FileName
 from trainonce.recipes import PhaseSteps, Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
-from trainonce.settings import Settings
+from trainonce.settings import Settings, read_toml
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 LONGEST_SCALE, MOST_SEEDS = 1000.0, 1000
@@ -299,13 +298,7 @@ def _recipe(arm: ArmFile, folder: Path, *, where: str) -> Recipe:
 def load_study(path: str | Path) -> StudyFile:
     """The study in a TOML file. Raises `UserError` that names the file and the key that is wrong."""
     path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the study {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from error
-    return StudyFile.parse({"name": path.stem, **values}, where=str(path))
+    return StudyFile.parse({"name": path.stem, **read_toml(path, "study")}, where=str(path))
 
 
 def check_architectures(study: Study) -> None:
