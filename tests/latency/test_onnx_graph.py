@@ -107,7 +107,20 @@ class Branching(nn.Module):
         return -x if x.shape[0] > 1 else x + 1
 
 
-@pytest.mark.parametrize("module", [nn.GELU(), Sine(), Branching()], ids=["layer", "operation", "branch"])
+class Scaled(nn.Module):
+    """One that reads a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.get_buffer("scale")
+
+
+@pytest.mark.parametrize(
+    "module", [nn.GELU(), Sine(), Branching(), Scaled()], ids=["layer", "operation", "branch", "tensor"]
+)
 def test_what_has_no_translation_goes_through_the_exporter(module: nn.Module) -> None:
     x = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(4))
     np.testing.assert_allclose(run(module, x), module(x).numpy(), rtol=1e-5, atol=1e-5)

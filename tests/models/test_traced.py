@@ -244,6 +244,17 @@ def test_a_network_of_grouped_maps_and_one_of_attention_go_through_every_stage(t
         testing.check_stages(net, data, tmp_path / name)
 
 
+def test_children_without_a_name_are_written_and_read_by_their_numbers() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU())
+    net = elastic(nn.Sequential(model, nn.Flatten(), nn.Linear(16 * 36, 4)), EXAMPLE)
+    spec = net.describe(net.space.smallest())
+    assert [tensor.name for tensor in spec.tensors][:2] == ["0.0.weight", "0.0.bias"]
+    assert GraphSpec.from_json(spec.to_json()) == spec
+    for name in ("0.weight; import os", "0..weight", "", "0 .weight"):
+        with pytest.raises(ValueError, match="is not a name"):
+            GraphSpec.from_json(spec.to_json() | {"tensors": [[name, [1], True, False]]})
+
+
 def test_other_classes_get_a_fresh_last_layer_and_keep_the_rest() -> None:
     model, _ = made("Residual")
     net = elastic(model, EXAMPLE, num_classes=3, seed=1).eval()

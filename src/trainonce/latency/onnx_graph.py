@@ -134,7 +134,8 @@ class _Graph:
         return name
 
     def translate(self, node: fx.Node) -> None:
-        x = self.names[node.args[0]] if isinstance(node.args[0], fx.Node) else ""
+        first = node.args[0] if node.args else None  # a tensor of the network takes nothing
+        x = self.names[first] if isinstance(first, fx.Node) else ""
         if node.op == "call_module":
             self.names[node] = self.layer(node, self.layers[str(node.target)], x)
         elif node.target in (*RESIZES, F.dropout):

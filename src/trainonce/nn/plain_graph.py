@@ -93,7 +93,10 @@ class GraphSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "GraphSpec":
         """The value that `to_json` wrote. Raises `TypeError`, `ValueError` or `KeyError` on anything else."""
-        tensors = [TensorSpec(_name(name), _sizes(shape), bool(a), bool(b)) for name, shape, a, b in values["tensors"]]
+        tensors = [
+            TensorSpec(_name(name, first=r"\w"), _sizes(shape), bool(learned), bool(whole))
+            for name, shape, learned, whole in values["tensors"]
+        ]
         lines = [
             Line(
                 _name(out),
@@ -138,9 +141,9 @@ def _frozen(value: Any) -> Argument:
     raise TypeError(f"an operation cannot take {value!r:.100}")
 
 
-def _name(value: Any) -> str:
-    """A name with dots, of which no part could be anything else in Python."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", value, re.ASCII):
+def _name(value: Any, *, first: str = r"[A-Za-z_]") -> str:
+    """A name with dots, of which no part could be anything else in Python; a module's child may be called 0."""
+    if not isinstance(value, str) or not re.fullmatch(rf"{first}\w*(\.\w+)*", value, re.ASCII):
         raise ValueError(f"{value!r:.100} is not a name")
     return value
 
