@@ -210,7 +210,7 @@ class TestBroken:
             read_folder(tmp_path, image_size=8, grey=False, skip_broken=True)
 
     def test_only_for_folders(self) -> None:
-        with pytest.raises(UserError, match="only files of a folder can be skipped, and 'digits' is none"):
+        with pytest.raises(UserError, match="only files of a folder can be skipped, and 'digits' is not a folder"):
             load_dataset("digits", skip_broken=True)
 
 
