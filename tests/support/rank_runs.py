@@ -91,14 +91,20 @@ def count_talk() -> dict[str, list[int]]:
     return talk
 
 
-def watcher(job: dict[str, Any], net: MobileNetV3, ranks: Ranks, folder: Path, stop: Stop) -> Callable[[], bool]:
-    """Called after every step: plants what is not finite, asks to stop, and says that the run is on its way."""
+def watcher(
+    job: dict[str, Any], net: MobileNetV3, ranks: Ranks, folder: Path, stop: Stop, told: dict[str, Any]
+) -> Callable[[], bool]:
+    """Called after every step: plants what is not finite, asks to stop, and says that the run is on its way.
+
+    `told` is told which weights had no gradient in the step.
+    """
     steps = 0
 
     def after_step() -> bool:
         nonlocal steps
         steps += 1
         (folder / f"alive-{ranks.rank}").touch()
+        told["idle"] = [name for name, parameter in net.named_parameters() if parameter.grad is None]
         if job.get("plant") == [ranks.rank, steps]:
             with torch.no_grad():
                 net.classifier.bias[1] = float("nan")
@@ -138,12 +144,11 @@ def train(job: dict[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
                 ),
                 on_progress=report,
                 on_epoch=prober(job, net, ranks, folder),
-                should_stop=watcher(job, net, ranks, folder, stop),
+                should_stop=watcher(job, net, ranks, folder, stop, told),
                 ranks=ranks,
             )
     except (UserError, RunError) as error:
         told |= {"error": str(error), "kind": type(error).__name__, "everywhere": error.everywhere}
-    told["idle"] = [name for name, parameter in net.named_parameters() if parameter.grad is None]
     told["layers"] = sorted({type(module).__name__ for module in net.modules()})
     save_file({k: v.clone() for k, v in net.state_dict().items()}, folder / f"rank-{ranks.rank}.safetensors")
     return told
