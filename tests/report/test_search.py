@@ -103,7 +103,7 @@ def test_without_a_search_or_a_control_there_is_less(run: RunDirectory) -> None:
         ({"minimised": ["energy"]}, "name no resource"),
         ({"minimised": []}, "name no resource"),
         ({"limits": {"size": 5.0}}, "search: a subnet lacks its size"),
-        ({"limits": {"macs": "much"}}, "no list of numbers"),
+        ({"limits": {"macs": "much"}}, "is not a list of numbers"),
         ({"search": {"evaluations": 1, "hypervolume": 0.5, "front": []}}, "the front of its search is empty"),
         ({"search": {"evaluations": 1, "hypervolume": 0.5, "front": [{"arch": 3}]}}, "'arch' is missing"),
         ({"control": [1]}, "'control' is missing or of another kind"),
