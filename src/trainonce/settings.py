@@ -42,10 +42,10 @@ class Settings(BaseModel):
             raise UserError(f"{where}: {_sentence(error)}") from error
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """What a person wrote in a TOML file; `what` it is, for the error. Raises `UserError` that names the file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
