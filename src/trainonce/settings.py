@@ -118,8 +118,11 @@ class Record(BaseModel):
 
 
 def _wrong_key(error: ValidationError, place: tuple[int, ...]) -> str:
-    where = error.errors(include_url=False)[0]["loc"][len(place) :]
-    key, *inside = (part for part in where if part not in _KINDS)
+    first = error.errors(include_url=False)[0]
+    where = [part for part in first["loc"][len(place) :] if part not in _KINDS]
+    if not where:  # of several keys together
+        return first["msg"].removeprefix("Value error, ")
+    key, *inside = where
     if len(inside) > 1 and isinstance(inside[0], int):  # of one value in a list
         return f"{key} {inside[0] + 1}: its {inside[1]!r} is missing or of another kind"
     return f"its {key!r} is missing or of another kind"

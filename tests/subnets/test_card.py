@@ -23,7 +23,7 @@ from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
 from trainonce.subnets import describe_subnet, write_subnet
 from trainonce.subnets.card import model_card
-from trainonce.subnets.description import SubnetDescription
+from trainonce.subnets.description import Preprocessing, SubnetDescription
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -161,3 +161,9 @@ def test_the_cards_lines_refuse_what_predict_refuses(tmp_path: Path, description
         exec(code, {})
     with pytest.raises(UserError, match="what is white among them is not known"):
         decode_image(tmp_path / "x.tiff", image_size=8, grey=True)
+
+
+def test_what_is_wrong_with_several_keys_together_is_said() -> None:
+    whole = {"resolution": 8, "channels": 3, "mean": [0.5], "std": [0.3]}
+    with pytest.raises(UserError, match="here: mean and std need 3 numbers each"):
+        Preprocessing.read(whole, where="here")

@@ -4,6 +4,7 @@ import hashlib
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainonce import files
+from trainonce.data import Split
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
@@ -262,6 +264,10 @@ class TestDying:
 def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_path: Path) -> None:
     """Bound, extracted, and reloaded by the file that travels with the weights: the same to the last bit."""
     net, rng = MobileNetV3(MobileNetV3Settings(num_classes=100), seed=3), random.Random(4)
+    coloured = Split(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8))
+    classes = tuple(f"class {number}" for number in range(100))
+    data = make_data(mean=(0.5,) * 3, std=(0.3,) * 3, train=8, class_names=classes)
+    data = replace(data, train=coloured, calibrate=coloured, validate=coloured, test=coloured)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         for _ in range(20):  # statistics that let the images through
@@ -271,7 +277,7 @@ def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_pat
     for _ in range(200):
         arch = net.space.sample(rng)
         network = net.extract(arch)
-        write_subnet(tmp_path / "subnet", network, describe_subnet(net, arch, make_data()))
+        write_subnet(tmp_path / "subnet", network, describe_subnet(net, arch, data))
         with torch.no_grad():
             outputs = [net.bind(arch)(x), network(x), load_as(NetworkSpec.from_json, tmp_path / "subnet")(x)]
             with FlopCounterMode(display=False) as counter:
