@@ -20,7 +20,7 @@ from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
 from trainonce.parallel.distributed import Ranks
-from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Flip, Mixup, Phase, Recipe, Slot, timetable
+from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Flip, Mixup, Own, Phase, Recipe, Slot, timetable
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import SearchSpace, derived_rng, derived_seed
@@ -138,6 +138,18 @@ class TestRecipes:
         ):
             with pytest.raises(UserError, match=said):
                 train_supernet(make_net(), one_step(subnets=(name,)), make_data(), RunDirectory(tmp_path))
+
+    def test_own_parts_that_are_not_there_are_refused_before_anything_is_written(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path
+    ) -> None:
+        lost = AugmentationChange(also=(Own(function="no_such:haze"),))
+        for recipe in (
+            one_step(subnets=("largest", "uniform"), target="largest", distillation="no_such:loss"),
+            one_step().model_copy(update={"augmentation": lost}),
+        ):
+            with pytest.raises(UserError, match=r"the (loss|function) no_such:\w+ cannot be imported"):
+                train_supernet(make_net(), recipe, make_data(), RunDirectory(tmp_path / "run"))
+            assert not (tmp_path / "run" / "run.json").exists()
 
     def test_mixed_images_and_labels(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         """A step on mixed images learns the mean of two labels, with the step's own weight."""

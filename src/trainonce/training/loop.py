@@ -25,6 +25,7 @@ from trainonce.data.augment import mix
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
+from trainonce.names import import_named
 from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import Precision, logits_in
@@ -235,6 +236,8 @@ class _Loop:
         self.net = net.to(settings.device)
         self.run, self.settings, self.ranks, self.lent = run, settings, ranks, lent
         self.recipe, self.seed = config.recipe, config.seed
+        for name, what in self.recipe.own_code().items():  # refused before anything is written
+            import_named(name, what, ())
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))

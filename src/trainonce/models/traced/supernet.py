@@ -1,6 +1,7 @@
 """A person's own network as a supernet, whose largest subnet is that network."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self
@@ -375,8 +376,7 @@ def with_classes(net: Traced, num_classes: int, *, seed: int = 0) -> Traced:
         )
         for t in spec.tensors
     )
-    values = {"num_classes": num_classes, "tensors": tensors}
-    other = GraphSpec(**{**{name: getattr(spec, name) for name in GraphSpec.__dataclass_fields__}, **values})
+    other = replace(spec, num_classes=num_classes, tensors=tensors)
     settings = net.settings.model_copy(update={"network": other, "num_classes": num_classes})
     fresh = Traced(settings, seed=seed)
     own = net.network.state_dict()
