@@ -1,13 +1,16 @@
-"""What recording costs: the exposure in each step, and the looks at probes in each epoch.
+"""What recording costs: the exposure in each step, and the looks at probes in each epoch; and what reading it costs.
 
     python benchmarks/recording.py [--steps 20] [--rounds 5] [--batch 64] [--looks 3] [--epochs 100] [--threads 2]
+                                   [--lines 10000]
 
 A round trains the paper's geometry for some steps, each of another random subnet, with recording and without, one after
 the other; recording alone is timed too, since it drowns in the noise of the steps. Then looks at four probes, as
-`trainonce train` has them, are timed against as many steps as 45,000 images give between two looks.
+`trainonce train` has them, are timed against as many steps as 45,000 images give between two looks. Reading a
+population and the metrics, each line held against its sum and every value checked, is timed beside `json.loads`.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -28,9 +31,11 @@ from common import (
     timed,
 )
 from trainonce.data import DataSet, Split
+from trainonce.evaluation.evaluator import EvaluateSettings
 from trainonce.lab.measures.forgetting import Prober, default_probes
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
+from trainonce.records import write_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.run.exposure import Exposure
 from trainonce.sampling import MacsSampler
@@ -105,6 +110,24 @@ def measure_looks(net: MobileNetV3, *, step: float, looks: int, epochs: int, bat
     )
 
 
+def measure_reading(net: MobileNetV3, *, lines: int, rounds: int) -> None:
+    """Print how long reading a run's lines takes beside reading them as JSON, unchecked."""
+    arch, calibration = net.space.largest(), EvaluateSettings().model_dump(exclude={"score_batch"})
+    both = {"arch": str(arch), "macs": 12_345_678, "step": 70_400, "top1": 55.5, "loss": 1.2345678901}
+    score = {"id": arch.id, "images": 10_000, "split": "validate", "calibration": calibration}
+    stretch = {"phase": "rss", "epoch": 100.0, "lr": 0.0123, "passes": 400.0, "seconds": 8642.123456}
+    with tempfile.TemporaryDirectory() as scratch:
+        run = RunDirectory(scratch)
+        write_lines(run.population_file, (both | score | {"params": i} for i in range(lines)))
+        write_lines(run.metrics_file, (both | stretch | {"step": i} for i in range(lines)))
+        for path, read in ((run.population_file, run.population), (run.metrics_file, run.metrics)):
+            texts = path.read_bytes().splitlines()
+            rivals = {"ours": read, "json": lambda texts=texts: [json.loads(text) for text in texts]}
+            seconds = side_by_side(rivals, rounds)
+            beside = ratios(seconds["ours"], seconds["json"])
+            print(f"reading {lines:,} lines of {path.name} takes {middle(beside)} times json.loads")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,10 +137,12 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=100, help="of the run that is looked at")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--lines", type=int, default=10_000, help="lines that are read")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
     net = paper_network()
+    measure_reading(net, lines=options.lines, rounds=options.rounds)
     step = measure_steps(net, steps=options.steps, rounds=options.rounds, batch=options.batch)
     measure_looks(net, step=step, looks=options.looks, epochs=options.epochs, batch=options.batch)
 

@@ -25,7 +25,7 @@ MakeData = Callable[..., DataSet]
 WITHIN = (
     *("files", "records", "run.checkpoint", "limits", "cli", "__main__", "training.state", "data.download"),
     *("data.formats", "data.listing", "data.stream", "data.load.load_entry", "export.integrity", "latency.log"),
-    *("report.loading.checked_lines", "nn.native", "parallel"),
+    *("nn.native", "parallel"),
 )
 """Modules, or functions, that only our own code calls."""
 

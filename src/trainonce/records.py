@@ -43,8 +43,8 @@ class UncheckedWarning(UserWarning):
 class Lines:
     """What a file of lines holds."""
 
-    values: list[dict[str, Any]]
-    """The lines, without their sums."""
+    texts: list[bytes]
+    """The lines without their sums, JSON as it was written."""
     unchecked: int
     """How many of them, the first ones, have no sum."""
     last: str
@@ -147,7 +147,7 @@ def append_line(path: Path, value: Mapping[str, Any], *, counted: bool = True) -
         if last is None or (counted and (count is None or count.last != last)):
             found = read_all(path)
             file.truncate(size - len(found.half))
-            last, count = found.last, _Count(lines=len(found.values), last=found.last)
+            last, count = found.last, _Count(lines=len(found.texts), last=found.last)
             file.write(b"" if found.ended else b"\n")
         line, digest = _sealed(value, last)
         file.write(line + b"\n")
@@ -161,16 +161,29 @@ def append_line(path: Path, value: Mapping[str, Any], *, counted: bool = True) -
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines, without their sums; none if there is no file.
 
+    Warns and raises `UserError` as `read_texts` does, and where a line is no JSON object.
+    """
+    return objects(read_texts(path), path)
+
+
+def objects(texts: Iterable[bytes], path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of the lines of a file. Raises `UserError` that names the line that is none."""
+    return [_object(text, f"{path}, line {number}") for number, text in enumerate(texts, start=1)]
+
+
+def read_texts(path: Path) -> list[bytes]:
+    """The lines of a file as they were written, without their sums; none if there is no file.
+
     A half-written last line is left out. Warns where lines are unchecked, and where that last line may once have been
     whole. Raises `UserError` that names the file and the line that is damaged, and where last lines are lost.
     """
     found = read_all(path)
     if found.unchecked:
-        what = "no sums" if found.unchecked == len(found.values) else f"no sums up to line {found.unchecked}"
+        what = "no sums" if found.unchecked == len(found.texts) else f"no sums up to line {found.unchecked}"
         warnings.warn(UncheckedWarning(f"{path} has {what}: it is read unchecked"), stacklevel=1)
     if found.half and not found.counted:
         warnings.warn(UncheckedWarning(f"{path}: half a line at its end is left out"), stacklevel=1)
-    return found.values
+    return found.texts
 
 
 def read_all(path: Path) -> Lines:
@@ -244,24 +257,23 @@ def _parse(path: Path, content: bytes, count: "_Count | None") -> Lines:
         lines, half = [*lines, half], b""
     if _SEALED.search(half):
         raise UserError(f"{path}, line {len(lines) + 1} is damaged: it does not end as it was written")
-    values, sums, place, unchecked = list[dict[str, Any]](), [_digest(b"")], 0, 0
+    texts, sums, place, unchecked = list[bytes](), [_digest(b"")], 0, 0
     for number, line in enumerate(lines, start=1):
         where, found = f"{path}, line {number}", _unsealed(line)
         before = sums[-1] if number > unchecked + 1 else _digest(content[:place])
         if found is not None and _digest(before.encode() + b"\n" + found[0]) != found[1]:
             raise UserError(f"{where} is damaged, or a line before it is lost: its sum is not the recorded one")
-        value = _object(line if found is None else found[0], where)
         if found is None:
-            if _lost_sum(value) or unchecked < number - 1:
+            if _lost_sum(_object(line, where)) or unchecked < number - 1:
                 raise UserError(f"{where} is damaged: it has no sum, or not as it was written")
             unchecked = number
-        values.append(value)
+        texts.append(line if found is None else found[0])
         sums.append("" if found is None else found[1])
         place += len(line) + 1
     if count is not None:
         _refuse_lost(path, sums, count)
     last = sums[-1] or _digest(content[:place])
-    return Lines(values=values, unchecked=unchecked, last=last, counted=count is not None, half=half, ended=ended)
+    return Lines(texts=texts, unchecked=unchecked, last=last, counted=count is not None, half=half, ended=ended)
 
 
 # How many lines there were

@@ -236,7 +236,7 @@ class RunDirectory:
 
     def metrics(self) -> list[MetricsLine]:
         """All stretches recorded. Raises `UserError` that names a damaged line."""
-        return MetricsLine.read_lines(read_lines(self.metrics_file), where=str(self.metrics_file))
+        return MetricsLine.read_lines(self.metrics_file)
 
     def drop_after(self, step: int) -> None:
         """Forget the stretches and looks that end after `step`, which a resumed run will do again."""
@@ -257,7 +257,7 @@ class RunDirectory:
 
     def forgetting(self) -> list[ForgettingLine]:
         """All looks at probes recorded. Raises `UserError` that names a damaged line."""
-        return ForgettingLine.read_lines(read_lines(self.forgetting_file), where=str(self.forgetting_file))
+        return ForgettingLine.read_lines(self.forgetting_file)
 
     def write_exposure(self, table: ExposureTable) -> None:
         """Replace what is recorded of exposure. Raises `RunError` where the disk refuses."""
@@ -275,7 +275,7 @@ class RunDirectory:
 
     def population(self) -> list[SubnetScore]:
         """All evaluations recorded. Raises `UserError` that names a damaged line."""
-        return SubnetScore.read_lines(read_lines(self.population_file), where=str(self.population_file))
+        return SubnetScore.read_lines(self.population_file)
 
     def append_searched(self, line: SubnetScore) -> None:
         """Record one score that a search made. Raises `RunError` where the disk refuses."""
@@ -284,7 +284,7 @@ class RunDirectory:
 
     def searched(self) -> list[SubnetScore]:
         """All scores that searches made. Raises `UserError` that names a damaged line."""
-        return SubnetScore.read_lines(read_lines(self.search_file), where=str(self.search_file))
+        return SubnetScore.read_lines(self.search_file)
 
     def write_baseline(self, found: Baseline) -> None:
         """Record what a plain classifier makes of the run's images."""

@@ -104,7 +104,7 @@ class StudyDirectory:
 
     def finished(self) -> list[FinishedRun]:
         """All lines of `times.jsonl`, one a finished run. Raises `UserError` that names a damaged one."""
-        return FinishedRun.read_lines(read_lines(self.times_file), where=str(self.times_file))
+        return FinishedRun.read_lines(self.times_file)
 
     def results(self) -> list[StudyResult]:
         """All results of finished runs. Raises `UserError` that names a damaged line."""
@@ -113,15 +113,14 @@ class StudyDirectory:
 
     def all_results(self) -> list[StudyResult]:
         """All results, those too of a run whose recording was cut off. Raises `UserError` that names a damaged line."""
-        return StudyResult.read_lines(read_lines(self.results_file), where=str(self.results_file))
+        return StudyResult.read_lines(self.results_file)
 
     def drop_unfinished(self) -> None:
         """Forget results of a run whose recording was cut off; it will be recorded again."""
         if is_there(self.results_file):
             names = {line.run for line in self.finished()}
-            lines = read_lines(self.results_file)
-            read = StudyResult.read_lines(lines, where=str(self.results_file))
-            kept = [line for line, result in zip(lines, read, strict=True) if result.run in names]
+            lines, results = read_lines(self.results_file), self.all_results()
+            kept = [line for line, result in zip(lines, results, strict=True) if result.run in names]
             if len(kept) < len(lines):
                 write_lines(self.results_file, kept)
 
