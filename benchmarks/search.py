@@ -65,10 +65,10 @@ class Bench:
         row["evaluations"] = {"search": len(evaluated.scores)}
         row["predictor_used"] = [one.predictor is not None and one.predictor.used for one in evaluated.rounds]
         row["held_out"] = [
-            None if one.predictor is None or one.predictor.held_out is None else asdict(one.predictor.held_out)
+            None if one.predictor is None or one.predictor.held_out is None else one.predictor.held_out.to_json()
             for one in evaluated.rounds
         ]
-        row["finalists"] = None if evaluated.finalists is None else asdict(evaluated.finalists)
+        row["finalists"] = None if evaluated.finalists is None else evaluated.finalists.to_json()
         row["best"], row["hypervolume"], row["test"] = {}, {}, {}
         for spread in CONTROLS:
             rng = derived_rng(settings.seed, "benchmark", spread)

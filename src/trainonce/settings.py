@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from trainonce.errors import UserError
 from trainonce.files import LARGEST_NUMBER
-from trainonce.records import objects, read_texts
+from trainonce.records import objects, read_json, read_texts
 
 
 class Settings(BaseModel):
@@ -85,6 +85,8 @@ Number = Annotated[_Whole64 | _LargeWhole | _Fraction, Field(union_mode="left_to
 """A number that a record can hold (`trainonce.files.fits_record`), whole or not as it was written."""
 Whole = Annotated[_Whole64 | _LargeWhole, Field(union_mode="left_to_right")]
 """A whole number that a record can hold."""
+JsonObject = dict[str, JsonValue]
+"""An object of a file that only its owner reads, or nobody: the settings of a family, of another version."""
 
 
 class Record(BaseModel):
@@ -103,6 +105,11 @@ class Record(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(f"{where}: {_wrong_key(error, ())}") from error
+
+    @classmethod
+    def read_file(cls, path: str | Path) -> Self:
+        """The record in a document. Raises `UserError` as `trainonce.records.read_json` and `read` do."""
+        return cls.read(read_json(Path(path)), where=str(path))
 
     @classmethod
     def read_lines(cls, path: str | Path) -> list[Self]:
@@ -131,11 +138,23 @@ class Record(BaseModel):
 
 
 def _wrong_key(error: ValidationError, place: tuple[int, ...]) -> str:
+    """What is wrong, in words: of `{"a": [{"b": "x"}]}`, for a number, "a 1: its 'b' is missing or of another kind"."""
     first = error.errors(include_url=False)[0]
-    where = [part for part in first["loc"][len(place) :] if part not in _KINDS]
-    if not where:  # of several keys together
-        return first["msg"].removeprefix("Value error, ")
-    key, *inside = where
-    if len(inside) > 1 and isinstance(inside[0], int):  # of one value in a list
-        return f"{key} {inside[0] + 1}: its {inside[1]!r} is missing or of another kind"
-    return f"its {key!r} is missing or of another kind"
+    path: list[str] = []
+    numbers = ""  # in a list; of the last key they are left out
+    for part in first["loc"][len(place) :]:
+        if isinstance(part, int):
+            numbers += f" {part + 1}"
+        elif part not in _KINDS and not _is_type(part):
+            path = [*path[:-1], path[-1] + numbers, part] if path else [part]
+            numbers = ""
+    if first["type"] == "value_error":  # what a record says itself
+        inside, says = path, first["msg"].removeprefix("Value error, ")
+    else:
+        inside, says = path[:-1], f"its {path[-1]!r} is missing or of another kind"
+    return ": ".join([*([", ".join(inside)] if inside else []), says])
+
+
+def _is_type(part: str) -> bool:
+    """Whether it is no key but what pydantic calls a member of a union: `str`, `list[int]`, the name of a class."""
+    return part in ("str", "int", "float", "bool") or "[" in part or part[:1].isupper()

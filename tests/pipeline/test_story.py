@@ -145,10 +145,11 @@ def test_a_population_tells_what_is_recorded(commanded: Path, story: Story) -> N
 def test_a_search_tells_what_front_json_says(story: Story) -> None:
     found = json.loads((story.run / "front.json").read_text())
     assert story.searched.front is not None
-    assert settled(story.searched.front) == settled(found)
+    assert settled(story.searched.front.to_json()) == settled(found)
     assert story.searched.result is not None
     assert str(story.searched.result.best.arch) == found["search"]["best"]["arch"]
-    assert story.searched.test == found["test"]
+    assert story.searched.test is not None
+    assert story.searched.test.to_json() == found["test"]
 
 
 def test_a_subnet_tells_what_is_written(story: Story) -> None:

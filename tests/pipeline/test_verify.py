@@ -17,7 +17,7 @@ from trainonce.models import MobileNetV3
 from trainonce.pipeline.hub import files_to_push
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
-from trainonce.records import UncheckedWarning, count_file, write_lines
+from trainonce.records import UncheckedWarning, count_file, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import Exposure
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_net: MakeNet, make_data:
     for n in range(3):
         run.append_metrics(a_stretch(n))
         run.append_population(a_score(macs=n))
-    run.write_front({"format": "trainonce-front-1"})
+    run.front_file.write_bytes(to_json({"format": "trainonce-front-1"}))
     arch = net.space.smallest()
     write_subnet(run.subnets / "0", net.extract(arch), describe_subnet(net, arch, data))
     return run.path

@@ -15,6 +15,7 @@ from trainonce.report.figures.search import draw_search, points_of, search_info
 from trainonce.report.loading import read_groups
 from trainonce.report.sections.search import search_section
 from trainonce.run.directory import RunConfig, RunDirectory
+from trainonce.search.recorded import RecordedFront
 
 
 def entry(arch: str, top1: float, macs: float, latency: float, *, known: bool = False) -> dict[str, Any]:
@@ -26,6 +27,15 @@ def side(count: int, volume: float, *front: dict[str, Any]) -> dict[str, Any]:
     return {"evaluations": count, "hypervolume": volume, "front": list(front), "best": front[0]}
 
 
+PREDICTOR = {
+    "subnets": 60,
+    "model": "ridge, alpha 1",
+    "held_out": None,
+    "mean_alone": 2.5,
+    "macs_alone_tau": 0.5,
+    "used": True,
+    "why": "it is good, so it is used",
+}
 FOUND = {
     "format": "trainonce-front-1",
     "split": "validate",
@@ -35,9 +45,11 @@ FOUND = {
     "limits": {"macs": 2e6, "latency": 5.0},
     "search": side(40, 0.75, entry("d2.k3e6", 91.5, 1.9e6, 4.5), entry("d1.k3e3", 88.0, 0.9e6, 2.5, known=True)),
     "control": side(40, 0.5, entry("d2.k5e3", 90.25, 1.8e6, 4.75)),
-    "rounds": [{"scored": 40, "predictor": {"why": "it is good, so it is used"}}],
+    "rounds": [{"scored": 40, "predictor": PREDICTOR}],
     "test": {"arch": "d2.k3e6", "top1": 90.5, "loss": 0.4, "images": 359},
 }
+
+SIDE: dict[str, Any] = {"evaluations": 1, "hypervolume": 0.5}
 
 
 @pytest.fixture
@@ -52,7 +64,7 @@ def run(make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet],
             recipe=RECIPES["rss"],
         )
     )
-    run.write_front(FOUND)
+    run.write_front(RecordedFront.read(FOUND, where="a test"))
     return run
 
 
@@ -89,7 +101,8 @@ def test_the_chart_is_valid_and_has_each_subnet_and_the_limit(run: RunDirectory)
 
 
 def test_without_a_search_or_a_control_there_is_less(run: RunDirectory) -> None:
-    run.write_front(FOUND | {"control": None, "rounds": [], "test": None, "limits": {}})
+    less = FOUND | {"control": None, "rounds": [], "test": None, "limits": {}}
+    run.write_front(RecordedFront.read(less, where="a test"))
     [figure] = search_section(read_groups([run.path])[0]).figures
     assert figure.title == "Without a limit, search found 91.50% with 40 true scores."
     run.front_file.unlink()
@@ -102,10 +115,14 @@ def test_without_a_search_or_a_control_there_is_less(run: RunDirectory) -> None:
         ({"format": "else"}, "is not what a search of this version writes"),
         ({"minimised": ["energy"]}, "name no resource"),
         ({"minimised": []}, "name no resource"),
-        ({"limits": {"size": 5.0}}, "search: a subnet lacks its size"),
-        ({"limits": {"macs": "much"}}, "is not a list of numbers"),
-        ({"search": {"evaluations": 1, "hypervolume": 0.5, "front": []}}, "the front of its search is empty"),
-        ({"search": {"evaluations": 1, "hypervolume": 0.5, "front": [{"arch": 3}]}}, "'arch' is missing"),
+        ({"limits": {"size": 5.0}}, "search: the subnet d2.k3e6 lacks its size"),
+        ({"limits": {"macs": "much"}}, "front.json: limits: its 'macs' is missing or of another kind"),
+        ({"search": SIDE | {"front": []}}, "front.json: search: its 'front' is empty"),
+        (
+            {"search": SIDE | {"front": [{"arch": 3}]}},
+            "json: search, front 1: its 'arch' is missing",
+        ),
+        ({"rounds": [{"scored": 40, "predictor": {}}]}, "json: rounds 1, predictor: its 'subnets' is missing"),
         ({"control": [1]}, "'control' is missing or of another kind"),
         ({"images": None}, "'images' is missing"),
     ],

@@ -90,7 +90,7 @@ def test_a_second_search_makes_nothing(net: MobileNetV3, populated: RunDirectory
     second, cache = look(net, populated, evaluator)
     assert (evaluator.asked, cache.made) == ([], 0)
     assert populated.search_file.read_bytes() == before
-    assert second.to_json() == first.to_json()
+    assert second == first
 
 
 @pytest.mark.parametrize("after", [1, 5, 15])
@@ -110,7 +110,7 @@ def test_killed_and_run_again_it_ends_the_same(
     if after > 1:  # of the first line nothing is left, so that nothing says that a search began
         look(net, populated, made_up(), plan={"settings": other.model_dump()}, settings=other)
     found, _ = look(net, populated, made_up())
-    assert found.to_json() == expected.to_json()
+    assert found == expected
     lines = [line.arch for line in populated.searched()]
     assert len(lines) == len(set(lines)), "nothing is made twice"
 
@@ -126,7 +126,7 @@ def test_what_was_scored_anew_meanwhile_does_not_count(
     for line in (*populated.population(), *populated.searched()):
         populated.append_population(line.model_copy(update={"top1": 100.0}))
     found, _ = look(net, populated, made_up())
-    assert found.to_json() == expected.to_json()
+    assert found == expected
 
 
 def test_another_search_knows_what_the_first_scored(

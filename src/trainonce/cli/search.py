@@ -120,7 +120,7 @@ def search(
         display.err.print(f"Stopped; {done.asked} of {done.plan.total} scores are recorded. The same command goes on.")
         raise typer.Exit(128 + (at_work.stopped_by or 0))
     elif as_json:
-        display.print_json(done.front)
+        display.print_json(done.front.to_json())
     else:
         _say(done, done.result)
 
@@ -139,6 +139,6 @@ def _say(done: Searched, result: SearchResult) -> None:
     for sentence in display.search_sentences(result):
         display.out.print(sentence)
     if done.test is not None:
-        display.out.print(f"The better of both has {done.test['top1']:.2f}% on {done.test['images']} test images.")
+        display.out.print(f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images.")
     display.err.print(f"{done.made} scores were made now, {done.asked - done.made} were recorded before.")
     display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
@@ -32,9 +32,10 @@ from trainonce.search import (
 )
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
+from trainonce.search.recorded import FORMAT, RecordedFront, TestedSubnet
 from trainonce.search.resources import NAMES, table_at
-from trainonce.search.result import FORMAT
 from trainonce.search.score_cache import first_line, name_of
+from trainonce.settings import JsonObject
 
 Amount = str | float
 """A number with its unit, such as 10M or 5ms; without one millions, or milliseconds."""
@@ -74,10 +75,10 @@ class Searched:
     plan: SearchPlan
     result: SearchResult | None
     """The front and the best subnet, and random search's; None unless finished."""
-    front: dict[str, Any] | None
+    front: RecordedFront | None
     """What RUN/front.json holds; None unless finished."""
-    test: dict[str, Any] | None
-    """The better subnet on the test split, where that was asked for: arch, top1, loss, images."""
+    test: TestedSubnet | None
+    """The better subnet on the test split, where that was asked for."""
     asked: int
     """True scores that were asked for so far."""
     made: int
@@ -133,54 +134,105 @@ def search(
     feasible = feasible_subnet(problem)
     settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
-    if len(images.validate) == 0:
-        raise UserError(f"{images.name} has no validate images, and a search reads no others: give it some")
-    settled = device_named(device)
-    net, images = net.to(settled), images.to(settled)
-    follows = _follows_from(problem, settings, table, calibration_images)
-    evaluator = Evaluator(images, "validate", _calibration(place, step, follows))
-    start = start_of(place, evaluator, step, net.space, follows)
-    total = scores * (2 if control else 1)
-    plan = SearchPlan(
-        run=place,
-        step=step,
-        net=net,
-        data=images,
-        problem=problem,
-        known=len(start.scores),
-        total=total,
-        device=settled,
+    prepared = _prepared(
+        *(place, step, net, images, problem, settings, table), calibration_images=calibration_images, device=device
     )
+    plan = prepared.plan
     on_plan(plan)
     if dry_run or (workers is None and cluster == LOCAL):
         batch = max(1, scores // (settings.rounds + 1))
         workers, seconds = planned_workers(
-            lambda: evaluator(net, feasible), batch, workers, cluster=cluster, device=settled
+            *(lambda: prepared.evaluator(plan.net, feasible), batch, workers),
+            cluster=cluster,
+            device=plan.device,
         )
         if dry_run:
-            return _unfinished(plan, seconds * total / batch)
-    began = time.monotonic()
+            return _unfinished(plan, seconds * plan.total / batch)
     with place.lock():
         on_start()
-
-        def note(asked: int, line: SubnetScore) -> None:
-            left = (time.monotonic() - began) / cache.made * (total - asked)
-            on_progress(SearchProgress(asked, total, line, left))
-
-        cache = ScoreCache(
-            *(place, net, step, evaluator, start),
-            workers=workers,
-            cluster=cluster,
-            on_progress=note,
-            should_stop=should_stop,
+        return _searched(
+            prepared, test=test, workers=workers, cluster=cluster, on_progress=on_progress, should_stop=should_stop
         )
-        try:
-            result = search_result(problem, start.scores, search_problem(problem, start.scores, cache, settings))
-            tested = _tested(cache, result, images) if test else None
-        except SearchStopped:
-            return _unfinished(plan, time.monotonic() - began, asked=cache.asked, made=cache.made)
-        front = _front(place, evaluator, step, follows, table, start, result, tested, settled)
-        place.write_front(front)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A plan, and what carrying it out takes."""
+
+    plan: SearchPlan
+    settings: SearchSettings
+    evaluator: Evaluator
+    start: SearchStart
+    follows: JsonObject
+    """Everything that the search follows from, beside what is recorded."""
+    table: Path | None
+
+
+def _prepared(
+    place: RunDirectory,
+    step: int,
+    net: Supernet,
+    data: DataSet,
+    problem: Problem,
+    settings: SearchSettings,
+    table: Path | None,
+    *,
+    calibration_images: int | None,
+    device: str,
+) -> _Prepared:
+    """What the search starts from, by what is recorded; nothing is scored."""
+    if len(data.validate) == 0:
+        raise UserError(f"{data.name} has no validate images, and a search reads no others: give it some")
+    settled = device_named(device)
+    net, data = net.to(settled), data.to(settled)
+    follows = _follows_from(problem, settings, table, calibration_images)
+    evaluator = Evaluator(data, "validate", _calibration(place, step, follows, calibration_images))
+    start = start_of(place, evaluator, step, net.space, follows)
+    plan = SearchPlan(
+        run=place,
+        step=step,
+        net=net,
+        data=data,
+        problem=problem,
+        known=len(start.scores),
+        total=settings.scores * (2 if settings.control else 1),
+        device=settled,
+    )
+    return _Prepared(plan=plan, settings=settings, evaluator=evaluator, start=start, follows=follows, table=table)
+
+
+def _searched(
+    prepared: _Prepared,
+    *,
+    test: bool,
+    workers: int | None,
+    cluster: str,
+    on_progress: Callable[[SearchProgress], None],
+    should_stop: Callable[[], bool],
+) -> Searched:
+    """Search, and write down what was found."""
+    plan, start = prepared.plan, prepared.start
+    began = time.monotonic()
+
+    def note(asked: int, line: SubnetScore) -> None:
+        left = (time.monotonic() - began) / cache.made * (plan.total - asked)
+        on_progress(SearchProgress(asked, plan.total, line, left))
+
+    cache = ScoreCache(
+        *(plan.run, plan.net, plan.step, prepared.evaluator, start),
+        workers=workers,
+        cluster=cluster,
+        on_progress=note,
+        should_stop=should_stop,
+    )
+    try:
+        scores = search_problem(plan.problem, start.scores, cache, prepared.settings)
+        result = search_result(plan.problem, start.scores, scores)
+        tested = _tested(cache, result, plan.data) if test else None
+    except SearchStopped:
+        return _unfinished(plan, time.monotonic() - began, asked=cache.asked, made=cache.made)
+    front = _front(prepared, result, tested)
+    plan.run.write_front(front)
     return Searched(
         plan=plan,
         result=result,
@@ -230,37 +282,36 @@ def _problem(net: Supernet, most: Mapping[str, Amount], table: str | Path | None
     return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(resources))
 
 
-def _calibration(run: RunDirectory, step: int, plan: Mapping[str, Any]) -> EvaluateSettings:
+def _calibration(run: RunDirectory, step: int, follows: JsonObject, images: int | None) -> EvaluateSettings:
     """As this search began; else as the scores recorded with these weights were made, so that they count.
 
     Then with as many images as were asked for, where they were.
     """
     searched = run.searched()
-    first = first_line(searched, name_of(step, plan))
+    first = first_line(searched, name_of(step, follows))
     if first is not None:
         return calibration_of(run, first)
     recorded = [line for line in (*searched, *run.population()) if line.step == step]
     lines = newest_lines(recorded, "validate")
     settings = calibration_of(run, lines[-1]) if lines else EvaluateSettings()
-    images = plan["calibration_images"]
     return settings if images is None else settings.model_copy(update={"calibration_images": images})
 
 
 def _follows_from(
     problem: Problem, settings: SearchSettings, table: str | Path | None, calibration_images: int | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
-    told = problem.to_json()
-    used = table if "latency" in {*told["minimised"], *told["limits"]} else None
+    resources = (*problem.minimised, *(limit.resource for limit in problem.limits))
+    used = table if any(resource.name == "latency" for resource in resources) else None
     return {
         "settings": settings.model_dump(),
-        **told,
+        **problem.to_json(),
         "latency_sha256": None if used is None else LatencyTable.read(used).sha256,
         "calibration_images": calibration_images,
     }
 
 
-def _tested(cache: ScoreCache, result: SearchResult, data: DataSet) -> dict[str, Any]:
+def _tested(cache: ScoreCache, result: SearchResult, data: DataSet) -> TestedSubnet:
     """The best subnet on the test split; its score is recorded, too."""
     examiner = ScoreCache(
         *(cache.run, cache.net, cache.step, Evaluator(data, "test", cache.evaluator.settings), cache.start),
@@ -270,7 +321,8 @@ def _tested(cache: ScoreCache, result: SearchResult, data: DataSet) -> dict[str,
     )
     best = result.best.arch
     examiner([best])
-    return examiner.lines[best].model_dump(include={"arch", "top1", "loss", "images"})
+    line = examiner.lines[best]
+    return TestedSubnet(arch=line.arch, top1=line.top1, loss=line.loss, images=line.images)
 
 
 def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int = 0) -> Searched:
@@ -279,29 +331,25 @@ def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int =
     )
 
 
-def _front(
-    run: RunDirectory,
-    evaluator: Evaluator,
-    step: int,
-    plan: dict[str, Any],
-    table: Path | None,
-    start: SearchStart,
-    result: SearchResult,
-    tested: dict[str, Any] | None,
-    device: str,
-) -> dict[str, Any]:
+def _front(prepared: _Prepared, result: SearchResult, tested: TestedSubnet | None) -> RecordedFront:
     """What front.json holds."""
-    return {
+    plan, evaluator, follows = prepared.plan, prepared.evaluator, prepared.follows
+    values = {
         "format": FORMAT,
-        "name": start.name,
-        "run": str(run.path),
-        "step": step,
+        "name": prepared.start.name,
+        "run": str(plan.run.path),
+        "step": plan.step,
         "split": evaluator.split_name,
         "images": len(evaluator.split),
         "calibration": evaluator.settings.model_dump(exclude={"score_batch"}),
-        **plan,
-        "latency_table": str(table) if plan["latency_sha256"] else None,
-        **result.to_json(),
+        **follows,
+        "latency_table": str(prepared.table) if follows["latency_sha256"] else None,
+        "recorded": result.recorded,
+        "search": result.search.recorded(),
+        "control": result.control and result.control.recorded(),
+        "rounds": list(result.scores.rounds),
+        "finalists": result.scores.finalists,
         "test": tested,
-        "provenance": provenance(device),
+        "provenance": provenance(plan.device),
     }
+    return RecordedFront.read(values, where="what was found")

@@ -30,8 +30,7 @@ from trainonce.records import read_json
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
-from trainonce.search.resources import NAMES as RESOURCES
-from trainonce.search.result import FORMAT as FRONT_FORMAT
+from trainonce.search.recorded import RecordedFront
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 Matrix = list[list[float | None]]
@@ -47,25 +46,6 @@ MATRICES = (
     ("bn_shift", "mean"),
 )
 """What interference.json has for each pair of probes."""
-FRONT: Kinds = {
-    "split": str,
-    "images": int,
-    "recorded": int,
-    "minimised": list,
-    "limits": dict,
-    "control": (dict, type(None)),
-    "rounds": list,
-    "test": (dict, type(None)),
-}
-FRONT_SIDE: Kinds = {"evaluations": int, "hypervolume": NUMBER, "front": list}
-FRONT_ENTRY: Kinds = {
-    "arch": str,
-    "top1": NUMBER,
-    "macs": NUMBER,
-    "params": NUMBER,
-    "measures": dict,
-    "known": bool,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +99,8 @@ class RunRecord:
     forgetting: list[ForgettingLine] = field(default_factory=list)
     exposure: ExposureTable | None = None
     interference: dict[str, Any] | None = None
-    front: dict[str, Any] | None = None
-    """What the last search found, as front.json has it."""
+    front: RecordedFront | None = None
+    """What the last search found."""
     train_seconds: float | None = None
     beside: int | None = None
     has_weights: bool = False
@@ -199,7 +179,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         forgetting=run.forgetting(),
         exposure=_read_exposure(run),
         interference=_read_interference(run.path / "interference.json"),
-        front=_read_front(run.front_file),
+        front=RecordedFront.read_file(run.front_file) if is_there(run.front_file) else None,
         train_seconds=None if seconds is None else float(seconds),
     )
 
@@ -313,15 +293,6 @@ def _object(value: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _objects(value: Mapping[str, Any], name: str, kinds: Kinds, path: Path) -> list[dict[str, Any]]:
-    found = value.get(name)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{path}: its {name!r} is missing or not a list of objects")
-    for number, one in enumerate(found, start=1):
-        _check(one, kinds, f"{path}, {name} {number}")
-    return found
-
-
 def _study_title(study: RecordedStudy) -> str:
     """Such as `solo on mnist`: studies of one name on other images must be told apart."""
     return f"{study.name} on {Path(study.data.name_or_path).name}" if study.data else study.name
@@ -361,30 +332,6 @@ def _read_exposure(run: RunDirectory) -> ExposureTable | None:
     if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
         raise UserError(f"{run.exposure_file} holds something that is not a finite number")
     return table
-
-
-def _read_front(path: Path) -> dict[str, Any] | None:
-    if not is_there(path):
-        return None
-    found = read_json(path)
-    if found.get("format") != FRONT_FORMAT:
-        raise UserError(f"{path} is not what a search of this version writes ({FRONT_FORMAT})")
-    _check(found, FRONT, str(path))
-    names = [*found["minimised"], *found["limits"]]
-    if not found["minimised"] or not all(isinstance(name, str) and name in RESOURCES for name in names):
-        raise UserError(f"{path}: its 'minimised' or 'limits' name no resource of {', '.join(RESOURCES)}")
-    _numbers(list(found["limits"].values()), "limits", path)
-    for name in ("search", "control") if found["control"] else ("search",):
-        side = _object(found, name, path)
-        _check(side, FRONT_SIDE, f"{path}, {name}")
-        for entry in _objects(side, "front", FRONT_ENTRY, path):
-            missing = set(names) - entry["measures"].keys()
-            if missing:
-                raise UserError(f"{path}, {name}: a subnet lacks its {', '.join(sorted(missing))}")
-            _numbers(list(entry["measures"].values()), "measures", path)
-        if not side["front"]:
-            raise UserError(f"{path}: the front of its {name} is empty")
-    return found
 
 
 def _read_interference(path: Path) -> dict[str, Any] | None:

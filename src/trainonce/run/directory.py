@@ -41,7 +41,7 @@ from trainonce.records import append_line, read_json, read_lines, to_json, write
 from trainonce.run import checkpoint
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
-from trainonce.settings import Settings
+from trainonce.settings import Record, Settings
 from trainonce.version import __version__
 
 
@@ -297,10 +297,10 @@ class RunDirectory:
             return None
         return Baseline.parse(read_json(self.baseline_file), where=str(self.baseline_file))
 
-    def write_front(self, found: dict[str, Any]) -> None:
+    def write_front(self, found: Record) -> None:
         """Replace what the last search found. Raises `RunError` where the disk refuses."""
         with _disk_refusing(self.front_file):
-            write_atomic(self.front_file, to_json(found))
+            write_atomic(self.front_file, to_json(found.to_json()))
 
 
 @contextmanager

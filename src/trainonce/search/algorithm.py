@@ -7,8 +7,8 @@ recorded scores, and everything follows from those, the settings and the seed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from trainonce.search.evolution import evolve, require_optuna
 from trainonce.search.front import by_fronts
 from trainonce.search.predictor import LEAST_SUBNETS, Accuracy, Predictor, PredictorReport, accuracy_of, learn
 from trainonce.search.problem import Problem, Scores, feasible_subnet
-from trainonce.settings import Settings, refuse_subclass
+from trainonce.settings import Record, Settings, Whole, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
 
 TrueScores = Callable[[Sequence[Architecture]], Scores]
@@ -54,18 +54,13 @@ class SearchSettings(Settings):
     """Seed of everything random in a search."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Round:
+class Round(Record):
     """One round of evolution."""
 
-    scored: int
+    scored: Whole
     """True scores asked for."""
     predictor: PredictorReport | None
     """None where no predictor was tried."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The round as JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ where it is not good enough, a search makes true scores instead.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from scipy import stats
 from trainonce.cost.macs import CostModel
 from trainonce.search.genome import features
 from trainonce.search.problem import Scores
+from trainonce.settings import Number, Record, Whole
 from trainonce.space import Architecture
 
 LEAST_SUBNETS = 30
@@ -47,40 +47,34 @@ def models(seed: int) -> dict[str, Callable[[], Model]]:
     return ridges | {"gradient boosting": boosting}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
+class Accuracy(Record):
     """How well numbers predicted for subnets agree with their true top-1."""
 
-    subnets: int
-    tau: float | None
+    subnets: Whole
+    tau: Number | None
     """Kendall's tau-b, -1 to 1; None where either has no order."""
-    rho: float | None
+    rho: Number | None
     """Spearman's rank correlation, -1 to 1; None where either has no order."""
-    mean_error: float
+    mean_error: Number
     """The mean absolute error in points of top-1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictorReport:
+class PredictorReport(Record):
     """Which model was chosen by what was recorded, how good it is, and whether it is used."""
 
-    subnets: int
+    subnets: Whole
     """How many scores it learnt from."""
     model: str | None
     """The model of least mean error on held-out subnets; None where there were too few."""
     held_out: Accuracy | None
     """On every subnet within the limits, predicted by a model that had not seen it (five-fold cross-validation)."""
-    mean_alone: float | None
+    mean_alone: Number | None
     """The mean absolute error of predicting each fold by the mean of the others, in points."""
-    macs_alone_tau: float | None
+    macs_alone_tau: Number | None
     """The Kendall rank correlation of MACs alone with top-1: what needs no predictor."""
     used: bool
     why: str
     """Why it is used or not, as a sentence."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 class Predictor:

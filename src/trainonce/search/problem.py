@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.search.genome import Genes, decode
 from trainonce.search.resources import Limit, Resource
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture
 
 
@@ -33,7 +33,7 @@ class Problem:
         resources = (*self.minimised, *(limit.resource for limit in self.limits))
         return {resource.name: resource.of(arch) for resource in resources}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The limits by resource, and what is minimised, as JSON values."""
         return {
             "limits": {limit.resource.name: limit.most for limit in self.limits},

@@ -1,16 +1,14 @@
-"""What a search came to, and its control: fronts, the best subnet, hypervolume; the contents of front.json."""
+"""What a search came to, and its control: fronts, the best subnet, hypervolume; how front.json has them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trainonce.evaluation.pareto import Point, nondominated
 from trainonce.search.algorithm import SearchScores
 from trainonce.search.front import hypervolume
 from trainonce.search.problem import Problem, Scores
+from trainonce.search.recorded import FrontEntry, FrontSide
 from trainonce.space import Architecture
-
-FORMAT = "trainonce-front-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +23,17 @@ class Entry:
     known: bool
     """Whether its score was recorded before the search."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry as JSON values."""
-        named = {"arch": str(self.arch), "id": self.arch.id, "top1": self.top1}
-        return named | {"macs": self.macs, "params": self.params, "measures": self.resources, "known": self.known}
+    def recorded(self) -> FrontEntry:
+        """The entry as front.json has it."""
+        return FrontEntry(
+            arch=str(self.arch),
+            id=self.arch.id,
+            top1=self.top1,
+            macs=self.macs,
+            params=self.params,
+            measures=self.resources,
+            known=self.known,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +52,14 @@ class Side:
         """The subnet of highest top-1."""
         return self.front[0]
 
-    def to_json(self) -> dict[str, Any]:
-        """The side as JSON values."""
-        return {
-            "evaluations": self.evaluations,
-            "best": self.best.to_json(),
-            "front": [entry.to_json() for entry in self.front],
-            "hypervolume": self.hypervolume,
-        }
+    def recorded(self) -> FrontSide:
+        """The side as front.json has it."""
+        return FrontSide(
+            evaluations=self.evaluations,
+            best=self.best.recorded(),
+            front=[entry.recorded() for entry in self.front],
+            hypervolume=self.hypervolume,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +76,6 @@ class SearchResult:
     def best(self) -> Entry:
         """The subnet of highest top-1, whichever side found it: that is the one to take."""
         return max((side.best for side in (self.search, self.control) if side), key=lambda entry: entry.top1)
-
-    def to_json(self) -> dict[str, Any]:
-        """The part of front.json that follows from the scores."""
-        rounds = [one.to_json() for one in self.scores.rounds]
-        finalists = self.scores.finalists
-        return {
-            "recorded": self.recorded,
-            "search": self.search.to_json(),
-            "control": None if self.control is None else self.control.to_json(),
-            "rounds": rounds,
-            "finalists": None if finalists is None else vars(finalists),
-        }
 
 
 def search_result(problem: Problem, recorded: Scores, scores: SearchScores) -> SearchResult:

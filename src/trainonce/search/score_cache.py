@@ -7,9 +7,8 @@ search, run again after a kill, starts from the same knowledge, and goes the sam
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import Evaluator
@@ -19,6 +18,7 @@ from trainonce.parallel.fan_out import LOCAL
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.search.problem import Scores
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture, SearchSpace
 
 
@@ -38,7 +38,7 @@ class SearchStart:
     """True scores among them that count for the weights, split and calibration at hand."""
 
 
-def name_of(step: int, plan: Mapping[str, Any]) -> str:
+def name_of(step: int, plan: JsonObject) -> str:
     """The name of the search of a plan over a step's weights."""
     return hashlib.blake2b(json.dumps([step, plan], sort_keys=True).encode(), digest_size=6).hexdigest()
 
@@ -48,9 +48,7 @@ def first_line(searched: Sequence[SubnetScore], name: str) -> SubnetScore | None
     return next((line for line in searched if line.search == name), None)
 
 
-def start_of(
-    run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: Mapping[str, Any]
-) -> SearchStart:
+def start_of(run: RunDirectory, evaluator: Evaluator, step: int, space: SearchSpace, plan: JsonObject) -> SearchStart:
     """What the search of this plan starts from: what it started from before where it began already, else all there is.
 
     The plan is everything that the search follows from beside what is recorded. Raises `UserError` for a damaged line.

@@ -1,6 +1,6 @@
 """What the last search of a run found: its front, and random search's with as many true scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from trainonce.names import quoted
 from trainonce.report.figures.charts import ZERO, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import RunRecord
+from trainonce.search.predictor import PredictorReport
+from trainonce.search.recorded import FrontEntry, RecordedFront, TestedSubnet
 from trainonce.search.resources import SHOWN
 
 if TYPE_CHECKING:
@@ -18,12 +20,12 @@ SEARCH, CONTROL = "search", "random search"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One way of looking: its front, as front.json has it, by falling top-1."""
+    """One way of looking: its front, by falling top-1."""
 
     label: str
     evaluations: int
     hypervolume: float
-    front: Sequence[dict[str, Any]]
+    front: Sequence[FrontEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,11 @@ class SearchInfo:
     resource: str
     """The name of the resource along the axis: the first that was kept small."""
     minimised: Sequence[str]
-    limits: dict[str, float]
+    limits: Mapping[str, float]
     sides: Sequence[Found]
-    predictor: dict[str, Any] | None
-    """The report on the last round's predictor, as front.json has it."""
-    test: dict[str, Any] | None
+    predictor: PredictorReport | None
+    """The report on the last round's predictor."""
+    test: TestedSubnet | None
 
 
 def search_info(runs: Sequence[RunRecord]) -> list[SearchInfo]:
@@ -51,38 +53,37 @@ def search_info(runs: Sequence[RunRecord]) -> list[SearchInfo]:
     return [_info(run, run.front) for run in runs if run.front is not None]
 
 
-def _info(run: RunRecord, found: dict[str, Any]) -> SearchInfo:
-    sides = [(SEARCH, found["search"])] + ([(CONTROL, found["control"])] if found["control"] else [])
-    rounds = [one for one in found["rounds"] if isinstance(one, dict)]
-    reports = [one["predictor"] for one in rounds if isinstance(one.get("predictor"), dict)]
+def _info(run: RunRecord, found: RecordedFront) -> SearchInfo:
+    reports = [one.predictor for one in found.rounds if one.predictor is not None]
     return SearchInfo(
         run=str(run.path),
         arm=run.arm,
         seed=run.seed,
-        split=found["split"],
-        images=found["images"],
-        recorded=found["recorded"],
-        resource=found["minimised"][0],
-        minimised=found["minimised"],
-        limits=found["limits"],
+        split=found.split,
+        images=found.images,
+        recorded=found.recorded,
+        resource=found.minimised[0],
+        minimised=found.minimised,
+        limits=found.limits,
         sides=[
             Found(
                 label=label,
-                evaluations=side["evaluations"],
-                hypervolume=side["hypervolume"],
-                front=sorted(side["front"], key=lambda entry: -entry["top1"]),
+                evaluations=side.evaluations,
+                hypervolume=side.hypervolume,
+                front=sorted(side.front, key=lambda entry: -entry.top1),
             )
-            for label, side in sides
+            for label, side in ((SEARCH, found.search), (CONTROL, found.control))
+            if side is not None
         ],
         predictor=reports[-1] if reports else None,
-        test=found["test"],
+        test=found.test,
     )
 
 
-def value_of(entry: dict[str, Any], name: str) -> float:
+def value_of(entry: FrontEntry, name: str) -> float:
     """What an entry of a front has of a resource, in the unit in which it is shown."""
-    value = entry[name] if name in ("macs", "params") else entry["measures"][name]
-    return float(value) / SHOWN[name][1]
+    values = {**entry.measures, "macs": entry.macs, "params": entry.params}
+    return float(values[name]) / SHOWN[name][1]
 
 
 def points_of(info: SearchInfo) -> list[dict[str, Any]]:
@@ -93,9 +94,9 @@ def points_of(info: SearchInfo) -> list[dict[str, Any]]:
             "run": quoted(Path(info.run)),
             "seed": info.seed,
             "x": value_of(entry, info.resource),
-            "top1": entry["top1"],
-            "macs": entry["macs"] / 1e6,
-            "arch": quoted(entry["arch"]),
+            "top1": entry.top1,
+            "macs": entry.macs / 1e6,
+            "arch": quoted(entry.arch),
         }
         for side in info.sides
         for entry in side.front

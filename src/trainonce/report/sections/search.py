@@ -43,38 +43,36 @@ def _title(info: SearchInfo) -> str:
     found, *others = info.sides
     limits = " and ".join(f"{most / SHOWN[name][1]:.4g} {SHOWN[name][0]}" for name, most in info.limits.items())
     title = (
-        f"{'Within ' + limits if limits else 'Without a limit'}, search found {found.front[0]['top1']:.2f}% with "
+        f"{'Within ' + limits if limits else 'Without a limit'}, search found {found.front[0].top1:.2f}% with "
         f"{plural(found.evaluations, 'true score')}"
     )
     for control in others:
         title += (
-            f"; random search found {control.front[0]['top1']:.2f}% with {control.evaluations}, and its front fills "
+            f"; random search found {control.front[0].top1:.2f}% with {control.evaluations}, and its front fills "
             f"{control.hypervolume:.3f} of the box of what was seen, against {found.hypervolume:.3f}"
         )
     return f"{title}."
 
 
 def _test(info: SearchInfo) -> str:
-    if info.test is None or not isinstance(info.test.get("top1"), int | float):
-        return ""
-    return f" On the test images the chosen one has {info.test['top1']:.2f}%."
+    return "" if info.test is None else f" On the test images the chosen one has {info.test.top1:.2f}%."
 
 
 def _predictor(info: SearchInfo) -> str:
-    return "" if info.predictor is None else f" The predictor: {info.predictor.get('why', 'nothing is said of it')}."
+    return "" if info.predictor is None else f" The predictor: {info.predictor.why}."
 
 
 def _table(info: SearchInfo) -> Table:
-    others = [name for name in info.sides[0].front[0]["measures"] if name in SHOWN and name not in ("macs", "params")]
+    others = [name for name in info.sides[0].front[0].measures if name in SHOWN and name not in ("macs", "params")]
     rows: list[list[Cell]] = [
         [
             side.label,
-            entry["top1"],
+            entry.top1,
             value_of(entry, "macs"),
             value_of(entry, "params"),
             *(value_of(entry, name) for name in others),
-            "yes" if entry["known"] else "no",
-            Command(extract_command(info.run, entry["arch"])),
+            "yes" if entry.known else "no",
+            Command(extract_command(info.run, entry.arch)),
         ]
         for side in info.sides
         for entry in side.front
