@@ -10,7 +10,7 @@ from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.models import MobileNetV3
+from trainonce.models import Supernet
 from trainonce.recipes import AugmentationChange, Recipe, load_recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -58,7 +58,7 @@ class Network(NamedTuple):
     about: dict[str, Any]
 
 
-def train_once(net: MobileNetV3, data: DataSet, settings: OurSettings, *, seconds: float, seed: int) -> list[Network]:
+def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: float, seed: int) -> list[Network]:
     """Train `net`, choose a subnet for each device and finetune each, all within so many CPU seconds.
 
     Each network's seconds are a third of all.
@@ -94,7 +94,7 @@ def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
     return replace(data, augmentation=AugmentationChange(crop_from=crop_scale).of(data.augmentation, data.class_names))
 
 
-def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> int:
+def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> int:
     """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps; gives the steps.
 
     The few steps train another supernet of the same settings, and count.
@@ -103,7 +103,7 @@ def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, s
     whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
     with TemporaryDirectory() as folder:
 
-        def run(network: MobileNetV3, steps: float, name: str) -> float:
+        def run(network: Supernet, steps: float, name: str) -> float:
             start = time.process_time()
             saved = TrainSettings(checkpoint_every_s=3600)
             scaled = recipe.scaled(steps / whole)
@@ -111,7 +111,7 @@ def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, s
             return time.process_time() - start
 
         least = len(recipe.phases)
-        pilot = MobileNetV3(net.settings, seed=seed)
+        pilot = type(net)(net.settings, seed=seed)
         run(pilot, max(WARM_UP_STEPS, least), "warm-up")
         some = max(PILOT_STEPS, least)
         pace = run(pilot, some, "pilot") / some
@@ -121,7 +121,7 @@ def train_for(net: MobileNetV3, recipe: Recipe, data: DataSet, seconds: float, s
 
 
 def choose(
-    net: MobileNetV3, evaluator: Evaluator, candidates: int, seed: int, until: float
+    net: Supernet, evaluator: Evaluator, candidates: int, seed: int, until: float
 ) -> list[tuple[Architecture, float]]:
     """For each device the best on validate of up to `candidates` subnets, and its top-1; of the largest there is one.
 

@@ -15,7 +15,7 @@ from trainonce.recipes import Phase, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import TrainSettings, train_supernet
-from trainonce.training.optimizers import adamw
+from trainonce.training.optimizers import optimizer_for
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -101,7 +101,9 @@ def test_blocks_that_a_step_leaves_out(
 
 def test_norms_and_biases_do_not_decay(make_net: MakeNet) -> None:
     net = make_net()
-    optimizer = adamw(net, lr=0.5, betas=BETAS, weight_decay=DECAY)
+    phase = Phase(name="all", epochs=1, lr=0.5)
+    recipe = Recipe(name="own", about="x", phases=(phase,), optimizer="adamw", betas=BETAS, weight_decay=DECAY)
+    optimizer = optimizer_for(net, recipe, phase)
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     for weight in net.parameters():
         weight.grad = torch.zeros_like(weight)

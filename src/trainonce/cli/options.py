@@ -18,11 +18,45 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
 MovedData = Annotated[str | None, typer.Option("--data", help="Where the images are now, if they have moved.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one a core.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `trainonce list`) or a .toml file.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="A recipe's name (see `trainonce list`) or a .toml file. Default: transfer for weights that were trained "
+        "before; else rss, and quick for `trainonce fit`.",
+        show_default=False,
+    ),
+]
 Family = Annotated[
     str | None,
     typer.Option(
         help=f"{', '.join(FAMILIES)}, or your own as package.module:Class. Default: {DEFAULT_FAMILY}.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Make a network of your own elastic: timm:NAME, torchvision:NAME or your own package.module:function.",
+        show_default=False,
+    ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE|RUN",
+        help="Begin with trained weights: those of --model (.safetensors, or a state dict that torch.save wrote), or, "
+        "without it, a run's supernet.",
+        show_default=False,
+    ),
+]
+Stages = Annotated[
+    bool, typer.Option("--stages", help="Of --model, make the channels elastic too that residual sums share.")
+]
+Rigid = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of --model, choices that are not elastic, as a pattern: 'layer1.*'. May be given several times.",
         show_default=False,
     ),
 ]

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from trainonce.data.load import FOLDER_IMAGE_SIZE, DataSet, DataSource, divided, fitted, trained_on
+from trainonce.data.load import FOLDER_IMAGE_SIZE, DataSet, DataSource, as_asked, divided, fitted
 from trainonce.data.picture import square_picture
 from trainonce.data.splits import Published, Split
 from trainonce.errors import UserError
@@ -72,7 +72,7 @@ def from_arrays(
         raise UserError(f"there is a label {highest}, but {len(names)} class names")
     published = fitted(replace(made, class_names=names), image_size=image_size, grey=grey, where=name)
     source = DataSource(split_seed=split_seed, train_images=train_images)
-    return trained_on(replace(divided(published, source, where=name), name=name))
+    return as_asked(replace(divided(published, source, where=name), name=name))
 
 
 def from_pairs(

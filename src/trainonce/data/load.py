@@ -68,6 +68,12 @@ class DataSource(Settings):
     skipped: tuple[str, ...] = ()
     """Files of a folder that are left out because they were broken, by their paths below it."""
 
+    mean: tuple[float, ...] | None = None
+    """What is taken off pixels in 0..1, one number a channel; None for the data set's own."""
+
+    std: tuple[float, ...] | None = None
+    """What the rest is divided by, one number a channel; None for the data set's own."""
+
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
@@ -77,8 +83,9 @@ class DataSource(Settings):
     def identity(self) -> dict[str, Any]:
         """Which images these are: everything but whether they stay on disk."""
         values = self.model_dump(mode="json", exclude={"stream"})
-        if not self.skipped:  # so that it is the identity of before files could be skipped
-            del values["skipped"]
+        for name in ("skipped", "mean", "std"):  # so that it is the identity of before they could be chosen
+            if not values[name]:
+                del values[name]
         return values
 
     def load(
@@ -209,6 +216,8 @@ def load_dataset(
     workers: int | None = None,
     skip_broken: bool = False,
     skipped: Collection[str] = (),
+    mean: Collection[float] | None = None,
+    std: Collection[float] | None = None,
     beside: str | Path | None = None,
 ) -> DataSet:
     """Load a data set by its name in the table, from an npz file or an image folder, or from your own function.
@@ -222,12 +231,13 @@ def load_dataset(
     training split, a share of every class drawn from `train_images_seed`, and every other split whole. `stream` and
     `workers` say whether the images of a folder stay on disk, and how many processes decode them, `skip_broken` and
     `skipped` which files of it are left out: see `read_folder`; what was left out is in the `source` of what is given.
+    `mean` and `std` of pixels in 0..1, one number a channel, take the place of the data set's own.
     Raises `UserError` on an unknown name, on unreadable or malformed files, on files that are absent and cannot be
     fetched, on images that would not fit into memory, on a number of training images that there is not, and on
     `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
     if isinstance(name_or_path, DataSet):
-        if any((image_size, grey, split_seed, train_images, stream, skip_broken, skipped)):
+        if any((image_size, grey, split_seed, train_images, stream, skip_broken, skipped, mean, std)):
             raise UserError("the images of a DataSet are made already: choose their size, number and splits there")
         return name_or_path
     name_or_path = str(name_or_path)
@@ -248,6 +258,8 @@ def load_dataset(
         train_images=train_images,
         train_images_seed=train_images_seed,
         stream=stream,
+        mean=mean,
+        std=std,
     )
     if name_or_path in TABLE:
         folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
@@ -255,7 +267,7 @@ def load_dataset(
         data = load_entry(
             entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
         )
-        return trained_on(replace(data, source=source(name_or_path=name_or_path)))
+        return as_asked(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
     if FUNCTION.fullmatch(name_or_path) and not path.exists():
         if skip_broken or skipped:
@@ -285,7 +297,7 @@ def load_dataset(
             f"folder of images or {formats.FILES} file, or your own package.module:function"
         )
     asked = source(name_or_path=absolute, skipped=published.skipped)
-    return trained_on(divided(published, asked, where=str(path)))
+    return as_asked(divided(published, asked, where=str(path)))
 
 
 def _of_function(name: str, source: Callable[..., DataSource], beside: str | Path | None) -> DataSet:
@@ -297,15 +309,24 @@ def _of_function(name: str, source: Callable[..., DataSource], beside: str | Pat
     made = import_named(name, "function", TABLE, beside=beside)()
     if not isinstance(made, DataSet):
         raise UserError(f"{name} gives no trainonce.DataSet but a {type(made).__name__}: see docs/data.md")
-    return trained_on(replace(made, source=asked))
+    return as_asked(replace(made, source=asked))
 
 
-def trained_on(data: DataSet) -> DataSet:
-    """The data set with as many training images as its source asks for."""
-    asked = data.source.train_images
-    if asked is None:
+def as_asked(data: DataSet) -> DataSet:
+    """The data set with as many training images, and normalised, as its source asks.
+
+    Raises `UserError` where it cannot be.
+    """
+    asked = data.source
+    for name, numbers in (("mean", asked.mean), ("std", asked.std)):
+        if numbers is not None and len(numbers) != data.channels:
+            raise UserError(
+                f"{name} has {len(numbers)} numbers, but the images of {data.name} {data.channels} channels"
+            )
+    data = replace(data, mean=asked.mean or data.mean, std=asked.std or data.std)
+    if asked.train_images is None:
         return data
-    return replace(data, train=fewer(data.train, asked, seed=data.source.train_images_seed, where=data.name))
+    return replace(data, train=fewer(data.train, asked.train_images, seed=asked.train_images_seed, where=data.name))
 
 
 def load_entry(

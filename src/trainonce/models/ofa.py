@@ -10,22 +10,19 @@ names are those of mit-han-lab/once-for-all, which renamed modules over time and
 """
 
 import re
-import struct
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
-from trainonce.files import check_zip
 from trainonce.models.layout import Layout, MBConvSettings
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.mobilenet_v3 import MobileNetV3
 from trainonce.models.proxyless_nas import ProxylessNAS
+from trainonce.models.weights import check_weights, is_counter, read_weights
 from trainonce.nn.blocks import ElasticMBConv
 
 OFA_NETWORKS: dict[str, tuple[type[MBConvSupernet], float]] = {
@@ -39,19 +36,12 @@ OFA_RESOLUTIONS = (128, 160, 192, 224)
 """Sides of the images they were trained on, in pixels, beside the multiples of 4 in between (OFA's training script)."""
 
 CLASSIFIER = "classifier.linear.weight"
-DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-_FILE_ERRORS = (  # what torch raises on a damaged or foreign file, by format and by where the damage is
-    *(RuntimeError, UnpicklingError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
-    *(OverflowError, AssertionError, MemoryError, struct.error),
-)
 
 
 def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_RESOLUTIONS) -> MBConvSupernet:
     """The supernet of a published OFA network's weights, in evaluation mode.
 
-    `path` is a file that `torch.save` wrote, of the state dict or of a dict that has it as "state_dict"; it is read
-    by `torch.load(weights_only=True)`, which runs no code of the file. `name` is one of `OFA_NETWORKS`;
+    `path` is a file of weights, read as `read_weights` does. `name` is one of `OFA_NETWORKS`;
     `resolutions` are the sides of the input in pixels, rising. The number of classes is the file's. Any subnet makes
     of an image at its resolution the logits that it makes in OFA's code, up to rounding.
 
@@ -62,7 +52,7 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     if name not in OFA_NETWORKS:
         raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
     path = Path(path)
-    given, where = _canonical(_read(path), path), f"{path} is not a {name}"
+    given, where = _canonical(read_weights(path), path), f"{path} is not a {name}"
     if CLASSIFIER not in given or given[CLASSIFIER].ndim != 2:
         raise UserError(f"{where}: it has no {CLASSIFIER} of two dimensions")
     family, width = OFA_NETWORKS[name]
@@ -74,43 +64,9 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     names, state = _ofa_names(net), net.state_dict()
     if not any(key.endswith("_matrix") for key in given):  # trained without them; OFA's code reads on, and so does this
         names = {ours: theirs for ours, theirs in names.items() if not theirs.endswith("_matrix")}
-    _check({theirs: state[ours] for ours, theirs in names.items()}, given, where)
+    check_weights({theirs: state[ours] for ours, theirs in names.items()}, given, where)
     net.load_state_dict(state | {ours: given[theirs].to(torch.float32) for ours, theirs in names.items()})
     return net.eval()
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict of a file, on the CPU. Torch compares no sums, so that is done first."""
-    if not path.is_file():
-        raise UserError(f"{path} is not a file")
-    checked = check_zip(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of forms that it might not know: it then raises
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except _FILE_ERRORS as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path} is damaged, or no file of weights: {reason}") from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{path} holds no state dict")
-    for name, value in found.items():
-        if not isinstance(name, str) or not (_counts(name) or _is_weight(value)):
-            raise UserError(f"{path} holds no state dict of weights: what it has as {str(name)[:100]!r} is none")
-    if not checked:
-        warnings.warn(f"{path} has no sums: whether its weights are whole cannot be checked", stacklevel=3)
-    return found
-
-
-def _is_weight(value: object) -> bool:
-    """Whether it is an ordinary tensor, as a module's state dict has them, with its own number for every entry.
-
-    One number that stands for many would let a small file ask for any amount of memory.
-    """
-    if type(value) is not Tensor or value.is_nested or value.layout is not torch.strided:
-        return False
-    whole = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-    return value.device.type == "cpu" and value.dtype in DTYPES and whole
 
 
 def _canonical(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -121,14 +77,9 @@ def _canonical(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         short = re.sub(r"\.conv\.conv\.weight$", ".conv.weight", short).replace(".linear.linear.", ".linear.")
         if short in named:
             raise UserError(f"{path} holds {short} twice, under the names of two versions of OFA's code")
-        if not _counts(name):
+        if not is_counter(name):
             named[short] = tensor
     return named
-
-
-def _counts(name: str) -> bool:
-    """Whether a tensor counts a batch norm's batches: nothing depends on it."""
-    return name.endswith("num_batches_tracked")
 
 
 _AROUND = {"stem.0": "first_conv.conv", "stem.1": "first_conv.bn", "classifier": "classifier.linear"}
@@ -157,7 +108,7 @@ def _ofa_names(net: MBConvSupernet) -> dict[str, str]:
             names[f"{ours}.depthwise.transforms.to_{small}"] = matrix
     for name in net.state_dict():
         layer, _, tensor = name.rpartition(".")
-        if name not in names and not _counts(name):
+        if name not in names and not is_counter(name):
             names[name] = f"{layers[layer]}.{tensor}"
     return names
 
@@ -174,20 +125,3 @@ def _check_classifier(layout: Layout, settings: MBConvSettings, weight_KF: Tenso
     wanted = (settings.num_classes, largest.feature_channels or largest.final_channels)
     if weight_KF.shape != wanted:
         raise UserError(f"{where}: {CLASSIFIER} is {tuple(weight_KF.shape)} in it, not {wanted}")
-
-
-def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
-    """Raise `UserError` unless every tensor wanted is given, with its shape and finite, and no other."""
-    _refuse(where, "it lacks", [name for name in wanted if name not in given])
-    _refuse(where, "it also has", [name for name in given if name not in wanted])
-    for name, tensor in wanted.items():
-        if given[name].shape != tensor.shape:
-            raise UserError(f"{where}: {name} is {tuple(given[name].shape)} in it, not {tuple(tensor.shape)}")
-        if not given[name].to(torch.float32).isfinite().all():
-            raise UserError(f"{where}: {name} in it is not finite")
-
-
-def _refuse(where: str, what: str, names: Iterable[str]) -> None:
-    first, *others = names or [""]
-    if first:
-        raise UserError(f"{where}: {what} {first}" + (f" and {len(others)} more" if others else ""))

@@ -157,6 +157,31 @@ class Supernet(nn.Module, ABC):
         """MACs and parameters of the extracted network."""
         return self.cost(self.space.check(arch))
 
+    def head(self) -> frozenset[str]:
+        """The names of the parameters that have the classes as an axis: the last layer.
+
+        In general those that would have another shape if there were another number of classes.
+        """
+        with torch.device("meta"):
+            other = type(self)(self.settings.model_copy(update={"num_classes": self.settings.num_classes + 1}))
+        shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
+        return frozenset(name for name, parameter in self.named_parameters() if parameter.shape != shapes[name])
+
+    def with_head(self, num_classes: int, *, seed: int = 0, **fields: Any) -> Self:
+        """A network of its own for so many classes: its head is drawn from `seed`, all else copied.
+
+        `fields` are settings that change no weight's shape, such as resolutions. Raises `UserError` where it cannot be.
+        """
+        settings = self.settings.model_copy(update={"num_classes": num_classes, **fields})
+        return self._copied_into(type(self)(settings, seed=seed))
+
+    def _copied_into(self, fresh: Self) -> Self:
+        """Another network of the same layers, with everything of this one but the head."""
+        state, head = fresh.state_dict(), self.head()
+        own = {name: t for name, t in self.state_dict().items() if name not in head and t.shape == state[name].shape}
+        fresh.load_state_dict(state | own)
+        return fresh.train(self.training)
+
     def bind(self, arch: Architecture) -> "BoundSubnet":
         """A module called `model(x)` that shares this network's weights."""
         return BoundSubnet(self, arch)

@@ -43,8 +43,9 @@ def lent(network: nn.Module, *, ranks: Ranks | None = None) -> Iterator[Lent]:
 
     It is in training mode, and its dropout layers can take masks that are given to them; with `ranks` its batch norms
     normalise by the images of all of them. Modules stay the objects that they are, so their hooks are called and stay.
-    Gradients that are left at the end are dropped.
+    Gradients that are left at the end are dropped, and parameters can be trained or not as they could before.
     """
+    trained = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     plain = [layer for layer in network.modules() if type(layer) is nn.Dropout]
     with modes_kept(network), nullcontext() if ranks is None else synchronised(network, ranks):
         try:
@@ -53,6 +54,8 @@ def lent(network: nn.Module, *, ranks: Ranks | None = None) -> Iterator[Lent]:
             for layer in plain:
                 layer.__class__ = nn.Dropout
             network.zero_grad()
+            for parameter, can_be in trained:
+                parameter.requires_grad_(can_be)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from trainonce.pipeline.pace import for_minutes
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
-from trainonce.run.directory import RunDirectory, provenance
+from trainonce.run.directory import RunDirectory, Start, provenance
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -151,8 +151,12 @@ def fit_supernet(
     run: RunDirectory,
     settings: FitSettings,
     watch: Watch | None = None,
+    *,
+    start: Start | None = None,
 ) -> list[Fitted] | None:
     """Train `net` by `recipe`, scaled to the time, and hand over a network for each device; None where it was stopped.
+
+    `start` says where the weights that `net` has come from, if they were trained before.
 
     Where `run` holds a fit that was stopped, it goes on with the time that it had left, by the recipe recorded there.
     Raises `UserError` for a time that is too short, a budget that nothing fits, and a run of something else, and
@@ -160,7 +164,7 @@ def fit_supernet(
     """
     refuse_subclass(settings, FitSettings)
     try:
-        return _Fit(net, data, run, settings, watch or Watch()).go(recipe)
+        return _Fit(net, data, run, settings, watch or Watch(), start).go(recipe)
     except _StoppedEarlyError:
         return None
 
@@ -170,10 +174,12 @@ class _StoppedEarlyError(Exception):
 
 
 class _Fit:
-    def __init__(self, net: Supernet, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch) -> None:
+    def __init__(
+        self, net: Supernet, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch, start: Start | None
+    ) -> None:
         refuse_small_budgets(net, settings.max_macs)
         self.net, self.data = net.to(settings.device), data.to(settings.device)
-        self.run, self.settings, self.watch = run, settings, watch
+        self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
         self.trained = False
         self.done: list[Fitted] = []
@@ -221,6 +227,7 @@ class _Fit:
             self.data,
             self.run,
             seed=self.settings.seed,
+            start=self.start,
             resume=is_there(self.run.config_file),
             settings=TrainSettings(device=self.settings.device),
             on_progress=self.watch.training,

@@ -3,20 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.models import Supernet
+from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.training import supernet_for
 from trainonce.recipes import load_recipe
 from trainonce.run.directory import RunDirectory
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest network's MACs: the devices, where none is named."""
-SMALLEST_LIGHT = 16
-"""Up to so many pixels the default geometry stays `tiny`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,12 @@ def fit(
     minutes: float,
     *,
     max_macs: Sequence[float] = (),
-    recipe: str | Path = "quick",
+    recipe: str | Path | None = None,
     out: str | Path | None = None,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    stages: bool = False,
+    rigid: Sequence[str] = (),
     family: str | None = None,
     geometry: str | None = None,
     width: float | None = None,
@@ -73,18 +76,29 @@ def fit(
     what refusals call the options. Raises `UserError` for what cannot be, before anything is written.
     """
     use_threads(threads)
-    images = load_dataset(
-        data,
+    load = partial(
+        load_dataset,
         data_dir=data_dir,
-        image_size=image_size,
         grey=grey,
         train_images=train_images,
         split_seed=split_seed,
         skip_broken=skip_broken,
     )
-    if geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
-        geometry = "light"
-    net = supernet_for(images, family=family, geometry=geometry, width=width, seed=seed)
+    begun = begin(
+        load,
+        data,
+        image_size=image_size,
+        model=model,
+        weights=weights,
+        stages=stages,
+        rigid=rigid,
+        family=family,
+        geometry=geometry,
+        light=True,
+        width=width,
+        seed=seed,
+    )
+    images, net = begun.data, begun.net
     largest = net.cost_of(net.space.largest()).macs
     values = {
         "minutes": minutes,
@@ -99,7 +113,15 @@ def fit(
     on_plan(plan)
     on_start()
     began = time.monotonic()
-    fitted = fit_supernet(net, load_recipe(recipe), images, run, settings, watch or Watch())
+    fitted = fit_supernet(
+        net,
+        load_recipe(recipe or default_recipe(begun, "quick")),
+        images,
+        run,
+        settings,
+        watch or Watch(),
+        start=begun.start,
+    )
     return FittedDevices(
         plan=plan,
         devices=tuple(fitted or ()),

@@ -47,7 +47,7 @@ class Pace:
         phase = entry.phase
         steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
         alike = phase.model_dump(
-            include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher"}
+            include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher", "trains"}
         )
         shared = recipe.model_dump(include={"batch_size", "optimizer", "augmentation"}), recipe.ema > 0
         key = repr((net.family, net.settings, shared, steps, alike))
@@ -122,7 +122,8 @@ def estimated_seconds(
     """About how long a recipe takes on a device: a few batches timed for each phase.
 
     With several processes each times its share of a batch; what they say to each other is left out.
-    A forward pass without gradients, of a teacher or of a trial, counts as a third of a training pass.
+    A forward pass without gradients, of a teacher or of a trial, or with those of the head alone, counts as a third of
+    a training pass.
     Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
     """
     batch_size = recipe.images_per_step(len(data.train))
@@ -143,5 +144,6 @@ def estimated_seconds(
         pace = (time.monotonic() - began) / passes
         trials = sum(slot.candidates for slot in draws.slots if slot.candidates > 1)
         extra = (trials + (phase.target == "labels+teacher")) / 3
-        seconds += pace * phase.epochs * (len(phase.subnets) + extra) * len(data.train) / batch_size
+        trained = len(phase.subnets) / (3 if phase.trains == "head" else 1)
+        seconds += pace * phase.epochs * (trained + extra) * len(data.train) / batch_size
     return seconds

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.data.baseline import Baseline, baseline
@@ -14,14 +14,15 @@ from trainonce.data.formats import FILES
 from trainonce.errors import UserError
 from trainonce.extras import try_import
 from trainonce.lab.measures.forgetting import PROBES, Prober, default_probes
-from trainonce.models import MobileNetV3, Supernet, family_named
+from trainonce.models import Supernet
 from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
+from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.pace import estimated_seconds, for_minutes
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
-from trainonce.run.directory import RunDirectory
+from trainonce.run.directory import RunDirectory, Start
 from trainonce.run.lines import MetricsLine
 from trainonce.training.loop import Progress, TrainSettings, refuse_large_step, train_supernet
 
@@ -36,6 +37,8 @@ class TrainPlan:
     recipe: Recipe
     settings: TrainSettings
     seed: int
+    start: Start | None = None
+    """Where the network and its weights come from, if they are given."""
     resumed_at: str | None = None
     """The checkpoint that the run goes on from, or its beginning; None where it is a new one."""
 
@@ -61,13 +64,17 @@ class Trained:
 def train(
     data: DataSet | str | Path | None = None,
     *,
-    recipe: str | Path = "rss",
+    recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     epochs: float | None = None,
     passes: float | None = None,
     minutes: float | None = None,
     batch_size: int | None = None,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    stages: bool = False,
+    rigid: Sequence[str] = (),
     family: str | None = None,
     geometry: str | None = None,
     image_size: int | None = None,
@@ -101,9 +108,11 @@ def train(
 ) -> Trained:
     """Train a supernet on images into a run directory: `trainonce train`, whose options these are.
 
-    `data` is a data set's name, an image folder or an .npz file; the run is in `out`, or runs/DATA-RECIPE-SEED. With
-    `resume`, a run's directory, it goes on from its newest checkpoint, to the weights of a run that never stopped; then
-    `data` says where the images are now, if they have moved, and what the run is made of cannot be given.
+    `data` is a data set's name, an image folder or an .npz file; the run is in `out`, or runs/DATA-RECIPE-SEED.
+    `model`, `weights`, `stages` and `rigid` say what to begin with, see `trainonce.pipeline.beginning`; the recipe by
+    default is `transfer` where weights were trained before, else `rss`. With `resume`, a run's directory, it goes on
+    from its newest checkpoint, to the weights of a run that never stopped; then `data` says where the images are now,
+    if they have moved, and what the run is made of cannot be given.
     Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
     there on `should_stop` is asked, and ends it with everything saved. `on_look` is told the top-1 of the probes on
     validate, in percent, from the smallest to the largest, whenever they are looked at. `where` is what refusals call
@@ -118,11 +127,9 @@ def train(
                     raise UserError(f"name a data set, a folder of images or an {FILES} file, or give --resume RUN")
                 if minutes is not None and (epochs, passes) != (None, None):
                     raise UserError("--minutes is in place of --epochs and --passes")
-                chosen = scaled(load_recipe(recipe), epochs, passes, batch_size)
-                images = load_dataset(
-                    data,
+                load = partial(
+                    load_dataset,
                     data_dir=data_dir,
-                    image_size=image_size,
                     grey=grey,
                     train_images=train_images,
                     split_seed=split_seed,
@@ -130,18 +137,42 @@ def train(
                     workers=decode_workers,
                     skip_broken=skip_broken,
                 )
-                net = supernet_for(
-                    images, family=family, geometry=geometry, width=width, resolutions=resolutions, seed=seed
+                begun = begin(
+                    load,
+                    data,
+                    image_size=image_size,
+                    model=model,
+                    weights=weights,
+                    stages=stages,
+                    rigid=rigid,
+                    family=family,
+                    geometry=geometry,
+                    width=width,
+                    resolutions=resolutions,
+                    seed=seed,
                 )
+                images, net, start = begun.data, begun.net, begun.start
+                chosen = scaled(load_recipe(recipe or default_recipe(begun)), epochs, passes, batch_size)
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
-                made_of = (recipe != "rss", out, epochs, passes, minutes, batch_size, family, geometry, image_size)
+                made_of = (recipe, out, epochs, passes, minutes, batch_size, model, weights, stages, rigid, family)
                 _refuse_beside_resume(
-                    *made_of, resolutions, width, grey, train_images, split_seed, skip_broken, seed, dry_run
+                    *made_of,
+                    geometry,
+                    image_size,
+                    resolutions,
+                    width,
+                    grey,
+                    train_images,
+                    split_seed,
+                    skip_broken,
+                    seed,
+                    dry_run,
                 )
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
+                start = run.config().start
                 resumed_at = _resumed_at(run)
                 sync_bn = run.config().sync_batch_norm if sync_bn is None else sync_bn
                 precision = precision or run.config().precision
@@ -164,6 +195,7 @@ def train(
             recipe=chosen,
             settings=TrainSettings.parse(values, where=where),
             seed=seed,
+            start=start,
             resumed_at=resumed_at,
         )
         on_plan(plan)
@@ -187,15 +219,27 @@ def train(
 
 
 MADE_OF = (
-    *("recipe", "out", "epochs", "passes", "minutes", "batch-size", "family", "geometry", "image-size", "resolutions"),
-    *("width", "grey", "train-images", "split-seed", "skip-broken", "seed", "dry-run"),
+    *("recipe", "out", "epochs", "passes", "minutes", "batch-size", "model", "from", "stages", "rigid"),
+    *(
+        "family",
+        "geometry",
+        "image-size",
+        "resolutions",
+        "width",
+        "grey",
+        "train-images",
+        "split-seed",
+        "skip-broken",
+        "seed",
+        "dry-run",
+    ),
 )
 """The options that say what a new run is made of."""
 
 
 def _refuse_beside_resume(*values: object) -> None:
     for name, value in zip(MADE_OF, values, strict=True):
-        if value not in (None, False, 0):
+        if value not in (None, False, 0, ()):
             raise UserError(f"--{name} cannot be given together with --resume")
 
 
@@ -209,7 +253,7 @@ def _resumed_at(run: RunDirectory) -> str:
     newest = checkpoint.newest(run.checkpoints)
     if newest is None and run.metrics():
         raise UserError(f"{run.path} was trained before but its checkpoints are gone: there is nothing to go on from")
-    if newest is None and run.config().family in OF_NETWORKS:
+    if newest is None and (run.config().start is not None or run.config().family in OF_NETWORKS):
         raise UserError(f"{run.path} has no checkpoint, so the weights it began from are gone: start it anew")
     return newest.name if newest else "its beginning"
 
@@ -252,6 +296,7 @@ def _trained(
             plan.data,
             run,
             seed=plan.seed,
+            start=plan.start,
             resume=plan.resumed_at is not None,
             settings=plan.settings,
             on_progress=note,
@@ -280,33 +325,6 @@ def outlook(train: float, validate: float) -> str:
 
 STILL_RISING, OVERFITTING = 5.0, 20.0
 """How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
-
-
-def supernet_for(
-    data: DataSet,
-    *,
-    family: str | None = None,
-    geometry: str | None = None,
-    width: float | None = None,
-    resolutions: Sequence[int] | None = None,
-    seed: int = 0,
-) -> Supernet:
-    """An untrained supernet of a family (MobileNetV3's by default) for these images.
-
-    Raises `UserError` for what cannot be one.
-    """
-    asked = family_named(family or MobileNetV3.family)
-    fields: dict[str, Any] = {} if width is None else {"width_mult": width}
-    if resolutions is not None:
-        fields["resolutions"] = tuple(resolutions)
-    settings = asked.settings_type.for_images(
-        image_size=data.image_size,
-        in_channels=data.channels,
-        num_classes=data.num_classes,
-        geometry=geometry,
-        **fields,
-    )
-    return asked(settings, seed=seed)
 
 
 @contextmanager

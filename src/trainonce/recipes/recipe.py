@@ -56,6 +56,11 @@ class Phase(Settings):
     """Passes over the training images by steps; each step trains every subnet in `subnets`."""
     lr: float = Field(0.01, gt=0)
     """The highest learning rate of the phase, for the recipe's batch size."""
+    trains: Literal["all", "head"] = "all"
+    """Which weights are trained: all, or the head alone (the last layer, which has the classes), as where a network
+    that was trained before is given new classes."""
+    backbone_lr: float = Field(1.0, gt=0, le=1)
+    """What the learning rate is multiplied by for all weights but the head's."""
     schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up: down to 0 along half a cosine, or not at all. In "one-cycle" it
     also rises along half a cosine, from a 25th of `lr`, over the warm-up or, without one, three tenths of the phase
@@ -96,8 +101,8 @@ class Phase(Settings):
     """What the loss against the teacher is multiplied by there. Weights that sum to one leave the size of a step as
     labels alone have it."""
     teacher: Literal["largest", "untrained"] = "largest"
-    """The frozen teacher of "labels+teacher": the largest subnet as it stands when the first phase ends, or,
-    as the paper's released code has it, a network of random weights in training mode."""
+    """The frozen teacher of "labels+teacher": the largest subnet as it stands when the first phase with this teacher
+    begins, or, as the paper's released code has it, a network of random weights in training mode."""
     teacher_statistics: Literal["running", "batch"] = "running"
     """What the trained teacher's batch norms normalise by: running statistics, or, as in OFA's code, the batch. It
     has no dropout either way."""
@@ -130,6 +135,8 @@ class Phase(Settings):
             raise ValueError("warmup_epochs must be fewer than the phase's epochs")
         if self.label_weight + self.teacher_weight == 0:
             raise ValueError("label_weight and teacher_weight cannot both be 0")
+        if self.trains == "head" and (self.backbone_lr != 1 or self.sort_channels):
+            raise ValueError("where the head alone is trained, neither backbone_lr nor sort_channels says anything")
         return self
 
     def passed_over(self, space: SearchSpace) -> tuple[str, ...]:
@@ -181,7 +188,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.phases[0].target == "labels+teacher" and self.phases[0].teacher == "largest":
-            raise ValueError("the first phase cannot learn from the largest subnet as the first phase left it")
+            raise ValueError("the first phase cannot learn from the largest subnet: no phase before has trained it")
         return self
 
     @property

@@ -50,7 +50,7 @@ def save(
 
     Raises `RunError` where the disk refuses; earlier checkpoints are then untouched.
     """
-    path = _path_of(directory, step)
+    path = path_of(directory, step)
     partial = directory / f".{path.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def steps(directory: Path) -> list[int]:
 
 def load_step(directory: Path, step: int) -> Checkpoint:
     """Read the checkpoint of a step. Raises `DamagedCheckpoint`, also where there is none."""
-    return load(_path_of(directory, step))
+    return load(path_of(directory, step))
 
 
 def newest_state(directory: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -149,7 +149,8 @@ def newest(directory: Path) -> Path | None:
     return next(reversed(_in_order(directory)), None)
 
 
-def _path_of(directory: Path, step: int) -> Path:
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
     return directory / f"step-{step:06d}"
 
 

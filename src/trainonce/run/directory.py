@@ -56,6 +56,19 @@ class Imported(Settings):
     """Hash of that file."""
 
 
+class Start(Settings):
+    """Where the weights come from that a training began with."""
+
+    network: str
+    """The network: timm:NAME, torchvision:NAME, package.module:function, or the family of a run."""
+    file: str | None = None
+    """Where its weights were read: a file, or a run's checkpoint; None where the function gave them."""
+    sha256: str | None = None
+    """Hash of that file."""
+    fresh_head: bool
+    """Whether the last layer was drawn anew."""
+
+
 class RunConfig(Settings):
     """Everything that a run's weights follow from, and where it was run."""
 
@@ -73,6 +86,8 @@ class RunConfig(Settings):
     """The strategy, already scaled."""
     imported: Imported | None = None
     """Where the weights come from, if not from training here; the recipe then is what their publisher says of them."""
+    start: Start | None = None
+    """Where the weights come from that the training began with; None where they were drawn from the seed."""
     sync_batch_norm: bool = False
     """Whether several processes normalise by the images of all. May be another when the run goes on."""
     precision: Precision = "float32"

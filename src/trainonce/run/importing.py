@@ -1,12 +1,12 @@
 """Weights that were trained elsewhere, as a run directory that every command but `train` takes."""
 
-import hashlib
 from pathlib import Path
 
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
 from trainonce.models.ofa import OFA_RESOLUTIONS, load_ofa
+from trainonce.models.weights import file_sha256
 from trainonce.recipes import RECIPES, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import Imported, RunConfig, RunDirectory, provenance
@@ -30,9 +30,7 @@ def import_ofa(
     for what, want, have in zip(("classes", "channels", "pixels a side"), expected, found, strict=True):
         if want != have:
             raise UserError(f"the images of {data.name} have {have} {what}, but {name} in {path} has {want}")
-    with Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    imported = Imported(name=name, file=str(Path(path).resolve()), sha256=digest)
+    imported = Imported(name=name, file=str(Path(path).resolve()), sha256=file_sha256(path))
     config = RunConfig(
         data=data.source,
         data_fingerprint=data.fingerprint(),

@@ -31,7 +31,7 @@ from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
 from trainonce.recipes import MIXES, AugmentationChange, Phase, PhaseSteps, Recipe, Slot, phase_at, timetable
-from trainonce.run.directory import RunConfig, RunDirectory, provenance
+from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.settings import Settings, refuse_subclass
@@ -40,6 +40,7 @@ from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.devices import check_device
 from trainonce.training.graphs import StepGraph, capture_for, holds_one_subnet
 from trainonce.training.losses import distillation
+from trainonce.training.optimizers import set_lr
 from trainonce.training.state import TrainState, check_identity
 from trainonce.training.step_sums import StepRecord, StepSums, not_finite
 
@@ -121,6 +122,7 @@ def train_supernet(
     run: RunDirectory,
     *,
     seed: int = 0,
+    start: Start | None = None,
     resume: bool = False,
     settings: TrainSettings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -129,6 +131,8 @@ def train_supernet(
     ranks: Ranks | None = None,
 ) -> bool:
     """Train `net` in place by `recipe`; `run` gets run.json, metrics, exposure and checkpoints.
+
+    `start` says where the weights that `net` has come from, if they were trained before.
 
     With `resume` a run that is there goes on from its newest whole checkpoint: bit for bit on the CPU with the same
     number of threads and processes, up to rounding elsewhere. `should_stop` is asked after every step; when it
@@ -160,6 +164,7 @@ def train_supernet(
         family=net.family,
         model=net.settings.model_dump(mode="json"),
         recipe=recipe,
+        start=start,
         sync_batch_norm=chosen.sync_batch_norm,
         precision=chosen.precision,
         keep_at=chosen.keep_at,
@@ -355,7 +360,8 @@ class _Loop:
                 (entry.index, *archs), lambda x, y: self._passes(entry, in_phase, draws, x, y)[1:], x_BCHW, y_B, masks
             )
         else:
-            with self.lent.step(DrawnMasks(masks, self.shard), self.replays):
+            replays = self.replays if phase.trains == "all" else NOTHING
+            with self.lent.step(DrawnMasks(masks, self.shard), replays):
                 archs, losses_S, hits = self._passes(entry, in_phase, draws, x_BCHW, y_B)
         losses_S, hits = self._exchange(losses_S, hits)
         lr = entry.lr(state.step)
@@ -368,8 +374,7 @@ class _Loop:
             nn.utils.clip_grad_value_(self.net.parameters(), phase.clip_value)
         if self.recipe.idle_weights == "move":
             state.let_idle_weights_move()
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(state.optimizer, lr)
         state.optimizer.step()
         state.average_weights()
         state.sums.add(losses_S, hits, self.shard.total)

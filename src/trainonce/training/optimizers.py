@@ -1,12 +1,14 @@
 """The optimizers that a recipe may name, and their state as groups of tensors that checkpoints keep."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.recipes import Recipe
+from trainonce.models import Supernet
+from trainonce.recipes import Phase, Recipe
 
 GROUPS = {
     "sgd": {"momentum_buffer": "optimizer"},
@@ -15,38 +17,56 @@ GROUPS = {
 """For each optimizer, what torch calls a tensor of a parameter's state, and the group that has it in a checkpoint."""
 
 
-def optimizer_for(network: nn.Module, recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over all weights of a network; those of norms and biases do not decay."""
+def optimizer_for(net: Supernet, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
+    """The optimizer of a phase over the weights that it trains; those of norms and biases do not decay.
+
+    Each group of parameters has, as "times", what the learning rate is multiplied by for it.
+    """
+    named, head = dict(net.named_parameters()), net.head() if phase.trains == "head" or phase.backbone_lr < 1 else ()
+    last = {name: parameter for name, parameter in named.items() if name in head}
+    rest = {name: parameter for name, parameter in named.items() if name not in head}
+    groups = [] if phase.trains == "head" else _groups(rest, recipe.weight_decay, times=phase.backbone_lr)
+    if last:
+        groups += _groups(last, recipe.weight_decay)
     if recipe.optimizer == "adamw":
-        return adamw(network, lr=lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
-    return sgd(network, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return _adamw(groups, lr=phase.lr, betas=recipe.betas)
+    return _sgd(groups, lr=phase.lr, momentum=recipe.momentum)
 
 
 def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum over all weights of a network; those of norms and biases do not decay."""
-    groups = _decayed_and_not(network, weight_decay)
+    return _sgd(_groups(dict(network.named_parameters()), weight_decay), lr=lr, momentum=momentum)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate, multiplied as each group has it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["times"]
+
+
+def _sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.SGD:
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
-        for parameter in network.parameters():
+        for parameter in (parameter for group in groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def adamw(network: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over all weights of a network; those of norms and biases do not decay.
-
-    Each weight's means are corrected by the steps that it had a gradient in. Fused, so that a step reads nothing back.
-    """
-    return torch.optim.AdamW(_decayed_and_not(network, weight_decay), lr=lr, betas=betas, fused=True)
+def _adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Each weight's means are corrected by the steps that it had a gradient in. Fused, so a step reads nothing back."""
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
-def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def _groups(named: Mapping[str, nn.Parameter], weight_decay: float, *, times: float = 1.0) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in named.items():
         norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
         (plain if norm_or_bias else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "times": times},
+        {"params": plain, "weight_decay": 0.0, "times": times},
+    ]
 
 
 def refuse_another(optimizer: torch.optim.Optimizer) -> None:

@@ -56,7 +56,7 @@ class TrainState:
 
     def begin_phase(self, entry: PhaseSteps) -> None:
         """Sort channels, choose the teacher, and start the optimizer and the average anew, as the phase asks."""
-        if entry.index == 1 and any(_learns_from_largest(e.phase) for e in self.table):
+        if self.trained_teacher is None and _learns_from_largest(entry.phase):
             self.trained_teacher = _as_teacher(self.net).eval()
             self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
         if entry.phase.sort_channels:
@@ -64,9 +64,12 @@ class TrainState:
         self._prepare(entry)
 
     def _prepare(self, entry: PhaseSteps) -> None:
-        """The teacher, the optimizer and the average of a phase, as it begins."""
+        """The teacher, what is trained, the optimizer and the average of a phase, as it begins."""
         self.teacher = self._teacher(entry)
-        self.optimizer = optimizer_for(self.net, self.recipe, lr=entry.phase.lr)
+        head = self.net.head() if entry.phase.trains == "head" else None
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(head is None or name in head)
+        self.optimizer = optimizer_for(self.net, self.recipe, entry.phase)
         refuse_another(self.optimizer)
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
@@ -101,7 +104,7 @@ class TrainState:
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
         for parameter in self.net.parameters():
-            if parameter.grad is None:
+            if parameter.grad is None and parameter.requires_grad:
                 if parameter not in self.zeros:
                     self.zeros[parameter] = torch.zeros_like(parameter)
                 parameter.grad = self.zeros[parameter]
@@ -201,7 +204,7 @@ class TrainState:
                     check_identity(recorded.identity(), self.config.identity(), where=found.path)
                 self.run.drop_after(0 if found is None else found.step)
         if not self.ranks.collect_json(found is not None)[0]:
-            if self.recipe.zero_init_residual:
+            if self.recipe.zero_init_residual and self.config.start is None:
                 self.net.zero_init_residual()
             self.ranks.copy_from_first(self.net.state_dict().values())
             self.save()

@@ -8,12 +8,14 @@ following   which of its numbers follow where axes become shorter
 residuals   branches that can be left out
 layout      what of them is elastic, the search space, what each architecture is and costs
 supernet    the family
+given       networks that a person names: timm:resnet18
 own_classes a subnet as an object of the person's own classes
 table       what is elastic and what stays, for a person
 """
 
+from trainonce.models.traced.given import GivenNetwork, network_named
 from trainonce.models.traced.own_classes import in_own_classes
-from trainonce.models.traced.supernet import Traced, TracedSettings, elastic, with_classes
+from trainonce.models.traced.supernet import Traced, TracedSettings, elastic
 from trainonce.models.traced.table import table
 
-__all__ = ["Traced", "TracedSettings", "elastic", "in_own_classes", "table", "with_classes"]
+__all__ = ["GivenNetwork", "Traced", "TracedSettings", "elastic", "in_own_classes", "network_named", "table"]

@@ -226,6 +226,39 @@ class Traced(Supernet):
                 nn.init.uniform_(fresh, -bound, bound, generator=generator)
             tensor.copy_(fresh)
 
+    def head(self) -> frozenset[str]:
+        classes = self._classes()
+        return frozenset(
+            f"network.{name}"
+            for name, _ in self.network.named_parameters()
+            if any(_is_of(dimension, classes) for dimension in self.layout.dimensions[name])
+        )
+
+    def with_head(self, num_classes: int, *, seed: int = 0, **fields: Any) -> Self:
+        classes, spec = self._classes(), self.settings.network
+        tensors = tuple(
+            replace(
+                t,
+                shape=tuple(
+                    num_classes if _is_of(dimension, classes) else size
+                    for dimension, size in zip(self.layout.dimensions[t.name], t.shape, strict=True)
+                ),
+            )
+            for t in spec.tensors
+        )
+        network = replace(spec, num_classes=num_classes, tensors=tensors)
+        settings = self.settings.model_copy(update={"network": network, "num_classes": num_classes, **fields})
+        return self._copied_into(type(self)(settings, seed=seed))
+
+    def _classes(self) -> set[int]:
+        """The axes that the logits have. Raises `UserError` where they are tied to something else."""
+        found = self.layout.found
+        logits = found.of(f"%{self.settings.network.output}")[1]
+        axes = {segment.axis for segment in logits}
+        if any(found.axes.reason(axis) != OUTPUT for axis in axes) or len(logits) != 1:
+            raise UserError("the classes of this network are tied to its other channels: it cannot be given others")
+        return axes
+
     def _tensors(self, arch: Architecture) -> Iterable[tuple[str, Tensor]]:
         own = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         return (
@@ -267,6 +300,10 @@ class Traced(Supernet):
         places = torch.cat(found)
         first = torch.arange(len(places), device=places.device)
         return len(places) if torch.equal(places, first) else places
+
+
+def _is_of(dimension: Dimension, axes: set[int]) -> bool:
+    return any(segment.axis in axes for segment in dimension)
 
 
 def _cut(tensor: Tensor, along: tuple[Tensor | int | None, ...]) -> Tensor:
@@ -350,36 +387,5 @@ def elastic(
     net = Traced(settings, seed=seed)
     net.network.load_state_dict(state)
     if num_classes is not None and num_classes != spec.num_classes:
-        return with_classes(net, num_classes, seed=seed)
+        return net.with_head(num_classes, seed=seed)
     return net
-
-
-def with_classes(net: Traced, num_classes: int, *, seed: int = 0) -> Traced:
-    """The supernet for other classes: what has the classes as an axis is drawn anew from `seed`, the rest is copied.
-
-    Raises `UserError` where the classes of the network are tied to something else.
-    """
-    spec, found = net.settings.network, net.layout.found
-    logits = found.of(f"%{spec.output}")[1]
-    axes = {segment.axis for segment in logits}
-    if any(found.axes.reason(axis) != OUTPUT for axis in axes) or len(logits) != 1:
-        raise UserError("the classes of this network are tied to its other channels: it cannot be given others")
-    tensors = tuple(
-        TensorSpec(
-            t.name,
-            tuple(
-                num_classes if {s.axis for s in found.axes.resolve(d)} & axes else n
-                for d, n in zip(net.layout.dimensions[t.name], t.shape, strict=True)
-            ),
-            t.learned,
-            t.whole,
-        )
-        for t in spec.tensors
-    )
-    other = replace(spec, num_classes=num_classes, tensors=tensors)
-    settings = net.settings.model_copy(update={"network": other, "num_classes": num_classes})
-    fresh = Traced(settings, seed=seed)
-    own = net.network.state_dict()
-    kept = {name: tensor for name, tensor in fresh.network.state_dict().items() if own[name].shape == tensor.shape}
-    fresh.network.load_state_dict(fresh.network.state_dict() | {name: own[name] for name in kept})
-    return fresh

@@ -1,0 +1,247 @@
+"""A trained network made elastic, against what one would do without: pruning and fine-tuning it for each device.
+
+    python benchmarks/own_network.py SET … --model timm:NAME --from FILE [--minutes 10] [--seeds 3] [--image-size 96]
+        [--rates 1e-3] [--lr-factor 1] [--recipe transfer] [--stages] [--out own_network.jsonl] [--every-setting]
+
+A SET is a name that `load_dataset` knows, or a folder of images; at most 5,000 training images are used. The devices
+are 25, 50 and 100% of the network's MACs. Everything comes out of one budget of CPU seconds of one thread
+(`time.process_time`), shared by the three devices; what counts is what counts in `worth.py`.
+
+**Ours**: one training of the supernet, the best on validate of some random subnets near each device's MACs, each
+fine-tuned in its share of what is left (`--split`).
+
+**Pruned** (needs torch-pruning): the network is fine-tuned on the images for a share of the budget, and is the first
+device's. For each other device it is pruned to the device's MACs (groups of channels, by their L2 norm, in one step and
+by the same share of every layer, to multiples of 8: the library's own example) and fine-tuned in half of what is left.
+
+**Scratch**: timm's mobilenetv3_small_050 with random weights, a third of the budget.
+
+Of several rates of a side, validate chooses. Every network is a line of the file; run again it does what is missing.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import machine
+from trainonce.data import DataSet, load_dataset
+from trainonce.models.traced import Traced, elastic, network_named
+from trainonce.records import append_line, read_lines
+from worth_ours import OurSettings, train_once
+from worth_rivals import Trained, counted_macs, train_alone
+from worth_table import DEVICES, Result, table
+
+OURS, PRUNED, SCRATCH = SIDES = ("ours", "pruned", "scratch")
+WHOLE = 0.4
+"""Share of the budget in which the network is fine-tuned before it is pruned."""
+SMALL = "mobilenetv3_small_050"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One set at one budget and seed."""
+
+    data: DataSet
+    net: Traced
+    network: nn.Module
+    """The network with its weights, and a head for the set's classes."""
+    minutes: float
+    seed: int
+    out: Path
+
+    def result(self, side: str, trained: Trained, settings: str, device: float, macs: int, params: int) -> Result:
+        """A result of this set, budget and seed."""
+        return Result(
+            data=self.data.source.name,
+            geometry=f"{self.data.image_size} pixels",
+            minutes=self.minutes,
+            seed=self.seed,
+            side=side,
+            settings=settings,
+            sharing=len(DEVICES),
+            device=device,
+            macs=macs,
+            params=params,
+            validate=trained.validate,
+            test=trained.test,
+            seconds=round(trained.seconds, 2),
+            about={"steps": trained.steps},
+        )
+
+    def has(self, side: str, settings: str) -> bool:
+        """Whether the file has all devices of a side."""
+        mine = (self.data.source.name, f"{self.data.image_size} pixels", self.minutes, self.seed, side, settings)
+        there = [(r.data, r.geometry, r.minutes, r.seed, r.side, r.settings) for r in results_in(self.out)]
+        return there.count(mine) >= len(DEVICES)
+
+
+def results_in(path: Path) -> list[Result]:
+    """The results of a file."""
+    return [Result(**line) for line in read_lines(path)] if path.exists() else []
+
+
+def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:
+    """One training, three subnets."""
+    net = copy.deepcopy(bench.net)
+    networks = train_once(net, bench.data, settings, seconds=60 * bench.minutes, seed=bench.seed)
+    for device, (arch, trained, about) in zip(DEVICES, networks, strict=True):
+        cost = net.cost_of(arch)
+        result = bench.result(OURS, trained, str(settings), device, cost.macs, cost.params)
+        yield replace(result, about=result.about | {"architecture": str(arch)} | about)
+
+
+def pruned(bench: Bench, rate: float) -> Iterator[Result]:
+    """The network fine-tuned, pruned for each device, and fine-tuned again."""
+    began, seconds = time.process_time(), 60 * bench.minutes
+    network = copy.deepcopy(bench.network)
+    trained = train_alone(network, bench.data, seconds=WHOLE * seconds, rate=rate, seed=bench.seed)
+    macs = counted_macs(network, bench.data.channels, bench.data.image_size)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    spent = time.process_time() - began
+    yield bench.result(PRUNED, trained, f"rate {rate:g}", 1.0, macs, params)
+    for device in (d for d in DEVICES if d < 1):
+        began = time.process_time()
+        smaller = pruned_to(network, int(device * macs), bench.data)
+        left = (seconds - spent) / (len(DEVICES) - 1) - (time.process_time() - began)
+        trained = train_alone(smaller, bench.data, seconds=left, rate=rate, seed=bench.seed)
+        its = counted_macs(smaller, bench.data.channels, bench.data.image_size)
+        params = sum(parameter.numel() for parameter in smaller.parameters())
+        yield bench.result(PRUNED, trained, f"rate {rate:g}", device, its, params)
+
+
+def pruned_to(network: nn.Module, most: int, data: DataSet) -> nn.Module:
+    """The network with the least share of its channels pruned that leaves at most so many MACs."""
+    pruning: Any = import_module("torch_pruning")
+    example_BCHW = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        share = (low + high) / 2
+        if counted_macs(_pruned_by(pruning, network, share, example_BCHW), data.channels, data.image_size) > most:
+            low = share
+        else:
+            high = share
+    return _pruned_by(pruning, network, high, example_BCHW)
+
+
+def _pruned_by(pruning: Any, network: nn.Module, share: float, example_BCHW: torch.Tensor) -> nn.Module:
+    network = copy.deepcopy(network).eval()
+    head = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+    importance = pruning.importance.GroupMagnitudeImportance(p=2)
+    pruner = pruning.pruner.BasePruner(
+        network, example_BCHW, importance=importance, pruning_ratio=share, ignored_layers=[head], round_to=8
+    )
+    pruner.step()
+    for parameter in network.parameters():
+        parameter.grad = None
+    return network
+
+
+def scratch(bench: Bench, rate: float) -> Iterator[Result]:
+    """A small network from random weights; the same for all devices that it fits."""
+    timm: Any = import_module("timm")
+    torch.manual_seed(bench.seed)
+    network = timm.create_model(SMALL, in_chans=bench.data.channels, num_classes=bench.data.num_classes)
+    macs = counted_macs(network, bench.data.channels, bench.data.image_size)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    seconds = 60 * bench.minutes / len(DEVICES)
+    trained = train_alone(network, bench.data, seconds=seconds, rate=10 * rate, seed=bench.seed)
+    for device in DEVICES:
+        yield bench.result(SCRATCH, trained, f"rate {rate:g}", device, macs, params)
+
+
+def loaded(name_or_path: str, asked: argparse.Namespace) -> tuple[DataSet, Traced, nn.Module]:
+    """A set as the network wants it, the supernet, and the network, both with a new head."""
+    given = network_named(asked.model, asked.weights)
+    data = load_dataset(name_or_path, image_size=asked.image_size, mean=given.mean, std=given.std)
+    if len(data.train) > asked.train_images:
+        data = load_dataset(
+            *(name_or_path,),
+            image_size=asked.image_size,
+            mean=given.mean,
+            std=given.std,
+            train_images=asked.train_images,
+        )
+        few = min(asked.train_images // 5, len(data.validate))
+        data = replace(data, validate=data.validate.drawn(few, seed=0))
+    example_BCHW = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    net = elastic(given.network, example_BCHW, num_classes=data.num_classes, stages=asked.stages)
+    network = given.network
+    name, head = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+    if head.out_features != data.num_classes:
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, nn.Linear(head.in_features, data.num_classes))
+    network.load_state_dict(network.state_dict() | net.network.state_dict())
+    return data, net, network
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET")
+    parser.add_argument("--model", required=True, help="see `trainonce train --help`")
+    parser.add_argument("--from", dest="weights", help="a file of its weights")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for all devices together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--train-images", type=int, default=5000, help="at most")
+    parser.add_argument("--stages", action="store_true")
+    parser.add_argument("--recipe", default="transfer")
+    parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="multiplies the recipe's rates")
+    parser.add_argument("--split", type=float, nargs=3, default=[0.75, 0.05, 0.2])
+    parser.add_argument("--finetune-rate", type=float, default=0.01)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--calibration-images", type=int, default=400)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of the rivals' AdamW; ten times alone")
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--every-setting", action="store_true", help="the table shows all settings of a side")
+    parser.add_argument("--out", type=Path, default=Path("own_network.jsonl"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, then print the table."""
+    asked = options(arguments)
+    torch.set_num_threads(1)
+    print(machine())
+    for name_or_path in asked.sets:
+        data, net, network = loaded(name_or_path, asked)
+        for seed in asked.seeds:
+            bench = Bench(data=data, net=net, network=network, minutes=asked.minutes, seed=seed, out=asked.out)
+            runs: list[tuple[str, str, Iterator[Result]]] = []
+            for factor in asked.lr_factor:
+                settings = OurSettings(
+                    recipe=asked.recipe,
+                    lr_factor=factor,
+                    split=tuple(asked.split),
+                    crop_scale=None,
+                    finetune_rate=asked.finetune_rate,
+                    candidates=asked.candidates,
+                    calibration_images=asked.calibration_images,
+                )
+                runs.append((OURS, str(settings), ours(bench, settings)))
+            for rate, (side, measure) in product(asked.rates, ((PRUNED, pruned), (SCRATCH, scratch))):
+                runs.append((side, f"rate {rate:g}", measure(bench, rate)))
+            for side, named, results in runs:
+                if side in asked.sides and not bench.has(side, named):
+                    for result in results:
+                        append_line(asked.out, asdict(result))
+                        print(
+                            f"{result.data}, seed {seed}: {side}, {named}: {result.device:.0%}: validate "
+                            f"{result.validate:.1f}, test {result.test:.1f}, {(result.macs or 0) / 1e6:.1f} M MACs, "
+                            f"{result.seconds:.0f} s",
+                            flush=True,
+                        )
+    print("\n" + table(results_in(asked.out), every_setting=asked.every_setting))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What a training begins with: images, and a supernet for them: a new one, a network of one's own, or another run's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainonce.data import DataSet
+from trainonce.errors import UserError
+from trainonce.models import MobileNetV3, Supernet, family_named
+from trainonce.models.weights import file_sha256
+from trainonce.names import is_import_name
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory, Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Images and the supernet that they are to train."""
+
+    data: DataSet
+    net: Supernet
+    start: Start | None = None
+    """Where the network and its weights come from; None for a new one of a family."""
+    trained: bool = False
+    """Whether it has weights that were trained, but perhaps for its head."""
+
+
+SMALLEST_LIGHT = 16
+"""Up to so many pixels the default geometry stays `tiny`."""
+Load = Callable[..., DataSet]
+"""`load_dataset` with some of its keywords filled in, but not `image_size`, `mean` and `std`."""
+
+
+def begin(
+    load: Load,
+    data: DataSet | str | Path,
+    *,
+    image_size: int | None = None,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    stages: bool = False,
+    rigid: Sequence[str] = (),
+    family: str | None = None,
+    geometry: str | None = None,
+    light: bool = False,
+    width: float | None = None,
+    resolutions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Beginning:
+    """The images of `data`, and a supernet for them.
+
+    `model` names a network to be made elastic, and `weights` a file of its weights; without a model, `weights` is a
+    run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
+    trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages` and
+    `rigid` (patterns of choices) say what of a network is elastic. With `light`, a new network is of the geometry that
+    suits a training of minutes, unless another is named.
+    Raises `UserError` for what cannot be together or cannot be made.
+    """
+    if model is None and (stages or rigid):
+        raise UserError("--stages and --rigid say what of a network is elastic: they go with --model")
+    if model is None and weights is None:
+        images = load(data, image_size=image_size)
+        if light and geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
+            geometry = "light"
+        net = supernet_for(images, family=family, geometry=geometry, width=width, resolutions=resolutions, seed=seed)
+        return Beginning(data=images, net=net)
+    refused = {"--family": family, "--geometry": geometry, "--width": width}
+    for option, value in refused.items():
+        if value is not None:
+            raise UserError(f"{option} is of a new network: it cannot be given with --model or --from")
+    if model is None:
+        assert weights is not None
+        return _of_run(load, data, Path(weights), image_size, resolutions, seed)
+    if resolutions is not None:
+        raise UserError("--resolutions cannot be given with --model: it is traced at one size of images")
+    return _of_network(load, data, model, weights, image_size, stages=stages, rigid=rigid, seed=seed)
+
+
+def _suiting(
+    load: Load,
+    data: DataSet | str | Path,
+    image_size: int | None,
+    own_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> DataSet:
+    """The images as a network wants them, where they are not made already."""
+    if isinstance(data, DataSet):
+        return load(data, image_size=image_size)
+    made = is_import_name(str(data)) and not Path(data).exists()  # by a function, in a size of its own
+    return load(data, image_size=image_size if made else image_size or own_size, mean=mean, std=std)
+
+
+def _of_network(
+    load: Load,
+    data: DataSet | str | Path,
+    model: str,
+    weights: str | Path | None,
+    image_size: int | None,
+    *,
+    stages: bool,
+    rigid: Sequence[str],
+    seed: int,
+) -> Beginning:
+    from trainonce.models.traced import elastic, network_named  # takes a while to import, and only this needs it
+
+    given = network_named(model, weights, seed=seed)
+    images = _suiting(load, data, image_size, given.image_size, given.mean, given.std)
+    example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
+    _refuse_channels(given.mean, images, model)
+    net = elastic(given.network, example_BCHW, stages=stages, off=tuple(rigid), seed=seed)
+    fresh = net.settings.num_classes != images.num_classes
+    start = Start(
+        network=model,
+        file=None if weights is None else str(Path(weights).resolve()),
+        sha256=None if weights is None else file_sha256(weights),
+        fresh_head=fresh,
+    )
+    net = net.with_head(images.num_classes, seed=seed) if fresh else net
+    return Beginning(data=images, net=net, start=start, trained=given.trained)
+
+
+def _refuse_channels(mean: tuple[float, ...] | None, images: DataSet, model: str) -> None:
+    if mean is not None and len(mean) != images.channels:
+        raise UserError(
+            f"{model} is for images of {len(mean)} channels, but those of {images.name} have {images.channels}"
+        )
+
+
+def _of_run(
+    load: Load,
+    data: DataSet | str | Path,
+    path: Path,
+    image_size: int | None,
+    resolutions: Sequence[int] | None,
+    seed: int,
+) -> Beginning:
+    if path.is_file():
+        raise UserError(f"{path} is a file: say with --model which network its weights are of")
+    run = RunDirectory(path)
+    old, step = run.load_supernet()
+    asked = run.config().data
+    images = _suiting(load, data, image_size, old.settings.resolutions[-1], asked.mean, asked.std)
+    if images.channels != old.settings.in_channels:
+        raise UserError(
+            f"the images of {images.name} have {images.channels} channels, but {path} is for {old.settings.in_channels}"
+        )
+    kept = old.settings.resolutions if images.image_size == old.settings.resolutions[-1] else (images.image_size,)
+    wanted = kept if resolutions is None else tuple(resolutions)
+    file = checkpoint.path_of(run.checkpoints, step) / "weights.safetensors"
+    fresh = images.num_classes != old.settings.num_classes
+    start = Start(network=old.family, file=str(file.resolve()), sha256=file_sha256(file), fresh_head=fresh)
+    if not fresh and wanted == old.settings.resolutions:
+        return Beginning(data=images, net=old, start=start, trained=True)
+    net = old.with_head(images.num_classes, seed=seed, resolutions=wanted)
+    if not fresh:
+        net.load_state_dict(old.state_dict())
+    return Beginning(data=images, net=net, start=start, trained=True)
+
+
+def default_recipe(begun: Beginning, otherwise: str = "rss") -> str:
+    """The recipe for weights that were trained before, or the one `otherwise`."""
+    return "transfer" if begun.trained else otherwise
+
+
+def supernet_for(
+    data: DataSet,
+    *,
+    family: str | None = None,
+    geometry: str | None = None,
+    width: float | None = None,
+    resolutions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Supernet:
+    """An untrained supernet of a family (MobileNetV3's by default) for these images.
+
+    Raises `UserError` for what cannot be one.
+    """
+    asked = family_named(family or MobileNetV3.family)
+    fields: dict[str, Any] = {} if width is None else {"width_mult": width}
+    if resolutions is not None:
+        fields["resolutions"] = tuple(resolutions)
+    settings = asked.settings_type.for_images(
+        image_size=data.image_size,
+        in_channels=data.channels,
+        num_classes=data.num_classes,
+        geometry=geometry,
+        **fields,
+    )
+    return asked(settings, seed=seed)
