@@ -20,6 +20,7 @@ NAMES = [
     "compofa",
     "deps",
     "quick",
+    "transfer",
     "fair",
     "stratified",
 ]
@@ -107,6 +108,13 @@ class TestPublished:
         assert (quick.optimizer, quick.batch_size, quick.passes) == ("sgd", 32, 120)
         assert (phase.subnets, phase.target) == (("uniform",), "labels")
         assert 0 < phase.warmup_epochs < phase.epochs
+        head, largest, subnets = RECIPES["transfer"].phases
+        assert head.trains == "head"
+        assert largest.trains == subnets.trains == "all"
+        assert largest.backbone_lr == subnets.backbone_lr < 1
+        assert head.keep_largest == largest.keep_largest == {"kernel": 1, "depth": 1, "width": 1}
+        assert (subnets.target, subnets.teacher, subnets.keep_largest) == ("labels+teacher", "largest", {})
+        assert subnets.sort_channels
         first, second = RECIPES["deps"].phases
         assert first.epochs == second.epochs
         assert first.keep_largest == {"kernel": 1, "depth": 1, "width": 1}
@@ -114,7 +122,7 @@ class TestPublished:
         assert (first.cosine, second.cosine) == ("recipe", "recipe")
 
     def test_the_optimizer_of_the_paper(self) -> None:
-        for recipe in (recipe for recipe in RECIPES.values() if recipe.name != "quick"):
+        for recipe in (recipe for recipe in RECIPES.values() if recipe.name not in ("quick", "transfer")):
             assert (recipe.optimizer, recipe.ema, recipe.augmentation) == ("sgd", 0.0, None)
             assert (recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.9, 3e-5, 64)
             assert recipe.phases[0].lr == {"ps-ofa": 2.6 / 32, "deps": 0.1}.get(recipe.name, 0.01)

@@ -27,6 +27,7 @@ from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
+from trainonce.sampling import MacsSampler
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -183,6 +184,7 @@ class _Fit:
         self.began, self.spent = time.monotonic(), 0.0
         self.trained = False
         self.done: list[Fitted] = []
+        self.buckets = [self._bucket(limit) for limit in settings.max_macs]
 
     def seconds(self) -> float:
         """Seconds spent so far, in this and earlier sessions."""
@@ -248,9 +250,8 @@ class _Fit:
         self.watch.stage(
             f"Choosing: up to {count} subnets for each of {devices} devices are scored on the validate split"
         )
-        buckets = [self._bucket(limit) for limit in self.settings.max_macs]
         drawn: list[tuple[Bucket, Architecture]] = []
-        for bucket in buckets:  # one by one: those of devices that are near each other overlap
+        for bucket in self.buckets:  # one by one: those of devices that are near each other overlap
             drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
         lines = evaluate_population(
             self.net,
@@ -265,7 +266,7 @@ class _Fit:
         if self.watch.should_stop():
             raise _StoppedEarlyError
         chosen = []
-        for bucket in buckets:
+        for bucket in self.buckets:
             fitting = [line for line in lines if line.macs in bucket]
             chosen.append(_Chosen(space.parse(best_within(fitting).arch), len(fitting)))
         return chosen
@@ -276,10 +277,12 @@ class _Fit:
         return int(newest[1]["step"])
 
     def _bucket(self, limit: float) -> Bucket:
-        """The MACs that a device's candidates may have."""
-        low, high = (self.net.cost_of(arch).macs for arch in (self.net.space.smallest(), self.net.space.largest()))
-        top = min(limit, high)
-        bottom = max(low, NEAR * top)
+        """The MACs that a device's candidates may have: less, where subnets are few."""
+        sampler = MacsSampler(self.net.cost)
+        top = min(limit, sampler.max_macs)
+        bottom = max(sampler.min_macs, NEAR * top)
+        while bottom > sampler.min_macs and not sampler.holds(bottom, top):
+            bottom = max(sampler.min_macs, NEAR * bottom)
         return Bucket(centre=(bottom + top) / 2, half=(top - bottom) / 2)
 
     def _hand_over(self, evaluator: Evaluator, limit: float, chosen: "_Chosen") -> Fitted:

@@ -70,7 +70,8 @@ def _made(library: str, rest: str, name: str, classes: int | None) -> tuple[nn.M
         _refuse_unknown(rest, models.list_models(module=models), library)
         made = models.get_model(rest, weights=None, **fields)
         return made, _of_torchvision(models.get_model_weights(rest).DEFAULT.transforms())
-    made = import_named(name, "network", (f"{library}:NAME" for library in LIBRARIES))()
+    function = import_named(name, "network", (f"{library}:NAME" for library in LIBRARIES))
+    made = function() if callable(function) and not isinstance(function, nn.Module) else function
     if not isinstance(made, nn.Module):
         raise UserError(f"{name} gives no torch.nn.Module but a {type(made).__name__}")
     configuration: object = made.pretrained_cfg if hasattr(made, "pretrained_cfg") else None

@@ -1,0 +1,181 @@
+"""Trainings that begin with a network of one's own, a file of its weights, or another run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.conftest import MakeData
+from tests.support.own_networks import Residual
+from tests.support.training import differing, state_of
+
+from trainonce.data import from_arrays, load_dataset
+from trainonce.errors import UserError
+from trainonce.models.weights import file_sha256
+from trainonce.pipeline import fit, train
+from trainonce.pipeline.beginning import Beginning, begin
+from trainonce.run import checkpoint
+from trainonce.run.directory import RunDirectory
+
+OWN = "tests.support.own_networks:Residual"
+MEAN, STD = (0.25,), (0.5,)
+
+
+def configured() -> Residual:
+    """A network that says what it was trained with, as timm's do."""
+    network = Residual()
+    network.pretrained_cfg = {"input_size": (1, 16, 16), "mean": MEAN, "std": STD, "interpolation": "bicubic"}  # type: ignore[assignment]
+    return network
+
+
+CONFIGURED = "tests.pipeline.test_beginning:configured"
+
+
+def begun(data: Any = "digits", **asked: Any) -> Beginning:
+    return begin(load_dataset, data, **asked)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "own.safetensors"
+    torch.manual_seed(7)
+    save_file(Residual().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A small run of ten classes."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    train("digits", recipe="spos", epochs=1, geometry="tiny", width=0.25, train_images=200, out=path, probes=0)
+    return RunDirectory(path)
+
+
+def test_weights_of_a_file_are_the_largest_subnets(weights: Path) -> None:
+    own = Residual()
+    own.load_state_dict(begun(model=OWN, weights=weights).net.network.state_dict())  # type: ignore[attr-defined]
+    there = begun(model=OWN, weights=str(weights))
+    x_BCHW = torch.randn(2, 1, 8, 8)
+    assert torch.equal(there.net.eval()(x_BCHW, there.net.space.largest()), own.eval()(x_BCHW))
+    assert there.start is not None
+    assert there.trained
+    assert (there.start.network, there.start.file) == (OWN, str(weights.resolve()))
+    assert (there.start.sha256, there.start.fresh_head) == (file_sha256(weights), False)
+
+
+def test_another_number_of_classes_gets_a_fresh_head(weights: Path, make_data: MakeData) -> None:
+    there, whole = begun(make_data(), model=OWN, weights=weights), begun(model=OWN, weights=weights)
+    assert there.net.settings.num_classes == 3
+    assert there.start is not None
+    assert there.start.fresh_head
+    head = there.net.head()
+    ours, theirs = there.net.state_dict(), whole.net.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == sorted(head, reverse=True)
+
+
+def test_images_are_as_the_network_wants_them() -> None:
+    there = begun(model=CONFIGURED)
+    assert (there.data.image_size, there.data.mean, there.data.std) == (16, MEAN, STD)
+    again = there.data.source.load()
+    assert (again.image_size, again.mean, again.std) == (16, MEAN, STD)
+    assert begun(model=CONFIGURED, image_size=8).data.image_size == 8
+    assert load_dataset("digits").source.identity().keys() == {"mean", "std"} ^ there.data.source.identity().keys()
+
+
+def test_images_made_in_python_stay_as_they_are(make_data: MakeData) -> None:
+    data = make_data()
+    assert begun(data, model=CONFIGURED).data is data
+
+
+def test_what_of_it_is_elastic() -> None:
+    names = {choice.name for choice in begun(model=OWN).net.space.choices}
+    assert {choice.name for choice in begun(model=OWN, stages=True).net.space.choices} == names | {"stem.width"}
+    assert "blocks.depth" in names
+    assert {choice.name for choice in begun(model=OWN, rigid=["*.width"]).net.space.choices} == {"blocks.depth"}
+
+
+def test_another_run_is_trained_further(run: RunDirectory) -> None:
+    there, (old, step) = begun(weights=run.path), run.load_supernet()
+    assert not differing(state_of(there.net), state_of(old))
+    assert there.start is not None
+    assert there.start.file == str(checkpoint.path_of(run.checkpoints, step).resolve() / "weights.safetensors")
+    assert there.start.sha256 == file_sha256(there.start.file)
+    assert not there.start.fresh_head
+
+
+def test_another_run_for_other_classes_and_sizes(run: RunDirectory, make_data: MakeData) -> None:
+    there, (old, _) = begun(make_data(), weights=run.path), run.load_supernet()
+    assert there.start is not None
+    assert there.start.fresh_head
+    assert there.net.settings.num_classes == 3
+    larger = begun(weights=run.path, image_size=16)
+    assert larger.net.settings.resolutions == (16,)
+    assert not differing(state_of(larger.net), state_of(old))
+    sizes = begun(weights=run.path, resolutions=(6, 8))
+    assert "resolution" in {choice.name for choice in sizes.net.space.choices}
+    x_BCHW = torch.randn(2, 1, 8, 8)
+    assert torch.equal(sizes.net.eval()(x_BCHW, sizes.net.space.largest()), old(x_BCHW, old.space.largest()))
+
+
+def test_a_run_says_where_it_began_and_goes_on(weights: Path, tmp_path: Path) -> None:
+    """The default recipe is `transfer`; a run that is stopped needs neither the file nor the function."""
+    asked: dict[str, Any] = {"model": OWN, "weights": weights, "train_images": 64, "epochs": 1, "probes": 0}
+    whole = train("digits", **asked, out=tmp_path / "whole")
+    assert whole.plan.recipe.name == "transfer"
+    assert RunDirectory(tmp_path / "whole").config().start == whole.plan.start
+    stopped = train("digits", **asked, out=tmp_path / "cut", should_stop=lambda: True)
+    assert not stopped.finished
+    moved = tmp_path / "cut" / "run.json"
+    assert str(weights) in moved.read_text()
+    finished = train(resume=tmp_path / "cut", probes=0)
+    assert finished.finished
+    assert not differing(state_of(finished.plan.net), state_of(whole.plan.net))
+    steps = [RunDirectory(tmp_path / name).load_supernet()[1] for name in ("whole", "cut")]
+    assert steps[0] == steps[1] > 0
+
+
+def test_fit_begins_with_it(weights: Path, tmp_path: Path) -> None:
+    done = fit("digits", 0.2, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
+    assert done.finished
+    config = RunDirectory(tmp_path / "fit").config()
+    assert config.start is not None
+    assert (config.start.network, config.recipe.name) == (OWN, "transfer")
+    largest = done.plan.net.cost_of(done.plan.net.space.largest()).macs
+    assert [one.macs <= share * largest for one, share in zip(done.devices, (0.25, 0.5, 1), strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"weights": "w.pt"}, "say with --model which network"),
+        ({"weights": "nowhere"}, "nowhere holds no run"),
+        ({"model": OWN, "weights": "nowhere.pt"}, "nowhere.pt is not a file"),
+        ({"model": OWN, "family": "resnet"}, "--family is of a new network"),
+        ({"model": OWN, "width": 2.0}, "--width is of a new network"),
+        ({"model": OWN, "resolutions": (6, 8)}, "traced at one size"),
+        ({"stages": True}, "they go with --model"),
+        ({"rigid": ["a*"]}, "they go with --model"),
+        ({"model": "resnet18"}, "unknown network 'resnet18'"),
+        ({"model": "tests.support.own_networks:Nothing"}, "cannot be imported"),
+        ({"model": "math:pi"}, "gives no torch.nn.Module"),
+        ({"model": "builtins:dict"}, "gives no torch.nn.Module but a dict"),
+        ({"model": OWN, "rigid": ["*"]}, "nothing"),
+    ],
+)
+def test_what_cannot_be(asked: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").touch()
+    with pytest.raises(UserError, match=match):
+        begun(**asked)
+
+
+def test_weights_of_another_network(weights: Path, run: RunDirectory) -> None:
+    with pytest.raises(UserError, match=r"is not a tests\.support\.own_networks:Chain: it lacks"):
+        begun(model="tests.support.own_networks:Chain", weights=weights)
+    images = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
+    colour = from_arrays(images.numpy(), [number % 2 for number in range(60)])
+    with pytest.raises(UserError, match=r"have 3 channels, but .* is for 1"):
+        begun(colour, weights=run.path)
+    with pytest.raises(UserError, match="is for images of 1 channels"):
+        begun(colour, model=CONFIGURED)
