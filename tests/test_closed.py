@@ -101,10 +101,10 @@ class TestOptimizer:
         monkeypatch: pytest.MonkeyPatch,
         kind: type[torch.optim.SGD] | type[torch.optim.Adam],
     ) -> None:
-        def another(network: nn.Module, **_: Any) -> torch.optim.Optimizer:
+        def another(network: nn.Module, *_: Any) -> torch.optim.Optimizer:
             return kind(network.parameters(), lr=0.1)
 
-        monkeypatch.setattr("trainonce.training.optimizers.sgd", another)
+        monkeypatch.setattr("trainonce.training.state.optimizer_for", another)
         with pytest.raises(UserError, match=f"the optimizer is a {kind.__name__}, but training takes torch"):
             train_supernet(make_net(), recipe(), make_data(), RunDirectory(tmp_path / "run"))
 

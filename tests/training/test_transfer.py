@@ -10,7 +10,7 @@ from tests.conftest import MakeData, MakeNet
 from tests.support.training import LR, differing, one_step, recipe_of, state_of
 from torch import nn
 
-from trainonce.models import ResNet, ResNetSettings, Supernet
+from trainonce.models import MobileNetV3, ResNet, ResNetSettings
 from trainonce.recipes import RECIPES, Phase
 from trainonce.run.directory import RunDirectory, Start
 from trainonce.training.loop import train_supernet
@@ -66,7 +66,7 @@ def test_the_teacher_is_the_largest_as_its_phase_begins(
     net, kept = make_net(), list[dict[str, torch.Tensor]]()
     extract = type(net).extract
 
-    def noted(self: Supernet, arch: Any) -> nn.Module:
+    def noted(self: MobileNetV3, arch: Any) -> nn.Module:
         found = extract(self, arch)
         kept.append(state_of(found))
         return found

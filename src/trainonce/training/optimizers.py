@@ -39,9 +39,9 @@ def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate, multiplied as each group has it."""
+    """Set the learning rate, multiplied as a group has it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["times"]
+        group["lr"] = lr * group.get("times", 1.0)
 
 
 def _sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.SGD:
