@@ -110,6 +110,7 @@ def recipe_plan(recipe: Recipe) -> Table:
             **phase.couple,
         }
         trained = ", ".join(f"{name}: {_kept(value)}" for name, value in part.items()) or "the whole space"
+        trained = f"the head alone; {trained}" if phase.trains == "head" else trained
         held = f", {_held(phase.hold_epochs)}" if phase.hold == "epoch" else ""
         subnets = (
             " + ".join(phase.subnets) if len(set(phase.subnets)) > 1 else f"{len(phase.subnets)} {phase.subnets[0]}"

@@ -53,6 +53,10 @@ From = Annotated[
 Stages = Annotated[
     bool, typer.Option("--stages", help="Of --model, make the channels elastic too that residual sums share.")
 ]
+Kernels = Annotated[
+    bool,
+    typer.Option("--kernels", help="Of --model, let depthwise kernels of 5 x 5 and more be smaller too."),
+]
 Rigid = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,6 +1,6 @@
 """What a training begins with: images, and a supernet for them: a new one, a network of one's own, or another run's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def begin(
     model: str | None = None,
     weights: str | Path | None = None,
     stages: bool = False,
+    kernels: bool = False,
     rigid: Sequence[str] = (),
     family: str | None = None,
     geometry: str | None = None,
@@ -54,13 +55,13 @@ def begin(
 
     `model` names a network to be made elastic, and `weights` a file of its weights; without a model, `weights` is a
     run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
-    trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages` and
-    `rigid` (patterns of choices) say what of a network is elastic. With `light`, a new network is of the geometry that
-    suits a training of minutes, unless another is named.
+    trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages`,
+    `kernels` and `rigid` (patterns of choices) say what of a network is elastic. With `light`, a new network is of the
+    geometry that suits a training of minutes, unless another is named.
     Raises `UserError` for what cannot be together or cannot be made.
     """
-    if model is None and (stages or rigid):
-        raise UserError("--stages and --rigid say what of a network is elastic: they go with --model")
+    if model is None and (stages or kernels or rigid):
+        raise UserError("--stages, --kernels and --rigid say what of a network is elastic: they go with --model")
     if model is None and weights is None:
         images = load(data, image_size=image_size)
         if light and geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
@@ -76,7 +77,8 @@ def begin(
         return _of_run(load, data, Path(weights), image_size, resolutions, seed)
     if resolutions is not None:
         raise UserError("--resolutions cannot be given with --model: it is traced at one size of images")
-    return _of_network(load, data, model, weights, image_size, stages=stages, rigid=rigid, seed=seed)
+    fields = {"stages": stages, "kernels": kernels, "off": tuple(rigid)}
+    return _of_network(load, data, model, weights, image_size, fields, seed)
 
 
 def _suiting(
@@ -100,9 +102,7 @@ def _of_network(
     model: str,
     weights: str | Path | None,
     image_size: int | None,
-    *,
-    stages: bool,
-    rigid: Sequence[str],
+    fields: Mapping[str, Any],
     seed: int,
 ) -> Beginning:
     from trainonce.models.traced import elastic, network_named  # takes a while to import, and only this needs it
@@ -111,7 +111,7 @@ def _of_network(
     images = _suiting(load, data, image_size, given.image_size, given.mean, given.std)
     example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
     _refuse_channels(given.mean, images, model)
-    net = elastic(given.network, example_BCHW, stages=stages, off=tuple(rigid), seed=seed)
+    net = elastic(given.network, example_BCHW, seed=seed, **fields)
     fresh = net.settings.num_classes != images.num_classes
     start = Start(
         network=model,

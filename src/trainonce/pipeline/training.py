@@ -74,6 +74,7 @@ def train(
     model: str | None = None,
     weights: str | Path | None = None,
     stages: bool = False,
+    kernels: bool = False,
     rigid: Sequence[str] = (),
     family: str | None = None,
     geometry: str | None = None,
@@ -109,10 +110,10 @@ def train(
     """Train a supernet on images into a run directory: `trainonce train`, whose options these are.
 
     `data` is a data set's name, an image folder or an .npz file; the run is in `out`, or runs/DATA-RECIPE-SEED.
-    `model`, `weights`, `stages` and `rigid` say what to begin with, see `trainonce.pipeline.beginning`; the recipe by
-    default is `transfer` where weights were trained before, else `rss`. With `resume`, a run's directory, it goes on
-    from its newest checkpoint, to the weights of a run that never stopped; then `data` says where the images are now,
-    if they have moved, and what the run is made of cannot be given.
+    `model`, `weights`, `stages`, `kernels` and `rigid` say what to begin with, see `trainonce.pipeline.beginning`; the
+    recipe by default is `transfer` where weights were trained before, else `rss`. With `resume`, a run's directory, it
+    goes on from its newest checkpoint, to the weights of a run that never stopped; then `data` says where the images
+    are now, if they have moved, and what the run is made of cannot be given.
     Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
     there on `should_stop` is asked, and ends it with everything saved. `on_look` is told the top-1 of the probes on
     validate, in percent, from the smallest to the largest, whenever they are looked at. `where` is what refusals call
@@ -144,6 +145,7 @@ def train(
                     model=model,
                     weights=weights,
                     stages=stages,
+                    kernels=kernels,
                     rigid=rigid,
                     family=family,
                     geometry=geometry,
@@ -155,20 +157,10 @@ def train(
                 chosen = scaled(load_recipe(recipe or default_recipe(begun)), epochs, passes, batch_size)
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
-                made_of = (recipe, out, epochs, passes, minutes, batch_size, model, weights, stages, rigid, family)
-                _refuse_beside_resume(
-                    *made_of,
-                    geometry,
-                    image_size,
-                    resolutions,
-                    width,
-                    grey,
-                    train_images,
-                    split_seed,
-                    skip_broken,
-                    seed,
-                    dry_run,
-                )
+                begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
+                long = (epochs, passes, minutes, batch_size)
+                images_are = (image_size, grey, train_images, split_seed, skip_broken)
+                _refuse_beside_resume(*begun_with, *long, *images_are, out, seed, dry_run)
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
@@ -219,20 +211,10 @@ def train(
 
 
 MADE_OF = (
-    *("recipe", "out", "epochs", "passes", "minutes", "batch-size", "model", "from", "stages", "rigid"),
-    *(
-        "family",
-        "geometry",
-        "image-size",
-        "resolutions",
-        "width",
-        "grey",
-        "train-images",
-        "split-seed",
-        "skip-broken",
-        "seed",
-        "dry-run",
-    ),
+    *("recipe", "model", "from", "stages", "kernels", "rigid", "family", "geometry", "width", "resolutions"),
+    *("epochs", "passes", "minutes", "batch-size"),
+    *("image-size", "grey", "train-images", "split-seed", "skip-broken"),
+    *("out", "seed", "dry-run"),
 )
 """The options that say what a new run is made of."""
 

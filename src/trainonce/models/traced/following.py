@@ -1,4 +1,4 @@
-"""Which numbers of an operation follow where dimensions become shorter: groups, sizes of reshapes and splits."""
+"""Which numbers of an operation follow where dimensions become shorter: groups, padding, sizes of reshapes, splits."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +23,11 @@ def followed(found: Analysis, line: Line, length: Length) -> Line:
 def _groups(found: Analysis, line: Line, length: Length) -> tuple[Argument, ...]:
     if len(line.args) < 7 or line.args[6] == 1:
         return line.args
+    weight, padding = found.of(line.args[1]), line.args[4]
+    if any(found.axes.reason(part.axis) is None for part in weight[2]):  # an elastic kernel stays centred
+        padding = (length(weight[2]) // 2,) * 2
     inside = length(found.of(line.args[0])[1])
-    return (*line.args[:6], inside // length(found.of(line.args[1])[1]))
+    return (*line.args[:4], padding, line.args[5], inside // length(weight[1]))
 
 
 def _sizes(found: Analysis, line: Line, length: Length) -> tuple[Argument, ...]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -33,6 +33,8 @@ class Elasticity:
     """Percent of a stage's residual branches that stay, rounded down."""
     stages: bool
     """Whether channels that residual sums share are elastic too."""
+    kernels: bool
+    """Whether depthwise convolutions of 5 x 5 and more have smaller kernels too."""
     off: tuple[str, ...]
     """Patterns of choices that are not to be elastic."""
 
@@ -48,6 +50,19 @@ class Width:
     home: Home | None
     line: str
     """What is made by the first line that has it."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A depthwise convolution whose kernel is elastic: `axis` is that of its height and width."""
+
+    choice: str
+    axis: int
+    values: tuple[int, ...]
+    home: Home | None
+    weight: str
+    line: str
+    """What it makes."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class TracedLayout:
         self.spec, self.elasticity, self.modules = spec, elasticity, modules
         self.found: Analysis = analyse(spec)
         self.residuals: Residuals = find_residuals(self.found)
+        self.kernels = self._kernels() if elasticity.kernels else []
         self.dimensions: dict[str, Dimensions] = {
             name: tuple(self.found.axes.resolve(d) for d in dimensions)
             for name, dimensions in self.found.tensors.items()
@@ -75,6 +91,7 @@ class TracedLayout:
         self.position = {line.out: number for number, line in enumerate(spec.lines)}
         self.depths = self._depths()
         self.widths, self.rigid = self._widths()
+        self.elastic_axes: list[Width | Kernel] = [*self.widths, *self.kernels]
         self.space = SearchSpace(tuple(self._choices()))
 
     # What is elastic
@@ -112,6 +129,32 @@ class TracedLayout:
             units = self.found.axes.units(axis)
             widths.append(Width(name, axis, units, values, self._home(axis), line))
         return widths, rigid
+
+    def _kernels(self) -> list[Kernel]:
+        """The kernels that can be smaller, whose height and width become one axis."""
+        found: list[Kernel] = []
+        for line in self.spec.lines:
+            weight = str(line.args[1])[1:] if line.op == "conv2d.default" else ""
+            if weight not in self.found.tensors or not self._has_elastic_kernel(line, weight):
+                continue
+            name = unique(choice_name(_module_of(weight), "kernel", "network"), [kernel.choice for kernel in found])
+            if not self._is_off(name):
+                made, inside, height, _ = self.found.tensors[weight]
+                size = self.found.axes.length(height)
+                side = self.found.axes.new(size)
+                self.found.tensors[weight] = (made, inside, side, side)
+                home = self.residuals.homes.get(line.out)
+                found.append(Kernel(name, side[0].axis, tuple(range(3, size + 1, 2)), home, weight, line.out))
+        return found
+
+    def _has_elastic_kernel(self, line: Line, weight: str) -> bool:
+        """Whether a convolution is depthwise, with an odd square kernel of 5 or more that its padding keeps centred."""
+        channels, inside, size, width = map(self.found.axes.length, self.found.tensors[weight])
+        arranged = size == width and size % 2 == 1 and size >= 5 and inside == 1 and channels > 1
+        if not arranged or len(line.args) < 7 or line.args[6] != channels or line.out in self.found.unknown:
+            return False
+        centred = line.args[4] == (size // 2, size // 2) and line.args[5] == (1, 1)
+        return centred and sum(weight in other.reads for other in self.spec.lines) == 1
 
     def _axes_of_weights(self) -> dict[int, tuple[str, str]]:
         """The axes along which matrices make something, each with the first line that does, and its matrix."""
@@ -176,10 +219,10 @@ class TracedLayout:
             values = self._depth_values(len(stage.residuals))
             parent, allowed = self._under(self.residuals.outer[at], values)
             placed.append((first, 0, Choice(name=name, values=values, parent=parent, allowed=allowed)))
-        for width in self.widths:
-            parent, allowed = self._under(width.home, width.values)
-            choice = Choice(name=width.choice, values=width.values, parent=parent, allowed=allowed)
-            placed.append((self.position[width.line], 1, choice))
+        for one in self.elastic_axes:
+            parent, allowed = self._under(one.home, one.values)
+            choice = Choice(name=one.choice, values=one.values, parent=parent, allowed=allowed)
+            placed.append((self.position[one.line], 1, choice))
         return [choice for _, _, choice in sorted(placed, key=lambda entry: entry[:2])]
 
     def _inside(self, home: Home | None, stage: int) -> bool:
@@ -210,7 +253,7 @@ class TracedLayout:
 
     def lengths(self, arch: Architecture) -> Callable[[Dimension], int]:
         """The length of dimensions in an architecture."""
-        units = {width.axis: arch[width.choice] for width in self.widths if width.choice in arch}
+        units = {one.axis: arch[one.choice] for one in self.elastic_axes if one.choice in arch}
         axes = self.found.axes
 
         def length(dimension: Dimension) -> int:
@@ -251,26 +294,25 @@ class TracedLayout:
     def cost(self) -> CostModel:
         """MACs and parameters as a sum of terms, each of which follows from the widths of a few axes and one depth."""
         sums: dict[tuple[Home | None, tuple[int, ...]], Cost] = {}
-        elastic = {width.axis for width in self.widths}
+        choices = {one.axis: one.choice for one in self.elastic_axes}
         learned = {tensor.name for tensor in self.spec.tensors if tensor.learned}
         for line in self.spec.lines:
             home = self._elastic(self.residuals.homes.get(line.out))
             macs = _macs_of(self.found, line)
-            parts = [(factors, Cost(size, 0)) for factors, size in self._expanded(*macs, elastic)] if macs else []
+            parts = [(factors, Cost(size, 0)) for factors, size in self._expanded(*macs, choices)] if macs else []
             for name in learned.intersection(tensors_of(line, self.dimensions)):
                 learned.remove(name)  # counted
                 parts += [
-                    (factors, Cost(0, size)) for factors, size in self._expanded(1, self.dimensions[name], elastic)
+                    (factors, Cost(0, size)) for factors, size in self._expanded(1, self.dimensions[name], choices)
                 ]
             for factors, cost in parts:
                 sums[home, factors] = sums.get((home, factors), Cost(0, 0)) + cost
-        choices = {width.axis: width.choice for width in self.widths}
         return CostModel(
             self.space, tuple(self._term(home, factors, c, choices) for (home, factors), c in sums.items())
         )
 
     def _expanded(
-        self, constant: int, dimensions: Sequence[Dimension], elastic: set[int]
+        self, constant: int, dimensions: Sequence[Dimension], elastic: Collection[int]
     ) -> Iterable[tuple[tuple[int, ...], int]]:
         """A product of lengths as a sum: for each product of elastic axes its factor."""
         rows = []
@@ -386,4 +428,4 @@ def refuse_rigid(layout: TracedLayout) -> None:
     raise UserError(f"nothing of this network is elastic: {'; '.join(reasons) or 'it has no hidden channels'}")
 
 
-__all__ = ["IMAGES", "Elasticity", "Rigid", "TracedLayout", "Width", "refuse_rigid"]
+__all__ = ["IMAGES", "Elasticity", "Kernel", "Rigid", "TracedLayout", "Width", "refuse_rigid"]

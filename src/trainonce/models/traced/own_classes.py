@@ -61,6 +61,9 @@ def _follow(module: nn.Module) -> None:
         if module.groups > 1:  # groups go whole
             module.groups = made // (module.out_channels // module.groups)
         module.in_channels, module.out_channels = inside * module.groups, made
+        if module.weight.shape[2:] != module.kernel_size:  # of an elastic kernel, which is centred
+            module.kernel_size = module.weight.shape[2:]
+            module.padding = tuple(size // 2 for size in module.kernel_size)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _BatchNorm) and module.running_mean is not None:

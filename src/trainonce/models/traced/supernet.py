@@ -16,7 +16,7 @@ from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet
 from trainonce.models.traced.axes import Dimension
-from trainonce.models.traced.layout import Elasticity, TracedLayout, refuse_rigid, tensors_of
+from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
 from trainonce.models.traced.rules import OUTPUT
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
@@ -63,6 +63,8 @@ class TracedSettings(FamilySettings):
     """How many of a stage's residual branches stay, in percent, rounded down."""
     stages: bool = False
     """Whether the channels that residual sums share are elastic too, not only those inside of blocks."""
+    kernels: bool = False
+    """Whether depthwise convolutions of 5 x 5 and more have smaller kernels too."""
     off: tuple[str, ...] = ()
     """Patterns of choices that are not elastic: `layer1.*`."""
 
@@ -131,6 +133,7 @@ class Traced(Supernet):
             multiple=settings.multiple,
             least_depth=settings.least_depth,
             stages=settings.stages,
+            kernels=settings.kernels,
             off=settings.off,
         )
         modules = {name: origin.module for name, origin in settings.origins.items()}
@@ -141,6 +144,10 @@ class Traced(Supernet):
         self.network = _tensors(settings.network)
         for width in self.layout.widths:
             place(self, f"order.{width.choice}", torch.arange(width.units))
+        for kernel in self.layout.kernels:
+            for size in kernel.values[:-1]:
+                place(self, _matrix(kernel.choice, size), nn.Parameter(torch.empty(size**2, size**2)))
+        self._kernels = {kernel.weight: kernel for kernel in self.layout.kernels}
         dropped = {line.out: line.args[1] for line in settings.network.lines if line.op == DROPOUT}
         self.dropouts = nn.ModuleDict({out: nn.Dropout(p) for out, p in dropped.items()})  # type: ignore[arg-type]
         self._described = lru_cache(maxsize=4096)(self.layout.describe)
@@ -176,7 +183,19 @@ class Traced(Supernet):
 
     def slices(self, arch: Architecture) -> Slices:
         cuts = self._cuts_for(arch)
-        return {name: _cut(tensor, cuts[name]) for name, tensor in self._tensors(arch)}
+        cut = {name: _cut(tensor, cuts[name]) for name, tensor in self._tensors(arch)}
+        for name, kernel in self._kernels.items():
+            if name in cut:
+                cut[name] = self._smaller(cut[name], kernel, arch[kernel.choice])
+        return cut
+
+    def _smaller(self, weight_C1KK: Tensor, kernel: Kernel, size: int) -> Tensor:
+        """A depthwise weight as a smaller kernel: its centre, size by size, each times a matrix (OFA, section 3.3)."""
+        for smaller in reversed([value for value in kernel.values[:-1] if value >= size]):
+            centre = weight_C1KK[..., 1:-1, 1:-1].flatten(2)
+            matrix = self.get_parameter(_matrix(kernel.choice, smaller))
+            weight_C1KK = F.linear(centre, matrix).view(len(centre), 1, smaller, smaller)
+        return weight_C1KK
 
     @torch.no_grad()
     def keep_statistics(self, arch: Architecture, statistics: Mapping[str, Tensor]) -> None:
@@ -213,6 +232,9 @@ class Traced(Supernet):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
+        for kernel in self.layout.kernels:
+            for size in kernel.values[:-1]:
+                nn.init.eye_(self.get_parameter(_matrix(kernel.choice, size)))
         generator = torch.Generator().manual_seed(seed)
         scales = _scales(self.settings.network)
         for name, tensor in self.network.state_dict(keep_vars=True).items():
@@ -300,6 +322,11 @@ class Traced(Supernet):
         places = torch.cat(found)
         first = torch.arange(len(places), device=places.device)
         return len(places) if torch.equal(places, first) else places
+
+
+def _matrix(choice: str, size: int) -> str:
+    """What makes the kernel of a size of the next larger one's centre."""
+    return f"matrices.{choice}.to_{size}"
 
 
 def _is_of(dimension: Dimension, axes: set[int]) -> bool:

@@ -30,7 +30,7 @@ def elastic_rows(net: Traced) -> list[Elastic]:
     """Every choice of the space, in its order."""
     largest = net.space.largest()
     whole = net.cost_of(largest).macs
-    lines = {width.choice: width.line for width in net.layout.widths}
+    lines = {one.choice: one.line for one in net.layout.elastic_axes}
     lines |= {name: net.layout.residuals.stages[at].residuals[-1].out for at, name in net.layout.depths.items()}
     rows = []
     for choice in net.space.choices:
