@@ -124,7 +124,7 @@ class TestDying:
             write_atomic(path, b"old")
             assert list(tmp_path.iterdir()) == [path]
 
-        assert deaths(lambda: write_atomic(path, b"new"), check) > 15
+        assert deaths(lambda: write_atomic(path, b"new"), check) > 8
         assert set(found) == {b"old", b"new"}
 
     @pytest.mark.parametrize("at_once", [True, False], ids=["exchanged", "renamed twice"])

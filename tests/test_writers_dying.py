@@ -87,53 +87,19 @@ def test_checkpoints(tmp_path: Path, step: int, exchange: None) -> None:
     assert set(found) == {(2, 2.0), (step, 9.0)}
 
 
-@pytest.fixture
-def write(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> Callable[[float], None]:
-    """Writes a subnet whose classifier's bias is a number."""
-    net, data = make_net(), make_data()
+def test_a_first_subnet_is_whole_or_not_there(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    """What replaces one: tests/subnets/test_directory.py."""
+    net, path, found = make_net(depths=(1,)), tmp_path / "subnet", []
     arch = net.space.smallest()
-    description = describe_subnet(net, arch, data) | {"recalibrated": None, "scores": {}}
-
-    def made(value: float) -> None:
-        network = net.extract(arch)
-        torch.nn.init.constant_(network.classifier.bias, value)
-        write_subnet(tmp_path / "subnet", network, description)
-
-    return made
-
-
-def bias_of(path: Path) -> float:
-    network, _ = read_subnet(path)
-    return float(network.get_parameter("classifier.bias").detach()[0])
-
-
-def test_a_subnet_that_is_replaced_is_the_old_one_or_the_new_one(
-    write: Callable[[float], None], tmp_path: Path, exchange: None
-) -> None:
-    write(1.0)
-    shutil.copytree(tmp_path / "subnet", tmp_path / "before")
-    found = []
+    network, description = net.extract(arch), describe_subnet(net, arch, make_data())
 
     def check() -> None:
-        found.append(bias_of(tmp_path / "subnet"))
-        write(3.0)
-        assert bias_of(tmp_path / "subnet") == 3.0
-        put_back(tmp_path / "subnet", tmp_path / "before")
-
-    assert deaths(lambda: write(2.0), check) > 15
-    assert set(found) == {1.0, 2.0}
-
-
-def test_a_first_subnet_is_whole_or_not_there(write: Callable[[float], None], tmp_path: Path) -> None:
-    found = []
-
-    def check() -> None:
-        found.append((tmp_path / "subnet").exists())
+        found.append(path.exists())
         if found[-1]:
-            assert bias_of(tmp_path / "subnet") == 2.0
-            shutil.rmtree(tmp_path / "subnet")
+            assert read_subnet(path)[1].architecture == str(arch)
+            shutil.rmtree(path)
 
-    assert deaths(lambda: write(2.0), check) > 10
+    assert deaths(lambda: write_subnet(path, network, description), check) > 10
     assert set(found) == {False, True}
 
 

@@ -56,6 +56,9 @@ PATIENCE_S = 5.0
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
+_SMALL_FILE = 2**20
+"""Bytes that are read without asking how much memory there is, which takes longer than reading them."""
+
 LARGEST_NUMBER = 1e30
 """Numbers in records are smaller than this, on either side of zero: what reads them refuses others as damage."""
 
@@ -269,7 +272,9 @@ def expanded(path: str | Path) -> Path:
 def read_bytes(path: Path) -> bytes:
     """Give a file's bytes, or raise `UserError` that says why it cannot be read, or that the memory is too small."""
     try:
-        refuse_beyond_memory(path.stat().st_size, f"the bytes of {path}")
+        size = path.stat().st_size
+        if size > _SMALL_FILE:
+            refuse_beyond_memory(size, f"the bytes of {path}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error

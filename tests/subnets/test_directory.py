@@ -238,7 +238,6 @@ class TestDying:
         """Before any of its file operations: the old subnet or the new one is whole, and is found."""
         if not at_once:
             monkeypatch.setattr(files, "exchange", lambda *_: False)
-        monkeypatch.setattr(directory, "_check_fit", lambda *_: None)  # takes half of the time, and touches no file
         net, data, path = make_net(depths=(1,)), make_data(), tmp_path / "subnet"
         old, new = (
             (net.extract(arch), describe_subnet(net, arch, data))

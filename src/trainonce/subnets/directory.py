@@ -146,8 +146,8 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, SubnetDescription]:
         with torch.device("meta"):  # a damaged size must not fill the memory
             network = read_spec(description.network, beside=path).build().eval()
         _check_writable(description)
-        _check_fit(description, network)
         network.load_state_dict(_fitting(tensors_from_bytes(content), network), assign=True)
+        _check_fit(description, network)
     except UserError:
         raise
     except _MISFITS as error:
@@ -176,7 +176,12 @@ def _check_fit(description: SubnetDescription, network: nn.Module) -> None:
     spec, given = spec_of(network), description.preprocessing
     if (given.resolution, given.channels) != (spec.resolution, spec.in_channels):
         raise ValueError("its preprocessing is of another size than its network")
-    logits = network(torch.empty(1, given.channels, given.resolution, given.resolution, device="meta"))
+    shape = (given.channels, given.resolution, given.resolution)
+    try:
+        logits = network(torch.empty(0, *shape))  # whatever the sizes are, no images take no memory
+    except RuntimeError:  # a kind of network of a person's own may need an image: one without numbers, which is slow
+        with torch.device("meta"):
+            logits = spec.build().eval()(torch.empty(1, *shape))
     if logits.shape[1] != len(description.classes):
         raise ValueError("its classes are not one name for each output")
 
