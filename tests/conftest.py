@@ -1,6 +1,6 @@
 """What several tests share: a tiny supernet, tiny images, and damage to files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -170,6 +170,14 @@ class RerunCapture:
             self.net.zero_grad()  # nor does it attach them
 
         return static, again
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_round() -> Iterator[None]:
+    """Exported networks are timed once and not fifty times, but for the tests of the timing itself."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
+        yield
 
 
 @pytest.fixture

@@ -115,6 +115,14 @@ def test_the_general_way_counts_what_the_closed_forms_do(spec: NetworkSpec) -> N
     assert counted_cost(spec) == network_cost(spec)
 
 
+def test_the_general_way_takes_no_longer_than_a_network_is_long() -> None:
+    """Forty residual blocks one after the other: there are 2^40 ways through them."""
+    one, forty = (
+        SmallSpec(resolution=8, in_channels=1, channels=16, widths=(32,) * blocks, num_classes=3) for blocks in (1, 40)
+    )
+    assert traced_peak(forty) == traced_peak(one)
+
+
 def test_the_general_way_by_hand() -> None:
     """The residual block holds its input, 16 values of 4 x 4, beside its two maps of 32 inside."""
     spec = SmallSpec(resolution=8, in_channels=1, channels=16, widths=(32,), num_classes=3)

@@ -42,7 +42,6 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path
     """
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setitem(TARGETS, "itself", ITSELF)
-    monkeypatch.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
     module, out = import_module("certificates"), tmp_path / "lines.jsonl"
     monkeypatch.setattr(module, "EvaluateSettings", lambda: EvaluateSettings(calibration_images=24))
 

@@ -18,7 +18,6 @@ from trainonce.export.exporting import export_subnet
 def test_an_export_that_is_replaced(
     exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainonce.export.certificate.LATENCY_ROUNDS", 1)
     expected = exported(0).expected
     found = []
 

@@ -135,7 +135,7 @@ class TestRefusals:
         reference = exported(0).expected.reference
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=r"pip install 'trainonce\[onnx\]'"):
-            to_onnx(reference.network, reference.file)
+            to_onnx(reference.program, reference.network, reference.file)
 
     def test_reading_without_the_extra(self, exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
         content = content_of(exported)

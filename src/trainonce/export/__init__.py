@@ -69,7 +69,7 @@ TARGETS: dict[str, Target] = {
             name="torch",
             about="torch.export, float32, any batch",
             files=(torch_export.FILE,),
-            write=lambda reference, _: torch_export.write_torch_export(reference.network, reference.file),
+            write=lambda reference, _: torch_export.write_torch_export(reference.program, reference.file),
             open=torch_export.open_torch_export,
             describe=torch_export.description_in,
         ),

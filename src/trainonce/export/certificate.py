@@ -19,7 +19,8 @@ from trainonce.run.directory import provenance
 
 FORMAT = "trainonce-certificate-1"
 FILE = "certificate.json"
-LATENCY_ROUNDS = 50
+LATENCY_ROUNDS, FEWEST_ROUNDS, LATENCY_S = 50, 10, 2.0
+"""How often the networks are timed: at most, at least, and in between as often as these seconds allow."""
 LOOKED_INSIDE = 8
 """How many images of each kind are followed from layer to layer where something differs."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
@@ -234,14 +235,21 @@ def _latency(reference: Reference, run: Run) -> dict[str, Any]:
         logits: Tensor = reference.network(one_1CHW)
         return logits
 
-    torch_ms, exported_ms = time_ms([extracted, lambda: run(one_1CHW)], rounds=LATENCY_ROUNDS)
+    calls = [extracted, lambda: run(one_1CHW)]
+    rounds = _rounds(1e-3 * sum(time_ms(calls, rounds=1, repeats=1, warm_up=1)))
+    torch_ms, exported_ms = time_ms(calls, rounds=rounds)
     return {
         "extracted": torch_ms,
         "exported": exported_ms,
         "batch": 1,
-        "rounds": LATENCY_ROUNDS,
+        "rounds": rounds,
         "threads": torch.get_num_threads(),
     }
+
+
+def _rounds(once_s: float) -> int:
+    """How many rounds there is time for, where a run of each network takes so long: each has four in its turn."""
+    return min(LATENCY_ROUNDS, max(FEWEST_ROUNDS, int(LATENCY_S / (4 * once_s))))
 
 
 def _provenance() -> dict[str, Any]:

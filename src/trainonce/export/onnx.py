@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import REFUSALS, layer_names, quiet, sentence
+from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence
 from trainonce.extras import try_import
 
 OPSET = 18
@@ -32,26 +33,23 @@ SEAL = Seal(head=_entry(f"{KEY}_sha256".encode(), DIGITS))
 """The last entry of the metadata: fields may follow each other in any order, so it can stand at the end of the file."""
 
 
-def to_onnx(network: nn.Module, description: FileDescription) -> bytes:
-    """The ONNX file of a network in evaluation mode. Raises `UserError` without the extra `onnx`."""
+def to_onnx(program: ExportedProgram, network: nn.Module, description: FileDescription) -> bytes:
+    """The ONNX file of a network's program. Raises `UserError` without the extra `onnx`."""
     with try_import("this", EXTRA, told=True):
         import onnx
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
-    how = description.preprocessing
-    example_BCHW = torch.zeros(2, how.channels, how.resolution, how.resolution)
     with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            (example_BCHW,),
+        made = torch.onnx.export(
+            program,
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=ANY_BATCH,
             verbose=False,
         )
-    assert program is not None
-    model = program.model_proto
+    assert made is not None
+    model = made.model_proto
     layers = _rename(model, network)
     _describe(model, description.model_copy(update={"layers": layers}))
     onnx.checker.check_model(model)

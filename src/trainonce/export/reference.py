@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from trainonce.data import DataSet, Split
 from trainonce.data.augment import normalise
@@ -14,6 +15,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.export.description import FileDescription, Run, describe_file
 from trainonce.export.onnx import to_onnx
 from trainonce.export.tools import weights_sha256
+from trainonce.export.torch_export import program_of
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
 from trainonce.nn.plain import resize
@@ -50,7 +52,12 @@ class Reference:
     @cached_property
     def onnx(self) -> bytes:
         """The network's ONNX file, made once for all targets that start from it."""
-        return to_onnx(self.network, self.file)
+        return to_onnx(self.program, self.network, self.file)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The network's operations, found once for all targets that start from them."""
+        return program_of(self.network, self.file)
 
     def inputs(self, split: Split) -> Iterator[Tensor]:
         """All images of a split, in order, as the network takes them."""

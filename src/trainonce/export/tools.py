@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.export import Dim
 
 from trainonce.errors import UserError
 
 REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 """What a runtime raises on a file or on images that it cannot take."""
+
+ANY_BATCH = ({0: Dim("batch", min=1)},)
+"""Of a network's one input: its first dimension is not fixed."""
 
 
 @contextmanager

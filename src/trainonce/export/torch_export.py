@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from trainonce.export.description import KEY, FileDescription, Opened, Written
 from trainonce.export.first_difference import layer_outputs
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import quiet, sentence
+from trainonce.export.tools import ANY_BATCH, quiet, sentence
 from trainonce.files import ZIP_ERRORS
 
 FILE = "model.pt2"
@@ -25,17 +26,22 @@ SEAL = Seal(head=f"{KEY} sha256 ".encode())
 """The archive's comment, which is the end of a zip file; its length, before it, is covered."""
 
 
-def write_torch_export(network: nn.Module, description: FileDescription) -> Written:
-    """The program of a network in evaluation mode."""
+def program_of(network: nn.Module, description: FileDescription) -> ExportedProgram:
+    """A network in evaluation mode as its operations, for any batch."""
     how = description.preprocessing
     example_BCHW = torch.zeros(2, how.channels, how.resolution, how.resolution)
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    buffer = io.BytesIO()
     with quiet(), torch.no_grad():
-        exported = torch.export.export(network, (example_BCHW,), dynamic_shapes=shapes)
-        for node in exported.graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths of this machine
-        torch.export.save(exported, buffer, extra_files={NOTE: description.to_text()})
+        program = torch.export.export(network, (example_BCHW,), dynamic_shapes=ANY_BATCH)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def write_torch_export(program: ExportedProgram, description: FileDescription) -> Written:
+    """The file of a network's program."""
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer, extra_files={NOTE: description.to_text()})
     return Written(files={FILE: _sealed(buffer.getvalue())})
 
 
