@@ -18,7 +18,7 @@ from tests.support.made_up import replaced, sealed, shifted
 
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
-from trainonce.export import TARGETS
+from trainonce.export import TARGETS, certificate
 from trainonce.export.certificate import ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
 from trainonce.export.description import Opened
@@ -327,3 +327,9 @@ def test_int8_is_not_certified_without_images(exported: Export, tmp_path: Path) 
     with pytest.raises(RunError, match="what int8 loses of top-1 is not compared: they are gone"):
         check_export(ReferenceLogits.of(reference), target, tmp_path)
     assert written(tmp_path / "shifted") == before
+
+
+@pytest.mark.parametrize(("once_s", "rounds"), [(0.0001, 50), (0.02, 25), (3.0, 10)])
+def test_slow_networks_are_timed_in_fewer_rounds(once_s: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "LATENCY_ROUNDS", 50)
+    assert certificate._rounds(once_s) == rounds

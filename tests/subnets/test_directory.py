@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.conftest import MakeData, MakeNet
 from tests.support.dying import deaths
+from tests.support.flat import FlatSpec
 from tests.support.subnets import FILES, SCORE
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +24,7 @@ from trainonce.data import Split
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.kinds import written
 from trainonce.nn.loading import load_as
 from trainonce.nn.plain import NetworkSpec
 from trainonce.records import read_json
@@ -98,6 +100,31 @@ def test_it_loads_without_trainonce_to_the_last_bit(
     for name, output in expected.items():
         assert torch.equal(found[name], output), name
     assert not torch.equal(expected["subnet-0-cut"], expected["subnet-0-own"])  # the comparison can tell
+
+
+def test_a_kind_that_cannot_be_run_on_no_images(net: MobileNetV3, make_data: MakeData, tmp_path: Path) -> None:
+    """It is read too, and its classes are counted."""
+    spec, described = FlatSpec(resolution=6, in_channels=1, num_classes=3), net.space.smallest()
+    network = spec.build().eval()
+    description = describe_subnet(net, described, make_data()) | {"network": written(spec)}
+    write_subnet(tmp_path / "flat", network, description)
+    x_BCHW = torch.randn(2, 1, 6, 6)
+    with torch.inference_mode():
+        assert torch.equal(read_subnet(tmp_path / "flat")[0](x_BCHW), network(x_BCHW))
+    write_subnet(tmp_path / "four", network, description | {"classes": list("abcd")})
+    with pytest.raises(UserError, match="its classes are not one name for each output"):
+        read_subnet(tmp_path / "four")
+
+
+def test_reading_loads_no_compiler(net: MobileNetV3, make_data: MakeData, tmp_path: Path) -> None:
+    """Torch's takes seconds to import, and whoever runs a network without numbers needs it."""
+    arch = net.space.smallest()
+    write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()))
+    code = "import sys; from trainonce.subnets import read_subnet; read_subnet(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "subnet"], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "trainonce.subnets.directory" in loaded
+    assert "torch._dynamo" not in loaded
 
 
 class TestDirectory:
