@@ -38,6 +38,9 @@ class PlainSpec(Protocol):
     def num_classes(self) -> int:
         """Logits that it gives."""
 
+    def __hash__(self) -> int:
+        """The same for equal specs, as frozen dataclasses have it."""
+
     def to_json(self) -> dict[str, Any]:
         """Its fields as JSON values."""
 
