@@ -151,7 +151,7 @@ class TestDamaged:
     def test_an_image_size_that_is_none(self, path: Path, size: object) -> None:
         given = json.loads((path / "config.json").read_text())["preprocessing"]
         self.rewrite(path, preprocessing={**given, "image_size": size})
-        with pytest.raises(UserError, match="is not consistent as a subnet: its 'preprocessing' is"):
+        with pytest.raises(UserError, match="is not consistent as a subnet: preprocessing: its 'image_size' is"):
             read_subnet(path)
 
     def test_another_models_code(self, path: Path) -> None:
