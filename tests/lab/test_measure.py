@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import default_probes
 from trainonce.lab.measures.measure import MeasureSettings, _training, measure, verdict
+from trainonce.lab.measures.recorded import Interference, TransferMeasures
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.records import read_json
@@ -53,28 +53,29 @@ class TestMeasure:
         assert not net.training
         assert all(p.grad is None for p in net.parameters())
         assert found == measure(net, data, probes, step=7, settings=SETTINGS)
-        json.dumps(found, allow_nan=False)
-        assert found["labels"][0] == "smallest"
-        assert found["labels"][-1] == "largest"
-        assert found["macs"] == [net.cost_of(probe).macs for probe in probes]
-        for matrix in (found["gradient"]["agreement"], found["transfer"]["z"], found["bn_shift"]["mean"]):
-            assert np.array(matrix, float).shape == (4, 4)
-        assert {"stem", "stage1.block1", "stage5.block2", "classifier"} <= set(found["gradient"]["layers"])
-        assert found["gradient"]["layers"]["stage5.block2"][0] == [None] * 4, "the smallest does not have it"
-        assert len(found["gradient"]["control"]) == 4
-        for part, name in (("gradient", "agreement"), ("gradient", "conflict"), ("transfer", "r"), ("transfer", "z")):
-            assert np.array(found[part][f"{name}_error"], float).shape == (4, 4)
-        assert np.array(found["gradient"]["layers_error"]["stem"], float).shape == (4, 4)
-        diagonal = [found["bn_shift"]["mean"][i][i] for i in range(4)]
+        json.dumps(found.to_json(), allow_nan=False)
+        assert found.labels[0] == "smallest"
+        assert found.labels[-1] == "largest"
+        assert found.macs == [net.cost_of(probe).macs for probe in probes]
+        for matrix in (found.gradient.agreement, found.transfer.z, found.bn_shift.mean):
+            assert np.array(matrix).shape == (4, 4)
+        assert {"stem", "stage1.block1", "stage5.block2", "classifier"} <= set(found.gradient.layers)
+        assert found.gradient.layers["stage5.block2"][0] == [None] * 4, "the smallest does not have it"
+        assert len(found.gradient.control) == 4
+        gradient, transfer = found.gradient, found.transfer
+        for errors in (gradient.agreement_error, gradient.conflict_error, transfer.r_error, transfer.z_error):
+            assert np.array(errors).shape == (4, 4)
+        assert np.array(found.gradient.layers_error["stem"]).shape == (4, 4)
+        diagonal = [found.bn_shift.mean[i][i] for i in range(4)]
         assert diagonal == [0, 0, 0, 0]
 
     def test_scores_are_the_evaluators(self, make_net: MakeNet, data: DataSet) -> None:
         net = make_net().eval()
         probes = default_probes(net, 2, seed=0)
-        found = measure(net, data, probes, step=1, settings=SETTINGS)["statistics"]
+        found = measure(net, data, probes, step=1, settings=SETTINGS).statistics
         evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=24))
-        assert found["top1_recalibrated"] == [evaluator(net, probe).top1 for probe in probes]
-        assert found["top1_supernet"] == [evaluator.score(net.extract(probe)).top1 for probe in probes]
+        assert found.top1_recalibrated == [evaluator(net, probe).top1 for probe in probes]
+        assert found.top1_supernet == [evaluator.score(net.extract(probe)).top1 for probe in probes]
 
     def test_two_subnets_that_are_the_same_but_for_a_kernel(self, make_net: MakeNet, make_data: MakeData) -> None:
         """They share nearly everything, so what trains the one trains the other. Brightness is the class."""
@@ -83,15 +84,15 @@ class TestMeasure:
         largest = net.space.largest()
         other = net.space.check(dict(largest) | {"stage5.block1.kernel_size": 3})
         found = measure(net, data, [largest, other], step=1, settings=SETTINGS)
-        assert found["gradient"]["agreement"][0][1] > 0.6
-        assert found["gradient"]["conflict"] == [[0, 0], [0, 0]]
-        assert np.array(found["transfer"]["z"]).min() > 0
+        assert (found.gradient.agreement[0][1] or 0) > 0.6
+        assert found.gradient.conflict == [[0, 0], [0, 0]]
+        assert np.array(found.transfer.z, float).min() > 0
 
     def test_small_data(self, make_net: MakeNet, data: DataSet, make_data: MakeData) -> None:
         net = make_net().eval()
         probes = default_probes(net, 2, seed=0)
         found = measure(net, data, probes, step=1, settings=SETTINGS.model_copy(update={"batch_size": 1000}))
-        assert found["batch_size"] == 32
+        assert found.batch_size == 32
         few = replace(data, train=make_data(train=1).train)
         with pytest.raises(UserError, match="1 training images are too few"):
             measure(net, few, probes, step=1, settings=SETTINGS)
@@ -133,8 +134,13 @@ class TestVerdict:
         ],
     )
     def test_sentences(self, harmful: list[list[int]], helpful: list[list[int]], says: str) -> None:
-        transfer: dict[str, Any] = {"harmful": harmful, "helpful": helpful, "z": [[0.1, -0.2], [0.3, 0.1]]}
-        said = verdict({"labels": ["smallest", "largest"], "transfer": transfer})
+        transfer = TransferMeasures(
+            harmful=[list(map(bool, row)) for row in harmful],
+            helpful=[list(map(bool, row)) for row in helpful],
+            z=[[0.1, -0.2], [0.3, 0.1]],
+        )
+        found = Interference(probes=["a", "b"], macs=[1, 2], labels=["smallest", "largest"], transfer=transfer)
+        said = verdict(found)
         assert said.startswith(says)
         assert ("largest that of smallest" in said) == (sum(map(sum, harmful)) > 0)
 

@@ -202,7 +202,7 @@ def test_a_target_that_fails_beside_others_is_told(story: Story, monkeypatch: py
 
 def test_measures_tell_what_is_recorded(story: Story) -> None:
     found = json.loads((story.run / "interference.json").read_text())
-    assert settled(story.measured.found) == settled(found)
+    assert settled(story.measured.found.to_json()) == settled(found)
     assert story.called.count("measuring") == 2, "at half of the training, and at its end"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.lines import a_look
 
+from trainonce.lab.measures.recorded import Interference
 from trainonce.report.figures.interference import (
     draw_forgetting,
     draw_interference,
@@ -34,10 +35,11 @@ EMPTY = Group(
 )
 
 
-def run(seed: int = 0, **fields: Any) -> RunRecord:
+def run(seed: int = 0, interference: dict[str, Any] | None = None, **fields: Any) -> RunRecord:
     plain: dict[str, Any] = {"path": Path("r"), "name": f"r{seed}", "arm": "a", "recipe": "rss", "passes": 1.0}
     plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
-    return RunRecord(seed=seed, **plain, **fields)
+    found = None if interference is None else Interference.read(interference, where="a test")
+    return RunRecord(seed=seed, interference=found, **plain, **fields)
 
 
 def measured(control: float = 0.5) -> dict[str, Any]:
@@ -107,9 +109,8 @@ def test_what_was_measured_along_the_training_is_a_table() -> None:
         one["transfer"] |= {"mean_r": -mean, "mean_r_error": None}
         return one
 
-    runs = [run(seed, interference=at(100, 0.2 + seed) | {"along": [at(10, 0.4 + seed)]}) for seed in (0, 1)]
-    assert runs[0].interference is not None
-    runs[0].interference["along"].append(at(50, 0.3))
+    along = [[at(10, 0.4), at(50, 0.3)], [at(10, 1.4)]]
+    runs = [run(seed, at(100, 0.2 + seed) | {"along": points}) for seed, points in enumerate(along)]
     [info] = interference_info(runs)
     assert [(point.step, point.runs) for point in info.along] == [(10, 2), (100, 2)]
     assert info.along[0].agreement == pytest.approx(0.9)
@@ -150,12 +151,14 @@ def title_of(*runs: RunRecord) -> str:
 
 def test_harm_is_what_is_beyond_noise() -> None:
     """One R of two is below 0, but in one of the two runs alone beyond noise."""
-    runs = [run(seed, interference=measured()) for seed in (0, 1)]
-    assert title_of(*runs).endswith("whether any is harmed was not tested against noise.")
-    none, one = [[False, False], [False, False]], [[False, False], [True, False]]
-    for found, harmful in zip(runs, (none, one), strict=True):
-        assert found.interference is not None
-        found.interference["transfer"] |= {"harmful": harmful, "helpful": [[True, True], [False, True]]}
+    assert title_of(*[run(seed, measured()) for seed in (0, 1)]).endswith(
+        "whether any is harmed was not tested against noise."
+    )
+    runs = []
+    for seed, harmful in enumerate(([[False, False], [False, False]], [[False, False], [True, False]])):
+        found = measured()
+        found["transfer"] |= {"harmful": harmful, "helpful": [[True, True], [False, True]]}
+        runs.append(run(seed, found))
     [info] = interference_info(runs)
     assert (info.tested, info.harmed, info.helped) == (4, 1, 2)
     assert title_of(*runs) == (

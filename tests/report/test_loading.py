@@ -70,12 +70,12 @@ def test_what_is_neither_run_nor_study_is_refused(tmp_path: Path) -> None:
         (
             "interference.json",
             '{"probes": ["a"], "macs": [1], "transfer": {"r": [[1, 2]]}}',
-            r"transfer\.r is not a 1 x 1 matrix",
+            r"interference\.json: its transfer\.r is not of 1 probes",
         ),
         (
             "interference.json",
             '{"probes": ["a"], "macs": [1], "transfer": {"r": [["x"]]}}',
-            r"transfer\.r holds something that is not a number",
+            r"interference\.json: transfer: its 'r' is missing or of another kind",
         ),
         ("exposure.npz", "nonsense", "is not a whole npz"),
     ],

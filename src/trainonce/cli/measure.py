@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,7 @@ from trainonce.cli.options import DataDir, Device, Json, MovedData, RunArgument,
 from trainonce.cli.stopping import importing
 
 if TYPE_CHECKING:
+    from trainonce.lab.measures.recorded import Interference, Matrix
     from trainonce.pipeline.measuring import Measured
 
 
@@ -58,37 +59,36 @@ def measure(
         where="the command line",
     )
     if as_json:
-        display.print_json(done.found)
+        display.print_json(done.found.to_json())
         return
     _say(done)
 
 
 def _say(done: Measured) -> None:
     found = done.found
-    transfer, gradient, scores = found["transfer"], found["gradient"], found["statistics"]
+    transfer, gradient, scores = found.transfer, found.gradient, found.statistics
     display.out.print("R, what training the column's subnet does for the row's (1: as much as its own; below 0: harm)")
-    display.out.print(_matrix(found, transfer["r"], transfer["r_error"]))
+    display.out.print(_matrix(found, transfer.r, transfer.r_error))
     display.out.print("\nAgreement of gradients on shared weights, corrected for noise (1 alike, -1 opposed)")
-    display.out.print(_matrix(found, gradient["agreement"], gradient["agreement_error"]))
-    if found["along"]:
+    display.out.print(_matrix(found, gradient.agreement, gradient.agreement_error))
+    if found.along:
         display.out.print("\nAlong the training: means over pairs of different subnets")
         display.out.print(_along(found))
-    gains = [own - mixed for own, mixed in zip(scores["top1_recalibrated"], scores["top1_supernet"], strict=True)]
+    gains = [own - mixed for own, mixed in zip(scores.top1_recalibrated, scores.top1_supernet, strict=True)]
     display.out.print(
-        f"\nBehind ± stands one standard error over {found['batches']} batches (jackknife).\n"
+        f"\nBehind ± stands one standard error over {found.batches} batches (jackknife).\n"
         f"Recalibrating batch norms gives {min(gains):.1f} to {max(gains):.1f} points of top-1: those were lost to "
         f"wrong statistics, not to wrong weights.\n{done.verdict}\nWritten to {done.run.interference_file}"
     )
 
 
-def _along(found: dict[str, Any]) -> Table:
+def _along(found: Interference) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("step", "agreement", "R"):
         table.add_column(name, justify="right")
-    for one in [*found["along"], found]:
-        gradient, transfer = one["gradient"], one["transfer"]
-        agreement = _with_error(gradient["mean"], gradient["mean_error"])
-        table.add_row(str(one["step"]), agreement, _with_error(transfer["mean_r"], transfer["mean_r_error"]))
+    for one in [*found.along, found]:
+        agreement = _with_error(one.gradient.mean, one.gradient.mean_error)
+        table.add_row(str(one.step), agreement, _with_error(one.transfer.mean_r, one.transfer.mean_r_error))
     return table
 
 
@@ -98,11 +98,11 @@ def _with_error(value: float | None, error: float | None) -> str:
     return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
 
 
-def _matrix(found: dict[str, Any], rows: list[list[float | None]], errors: list[list[float | None]]) -> Table:
+def _matrix(found: Interference, rows: Matrix, errors: Matrix) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for label in found["labels"]:
+    for label in found.labels:
         table.add_column(label, justify="right")
-    for label, row, own in zip(found["labels"], rows, errors, strict=True):
+    for label, row, own in zip(found.labels, rows, errors, strict=True):
         table.add_row(label, *(_with_error(value, error) for value, error in zip(row, own, strict=True)))
     return table

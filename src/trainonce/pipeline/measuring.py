@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainonce.data import DataSet
 from trainonce.files import write_atomic
 from trainonce.lab.measures.forgetting import default_probes
 from trainonce.lab.measures.measure import MeasureSettings, verdict
 from trainonce.lab.measures.measure import measure as measure_probes
+from trainonce.lab.measures.recorded import Interference
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory
@@ -20,7 +20,7 @@ class Measured:
     """What was measured."""
 
     run: RunDirectory
-    found: dict[str, Any]
+    found: Interference
     """What RUN/interference.json holds."""
     verdict: str
     """What it says, in a sentence."""
@@ -67,6 +67,7 @@ def measure(
         on_step(kept, len(chosen))
         along.append(measure_probes(place.load_kept(kept).to(settled), images, chosen, step=kept, settings=settings))
     on_step(step, len(chosen))
-    found = measure_probes(net.to(settled), images, chosen, step=step, settings=settings) | {"along": along}
-    write_atomic(place.interference_file, to_json(found))
+    last = measure_probes(net.to(settled), images, chosen, step=step, settings=settings)
+    found = last.model_copy(update={"along": along})
+    write_atomic(place.interference_file, to_json(found.to_json()))
     return Measured(run=place, found=found, verdict=verdict(found))

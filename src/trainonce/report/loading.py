@@ -5,7 +5,7 @@ out. What is there but damaged is refused with its file and line.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,8 @@ import numpy as np
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import newest_lines
-from trainonce.files import fits_record, is_there
+from trainonce.files import is_there
+from trainonce.lab.measures.recorded import Interference
 from trainonce.lab.studies.built_in import conclude
 from trainonce.lab.studies.results import (
     Factors,
@@ -31,21 +32,6 @@ from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 from trainonce.search.recorded import RecordedFront
-
-Kinds = Mapping[str, type | tuple[type, ...]]
-Matrix = list[list[float | None]]
-
-MISSING = object()
-NUMBER = (int, float)
-MATRICES = (
-    ("gradient", "agreement"),
-    ("gradient", "conflict"),
-    ("transfer", "r"),
-    ("transfer", "harmful"),
-    ("transfer", "helpful"),
-    ("bn_shift", "mean"),
-)
-"""What interference.json has for each pair of probes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +84,7 @@ class RunRecord:
     metrics: list[MetricsLine] = field(default_factory=list)
     forgetting: list[ForgettingLine] = field(default_factory=list)
     exposure: ExposureTable | None = None
-    interference: dict[str, Any] | None = None
+    interference: Interference | None = None
     front: RecordedFront | None = None
     """What the last search found."""
     train_seconds: float | None = None
@@ -178,7 +164,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         has_weights=any(run.checkpoints.glob("step-*")),
         forgetting=run.forgetting(),
         exposure=_read_exposure(run),
-        interference=_read_interference(run.path / "interference.json"),
+        interference=Interference.read_file(run.interference_file) if is_there(run.interference_file) else None,
         front=RecordedFront.read_file(run.front_file) if is_there(run.front_file) else None,
         train_seconds=None if seconds is None else float(seconds),
     )
@@ -279,29 +265,9 @@ def _scored(line: StudyResult, run: Path) -> PlottedScore:
     )
 
 
-def _check(value: Mapping[str, Any], kinds: Kinds, where: str) -> None:
-    for name, kind in kinds.items():
-        found = value.get(name, MISSING)
-        if not isinstance(found, kind) or (isinstance(found, NUMBER) and not fits_record(found)):
-            raise UserError(f"{where}: its {name!r} is missing or of another kind")
-
-
-def _object(value: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    found = value.get(name)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: its {name!r} is missing or of another kind")
-    return found
-
-
 def _study_title(study: RecordedStudy) -> str:
     """Such as `solo on mnist`: studies of one name on other images must be told apart."""
     return f"{study.name} on {Path(study.data.name_or_path).name}" if study.data else study.name
-
-
-def _numbers(values: Any, name: str, path: Path) -> list[float]:
-    if not isinstance(values, list) or not all(isinstance(v, NUMBER) and fits_record(v) for v in values):
-        raise UserError(f"{path}: its {name!r} is not a list of numbers")
-    return [float(value) for value in values]
 
 
 def _read_conclusion(path: Path) -> RecordedConclusion | None:
@@ -332,39 +298,3 @@ def _read_exposure(run: RunDirectory) -> ExposureTable | None:
     if not all(np.isfinite(values).all() for values in (table.exposure, table.macs_edges, table.lr_sum)):
         raise UserError(f"{run.exposure_file} holds something that is not a finite number")
     return table
-
-
-def _read_interference(path: Path) -> dict[str, Any] | None:
-    if not is_there(path):
-        return None
-    found = read_json(path)
-    along = found.get("along", [])
-    if not isinstance(along, list) or not all(isinstance(one, dict) for one in along):
-        raise UserError(f"{path}: its 'along' is not a list of objects")
-    for one in [*along, found]:
-        _check_measured(one, path)
-    return found
-
-
-def _check_measured(found: dict[str, Any], path: Path) -> None:
-    probes, macs = found.get("probes"), found.get("macs")
-    if not isinstance(probes, list) or not isinstance(macs, list) or not 0 < len(probes) == len(macs):
-        raise UserError(f"{path}: its 'probes' and 'macs' are missing or do not go together")
-    _numbers(macs, "macs", path)
-    _check(found, {"step": int} if "step" in found else {}, str(path))
-    for part, name in MATRICES:
-        for of in (name, f"{name}_error"):
-            if part in found and _object(found, part, path).get(of) is not None:
-                _check_matrix(found[part][of], len(probes), f"{path}: its {part}.{of}")
-    for part, name in (("gradient", "mean"), ("transfer", "mean_r")):
-        for of in (name, f"{name}_error"):
-            if part in found and _object(found, part, path).get(of) is not None:
-                _check(found[part], {of: NUMBER}, f"{path}: its {part}")
-
-
-def _check_matrix(value: Any, size: int, where: str) -> None:
-    rows = value if isinstance(value, list) else []
-    if len(rows) != size or not all(isinstance(row, list) and len(row) == size for row in rows):
-        raise UserError(f"{where} is not a {size} x {size} matrix")
-    if not all(cell is None or (isinstance(cell, NUMBER) and fits_record(cell)) for row in rows for cell in row):
-        raise UserError(f"{where} holds something that is not a number")

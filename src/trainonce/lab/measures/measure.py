@@ -23,6 +23,13 @@ from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.files import fits_record
 from trainonce.lab.measures.batch_norm import batch_norm_shift, mean_shift, statistics_of
 from trainonce.lab.measures.gradients import gradient_agreement
+from trainonce.lab.measures.recorded import (
+    GradientMeasures,
+    Interference,
+    ShiftMeasures,
+    StatisticsMeasures,
+    TransferMeasures,
+)
 from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
 from trainonce.nn.dropout import dropouts
@@ -50,7 +57,7 @@ class MeasureSettings(Settings):
 
 def measure(
     net: Supernet, data: DataSet, probes: Sequence[Architecture], *, step: int, settings: MeasureSettings | None = None
-) -> dict[str, Any]:
+) -> Interference:
     """Gradient agreement, loss transfer, batch-norm shift and scores of probes, as `interference.json` has them.
 
     Beside each figure from batches stands its standard error, by the jackknife over the batches. Losses are
@@ -66,24 +73,27 @@ def measure(
         raise UserError(f"{len(data.train)} training images are too few: gradients are taken on at least two")
     if len(data.validate) < 2:
         raise UserError(f"{len(data.validate)} validation images are too few: steps are judged on at least two")
-    macs = [net.cost_of(probe).macs for probe in probes]
-    by_statistics = _by_statistics(net, data, probes, chosen)  # first: it refuses a probe without a score
-    return {
-        "step": step,
-        "probes": [str(probe) for probe in probes],
-        "macs": macs,
-        "labels": [_label(net, probe) for probe in probes],
-        "seed": chosen.seed,
-        "batches": chosen.batches,
-        "batch_size": chosen.batch_size,
-        **_by_gradients(net, data, probes, chosen),
-        **by_statistics,
-    }
+    # Statistics first: that refuses a probe without a score.
+    bn_shift, statistics = _by_statistics(net, data, probes, chosen)
+    gradient, transfer = _by_gradients(net, data, probes, chosen)
+    return Interference(
+        step=step,
+        probes=[str(probe) for probe in probes],
+        macs=[net.cost_of(probe).macs for probe in probes],
+        labels=[_label(net, probe) for probe in probes],
+        seed=chosen.seed,
+        batches=chosen.batches,
+        batch_size=chosen.batch_size,
+        gradient=gradient,
+        transfer=transfer,
+        bn_shift=bn_shift,
+        statistics=statistics,
+    )
 
 
 def _by_gradients(
     net: Supernet, data: DataSet, probes: Sequence[Architecture], settings: MeasureSettings
-) -> dict[str, Any]:
+) -> tuple[GradientMeasures, TransferMeasures]:
     lab = copy.deepcopy(net).train()
     for layer in dropouts(lab):
         layer.eval()
@@ -93,48 +103,48 @@ def _by_gradients(
     gradients = gradient_agreement(losses, parameters, batches, group=_part)
     pairs = zip(batches(), _held_out(data.validate, data, settings), strict=True)
     transfer = loss_transfer(losses, parameters, pairs, lr=settings.lr)
-    return {
-        "gradient": {
-            "agreement": to_json(gradients.agreement),
-            "agreement_error": to_json(gradients.agreement_error),
-            "mean": number(gradients.mean),
-            "mean_error": number(gradients.mean_error),
-            "control": to_json(gradients.control),
-            "control_error": to_json(gradients.control_error),
-            "conflict": to_json(gradients.conflict),
-            "conflict_error": to_json(gradients.conflict_error),
-            "layers": {name: to_json(cosines) for name, cosines in gradients.layers.items()},
-            "layers_error": {name: to_json(errors) for name, errors in gradients.layers_error.items()},
-        },
-        "transfer": {
-            "lr": settings.lr,
-            "z": to_json(transfer.z),
-            "z_error": to_json(transfer.z_error),
-            "r": to_json(transfer.r),
-            "r_error": to_json(transfer.r_error),
-            "mean_r": number(transfer.mean_r),
-            "mean_r_error": number(transfer.mean_r_error),
-            "harmful": transfer.harmful().tolist(),
-            "helpful": transfer.helpful().tolist(),
-        },
-    }
+    return (
+        GradientMeasures(
+            agreement=to_json(gradients.agreement),
+            agreement_error=to_json(gradients.agreement_error),
+            mean=number(gradients.mean),
+            mean_error=number(gradients.mean_error),
+            control=to_json(gradients.control),
+            control_error=to_json(gradients.control_error),
+            conflict=to_json(gradients.conflict),
+            conflict_error=to_json(gradients.conflict_error),
+            layers={name: to_json(cosines) for name, cosines in gradients.layers.items()},
+            layers_error={name: to_json(errors) for name, errors in gradients.layers_error.items()},
+        ),
+        TransferMeasures(
+            lr=settings.lr,
+            z=to_json(transfer.z),
+            z_error=to_json(transfer.z_error),
+            r=to_json(transfer.r),
+            r_error=to_json(transfer.r_error),
+            mean_r=number(transfer.mean_r),
+            mean_r_error=number(transfer.mean_r_error),
+            harmful=transfer.harmful().tolist(),
+            helpful=transfer.helpful().tolist(),
+        ),
+    )
 
 
 def _by_statistics(
     net: Supernet, data: DataSet, probes: Sequence[Architecture], settings: MeasureSettings
-) -> dict[str, Any]:
+) -> tuple[ShiftMeasures, StatisticsMeasures]:
     lab = copy.deepcopy(net).eval()
     calibration = EvaluateSettings(calibration_images=settings.calibration_images, seed=settings.seed)
     evaluator = Evaluator(data, "validate", calibration)
     own = [evaluator.recalibrated(lab, probe) for probe in probes]
     shift = batch_norm_shift([statistics_of(lab, plain, probe) for plain, probe in zip(own, probes, strict=True)])
-    return {
-        "bn_shift": {"layers": {name: to_json(s) for name, s in shift.items()}, "mean": to_json(mean_shift(shift))},
-        "statistics": {
-            "top1_supernet": [evaluator.score(lab.extract(probe)).top1 for probe in probes],
-            "top1_recalibrated": [_top1(evaluator, plain, probe) for plain, probe in zip(own, probes, strict=True)],
-        },
-    }
+    return (
+        ShiftMeasures(layers={name: to_json(s) for name, s in shift.items()}, mean=to_json(mean_shift(shift))),
+        StatisticsMeasures(
+            top1_supernet=[evaluator.score(lab.extract(probe)).top1 for probe in probes],
+            top1_recalibrated=[_top1(evaluator, plain, probe) for plain, probe in zip(own, probes, strict=True)],
+        ),
+    )
 
 
 def _top1(evaluator: Evaluator, plain: nn.Module, probe: Architecture) -> float:
@@ -204,12 +214,12 @@ def number(value: float) -> float | None:
     return value if fits_record(value) else None
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(found: Interference) -> str:
     """What the transfer between probes means, in a sentence."""
-    names, transfer = found["labels"], found["transfer"]
+    names, transfer = found.labels, found.transfer
     pairs = [(a, b) for a in range(len(names)) for b in range(len(names)) if a != b]
-    harmed = [(transfer["z"][a][b], a, b) for a, b in pairs if transfer["harmful"][a][b]]
-    helped = sum(transfer["helpful"][a][b] for a, b in pairs)
+    harmed = [(transfer.z[a][b], a, b) for a, b in pairs if transfer.harmful[a][b]]
+    helped = sum(transfer.helpful[a][b] for a, b in pairs)
     if harmed:
         _, a, b = min(harmed)
         return (

@@ -1,15 +1,16 @@
 """Interference between probes: matrices of gradient agreement, loss transfer and batch-norm shift; forgetting."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from trainonce.lab.measures.forgetting import forgetting
+from trainonce.lab.measures.recorded import Interference, Matrix
 from trainonce.report.figures.charts import CELL_TEXT, ZERO, chart_of, distinct, layered, millions, require_plotting
-from trainonce.report.loading import Matrix, RunRecord
+from trainonce.report.loading import RunRecord
 
 if TYPE_CHECKING:
     import altair as alt
@@ -22,22 +23,37 @@ Measure: TypeAlias = str
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSource:
-    """Where interference.json has a matrix between probes, and how it is drawn."""
+    """A matrix between probes that interference.json has, and how it is drawn."""
 
-    part: str
-    name: str
-    """Its key in that part; its standard errors are there under the same name and `_error`."""
+    matrix: Callable[[Interference], Matrix]
+    """Empty where it was not measured."""
     by: str
     """What stands above the columns, which are subnets."""
+    errors: Callable[[Interference], Matrix] = lambda _: []
+    """Its standard errors over batches; empty where they were not recorded."""
     signed: bool = False
     """Whether colours diverge from 0."""
 
 
 MEASURES: dict[Measure, MeasureSource] = {
-    "agreement": MeasureSource(part="gradient", name="agreement", by="gradient of", signed=True),
-    "conflict": MeasureSource(part="gradient", name="conflict", by="gradient of"),
-    "transfer": MeasureSource(part="transfer", name="r", by="after a step of", signed=True),
-    "bn_shift": MeasureSource(part="bn_shift", name="mean", by="statistics of"),
+    "agreement": MeasureSource(
+        matrix=lambda found: found.gradient.agreement,
+        errors=lambda found: found.gradient.agreement_error,
+        by="gradient of",
+        signed=True,
+    ),
+    "conflict": MeasureSource(
+        matrix=lambda found: found.gradient.conflict,
+        errors=lambda found: found.gradient.conflict_error,
+        by="gradient of",
+    ),
+    "transfer": MeasureSource(
+        matrix=lambda found: found.transfer.r,
+        errors=lambda found: found.transfer.r_error,
+        by="after a step of",
+        signed=True,
+    ),
+    "bn_shift": MeasureSource(matrix=lambda found: found.bn_shift.mean, by="statistics of"),
 }
 """The measures that have a matrix; how each is read is in `trainonce.report.sections.probe`."""
 
@@ -84,40 +100,35 @@ class InterferenceInfo:
 
 def interference_info(runs: Sequence[RunRecord]) -> list[InterferenceInfo]:
     """The matrices of each arm, averaged over runs that have the same probes; none where none was measured."""
-    arms: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
+    arms: dict[tuple[str, tuple[str, ...]], list[Interference]] = {}
     for run in runs:
         if run.interference is not None:
-            arms.setdefault((run.arm, tuple(run.interference["probes"])), []).append(run.interference)
+            arms.setdefault((run.arm, tuple(run.interference.probes)), []).append(run.interference)
     return [_of_arm(arm, list(probes), found) for (arm, probes), found in arms.items()]
 
 
-def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> InterferenceInfo:
+def _of_arm(arm: str, probes: list[str], found: list[Interference]) -> InterferenceInfo:
     matrices: dict[Measure, Matrix] = {}
     errors: dict[Measure, Matrix] = {}
     for measure, source in MEASURES.items():
-        part, name = source.part, source.name
-        values = [one[part][name] for one in found if (one.get(part) or {}).get(name) is not None]
+        values = [matrix for matrix in map(source.matrix, found) if matrix]
         if values:
             matrices[measure] = mean_matrix(values)
-        own = [one[part][f"{name}_error"] for one in found if (one.get(part) or {}).get(f"{name}_error") is not None]
+        own = [matrix for matrix in map(source.errors, found) if matrix]
         if values and len(own) == len(values):
             errors[measure] = _over_runs(own, _error_of_mean)
     if "agreement" in matrices:
-        _set_diagonal(matrices["agreement"], [one["gradient"].get("control") for one in found], _mean)
+        _set_diagonal(matrices["agreement"], [one.gradient.control for one in found], _mean)
     if "agreement" in errors:
-        _set_diagonal(errors["agreement"], [one["gradient"].get("control_error") for one in found], _error_of_mean)
-    macs = [float(value) for value in found[0]["macs"]]
+        _set_diagonal(errors["agreement"], [one.gradient.control_error for one in found], _error_of_mean)
+    macs = [float(value) for value in found[0].macs]
     order = sorted(range(len(macs)), key=lambda i: macs[i])
-    statistics = [one.get("statistics") or {} for one in found]
 
-    def mean_of(name: str) -> list[float]:
-        lists = [one[name] for one in statistics if isinstance(one.get(name), list) and len(one[name]) == len(probes)]
+    def mean_of(runs: Sequence[Sequence[float]]) -> list[float]:
+        lists = [values for values in runs if values]
         return [float(np.mean([values[i] for values in lists])) for i in order] if lists else []
 
-    verdicts = [one["transfer"] for one in found if {"harmful", "helpful"} <= (one.get("transfer") or {}).keys()]
-    harmed, helped = (
-        sum(bool(value) for one in verdicts for value in off_diagonal(one[name])) for name in ("harmful", "helpful")
-    )
+    verdicts = [one.transfer for one in found if one.transfer.harmful and one.transfer.helpful]
     return InterferenceInfo(
         arm=arm,
         seeds=len(found),
@@ -128,16 +139,21 @@ def _of_arm(arm: str, probes: list[str], found: list[dict[str, Any]]) -> Interfe
         errors={m: [[matrix[i][j] for j in order] for i in order] for m, matrix in errors.items()},
         along=_along(found),
         tested=len(verdicts) * len(probes) * (len(probes) - 1),
-        harmed=harmed,
-        helped=helped,
-        top1_supernet=mean_of("top1_supernet"),
-        top1_recalibrated=mean_of("top1_recalibrated"),
+        harmed=sum(_pairs(one.harmful) for one in verdicts),
+        helped=sum(_pairs(one.helpful) for one in verdicts),
+        top1_supernet=mean_of([one.statistics.top1_supernet for one in found]),
+        top1_recalibrated=mean_of([one.statistics.top1_recalibrated for one in found]),
     )
 
 
-def _set_diagonal(matrix: Matrix, runs: Sequence[Any], over_runs: OverRuns) -> None:
+def _pairs(which: Sequence[Sequence[bool]]) -> int:
+    """How many pairs of different probes are marked."""
+    return sum(marked for i, row in enumerate(which) for j, marked in enumerate(row) if i != j)
+
+
+def _set_diagonal(matrix: Matrix, runs: Sequence[Sequence[float | None]], over_runs: OverRuns) -> None:
     """Put what stands on the diagonal for each run, a list a run, over runs; where one has none nothing is put."""
-    if all(isinstance(values, list) and len(values) == len(matrix) for values in runs):
+    if all(runs):
         for i, row in enumerate(matrix):
             row[i] = over_runs([values[i] for values in runs])
 
@@ -154,29 +170,30 @@ def _error_of_mean(errors: Sequence[float | None]) -> float | None:
     return math.sqrt(sum(error**2 for error in known)) / len(known) if known and len(known) == len(errors) else None
 
 
-def _along(found: Sequence[Mapping[str, Any]]) -> list[Along]:
+def _along(found: Sequence[Interference]) -> list[Along]:
     """The points that all runs were measured at; none where that is the end alone."""
-    points = [{one["step"]: one for one in [*run.get("along", []), run] if "step" in one} for run in found]
+    points = [{one.step: one for one in [*run.along, run] if one.step is not None} for run in found]
     steps = sorted(set.intersection(*map(set, points)))
     return [_point(step, [run[step] for run in points]) for step in steps] if len(steps) > 1 else []
 
 
-def _point(step: int, measured: Sequence[Mapping[str, Any]]) -> Along:
-    def over_runs(part: str, name: str) -> tuple[float | None, float | None]:
-        values = [(one.get(part) or {}).get(name) for one in measured]
-        errors = [(one.get(part) or {}).get(f"{name}_error") for one in measured]
-        known = [value for value in values if value is not None]
-        return (_mean(values), _error_of_mean(errors)) if len(known) == len(values) else (None, None)
-
-    agreement, transfer = over_runs("gradient", "mean"), over_runs("transfer", "mean_r")
+def _point(step: int, measured: Sequence[Interference]) -> Along:
+    agreement, agreement_error = _of_runs([(one.gradient.mean, one.gradient.mean_error) for one in measured])
+    transfer, transfer_error = _of_runs([(one.transfer.mean_r, one.transfer.mean_r_error) for one in measured])
     return Along(
         step=step,
         runs=len(measured),
-        agreement=agreement[0],
-        agreement_error=agreement[1],
-        transfer=transfer[0],
-        transfer_error=transfer[1],
+        agreement=agreement,
+        agreement_error=agreement_error,
+        transfer=transfer,
+        transfer_error=transfer_error,
     )
+
+
+def _of_runs(values: Sequence[tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+    """The mean over runs and its error; None where a run has no value."""
+    means, errors = zip(*values, strict=True)
+    return (None, None) if None in means else (_mean(means), _error_of_mean(errors))
 
 
 def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
