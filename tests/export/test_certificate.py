@@ -21,7 +21,7 @@ from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS, certificate
 from trainonce.export.certificate import ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
-from trainonce.export.description import Opened
+from trainonce.export.description import Opened, Quantised
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
@@ -306,7 +306,13 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
 
     def certified(max_loss: float) -> Any:
         return certify(
-            ReferenceLogits.of(right), opened, target="t", precision="int8", files={}, details={}, max_loss=max_loss
+            ReferenceLogits.of(right),
+            opened,
+            target="t",
+            precision="int8",
+            files={},
+            details=Quantised(),
+            max_loss=max_loss,
         )
 
     failed = certified(share - 1)

@@ -70,9 +70,8 @@ def test_the_certificate_says_what_it_loses(export: tuple[Path, Any, Reference])
     assert certificate.top1["exported"] == pytest.approx(100 * float(right.double().mean()))
     assert certificate.top1["extracted"] == 100
     assert certificate.precision == "int8"
-    assert certificate.details["validate_loss"] == pytest.approx(
-        certificate.details["validate_top1_float32"] - certificate.details["validate_top1_int8"]
-    )
+    details = certificate.details
+    assert details.validate_loss == pytest.approx(details.validate_top1_float32 - details.validate_top1_int8)
 
 
 def test_a_layer_that_does_not_bear_it_is_found(exported: Export) -> None:
@@ -95,11 +94,13 @@ def test_a_layer_that_does_not_bear_it_is_found(exported: Export) -> None:
     finally:
         network.load_state_dict(before)
         network.blocks[0].residual = network.spec.blocks[0].residual
-    assert max(details["loss_by_layer"].values()) > 20
-    assert list(details["loss_by_layer"])[:2] == details["kept_in_float32"][:2]
-    assert set(details["kept_in_float32"][:2]) == {"stem", "blocks.0"}
-    assert set(details["loss_by_layer"]) == set(layer_names(network))
-    assert details["validate_loss"] == details["validate_top1_float32"] - details["validate_top1_int8"] <= 5
+    assert max(details.loss_by_layer.values()) > 20
+    assert list(details.loss_by_layer)[:2] == details.kept_in_float32[:2]
+    assert set(details.kept_in_float32[:2]) == {"stem", "blocks.0"}
+    assert set(details.loss_by_layer) == set(layer_names(network))
+    assert details.validate_top1_float32 is not None
+    assert details.validate_top1_int8 is not None
+    assert details.validate_loss == details.validate_top1_float32 - details.validate_top1_int8 <= 5
 
 
 def test_without_images_there_is_nothing_to_calibrate_with(exported: Export) -> None:

@@ -111,15 +111,15 @@ def _say_certificate(one: Exported) -> None:
     from trainonce.export.certificate import FILE as CERTIFICATE
 
     certificate = one.certificate
-    size = sum(file["bytes"] for file in certificate.files.values())
+    size = sum(file.bytes for file in certificate.files.values())
     lines = [f"{one.target.name}: {certificate.verdict}."]
     scores = [f"{name} {value:.2f}%" for name, value in certificate.top1.items() if isinstance(value, float)]
     if scores:
-        lines.append(f"Top-1 on {certificate.images['test']} test images: {', '.join(scores)}.")
-    if certificate.latency_ms:
-        exported, extracted = certificate.latency_ms["exported"], certificate.latency_ms["extracted"]
+        lines.append(f"Top-1 on {certificate.images.test} test images: {', '.join(scores)}.")
+    exported, extracted = certificate.latency_ms.exported, certificate.latency_ms.extracted
+    if exported is not None:
         lines.append(f"{size / 1e6:.2f} MB; one image takes {exported:.3g} ms, {extracted:.3g} with torch here.")
-    kept = certificate.details.get("kept_in_float32")
+    kept = certificate.details.kept_in_float32
     if kept:
         lines.append(f"Left in float32, because int8 there costs most: {', '.join(kept)}.")
     lines.append(f"{one.file}; certificate: {one.place / CERTIFICATE}")

@@ -2,20 +2,20 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
 from trainonce.export.compare import TOLERANCE, LogitComparison, compare
-from trainonce.export.description import Opened, Run
+from trainonce.export.description import Opened, Quantised, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
 from trainonce.latency import time_ms
 from trainonce.run.directory import provenance
+from trainonce.settings import JsonObject, Number, Record, Whole
 
 FORMAT = "trainonce-certificate-1"
 FILE = "certificate.json"
@@ -26,9 +26,34 @@ LOOKED_INSIDE = 8
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """What was compared and what came out. `to_json` is what certificate.json holds."""
+class ExportedFile(Record):
+    """A file that is certified."""
+
+    bytes: Whole
+    sha256: str
+
+
+class ComparedImages(Record):
+    """How many random images, and how many of the test split, were compared."""
+
+    random: Whole
+    test: Whole
+
+
+class ExportTimes(Record):
+    """Median milliseconds of one image; nothing where the file was not opened."""
+
+    extracted: Number | None = None
+    """Through the extracted network, by torch."""
+    exported: Number | None = None
+    """Through the file, in turns with it."""
+    batch: Whole | None = None
+    rounds: Whole | None = None
+    threads: Whole | None = None
+
+
+class Certificate(Record):
+    """What was compared and what came out: what certificate.json holds, in the order of its keys."""
 
     format: str
     target: str
@@ -38,31 +63,25 @@ class Certificate:
     """The outcome in a sentence."""
     architecture: str
     weights_sha256: str
-    description: dict[str, Any]
-    """Whose file this is: classes, preprocessing, sizes, as `FileDescription.of_subnet` gives them."""
-    files: dict[str, dict[str, Any]]
-    """Size in bytes and SHA-256 of each exported file."""
-    images: dict[str, int]
-    """How many random ones, and how many of the test split, were compared."""
+    description: JsonObject | None = None
+    """Whose file this is: classes, preprocessing, sizes, as `FileDescription.of_subnet` gives them; early ones have
+    none."""
+    files: dict[str, ExportedFile]
+    images: ComparedImages
     supernet_and_extracted: LogitComparison | str
     extracted_and_exported: LogitComparison | str
-    top1: dict[str, float | str]
+    top1: dict[str, Number | str]
     """Percent of the whole test split classified correctly by each of the three, or why that was not measured."""
-    float32_bytes: int
+    float32_bytes: Whole
     """What the extracted network's weights and statistics take in float32."""
-    latency_ms: dict[str, Any]
-    """Median milliseconds of one image through the extracted network, by torch, and through the file, in turns."""
+    latency_ms: ExportTimes
     first_difference: FirstDifference | None
     """The first layer that computes something else, where one does and can be seen."""
-    details: dict[str, Any]
-    """What else the target has to say: for int8 how it was quantised and what that cost."""
-    tolerance: float
+    details: Quantised
+    """For int8 how it was quantised and what that cost; nothing for other targets."""
+    tolerance: Number
     """How far an image's logits may be apart, as a part of its largest one, or absolutely where that is below 1."""
-    provenance: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The certificate as JSON values."""
-        return asdict(self)
+    provenance: JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +114,7 @@ def certify(
     target: str,
     precision: str,
     files: Mapping[str, bytes],
-    details: dict[str, Any],
+    details: Quantised,
     max_loss: float,
     not_opened: str = "",
 ) -> Certificate:
@@ -123,16 +142,18 @@ def certify(
         architecture=reference.file.architecture,
         weights_sha256=reference.file.weights_sha256,
         description=reference.file.of_subnet(),
-        files={name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in files.items()},
-        images={
-            "random": len(reference.random_BCHW),
-            "test": 0 if reference.data is None else len(reference.data.test),
+        files={
+            name: ExportedFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in files.items()
         },
+        images=ComparedImages(
+            random=len(reference.random_BCHW), test=0 if reference.data is None else len(reference.data.test)
+        ),
         supernet_and_extracted=above,
         extracted_and_exported=below,
         top1=top1,
         float32_bytes=sum(t.numel() * t.element_size() for t in reference.network.state_dict().values()),
-        latency_ms={} if opened is None else _latency(reference, opened.run),
+        latency_ms=ExportTimes() if opened is None else _latency(reference, opened.run),
         first_difference=first,
         details=details,
         tolerance=TOLERANCE,
@@ -227,7 +248,7 @@ def _loss_in_words(top1: Mapping[str, float | str]) -> str:
     return f"; int8 changes top-1 by {quantised - floating:+.2f} points"
 
 
-def _latency(reference: Reference, run: Run) -> dict[str, Any]:
+def _latency(reference: Reference, run: Run) -> ExportTimes:
     one_1CHW = reference.random_BCHW[:1]
 
     @torch.inference_mode()
@@ -238,13 +259,9 @@ def _latency(reference: Reference, run: Run) -> dict[str, Any]:
     calls = [extracted, lambda: run(one_1CHW)]
     rounds = _rounds(1e-3 * sum(time_ms(calls, rounds=1, repeats=1, warm_up=1)))
     torch_ms, exported_ms = time_ms(calls, rounds=rounds)
-    return {
-        "extracted": torch_ms,
-        "exported": exported_ms,
-        "batch": 1,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-    }
+    return ExportTimes(
+        extracted=torch_ms, exported=exported_ms, batch=1, rounds=rounds, threads=torch.get_num_threads()
+    )
 
 
 def _rounds(once_s: float) -> int:
@@ -252,8 +269,8 @@ def _rounds(once_s: float) -> int:
     return min(LATENCY_ROUNDS, max(FEWEST_ROUNDS, int(LATENCY_S / (4 * once_s))))
 
 
-def _provenance() -> dict[str, Any]:
-    found: dict[str, Any] = provenance("cpu")
+def _provenance() -> JsonObject:
+    found = provenance("cpu")
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -1,29 +1,28 @@
 """How far two networks' outputs are apart, and whether they say the same."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from trainonce.settings import Record, Whole
 
 TOLERANCE = 1e-4
 """How far an image's float32 outputs may be apart: as a part of the largest, or absolutely where that is below 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogitComparison:
+class LogitComparison(Record):
     """Logits of the same images held against each other."""
 
-    images: int
+    images: Whole
     identical: bool
     """Whether every logit is the same to the last bit."""
     largest_difference: float | None
     """The largest absolute difference of two logits; None where one is not a finite number."""
-    largest_ratio: float | None
+    largest_ratio: float | None = None
     """The largest difference of two logits as a part of what `TOLERANCE` allows for their image; None likewise. It need
     not be the image with the largest difference: what is allowed grows with an image's logits."""
     largest_logit: float
     """The largest absolute value of a logit of the network that is held to be right."""
-    unequal_top1: int
+    unequal_top1: Whole
     """Images whose best class differs. Within the tolerance those are near ties: rounding alone decides there."""
 
     @property

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 from torch import Tensor
 
 from trainonce.errors import UserError
 from trainonce.export.seal import SEALED
-from trainonce.settings import Settings
+from trainonce.settings import JsonObject, Number, Record, Settings, Whole
 from trainonce.subnets.description import Preprocessing, SubnetDescription
 
 FORMAT: Literal["trainonce-export-2"] = SEALED
@@ -33,7 +33,7 @@ class FileDescription(Settings):
     """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     """How an image becomes the input."""
-    network: dict[str, Any]
+    network: JsonObject
     """The sizes of the network."""
     weights_sha256: str
     """Hash of the subnet's weights."""
@@ -46,7 +46,7 @@ class FileDescription(Settings):
     sha256_with_program: str | None = None
     """Where this lies beside a program: hash of this text up to here, and then of the program. The last key."""
 
-    def of_subnet(self) -> dict[str, Any]:
+    def of_subnet(self) -> JsonObject:
         """What it says of the subnet, and not of the file that it stands in, as JSON values."""
         of_file = {"format", "precision", "batch", "layers", "sha256_with_program"}
         return self.model_dump(mode="json", exclude=of_file)
@@ -93,12 +93,27 @@ def describe_file(description: SubnetDescription, weights_sha256: str, *, where:
     )
 
 
+class Quantised(Record):
+    """How a file was made int8 and what that cost; nothing of another. Top-1 is in percent of the validate images."""
+
+    calibration_images: Whole | None = None
+    validate_images: Whole | None = None
+    validate_top1_float32: Number | None = None
+    validate_top1_int8: Number | None = None
+    validate_loss: Number | None = None
+    """Points of top-1."""
+    kept_in_float32: list[str] = Field(default_factory=list)
+    """The layers that are not int8."""
+    loss_by_layer: dict[str, Number] = Field(default_factory=dict)
+    """What each layer alone costs in int8, where it was looked at."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """An exported file, or several that belong together, by name; `details` go into the certificate."""
 
     files: dict[str, bytes]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Quantised = field(default_factory=Quantised)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,11 +11,11 @@ from trainonce.export import Target
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
-from trainonce.export.description import FileDescription, Opened
+from trainonce.export.description import FileDescription, Opened, Quantised
 from trainonce.export.integrity import judged
 from trainonce.export.reference import Reference
 from trainonce.files import partial_directory, put_in_place, read_bytes, write_atomic, write_synced
-from trainonce.records import read_json, to_json
+from trainonce.records import to_json
 
 
 def export_subnet(
@@ -64,7 +63,7 @@ def check_export(
     place = out / target.name
     if not (place / CERTIFICATE).is_file():
         raise UserError(f"{place} holds no export: make one first, without --check")
-    recorded = read_json(place / CERTIFICATE)
+    recorded = Certificate.read_file(place / CERTIFICATE)
     files = {name: read_bytes(place / name) for name in target.files}
     for name in files:
         verdict = judged(place / name, files)
@@ -78,9 +77,7 @@ def check_export(
         opened, described = None, target.describe(files, where)
         _refuse_uncertified(recorded, expected.reference, place)
     _refuse_another(described, expected.reference, target, place)
-    details = recorded.get("details")
-    details = details if isinstance(details, dict) else {}
-    certificate = _certified(expected, target, opened, files, details, max_loss)
+    certificate = _certified(expected, target, opened, files, recorded.details, max_loss)
     if not certificate.passed:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {place}")
     return place, certificate
@@ -109,13 +106,13 @@ def _refuse_another(found: FileDescription, reference: Reference, target: Target
         raise UserError(f"{place} computes in {found.precision}: that is not a file of --to {target.name}")
 
 
-def _refuse_uncertified(recorded: Mapping[str, Any], reference: Reference, place: Path) -> None:
-    if recorded.get("weights_sha256") != reference.file.weights_sha256:
+def _refuse_uncertified(recorded: Certificate, reference: Reference, place: Path) -> None:
+    if recorded.weights_sha256 != reference.file.weights_sha256:
         raise UserError(f"{place} is of another subnet than {reference.path}: its certificate names other weights")
-    if recorded.get("description", reference.file.of_subnet()) != reference.file.of_subnet():  # early ones have none
+    if recorded.description not in (None, reference.file.of_subnet()):  # early ones have none
         raise UserError(f"{place} is of another subnet than {reference.path}: its certificate describes another")
-    if recorded.get("passed") is not True:
-        raise UserError(f"{place} did not pass when it was made: {recorded.get('verdict')}")
+    if not recorded.passed:
+        raise UserError(f"{place} did not pass when it was made: {recorded.verdict}")
 
 
 def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened:
@@ -131,7 +128,7 @@ def _certified(
     target: Target,
     opened: Opened | None,
     files: Mapping[str, bytes],
-    details: dict[str, Any],
+    details: Quantised,
     max_loss: float,
 ) -> Certificate:
     return certify(

@@ -1,7 +1,6 @@
 """Which layer of an exported file is the first to compute something else than the network it was made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +8,10 @@ from torch import Tensor, nn
 from trainonce.export.compare import ratios
 from trainonce.export.description import Opened
 from trainonce.export.tools import layer_names
+from trainonce.settings import Record
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstDifference:
+class FirstDifference(Record):
     """A layer by its module's name, how far its output is off at most, and its largest output in size.
 
     The difference is None where the output is of another shape or not finite.

@@ -9,14 +9,15 @@ costs, and those that cost most stay in float32 until the loss is small enough.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainonce.data import Split
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, FileDescription, Opened, Run, Written
+from trainonce.export.description import INPUT, KEY, FileDescription, Opened, Quantised, Run, Written
 from trainonce.export.onnx import EXTRA, FILE, belongs, open_onnx, parsed, redescribed
 from trainonce.export.reference import Reference
 from trainonce.export.tools import quiet
@@ -58,15 +59,15 @@ def write_int8(reference: Reference, *, max_loss: float) -> Written:
         while ranked and float_top1 - top1 > max_loss:
             kept.append(ranked.pop(0))
             content, top1 = quantised(lambda node: any(belongs(node, layer) for layer in kept))
-    details: dict[str, Any] = {
-        "calibration_images": min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
-        "validate_images": len(validate),
-        "validate_top1_float32": float_top1,
-        "validate_top1_int8": top1,
-        "validate_loss": float_top1 - top1,
-        "kept_in_float32": kept,
-        "loss_by_layer": loss_by_layer,
-    }
+    details = Quantised(
+        calibration_images=min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
+        validate_images=len(validate),
+        validate_top1_float32=float_top1,
+        validate_top1_int8=top1,
+        validate_loss=float_top1 - top1,
+        kept_in_float32=kept,
+        loss_by_layer=loss_by_layer,
+    )
     return Written(files={FILE: content}, details=details)
 
 
@@ -106,7 +107,7 @@ class _CalibrationReader:
     def __init__(self, batches: list[Tensor]) -> None:
         self._batches: Iterator[Tensor] = iter(batches)
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         x_BCHW = next(self._batches, None)
         return None if x_BCHW is None else {INPUT: x_BCHW.contiguous().numpy()}
 

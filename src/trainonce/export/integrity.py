@@ -12,8 +12,8 @@ from typing import Literal
 from trainonce.errors import UserError
 from trainonce.export import executorch, onnx, openvino, torch_export
 from trainonce.export.certificate import FILE as CERTIFICATE
+from trainonce.export.certificate import Certificate
 from trainonce.files import read_bytes
-from trainonce.records import read_json
 
 PARTNERS = {".xml": ".bin", ".bin": ".xml", ".pte": ".json", ".json": ".pte"}
 """Of files that belong together and have one name: the suffix of the other."""
@@ -88,8 +88,5 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
 
 def _certified(path: Path, content: bytes) -> bool | None:
     """Whether the certificate beside a file has its hash; None where it does not name the file."""
-    named = read_json(path.parent / CERTIFICATE).get("files")
-    recorded = named.get(path.name) if isinstance(named, dict) else None
-    if not isinstance(recorded, dict):
-        return None
-    return bool(recorded.get("sha256") == hashlib.sha256(content).hexdigest())
+    recorded = Certificate.read_file(path.parent / CERTIFICATE).files.get(path.name)
+    return None if recorded is None else recorded.sha256 == hashlib.sha256(content).hexdigest()

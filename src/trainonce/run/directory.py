@@ -41,7 +41,7 @@ from trainonce.records import append_line, read_json, read_lines, to_json, write
 from trainonce.run import checkpoint
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
-from trainonce.settings import Record, Settings
+from trainonce.settings import JsonObject, Record, Settings
 from trainonce.version import __version__
 
 
@@ -326,7 +326,7 @@ def _disk_refusing(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {error.strerror}; what it holds is safe") from error
 
 
-def provenance(device: str) -> dict[str, Any]:
+def provenance(device: str) -> JsonObject:
     """The command, the time, and the versions, device and machine that results depend on."""
     program = Path(sys.argv[0]).name
     return {
