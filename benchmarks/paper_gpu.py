@@ -157,7 +157,7 @@ def main() -> int:
         )
     done = len(directory.finished())
     if done:
-        print(write_conclusion(directory)["sentence"])
+        print(write_conclusion(directory).sentence)
     print(f"{done} of {len(study.runs)} runs are done" + ("" if complete else "; the same call goes on"))
     return 0 if complete else 3
 

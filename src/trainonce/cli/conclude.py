@@ -1,7 +1,10 @@
 """`trainonce conclude`: what studies say, from their recorded results."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -10,6 +13,10 @@ from trainonce.cli import display
 from trainonce.cli.options import Json
 from trainonce.cli.stopping import importing
 from trainonce.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from trainonce.lab.studies.results import RecordedComparison, RecordedConclusion
+    from trainonce.settings import JsonObject
 
 
 def conclude(
@@ -34,12 +41,12 @@ def conclude(
     for directory in directories:
         if not directory.recorded():
             raise UserError(f"{directory.path} holds no study (there is no {directory.study_file.name} in it)")
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for directory, conclusion in for_each(directories, conclusion_of if spread else write_conclusion):
         if isinstance(conclusion, Exception):
             display.err.print(f"{directory.path} failed: {conclusion}.")
             continue
-        found[str(directory.path)] = _spreads(conclusion) if spread else conclusion
+        found[str(directory.path)] = list(_spreads(conclusion)) if spread else conclusion.to_json()
         if not as_json:
             _say_conclusion(directory.path, conclusion, spread=spread)
     if as_json:
@@ -48,25 +55,25 @@ def conclude(
         raise RunError(f"{len(directories) - len(found)} of {len(directories)} studies could not be concluded")
 
 
-def _say_conclusion(path: Path, conclusion: dict[str, Any], *, spread: bool) -> None:
+def _say_conclusion(path: Path, conclusion: RecordedConclusion, *, spread: bool) -> None:
     if spread:
         display.out.print(path)
-        display.out.print(_spread_table(_spreads(conclusion)))
+        display.out.print(_spread_table(conclusion.comparisons))
     else:
-        display.out.print(f"{path}: {conclusion['sentence']}")
+        display.out.print(f"{path}: {conclusion.sentence}")
 
 
-def _spreads(conclusion: dict[str, Any]) -> list[dict[str, Any]]:
+def _spreads(conclusion: RecordedConclusion) -> list[JsonObject]:
     """Of each comparison what says nothing of its difference."""
-    keys = ("names", "seeds", "sd", "margin", "seeds_needed")
-    return [{key: comparison[key] for key in keys} for comparison in conclusion["comparisons"]]
+    keys = {"names", "seeds", "sd", "margin", "seeds_needed"}
+    return [comparison.model_dump(include=keys) for comparison in conclusion.comparisons]
 
 
-def _spread_table(rows: list[dict[str, Any]]) -> Table:
+def _spread_table(rows: Sequence[RecordedComparison]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("difference", "seeds", "spread between seeds, points", "seeds to show equivalence"):
         table.add_column(name, justify="left" if name == "difference" else "right")
     for row in rows:
-        shown = ("–", "–") if row["sd"] is None else (f"{row['sd']:.2f}", f"{row['seeds_needed']:,}")
-        table.add_row(" − ".join(row["names"]), str(row["seeds"]), *shown)
+        shown = ("–", "–") if row.sd is None else (f"{row.sd:.2f}", f"{row.seeds_needed:,}")
+        table.add_row(" − ".join(row.names), str(row.seeds), *shown)
     return table

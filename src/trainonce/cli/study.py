@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,7 +29,7 @@ from trainonce.cli.tools import bucket_centres, work
 from trainonce.errors import UserError
 
 if TYPE_CHECKING:
-    from trainonce.lab.studies.results import FinishedRun
+    from trainonce.lab.studies.results import FinishedRun, RecordedConclusion
     from trainonce.pipeline.studying import Studied, StudyPlan, StudyProgress
 
 
@@ -215,13 +215,13 @@ def _say_dry(done: Studied, *, as_json: bool) -> None:
         display.print_json(plan | {"workers": done.plan.workers})
 
 
-def _say(done: Studied, conclusion: dict[str, Any], *, as_json: bool) -> None:
+def _say(done: Studied, conclusion: RecordedConclusion, *, as_json: bool) -> None:
     place = done.plan.directory.path
     if as_json:
         arms = [asdict(summary) for summary in done.arms]
-        display.print_json({"study": str(place), "arms": arms, "conclusion": conclusion})
+        display.print_json({"study": str(place), "arms": arms, "conclusion": conclusion.to_json()})
         return
     display.out.print(f"Top-1 in percent on the {done.plan.study.evaluate.split} split")
     display.out.print(display.study_table(done.arms))
-    display.out.print(str(conclusion["sentence"]))
+    display.out.print(conclusion.sentence)
     display.err.print(f"Written to {place}")

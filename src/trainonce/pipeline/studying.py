@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from trainonce.data.formats import FILES
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.lab.studies.built_in import STUDIES
-from trainonce.lab.studies.results import FinishedRun
+from trainonce.lab.studies.results import FinishedRun, RecordedConclusion
 from trainonce.lab.studies.run_study import StudyDirectory, identity, progress_of, run_study, subnets_to_score
 from trainonce.lab.studies.study import Study, StudyFile, StudyRun, StudySetup, check_architectures, load_study
 from trainonce.lab.studies.summary import ArmSummary, arm_summaries, write_conclusion
@@ -65,7 +65,7 @@ class Studied:
     """About what the missing runs take on this machine, as estimated before."""
     arms: tuple[ArmSummary, ...]
     """What each arm came to; none unless finished."""
-    conclusion: dict[str, Any] | None
+    conclusion: RecordedConclusion | None
     """What STUDY/conclusion.json holds; None unless finished."""
     finished: bool
     """Whether all runs are recorded: not where `should_stop` said so, nor after a dry run."""

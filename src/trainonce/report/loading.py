@@ -278,7 +278,7 @@ def _read_conclusion(path: Path) -> RecordedConclusion | None:
     if not values.keys() >= {"sentence", "verdict", "comparisons"}:
         return None
     conclusion = RecordedConclusion.read(values, where=str(path))
-    bootstrapped = any("sd" not in comparison for comparison in values["comparisons"])
+    bootstrapped = any("sd" not in comparison.model_fields_set for comparison in conclusion.comparisons)
     return None if bootstrapped else conclusion
 
 
@@ -288,7 +288,7 @@ def _conclude(
     """What the study's results force so far, as conclusion.json would have it; nothing where there are none."""
     if not results:
         return None
-    return RecordedConclusion.read(conclude(study, results, times).to_json(), where=study.name)
+    return conclude(study, results, times).recorded()
 
 
 def _read_exposure(run: RunDirectory) -> ExposureTable | None:

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from trainonce.lab.statistics import Interval, SeedComparison, compare, points, spread
-from trainonce.lab.studies.results import RecordedStudy, StudyResult
+from trainonce.lab.studies.results import RecordedConclusion, RecordedStudy, StudyResult
 
 Row: TypeAlias = dict[str, Any]
+"""A row of a table, whose columns are each study's own."""
 BySeed: TypeAlias = dict[int, dict[str, float]]
 """Top-1 of each architecture, by seed."""
 
@@ -19,7 +20,7 @@ MARGIN = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """What the numbers of a study force: what conclusion.json holds."""
+    """What the numbers of a study force."""
 
     study: str
     sentence: str
@@ -31,12 +32,10 @@ class Conclusion:
     notes: tuple[str, ...] = ()
     """What a reader must know to judge the sentence."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The conclusion as JSON; a number that does not exist is null."""
-        plain: dict[str, Any] = _without_nan(
-            asdict(self) | {"tables": {name: list(t) for name, t in self.tables.items()}}
-        )
-        return plain
+    def recorded(self) -> RecordedConclusion:
+        """The conclusion as conclusion.json has it."""
+        values = asdict(self) | {"tables": {name: list(rows) for name, rows in self.tables.items()}}
+        return RecordedConclusion.read(_without_nan(values), where=self.study)
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,10 +1,8 @@
 """A study's files as values: its plan, a line for each subnet scored, one for each finished run, its conclusion."""
 
-from typing import Any
-
 from pydantic import Field
 
-from trainonce.settings import Number, Record, Whole
+from trainonce.settings import JsonObject, Number, Record, Whole
 
 Factors = dict[str, str | float | int]
 """What sets a run apart, by name."""
@@ -101,28 +99,32 @@ class RecordedStudy(Record):
 
 
 class RecordedComparison(Record):
-    """A comparison in conclusion.json: the first name's less the second's, in points."""
+    """A `SeedComparison` in conclusion.json: the first name's less the second's, in points."""
 
     names: list[str]
+    seeds: Whole | None = None
     difference: Number | None
     low: Number | None
     high: Number | None
     """Student's 95% interval over seeds; None where one seed allows none."""
-    verdict: str
-    margin: Number = 0.5
-    seeds: Whole | None = None
-    seeds_needed: Number | None = None
+    sd: Number | None = None
+    bootstrap_low: Number | None = None
+    bootstrap_high: Number | None = None
     p_difference: Number | None = None
     p_holm: Number | None = None
     p_equivalence: Number | None = None
+    margin: Number = 0.5
+    seeds_needed: Number | None = None
+    verdict: str
     sentence: str = ""
 
 
 class RecordedConclusion(Record):
-    """What conclusion.json says."""
+    """What conclusion.json says of a `Conclusion`; a number that does not exist is None."""
 
+    study: str = ""
     sentence: str
     verdict: str
     comparisons: list[RecordedComparison]
-    tables: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)
+    tables: dict[str, list[JsonObject]] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)

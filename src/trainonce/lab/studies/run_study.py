@@ -35,6 +35,7 @@ from trainonce.records import append_line, read_json, read_lines, to_json, write
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine, SubnetScore
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture
 from trainonce.training.loop import TrainSettings, train_supernet
 
@@ -63,7 +64,7 @@ class StudyDirectory:
         """The directory of one run. Raises `UserError` for a name that cannot be one."""
         return RunDirectory(self.runs / file_name(name))
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> JsonObject:
         """What `study.json` says; nothing where there is none.
 
         Raises `UserError` if it is not valid, and where there are results without it.
@@ -74,7 +75,7 @@ class StudyDirectory:
             raise UserError(f"{self.study_file} is missing, though there are results of the study: bring it back")
         return {}
 
-    def claim(self, study: Study, data: DataSet, *, provenance: dict[str, Any]) -> None:
+    def claim(self, study: Study, data: DataSet, *, provenance: JsonObject) -> None:
         """Write `study.json`, or make sure that the one there is of the same study.
 
         Raises `UserError` that says what differs.
@@ -92,7 +93,7 @@ class StudyDirectory:
         except OSError as error:
             raise RunError(f"cannot write {self.study_file}: {error.strerror}") from error
 
-    def check(self, recorded: dict[str, Any], asked: dict[str, Any]) -> None:
+    def check(self, recorded: JsonObject, asked: JsonObject) -> None:
         """Raise `UserError` where what is recorded is of another study than the one asked for."""
         for key, value in asked.items():
             if recorded.get(key) != value:
@@ -135,13 +136,13 @@ class StudyDirectory:
         checkpoint.keep_newest(self.run(result.time.run).checkpoints, 1)
 
 
-def identity(study: Study, data: DataSet) -> dict[str, Any]:
+def identity(study: Study, data: DataSet) -> JsonObject:
     """What must be the same for a study to go on."""
     plan = study.model_dump(mode="json", exclude={"design", "about", "question", "arms"})
     return {"data": data.source.identity(), "data_fingerprint": data.fingerprint(), **plan}
 
 
-def _words(study: Study) -> dict[str, Any]:
+def _words(study: Study) -> JsonObject:
     return study.model_dump(mode="json", include={"design", "about", "question", "arms"})
 
 

@@ -20,7 +20,7 @@ from trainonce.models import FamilySettings, MobileNetV3, Supernet, build, famil
 from trainonce.names import FileName
 from trainonce.recipes import PhaseSteps, Recipe, load_recipe, timetable
 from trainonce.sampling import MacsSampler, SubnetDraws
-from trainonce.settings import Settings, read_toml
+from trainonce.settings import JsonObject, Settings, read_toml
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 LONGEST_SCALE, MOST_SEEDS = 1000.0, 1000
@@ -78,7 +78,7 @@ class StudyRun(Settings):
     """The strategy at its final length and batch size."""
     family: str = MobileNetV3.family
     """The supernet's family."""
-    model: dict[str, Any]
+    model: JsonObject
     """The supernet's settings."""
     probes: tuple[str, ...] | None = None
     """Architectures scored beside the population; None for the study's."""
@@ -186,7 +186,7 @@ class StudySetup:
         drawn = draw_population(self.net.cost, buckets, each, seed=seed)
         return tuple(str(arch) for _, arch in drawn), {"buckets_m": centres_m, "half_m": half_m}
 
-    def plan(self, models: Sequence[dict[str, Any]] = (), **fields: Any) -> StudyScoring:
+    def plan(self, models: Sequence[JsonObject] = (), **fields: Any) -> StudyScoring:
         """How populations are scored, buckets resolved: the paper's where the space reaches them, else six spread.
 
         `models` are the runs' supernets, by default the study's own. Where they differ, or where `fields` says that
@@ -209,7 +209,7 @@ class StudySetup:
 class ArmFile(Arm):
     """An arm as a person writes it."""
 
-    recipe: str | dict[str, Any]
+    recipe: str | JsonObject
     """A recipe's name, a .toml file, or the recipe itself as a table with its phases."""
     epochs: float | None = Field(None, gt=0)
     """Scales the recipe to this many epochs."""
@@ -217,7 +217,7 @@ class ArmFile(Arm):
     """Scales it to this many subnet passes over the images."""
     geometry: str | None = None
     """The supernet's geometry, where it is not the study's."""
-    model: dict[str, Any] = Field(default_factory=dict)
+    model: JsonObject = Field(default_factory=dict)
     """Further settings of the supernet, such as width_mult."""
     factors: Factors = Field(default_factory=dict)
     """What sets the arm apart, by name."""
@@ -242,7 +242,7 @@ class StudyFile(Settings):
     """Scales every arm that names no length to this many subnet passes over the images: what it costs."""
     arms: tuple[ArmFile, ...] = Field(min_length=1)
     """What is compared."""
-    evaluate: dict[str, Any] = Field(default_factory=dict)
+    evaluate: JsonObject = Field(default_factory=dict)
     """The fields of `StudyScoring`."""
 
     def build(self, setup: StudySetup, *, folder: str | Path, where: str) -> Study:

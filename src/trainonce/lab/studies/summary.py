@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from trainonce.files import write_atomic
 from trainonce.lab.studies.built_in import conclude
-from trainonce.lab.studies.results import FinishedRun, RecordedStudy, StudyResult
+from trainonce.lab.studies.results import FinishedRun, RecordedConclusion, RecordedStudy, StudyResult
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.lab.studies.study import Arm
 from trainonce.records import to_json
@@ -61,14 +60,14 @@ def arm_summaries(
     return summaries
 
 
-def write_conclusion(directory: StudyDirectory) -> dict[str, Any]:
+def write_conclusion(directory: StudyDirectory) -> RecordedConclusion:
     """Write what follows from a study's results, and give it."""
-    value = conclusion_of(directory)
-    write_atomic(directory.conclusion_file, to_json(value))
-    return value
+    found = conclusion_of(directory)
+    write_atomic(directory.conclusion_file, to_json(found.to_json()))
+    return found
 
 
-def conclusion_of(directory: StudyDirectory) -> dict[str, Any]:
+def conclusion_of(directory: StudyDirectory) -> RecordedConclusion:
     """What follows from a study's results so far, as conclusion.json has it; nothing is written."""
     study = RecordedStudy.read(directory.recorded(), where=str(directory.study_file))
-    return conclude(study, directory.results(), directory.finished()).to_json()
+    return conclude(study, directory.results(), directory.finished()).recorded()
