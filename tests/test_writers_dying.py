@@ -16,7 +16,7 @@ from trainonce.errors import UserError
 from trainonce.files import write_atomic
 from trainonce.lab.studies.run_study import RunResult, StudyDirectory
 from trainonce.latency import LatencyTable
-from trainonce.latency.log import Log
+from trainonce.latency.log import Log, MeasuredLine
 from trainonce.models import MobileNetV3
 from trainonce.nn.native import library
 from trainonce.recipes import RECIPES
@@ -118,16 +118,17 @@ def test_a_latency_table(tmp_path: Path) -> None:
 
 def test_a_latency_log(tmp_path: Path) -> None:
     path, identity = tmp_path / "log.jsonl", {"of": "parts"}
-    Log(path, identity).add({"ms": [1.0]})
+    first, second = (MeasuredLine(number=number, ms=[number + 1.0]) for number in range(2))
+    Log(path, identity).add(first)
     before = path.read_bytes()
 
     def check() -> None:
         lines = Log(path, identity).lines
-        assert lines[0] == {"number": 0, "ms": [1.0]}
-        assert lines[1:] in ([], [{"number": 1, "ms": [2.0]}])
+        assert lines[0] == first
+        assert lines[1:] in ([], [second])
         path.write_bytes(before)
 
-    assert deaths(lambda: Log(path, identity).add({"ms": [2.0]}), check) > 3
+    assert deaths(lambda: Log(path, identity).add(second), check) > 3
 
 
 def result_of(name: str) -> RunResult:

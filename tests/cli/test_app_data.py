@@ -165,7 +165,7 @@ class TestNames:
         run = tmp_path / LATIN / "run"
         result = trainonce("train", "digits", *BRIEF, "--batch-size", "512", "--out", run)
         assert result.code == 0, result.err
-        assert r"caf\xe9/run'" in RunDirectory(run).config().provenance["command"]
+        assert r"caf\xe9/run'" in str(RunDirectory(run).config().provenance["command"])
         (run / "run.json").read_bytes().decode()
         commands = (
             ("evaluate", run, "--per-bucket", "1", "--calibration-images", "32", "--workers", "1"),

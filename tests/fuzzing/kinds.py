@@ -28,6 +28,7 @@ from trainonce.recipes import load_recipe
 from trainonce.report import read_run, read_study
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
+from trainonce.settings import JsonObject
 from trainonce.subnets import read_subnet
 
 Read = Callable[[Path], object]
@@ -111,7 +112,8 @@ def _log(folder: Path) -> object:
     return log.lines
 
 
-LOG_IDENTITY, LOG_LINES = {"measured": "parts", "threads": 1}, 5
+LOG_IDENTITY: JsonObject = {"measured": "parts", "threads": 1}
+LOG_LINES = 5
 
 
 def _subnet(folder: Path) -> object:

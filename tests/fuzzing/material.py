@@ -15,7 +15,7 @@ from tests.fuzzing.kinds import KINDS, LOG_IDENTITY, LOG_LINES, OFA_NAME
 from tests.support.command_line import trainonce
 from tests.support.latency_tables import table_with
 
-from trainonce.latency.log import Log
+from trainonce.latency.log import Log, MeasuredLine
 from trainonce.latency.parts import representatives
 from trainonce.models import MobileNetV3
 from trainonce.models.ofa import OFA_NETWORKS
@@ -151,7 +151,7 @@ def _latency(folder: Path) -> None:
     table_with({name: 0.5 + number / 7 for number, name in enumerate(list(times)[:20])}).write(folder / "table.json")
     log = Log(folder / "log.jsonl", LOG_IDENTITY)
     for number in range(LOG_LINES):
-        log.add({"ms": [0.25 + number, 0.5, 1 / 3]})
+        log.add(MeasuredLine(number=number, ms=[0.25 + number, 0.5, 1 / 3]))
 
 
 def _ofa(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -374,7 +374,7 @@ def say_per_class(found: PerClass, class_names: Sequence[str]) -> None:
     )
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: Mapping[str, Any]) -> None:
     """Print a value as one line of JSON on stdout."""
     sys.stdout.write(json.dumps(value) + "\n")
 

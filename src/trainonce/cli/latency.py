@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +17,7 @@ from trainonce.errors import UserError
 
 if TYPE_CHECKING:
     from trainonce.latency import LatencyTable
+    from trainonce.settings import JsonObject
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
 
@@ -169,7 +170,7 @@ def _parts(table: LatencyTable) -> Table:
     return shown
 
 
-def _described(part: dict[str, Any]) -> str:
+def _described(part: JsonObject) -> str:
     from trainonce.latency.parts import BLOCK
 
     if part.get("part") != BLOCK:
@@ -180,10 +181,10 @@ def _described(part: dict[str, Any]) -> str:
     return f"{channels} channels at {part.get('size')}: {rest}"
 
 
-def _summary(table: LatencyTable) -> dict[str, Any]:
+def _summary(table: LatencyTable) -> JsonObject:
     return {
         "parts": len(table.parts),
-        "drift": table.drift,
+        "drift": list(table.drift),
         "error": table.error.model_dump(),
         "repeat": table.repeat.model_dump(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,9 @@ from trainonce.cli.stopping import importing
 from trainonce.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    pass
+    from pydantic import JsonValue
+
+    from trainonce.settings import JsonObject
 
 
 def predict(
@@ -34,13 +36,13 @@ def predict(
     classifier = open_classifier(model)
     if classifier.unchecked:
         display.err.print(f"Note: {classifier.unchecked}.")
-    answers: list[dict[str, Any]] = []
+    answers: list[JsonObject] = []
     for answer in classifier.predict(images, top):
         if isinstance(answer.found, UserError):
             answers.append({"image": str(answer.path), "error": str(answer.found)})
             display.err.print(f"{answer.found}.")
             continue
-        classes = [{"class": name, "probability": p} for name, p in answer.found]
+        classes: list[JsonValue] = [{"class": name, "probability": p} for name, p in answer.found]
         answers.append({"image": str(answer.path), "classes": classes})
         if not as_json:
             said = ", ".join(f"{name} {100 * p:.1f}%" for name, p in answer.found)

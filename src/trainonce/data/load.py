@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from trainonce.limits import refuse_beyond_memory
 from trainonce.names import import_named, is_unicode, printable
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import VARIATIONS, Augmentation, Own, Recipe
-from trainonce.settings import Settings, refuse_subclass
+from trainonce.settings import JsonObject, Settings, refuse_subclass
 
 FOLDER_IMAGE_SIZE = 64
 FINGERPRINT_IMAGES = 64  # of each split, evenly spaced
@@ -80,7 +80,7 @@ class DataSource(Settings):
         path = Path(self.name_or_path.rpartition(":")[2])
         return (path.stem if path.suffix in formats.FORMATS else path.name) or "images"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Which images these are: everything but whether they stay on disk."""
         values = self.model_dump(mode="json", exclude={"stream"})
         for name in ("skipped", "mean", "std"):  # so that it is the identity of before they could be chosen

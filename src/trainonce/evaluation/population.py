@@ -7,7 +7,7 @@ with, so evaluating again does only what is missing.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from trainonce.parallel.fan_out import LOCAL, fan_out
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.sampling import MacsSampler
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture, Over, derived_rng
 
 PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
@@ -99,7 +100,7 @@ class ScoreKey(NamedTuple):
     step: int
     """The training step of the weights."""
     split: SplitName
-    calibration: dict[str, Any]
+    calibration: JsonObject
     """`EvaluateSettings` without what a score does not depend on."""
 
     def has(self, line: SubnetScore) -> bool:

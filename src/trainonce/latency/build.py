@@ -23,14 +23,14 @@ from pydantic import Field
 from trainonce.errors import UserError
 from trainonce.latency.accuracy import PredictionError
 from trainonce.latency.fit import Floats, counted, part_times
-from trainonce.latency.log import Log
+from trainonce.latency.log import Log, MeasuredLine
 from trainonce.latency.parts import is_ends, part_modules, part_names, representatives, sized_network
 from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
 from trainonce.latency.timing import pinned, time_ms
 from trainonce.models import Supernet
 from trainonce.nn.kinds import PlainSpec
-from trainonce.settings import Settings
+from trainonce.settings import JsonObject, Settings
 from trainonce.space import Architecture, derived_rng
 
 T = TypeVar("T")
@@ -155,10 +155,10 @@ class Bench:
             found[name] += ms
         return list(found.values())
 
-    def networks(self, specs: Sequence[PlainSpec], anchors: Sequence[Call]) -> dict[str, list[float]]:
+    def networks(self, number: int, specs: Sequence[PlainSpec], anchors: Sequence[Call]) -> MeasuredLine:
         """Milliseconds of networks and of the anchors beside them."""
         times = self.timer([*anchors, *map(self.network, specs)])
-        return {"anchors": times[: len(anchors)], "ms": times[len(anchors) :]}
+        return MeasuredLine(number=number, anchors=times[: len(anchors)], ms=times[len(anchors) :])
 
 
 def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None:
@@ -174,10 +174,10 @@ def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None
     for number in range(len(log.lines), total):
         on_progress(number, total, "the parts alone" if number < len(chunks) else "whole networks")
         if number < len(chunks):
-            log.add({"parts": bench.parts(chunks[number])})
+            log.add(MeasuredLine(number=number, parts=bench.parts(chunks[number])))
             continue
         anchors = anchors or [bench.network(spec) for spec in plan.anchors]
-        log.add(bench.networks(groups[number - len(chunks)], anchors))
+        log.add(bench.networks(number, groups[number - len(chunks)], anchors))
     on_progress(total, total, "done")
 
 
@@ -200,13 +200,18 @@ def build_table(
     measures into that file.
     """
     plan = make_plan(net, settings)
-    where = {"machine": this_machine(), "versions": versions_of(settings.runtime)}
-    identity = {"plan": plan.identity, "settings": settings.model_dump(), **where}
+    machine, versions = this_machine(), versions_of(settings.runtime)
+    identity: JsonObject = {
+        "plan": plan.identity,
+        "settings": settings.model_dump(),
+        "machine": dict(machine),
+        "versions": dict(versions),
+    }
     with Log.held(Path(partial_file) if partial_file else None, identity) as log:
         with pinned(settings.threads):
             chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
             measure(plan, Bench(chosen, settings, timer), log, on_progress)
-        table = _table(plan, log.lines, settings, where)
+        table = _table(plan, log.lines, settings, machine, versions)
         if out is not None:
             table.write(out)
         log.remove()
@@ -214,12 +219,16 @@ def build_table(
 
 
 def _table(
-    plan: Plan, lines: Sequence[dict[str, Any]], settings: BuildSettings, where: dict[str, dict[str, Any]]
+    plan: Plan,
+    lines: Sequence[MeasuredLine],
+    settings: BuildSettings,
+    machine: Mapping[str, str | int | None],
+    versions: Mapping[str, str],
 ) -> LatencyTable:
-    alone = np.array([ms for line in lines for ms in line.get("parts", [])])
+    alone = np.array([ms for line in lines for ms in line.parts])
     order = list(plan.parts)
     counts = counted([part_names(spec) for spec in plan.networks], order)
-    measured, drift = _without_drift([line for line in lines if "parts" not in line])
+    measured, drift = _without_drift([line for line in lines if line.ms])
     once, again = np.split(measured, [len(plan.networks)])
     held_out = np.array(plan.held_out)
     ends = np.array([is_ends(name) for name in order])
@@ -238,19 +247,20 @@ def _table(
             PartTime(part=json.loads(name), ms=float(ms), alone_ms=float(alone_ms))
             for name, ms, alone_ms in zip(order, times, alone, strict=True)
         ),
-        **where,
+        machine=dict(machine),
+        versions=dict(versions),
     )
 
 
-def _without_drift(groups: Sequence[Mapping[str, list[float]]]) -> tuple[Floats, tuple[float, float]]:
+def _without_drift(groups: Sequence[MeasuredLine]) -> tuple[Floats, tuple[float, float]]:
     """The networks' milliseconds at the machine's usual pace, and its slowest and fastest pace as factors of that.
 
     A group's pace is what its anchors took, as a part of what they took in the middle of all groups.
     """
-    measured = np.array([ms for group in groups for ms in group["ms"]])
-    anchors = np.array([group["anchors"] for group in groups])
+    measured = np.array([ms for group in groups for ms in group.ms])
+    anchors = np.array([group.anchors for group in groups])
     paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
-    return measured / np.repeat(paces, [len(group["ms"]) for group in groups]), (float(paces.max()), float(paces.min()))
+    return measured / np.repeat(paces, [len(group.ms) for group in groups]), (float(paces.max()), float(paces.min()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,13 +295,13 @@ def check_table(
     specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed, beside=made_from)]
     predicted = [table.predict_ms(spec) for spec in specs]
     settings = BuildSettings(runtime=table.runtime, threads=table.threads, batch=table.batch, rounds=rounds)
-    groups: list[dict[str, list[float]]] = []
+    groups: list[MeasuredLine] = []
     with pinned(settings.threads):
         bench = Bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
         anchors = [bench.network(net.describe(arch)) for arch in made_from[:ANCHORS]]
         for group in _in_groups(specs, GROUP):
             on_progress(GROUP * len(groups), len(specs), "whole networks")
-            groups.append(bench.networks(group, anchors))
+            groups.append(bench.networks(len(groups), group, anchors))
     on_progress(len(specs), len(specs), "done")
     measured, drift = _without_drift(groups)
     return TableCheck(error=PredictionError.of(predicted, measured.tolist()), drift=drift)

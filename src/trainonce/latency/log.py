@@ -1,37 +1,57 @@
 """What has been measured so far, in a file of lines, so that measuring goes on where it was stopped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Self
+
+from pydantic import Field, JsonValue
 
 from trainonce.errors import UserError
 from trainonce.files import locked
 from trainonce.records import append_line, read_lines
+from trainonce.settings import JsonObject, Record, Whole
 
 LONGEST_MS = 1e9
+Times = list[Annotated[float, Field(gt=0, lt=LONGEST_MS)]]
+"""Milliseconds."""
+
+
+class MeasuredLine(Record):
+    """A line of measurements: of parts alone, or of whole networks and of the anchors beside them."""
+
+    number: Whole
+    """Which it is, from 0."""
+    parts: Times = Field(default_factory=list)
+    anchors: Times = Field(default_factory=list)
+    ms: Times = Field(default_factory=list)
+    """Of the networks."""
+
+    def counts(self) -> dict[str, int]:
+        """How many times it has of each kind."""
+        return {name: len(values) for name, values in self.to_json().items() if name != "number"}
 
 
 class Log:
-    """Lines of measurements, each with its number and named times; in memory, and in a file where there is a `path`.
+    """Lines of measurements, in memory, and in a file where there is a `path`.
 
     The file's first line is an `identity`: of what is measured, how and where. Measurements of another identity are
     forgotten. Raises `UserError` that names a line which is damaged.
     """
 
-    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
-        self.path, self.lines = path, list[dict[str, Any]]()
+    def __init__(self, path: Path | None, identity: Mapping[str, JsonValue]) -> None:
+        self.path, self.lines = path, list[MeasuredLine]()
         if path is not None:
             found = read_lines(path)
             if found[:1] == [identity]:
-                self.lines = found[1:]
+                self.lines = [self._line(number, values) for number, values in enumerate(found[1:])]
                 return
             path.write_bytes(b"")
             append_line(path, identity, counted=False)
 
     @classmethod
     @contextmanager
-    def held(cls, path: Path | None, identity: dict[str, Any]) -> Iterator[Self]:
+    def held(cls, path: Path | None, identity: Mapping[str, JsonValue]) -> Iterator[Self]:
         """The log, kept from other processes meanwhile. Raises `UserError` where one has it."""
         if path is None:
             yield cls(None, identity)
@@ -41,29 +61,27 @@ class Log:
             yield cls(path, identity)
 
     def check(self, expected: Sequence[dict[str, int]]) -> None:
-        """Raise `UserError` unless line i has the lists of times that `expected[i]` names, each of that length."""
+        """Raise `UserError` unless line i has as many times of each kind as `expected[i]` names."""
         for number, line in enumerate(self.lines):
-            counts = expected[number] if number < len(expected) else {}
-            right = line.get("number") == number and line.keys() == {"number", *counts}
-            if not counts or not right or not all(_times(line[name], count) for name, count in counts.items()):
-                raise UserError(f"{self.path}, line {number + 2} is damaged: delete the file to measure anew")
+            if line.number != number or number >= len(expected) or line.counts() != expected[number]:
+                raise self._damaged(number)
 
-    def add(self, times: dict[str, list[float]]) -> None:
+    def add(self, line: MeasuredLine) -> None:
         """Record one line of times."""
-        self.lines.append({"number": len(self.lines), **times})
+        self.lines.append(line)
         if self.path is not None:
-            append_line(self.path, self.lines[-1], counted=False)
+            append_line(self.path, line.to_json(), counted=False)
+
+    def _line(self, number: int, values: JsonObject) -> MeasuredLine:
+        try:
+            return MeasuredLine.read(values, where=str(self.path))
+        except UserError as error:
+            raise self._damaged(number) from error
+
+    def _damaged(self, number: int) -> UserError:
+        return UserError(f"{self.path}, line {number + 2} is damaged: delete the file to measure anew")
 
     def remove(self) -> None:
         """Delete the file: a table was made of it."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def _times(values: Any, count: int) -> bool:
-    """Whether these are as many times in milliseconds."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(value, float) and 0 < value < LONGEST_MS for value in values)
-    )

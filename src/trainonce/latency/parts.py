@@ -18,6 +18,7 @@ from trainonce.errors import UserError
 from trainonce.latency.onnx_graph import trace
 from trainonce.models import Supernet
 from trainonce.nn.kinds import DEFAULT, InBlocks, PlainSpec, kind_of, written
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture, Choice
 
 ENDS, BLOCK, WHOLE = "ends", "block", "whole"
@@ -47,7 +48,7 @@ def ends_name(spec: PlainSpec, last_size: int, last_channels: int) -> str:
     return part_name({"part": ENDS, **kind, **last, **_timed(sizes)})
 
 
-def _timed(fields: dict[str, Any]) -> dict[str, Any]:
+def _timed(fields: Mapping[str, Any]) -> JsonObject:
     return {key: value for key, value in fields.items() if key not in UNTIMED}
 
 

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ def versions_of(name: str) -> dict[str, str]:
     return found
 
 
-def this_machine() -> dict[str, Any]:
+def this_machine() -> dict[str, str | int | None]:
     """The processor's name, the cores that this process may use, and the system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": _cpu_name(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}

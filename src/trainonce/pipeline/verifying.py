@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trainonce.errors import UserError
 from trainonce.export.certificate import FILE as CERTIFICATE
@@ -19,6 +19,7 @@ from trainonce.records import UncheckedWarning, count_file, read_json, read_line
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.run.exposure import ExposureTable
+from trainonce.settings import JsonObject
 from trainonce.subnets import read_subnet
 from trainonce.subnets.directory import CONFIG, MODEL, WEIGHTS
 
@@ -178,7 +179,7 @@ def _foreign(path: Path) -> Finding:
     return Finding(path=path, state="foreign", why=f"{path} {FOREIGN}")
 
 
-def _values(path: Path) -> dict[str, Any]:
+def _values(path: Path) -> JsonObject:
     """What a document says, whatever is to be said of it; nothing where it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncheckedWarning)

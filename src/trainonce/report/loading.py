@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
 from trainonce.search.recorded import RecordedFront
+from trainonce.settings import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,8 @@ class RunRecord:
     passes: float
     data: str
     fingerprint: str
-    model: dict[str, Any]
-    provenance: dict[str, Any]
+    model: JsonObject
+    provenance: JsonObject
     factors: Factors = field(default_factory=dict)
     scores: dict[SplitName, list[PlottedScore]] = field(default_factory=dict)
     metrics: list[MetricsLine] = field(default_factory=list)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainonce.report.figures.charts import Spec
 
 if TYPE_CHECKING:
     import altair as alt
@@ -32,7 +34,7 @@ class Picture:
     """One chart: its Vega-Lite spec, and a short label where a figure has several."""
 
     label: str
-    spec: dict[str, Any]
+    spec: Spec
 
 
 @dataclass(frozen=True, kw_only=True)

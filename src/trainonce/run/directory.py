@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class RunConfig(Settings):
     """Hash of the images and labels, so that a run refuses to go on with others."""
     family: str
     """The supernet's family, a key of `trainonce.models.FAMILIES` unless it is a person's own."""
-    model: dict[str, Any]
+    model: JsonObject
     """The settings of the supernet, as its family reads them."""
     recipe: Recipe
     """The strategy, already scaled."""
@@ -94,10 +94,10 @@ class RunConfig(Settings):
     """The numbers it was computed in. May be others when the run goes on."""
     keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training after which the weights are kept for good. May be others when the run goes on."""
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: JsonObject = Field(default_factory=dict)
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What must be the same for a run to go on: everything but how it is carried out."""
         values = self.model_dump(mode="json", exclude={"provenance", "sync_batch_norm", "precision", "keep_at"})
         return values | {"data": self.data.identity()}

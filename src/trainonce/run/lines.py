@@ -1,10 +1,10 @@
 """The lines of a run's files as values: scores of subnets, stretches of training, looks at probes."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from trainonce.settings import Number, Record, Whole
+from trainonce.settings import JsonObject, Number, Record, Whole
 
 
 class SubnetScore(Record):
@@ -24,7 +24,7 @@ class SubnetScore(Record):
     """The training step of the weights."""
     split: str
     """Whose images."""
-    calibration: dict[str, Any] | None = None
+    calibration: JsonObject | None = None
     """`EvaluateSettings` without the batch of scoring; earlier versions did not write it."""
     search: str | None = None
     """In search.jsonl: the search that asked for the score, by what it follows from."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainonce.data.picture import square_picture
+from trainonce.settings import JsonObject
 from trainonce.subnets.description import FinetunedFrom, SubnetDescription
 
 HUB_DATASETS = {
@@ -88,9 +89,9 @@ def _title(description: SubnetDescription) -> str:
     return f"A subnet of {description.macs / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
 
 
-def _front_matter(description: SubnetDescription) -> dict[str, Any]:
+def _front_matter(description: SubnetDescription) -> JsonObject:
     data = description.trained.data if description.trained else None
-    front: dict[str, Any] = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
+    front: JsonObject = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
     if description.license:
         front["license"] = description.license
     front["tags"] = ["image-classification", "once-for-all", "neural-architecture-search", "pytorch", "safetensors"]

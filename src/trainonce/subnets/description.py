@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from trainonce.evaluation.evaluator import Score
-from trainonce.settings import Number, Record, Whole
+from trainonce.settings import JsonObject, Number, Record, Whole
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 """Pixels."""
@@ -97,7 +97,7 @@ class FinetunedFrom(_Open):
     after: dict[str, RecordedScore]
     epochs: list[RecordedEpoch] | None = None
     seconds: Number | None = None
-    provenance: dict[str, Any] | None = None
+    provenance: JsonObject | None = None
     earlier: "FinetunedFrom | None" = None
     """How the subnet that it started from was fine-tuned."""
 
@@ -113,7 +113,7 @@ class TrainedBy(_Open):
     passes: Number | None = None
     seed: int | None = None
     step: Whole | None = None
-    provenance: dict[str, Any] | None = None
+    provenance: JsonObject | None = None
     finetuned: FinetunedFrom | None = None
 
 
@@ -127,17 +127,17 @@ class SubnetDescription(_Open):
     choices: dict[str, int] = Field(default_factory=dict)
     macs: Whole
     params: Whole
-    network: dict[str, Any]
+    network: JsonObject
     """The sizes of the network, as its kind writes them (`trainonce.nn.kinds`)."""
     classes: list[str]
     """One name for each output."""
     preprocessing: Preprocessing
-    recalibrated: dict[str, Any] | None = None
+    recalibrated: JsonObject | None = None
     """`EvaluateSettings` of the version that took it out; None where the batch norms are the supernet's."""
     scores: dict[str, RecordedScore] | None = None
     """By split."""
     trained: TrainedBy | None = None
-    per_class: dict[str, Any] | None = None
+    per_class: JsonObject | None = None
     """`PerClass` of a split, and the split's name."""
     license: str | None = None
     sha256: dict[str, str] | None = None

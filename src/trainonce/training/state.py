@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from trainonce.run import checkpoint
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import Exposure
 from trainonce.sampling import MacsSampler
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
 from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups
@@ -241,7 +241,7 @@ class TrainState:
         self.seconds_before, self.began = found.state.get("seconds", 0.0), time.monotonic()
 
 
-def check_identity(recorded: dict[str, Any], asked: dict[str, Any], *, where: Path) -> None:
+def check_identity(recorded: JsonObject, asked: JsonObject, *, where: Path) -> None:
     """Raise `UserError` where what was recorded is of another run than the one asked for."""
     for key, value in asked.items():
         if recorded.get(key) != value:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -39,6 +39,12 @@ CELL_TEXT = "cell-text"
 """Styles that the themes colour."""
 
 
+Spec: TypeAlias = dict[str, Any]
+"""A chart, or a part of one, in Vega-Lite's JSON."""
+ChartRow: TypeAlias = dict[str, Any]
+"""What a chart is drawn from, by column."""
+
+
 def require_plotting() -> None:
     """Raises `UserError` that names the extra where Altair or vl-convert is not installed."""
     with try_import("drawing", "plot"):
@@ -47,7 +53,7 @@ def require_plotting() -> None:
                 raise ImportError(name)
 
 
-def theme(*, dark: bool = False) -> dict[str, Any]:
+def theme(*, dark: bool = False) -> Spec:
     """Vega-Lite's config for a light or a dark page."""
     ink, soft, line, grid = (
         ("#e6e6e6", "#b8bcc2", "#80868f", "#33383f") if dark else ("#1a1a1a", "#4a4f57", "#80868f", "#e3e5e8")
@@ -103,7 +109,7 @@ def save_chart(chart: "alt.TopLevelMixin", path: str | Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def standing_alone(spec: dict[str, Any]) -> dict[str, Any]:
+def standing_alone(spec: Spec) -> Spec:
     """A chart's spec with the light theme, a white ground and a width of its own, for places that are no page."""
     width = {"width": PICTURE_WIDTH} if spec.get("width") == "container" else {}
     return spec | width | {"config": theme() | {"background": "white", "padding": 12}}
@@ -116,7 +122,7 @@ def page_size(height: int) -> dict[str, Any]:
     return {"width": "container", "height": height, "autosize": alt.AutoSizeParams(type="fit-x", contains="padding")}
 
 
-def chart_of(rows: Sequence[dict[str, Any]]) -> "alt.Chart":
+def chart_of(rows: Sequence[ChartRow]) -> "alt.Chart":
     """A chart of these rows, yet without marks."""
     import altair as alt
 

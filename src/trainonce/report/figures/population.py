@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from trainonce.evaluation.population import (
 )
 from trainonce.models import Supernet
 from trainonce.names import command, quoted
-from trainonce.report.figures.charts import MEDIAN, arm_colour, arm_dash, chart_of, layered, require_plotting
+from trainonce.report.figures.charts import MEDIAN, ChartRow, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import PlottedScore, scored
 from trainonce.run.directory import RunDirectory
 
@@ -175,7 +175,7 @@ def readable(arch: str) -> list[tuple[str, str]]:
     return parts
 
 
-def boxes(info: PopulationInfo) -> list[dict[str, Any]]:
+def boxes(info: PopulationInfo) -> list[ChartRow]:
     """A row for each box: where it stands and its five numbers."""
     rows = []
     for number, arm in enumerate(info.arms):
@@ -199,7 +199,7 @@ def boxes(info: PopulationInfo) -> list[dict[str, Any]]:
     return rows
 
 
-def points(info: PopulationInfo) -> list[dict[str, Any]]:
+def points(info: PopulationInfo) -> list[ChartRow]:
     """A row for each subnet scored. Inside a bucket it lies within its arm's box, from fewer MACs to more."""
     rows = []
     for number, arm in enumerate(info.arms):
@@ -272,7 +272,7 @@ def _dots(info: PopulationInfo) -> "alt.Chart":
     return dots.encode(tooltip=tips)
 
 
-def steps_of_fronts(info: PopulationInfo) -> list[dict[str, Any]]:
+def steps_of_fronts(info: PopulationInfo) -> list[ChartRow]:
     """The corners of each run's front: the best top-1 under a budget, which holds to the most MACs scored."""
     last = max(line.macs for arm in info.arms for line in arm.lines) / 1e6
     rows = []

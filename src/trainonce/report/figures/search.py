@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainonce.names import quoted
-from trainonce.report.figures.charts import ZERO, arm_colour, arm_dash, chart_of, layered, require_plotting
+from trainonce.report.figures.charts import ZERO, ChartRow, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import RunRecord
 from trainonce.search.predictor import PredictorReport
 from trainonce.search.recorded import FrontEntry, RecordedFront, TestedSubnet
@@ -86,7 +86,7 @@ def value_of(entry: FrontEntry, name: str) -> float:
     return float(values[name]) / SHOWN[name][1]
 
 
-def points_of(info: SearchInfo) -> list[dict[str, Any]]:
+def points_of(info: SearchInfo) -> list[ChartRow]:
     """A row for each subnet of each front."""
     return [
         {

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from trainonce.report.figures.charts import (
+    ChartRow,
     SeedMean,
     arm_colour,
     arm_dash,
@@ -162,7 +163,7 @@ def draw_curves(info: CurvesInfo, quantity: Quantity = "loss", against: Against 
     require_plotting()
     import altair as alt
 
-    rows: list[dict[str, Any]] = []
+    rows: list[ChartRow] = []
     for curve in info.curves:
         xs = curve.passes if against == "passes" else curve.seconds
         ys = curve.loss if quantity == "loss" else curve.top1
