@@ -28,10 +28,10 @@ from common import (
     run_segments,
     side_by_side,
 )
-from trainonce.cost.macs import out_size
 from trainonce.models import MobileNetV3
 from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn.plain import BlockSpec, NetworkSpec
+from trainonce.nn.sizes import out_size
 from trainonce.space import Architecture
 
 FLOAT = 4  # bytes

@@ -15,7 +15,7 @@ from trainonce.recipes import AugmentationChange, Recipe, load_recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
-from trainonce.subnets.finetune import FinetuneSettings, estimated_seconds, finetune
+from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_seconds
 from trainonce.training.loop import TrainSettings, train_supernet
 from worth_rivals import Trained
 from worth_table import DEVICES
@@ -168,7 +168,7 @@ def finetuned(
     if seconds < 12 * scoring:
         return Finetuned(network, before, {"finetuned": "no time"})
     began, wall = time.process_time(), time.monotonic()
-    estimate = estimated_seconds(network, evaluator, settings)  # of the clock on the wall
+    estimate = finetuning_seconds(network, evaluator, settings)  # of the clock on the wall
     epoch = estimate * (time.process_time() - began) / max(time.monotonic() - wall, 1e-9)
     left = seconds - 2 * scoring - (time.process_time() - began) - scoring
     epochs, data = int(left / epoch), evaluator.data

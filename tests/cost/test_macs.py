@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainonce.cost.macs import Cost, conv_cost, out_size
+from trainonce.cost.macs import Cost, conv_cost
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.models.mbconv_cost import network_cost
 from trainonce.nn import ops
 from trainonce.nn.plain import BN_MOMENTUM
+from trainonce.nn.sizes import out_size
 from trainonce.space import Architecture
 
 GEOMETRIES: dict[str, MobileNetV3Settings] = {

@@ -11,7 +11,7 @@ import pytest
 from tests.support.small_resnet import SmallResNet, SmallSettings
 
 from trainonce.errors import UserError
-from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, estimated_seconds
+from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, table_seconds
 from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
 from trainonce.latency.parts import PartModule, sized_network
@@ -305,7 +305,7 @@ def test_a_real_table(make_net: MakeNet, runtime: str, tmp_path: Path) -> None:
         pytest.importorskip(package)
     net = make_net(**SMALL)
     settings = BuildSettings(runtime=runtime, networks=10, held_out=5, rounds=1, batch=2)
-    assert estimated_seconds(net, settings) > 0
+    assert table_seconds(net, settings) > 0
     table = build_table(net, settings)
     table.write(tmp_path / "table.json")
     assert LatencyTable.read(tmp_path / "table.json") == table

@@ -33,7 +33,7 @@ def pace() -> Iterator[None]:
     """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning half."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pace, "seconds", lambda *_, **__: SECONDS_OF_THE_RECIPE)
-        patch.setattr(fitting, "estimated_seconds", lambda *_: 0.5)
+        patch.setattr(fitting, "finetuning_seconds", lambda *_: 0.5)
         patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
         patch.setattr(fitting, "CANDIDATES", 3)
         yield

@@ -22,7 +22,6 @@ from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.space import Architecture
 
 ARMS = {"ps-released": -9.0, "ps": -2.0, "rss": 0.0, "rss-short": -3.5}
-RECIPE_OF = {"alone-exposure": "rss", "alone-epochs": "rss", "supernet": "rss"}
 PROVENANCE = {
     "command": "trainonce study baseline cifar10",
     "started": "2026-11-20T20:15:00+00:00",

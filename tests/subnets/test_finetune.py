@@ -25,8 +25,8 @@ from trainonce.subnets.finetune import (
     FinetuneProgress,
     FinetuneSettings,
     described_finetuned,
-    estimated_seconds,
     finetune,
+    finetuning_seconds,
     largest_as_teacher,
 )
 
@@ -207,7 +207,7 @@ class TestOutcome:
         network = taken_out(net)
         before = copy.deepcopy(network.state_dict())
         few, many = (
-            estimated_seconds(network, evaluator, FinetuneSettings(epochs=epochs, batch_size=8))
+            finetuning_seconds(network, evaluator, FinetuneSettings(epochs=epochs, batch_size=8))
             for epochs in (1, 10_000)
         )
         assert 0 < few < many / 10

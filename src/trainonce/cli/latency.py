@@ -46,7 +46,7 @@ def build(
     Let the machine do nothing else while it measures. The table also says how well it predicts other subnets.
     """
     with importing():
-        from trainonce.latency import BuildSettings, build_table, estimated_seconds
+        from trainonce.latency import BuildSettings, build_table, table_seconds
         from trainonce.latency.build import make_plan
         from trainonce.run.directory import RunDirectory
 
@@ -58,7 +58,7 @@ def build(
     make = BuildSettings.quick if quick else BuildSettings
     settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
     path = out or run.latency / f"{runtime}-{threads}-{batch}.json"
-    seconds = estimated_seconds(net, settings)
+    seconds = table_seconds(net, settings)
     held_out = make_plan(net, settings).held_out
     display.err.print(
         f"{held_out.count(False)} subnets to measure and {held_out.count(True)} to check by, {runtime}, {threads} "

@@ -44,11 +44,6 @@ def bn_cost(channels: int) -> Cost:
     return Cost(0, 2 * channels)
 
 
-def out_size(size: int, stride: int) -> int:
-    """The side of the map after a convolution that pads by half its kernel."""
-    return -(-size // stride)
-
-
 def counted_cost(spec: PlainSpec) -> Cost:
     """The cost of any plain network, by running it without numbers and counting its operations."""
     with torch.device("meta"):

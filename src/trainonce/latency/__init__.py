@@ -1,7 +1,7 @@
 """What subnets take on the machine at hand: measured part by part into a table, which predicts and knows its error."""
 
 from trainonce.latency.accuracy import PredictionError
-from trainonce.latency.build import BuildSettings, TableCheck, build_table, check_table, estimated_seconds
+from trainonce.latency.build import BuildSettings, TableCheck, build_table, check_table, table_seconds
 from trainonce.latency.runtimes import RUNTIMES
 from trainonce.latency.table import LatencyTable
 from trainonce.latency.timing import time_ms
@@ -14,6 +14,6 @@ __all__ = [
     "TableCheck",
     "build_table",
     "check_table",
-    "estimated_seconds",
+    "table_seconds",
     "time_ms",
 ]

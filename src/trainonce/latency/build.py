@@ -307,7 +307,7 @@ def check_table(
     return TableCheck(error=PredictionError.of(predicted, measured.tolist()), drift=drift)
 
 
-def estimated_seconds(net: Supernet, settings: BuildSettings) -> float:
+def table_seconds(net: Supernet, settings: BuildSettings) -> float:
     """About how long a table takes: one anchor is prepared and timed."""
     plan = make_plan(net, settings)
     with pinned(settings.threads):

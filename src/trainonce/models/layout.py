@@ -6,10 +6,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainonce.cost.macs import Cost, CostTerm, cached_term, out_size
+from trainonce.cost.macs import Cost, CostTerm, cached_term
 from trainonce.models.mbconv_cost import block_cost, fixed_cost
 from trainonce.models.supernet import FamilySettings
 from trainonce.nn.plain import BlockSpec, NetworkSpec
+from trainonce.nn.sizes import out_size
 from trainonce.space import Architecture, Choice, SearchSpace
 
 

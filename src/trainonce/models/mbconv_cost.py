@@ -1,8 +1,9 @@
 """What networks of MBConv blocks cost, in closed form: multiply-accumulates, parameters, activations at their peak."""
 
-from trainonce.cost.macs import Cost, bn_cost, conv_cost, out_size
+from trainonce.cost.macs import Cost, bn_cost, conv_cost
 from trainonce.cost.memory import peak_values
 from trainonce.nn.plain import BlockSpec, NetworkSpec
+from trainonce.nn.sizes import out_size
 
 
 def block_cost(spec: BlockSpec, size: int) -> Cost:

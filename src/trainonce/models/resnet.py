@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.cost.macs import Cost, CostModel, CostTerm, bn_cost, cached_term, conv_cost, out_size
+from trainonce.cost.macs import Cost, CostModel, CostTerm, bn_cost, cached_term, conv_cost
 from trainonce.models.layout import make_divisible
 from trainonce.models.registry import register
 from trainonce.models.supernet import FamilySettings, Supernet
@@ -21,6 +21,7 @@ from trainonce.nn.ops import Slices, prefixed
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_resnet import ResidualSpec, ResNetSpec
 from trainonce.nn.residual import ElasticConvNorm, ElasticResidual
+from trainonce.nn.sizes import out_size
 from trainonce.space import Architecture, Choice, SearchSpace
 
 LAST_MAP = 8

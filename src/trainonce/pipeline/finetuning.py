@@ -19,7 +19,7 @@ from trainonce.subnets.finetune import (
     FinetuneProgress,
     FinetuneSettings,
     described_finetuned,
-    estimated_seconds,
+    finetuning_seconds,
     largest_as_teacher,
 )
 from trainonce.subnets.finetune import finetune as finetune_network
@@ -97,7 +97,7 @@ def finetune(
         )
 
     if dry_run:
-        return unfinished(estimated_seconds(network, evaluator, settings, teacher=teacher))
+        return unfinished(finetuning_seconds(network, evaluator, settings, teacher=teacher))
     on_start()
     result = finetune_network(
         *(network, evaluator, settings), teacher=teacher, on_progress=on_progress, should_stop=should_stop

@@ -36,8 +36,8 @@ from trainonce.subnets.finetune import (
     FinetuneProgress,
     FinetuneSettings,
     described_finetuned,
-    estimated_seconds,
     finetune,
+    finetuning_seconds,
 )
 from trainonce.subnets.taken import describe_taken
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
@@ -339,7 +339,7 @@ class _Fit:
         """
         how = FinetuneSettings(epochs=1, lr=self.settings.finetune_lr, label_smoothing=0.1, seed=self.settings.seed)
         share = self.left() / (len(self.settings.max_macs) - len(self.done))
-        epochs = int(share / estimated_seconds(network, evaluator, how))
+        epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:
             return None, how
         how = how.model_copy(update={"epochs": epochs})

@@ -110,7 +110,7 @@ def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images
     return time.monotonic() - began
 
 
-def estimated_seconds(
+def training_seconds(
     net: Supernet,
     data: DataSet,
     recipe: Recipe,

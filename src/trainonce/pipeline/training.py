@@ -19,7 +19,7 @@ from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.pace import estimated_seconds, for_minutes
+from trainonce.pipeline.pace import for_minutes, training_seconds
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
@@ -195,7 +195,7 @@ def train(
         if plain is not None:
             on_baseline(plain)
         if dry_run:
-            seconds = estimated_seconds(
+            seconds = training_seconds(
                 *(net, images, chosen, ranks.device), processes=ranks.size, precision=plan.settings.precision
             )
             return Trained(plan=plan, seconds=seconds, finished=False, metrics=None)

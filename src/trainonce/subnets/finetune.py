@@ -151,7 +151,7 @@ def largest_as_teacher(net: Supernet, evaluator: Evaluator) -> nn.Module:
     return frozen(evaluator.recalibrated(net, net.space.largest()))
 
 
-def estimated_seconds(
+def finetuning_seconds(
     network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
 ) -> float:
     """About how long `finetune` takes: a few steps and one scoring are timed, on copies."""

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
 from trainonce.nn.native.library import Block, Gradients, NormTensors
 from trainonce.nn.plain import BN_MOMENTUM, BlockSpec
+from trainonce.nn.sizes import out_size
 
 Tensors = Mapping[str, Tensor]
 DEPTHWISE = "depthwise.0.weight"
@@ -93,7 +94,7 @@ def _norm(whole: Tensors, statistics: Tensors, name: str) -> NormTensors:
 
 
 def _out_size(x_BCHW: Tensor, spec: BlockSpec) -> tuple[int, int]:
-    return -(-x_BCHW.shape[2] // spec.stride), -(-x_BCHW.shape[3] // spec.stride)
+    return out_size(x_BCHW.shape[2], spec.stride), out_size(x_BCHW.shape[3], spec.stride)
 
 
 def _out_rows(x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
