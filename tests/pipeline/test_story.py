@@ -234,7 +234,8 @@ def test_a_study_is_the_commands(tmp_path: Path) -> None:
     assert done.finished
     assert ran == ["a-seed0"]
     again = json.loads(trainonce("study", file, "digits", "--out", out, "--device", "cpu", "--json").out)
-    assert again["conclusion"] == done.conclusion
+    assert done.conclusion is not None
+    assert again["conclusion"] == done.conclusion.to_json()
     assert [arm["top1"] for arm in again["arms"]] == [arm.top1 for arm in done.arms]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -33,7 +33,7 @@ class FileDescription(Settings):
     """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     """How an image becomes the input."""
-    network: JsonObject
+    network: dict[str, Any]
     """The sizes of the network."""
     weights_sha256: str
     """Hash of the subnet's weights."""

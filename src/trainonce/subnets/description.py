@@ -127,7 +127,7 @@ class SubnetDescription(_Open):
     choices: dict[str, int] = Field(default_factory=dict)
     macs: Whole
     params: Whole
-    network: JsonObject
+    network: dict[str, Any]
     """The sizes of the network, as its kind writes them (`trainonce.nn.kinds`)."""
     classes: list[str]
     """One name for each output."""
