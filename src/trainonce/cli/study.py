@@ -33,65 +33,90 @@ if TYPE_CHECKING:
     from trainonce.pipeline.studying import Studied, StudyPlan, StudyProgress
 
 
+Name = Annotated[
+    str,
+    typer.Argument(help=f"A study ({', '.join(known.STUDIES)}) or a .toml file with your own.", show_default=False),
+]
+Images = Annotated[
+    str | None,
+    typer.Argument(
+        help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder or {FILES} file. Default: the "
+        "file's own.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="The study's directory. Default: studies/NAME-DATA.")]
+Scale = Annotated[
+    float,
+    typer.Option(min=0, max=LONGEST_SCALE, help="Multiplies every run's length; 1 is the paper's. The design stays."),
+]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, max=MOST_SEEDS, help="How many seeds, from 0. Default: 3, or the file's own.")
+]
+Rates = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RECIPE=FACTOR",
+        help="Train a recipe of baseline or geometry at a multiple of its own learning rates, such as rss=3. May "
+        "be given several times.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")]
+ScoredOn = Annotated[
+    Literal["validate", "test"] | None,
+    typer.Option(help="What subnets are scored on. Default: test, which is read once; or the file's own."),
+]
+Centres = Annotated[
+    str,
+    typer.Option(
+        help="Centres in million MACs, such as 4,6,8; or paper. Default: the paper's where the network reaches "
+        "them, else six, evenly. Not for dose and solo, whose probes come from buckets of their own."
+    ),
+]
+PerBucket = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MOST_PER_BUCKET,
+        help="Random subnets in each bucket; 0 scores probes alone. Default: 20; of dose and solo 0.",
+    ),
+]
+CalibrationImages = Annotated[
+    int | None, typer.Option(min=2, help="Augmented images for recalibrating batch norms. Default: 2000.")
+]
+RunsAtOnce = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Runs at the same time, which share --threads. Default: one a thread on the CPU, else 1; on Ray, as "
+        "many as there is room for.",
+    ),
+]
+WhereRun = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray|ADDRESS",
+        help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address, "
+        "which must see the study's directory under the same path.",
+    ),
+]
+
+
 def study(
-    name: Annotated[
-        str,
-        typer.Argument(help=f"A study ({', '.join(known.STUDIES)}) or a .toml file with your own.", show_default=False),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"A data set ({', '.join(DATA_SETS)}), or the path of an image folder or {FILES} file. Default: the "
-            "file's own.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The study's directory. Default: studies/NAME-DATA.")] = None,
-    scale: Annotated[
-        float,
-        typer.Option(
-            min=0, max=LONGEST_SCALE, help="Multiplies every run's length; 1 is the paper's. The design stays."
-        ),
-    ] = 1.0,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, max=MOST_SEEDS, help="How many seeds, from 0. Default: 3, or the file's own.")
-    ] = None,
-    rate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="RECIPE=FACTOR",
-            help="Train a recipe of baseline or geometry at a multiple of its own learning rates, such as rss=3. May "
-            "be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")
-    ] = None,
+    name: Name,
+    data: Images = None,
+    out: Out = None,
+    scale: Scale = 1.0,
+    seeds: Seeds = None,
+    rate: Rates = None,
+    batch_size: BatchSize = None,
     family: Family = None,
     geometry: Geometry = None,
-    split: Annotated[
-        Literal["validate", "test"] | None,
-        typer.Option(help="What subnets are scored on. Default: test, which is read once; or the file's own."),
-    ] = None,
-    buckets: Annotated[
-        str,
-        typer.Option(
-            help="Centres in million MACs, such as 4,6,8; or paper. Default: the paper's where the network reaches "
-            "them, else six, evenly. Not for dose and solo, whose probes come from buckets of their own."
-        ),
-    ] = "",
-    per_bucket: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=MOST_PER_BUCKET,
-            help="Random subnets in each bucket; 0 scores probes alone. Default: 20; of dose and solo 0.",
-        ),
-    ] = None,
-    calibration_images: Annotated[
-        int | None, typer.Option(min=2, help="Augmented images for recalibrating batch norms. Default: 2000.")
-    ] = None,
+    split: ScoredOn = None,
+    buckets: Centres = "",
+    per_bucket: PerBucket = None,
+    calibration_images: CalibrationImages = None,
     image_size: ImageSize = None,
     grey: Grey = False,
     train_images: TrainImages = None,
@@ -99,22 +124,8 @@ def study(
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Runs at the same time, which share --threads. Default: one a thread on the CPU, else 1; on Ray, as "
-            "many as there is room for.",
-        ),
-    ] = None,
-    cluster: Annotated[
-        str,
-        typer.Option(
-            metavar="local|ray|ADDRESS",
-            help="Where workers are: processes on this machine; Ray on this machine; or the Ray cluster at an address, "
-            "which must see the study's directory under the same path.",
-        ),
-    ] = LOCAL,
+    workers: RunsAtOnce = None,
+    cluster: WhereRun = LOCAL,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:

@@ -139,57 +139,91 @@ def study(
         batch_size=batch_size,
         rates=_rates(rate or {}),
     )
-    changes = {
+    scoring = {
         "split": split,
         "buckets_m": centres_of(buckets) or None,
         "half_m": 0.5 if buckets else None,
         "per_bucket": per_bucket,
         "calibration_images": calibration_images,
     }
-    planned = _planned(name, file, setup)
-    evaluate = planned.evaluate.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    planned = planned.model_copy(update={"evaluate": evaluate})
+    planned = _scored_as(_planned(name, file, setup), scoring)
     check_architectures(planned)
-    if recorded := directory.recorded():
-        directory.check(recorded, identity(planned, images))
-    finished = {line.run for line in directory.finished()}
-    missing = tuple(run for run in planned.runs if run.name not in finished)
-    at_once = _workers(settled, workers, cluster, len(missing))
-    plan = StudyPlan(study=planned, data=images, directory=directory, missing=missing, workers=at_once)
+    plan = _plan(planned, images, directory, device=settled, workers=workers, cluster=cluster)
     on_plan(plan)
     with _threads_of_a_worker(settled, workers, cluster):
-        estimates = _estimates(planned, missing, Pace(images, settled), images)
-    alone = sum(estimates[run.name] for run in missing)
-    seconds = max([alone / (at_once or 1), *(estimates[run.name] for run in missing)], default=0.0)
+        estimates = _estimates(planned, plan.missing, Pace(images, settled), images)
+    seconds = max([sum(estimates.values()) / (plan.workers or 1), *estimates.values()], default=0.0)
     on_estimate(plan, seconds)
-    complete = False
-    if not dry_run:
-        with directory.lock():
-            on_start()
-            directory.claim(planned, images, provenance=provenance(settled))
-            looks = _Looks(plan, estimates, seconds, on_progress)
-
-            def look_and_stop() -> bool:
-                looks.look()
-                return should_stop()
-
-            def note(line: FinishedRun) -> None:
-                looks.finished.add(line.run)
-                on_run(line)
-
-            complete = run_study(
-                *(planned, directory, images),
-                data_dir=None if data_dir is None else Path(data_dir),
-                device=settled,
-                workers=at_once,
-                cluster=cluster,
-                on_run=note,
-                should_stop=look_and_stop,
-            )
+    complete = not dry_run and _run(
+        *(plan, estimates, seconds),
+        data_dir=None if data_dir is None else Path(data_dir),
+        device=settled,
+        cluster=cluster,
+        on_start=on_start,
+        on_progress=on_progress,
+        on_run=on_run,
+        should_stop=should_stop,
+    )
     if not complete:
         return Studied(plan=plan, seconds=seconds, arms=(), conclusion=None, finished=False)
     arms = tuple(arm_summaries(planned.arms, directory.results(), directory.finished()))
     return Studied(plan=plan, seconds=seconds, arms=arms, conclusion=write_conclusion(directory), finished=True)
+
+
+def _scored_as(study: Study, fields: Mapping[str, object]) -> Study:
+    """The study with these fields of its `StudyScoring`, but for those that are None."""
+    given = {key: value for key, value in fields.items() if value is not None}
+    return study.model_copy(update={"evaluate": study.evaluate.model_copy(update=given)})
+
+
+def _plan(
+    study: Study, images: DataSet, directory: StudyDirectory, *, device: str, workers: int | None, cluster: str
+) -> StudyPlan:
+    """What of a study is left to do. Raises `UserError` where the directory is another study's."""
+    if recorded := directory.recorded():
+        directory.check(recorded, identity(study, images))
+    finished = {line.run for line in directory.finished()}
+    missing = tuple(run for run in study.runs if run.name not in finished)
+    at_once = _workers(device, workers, cluster, len(missing))
+    return StudyPlan(study=study, data=images, directory=directory, missing=missing, workers=at_once)
+
+
+def _run(
+    plan: StudyPlan,
+    estimates: dict[str, float],
+    seconds: float,
+    *,
+    data_dir: Path | None,
+    device: str,
+    cluster: str,
+    on_start: Callable[[], None],
+    on_progress: Callable[[StudyProgress], None],
+    on_run: Callable[[FinishedRun], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Do what is left, and say how far it is; gives whether all runs are recorded."""
+    with plan.directory.lock():
+        on_start()
+        plan.directory.claim(plan.study, plan.data, provenance=provenance(device))
+        looks = _Looks(plan, estimates, seconds, on_progress)
+
+        def look_and_stop() -> bool:
+            looks.look()
+            return should_stop()
+
+        def note(line: FinishedRun) -> None:
+            looks.finished.add(line.run)
+            on_run(line)
+
+        return run_study(
+            *(plan.study, plan.directory, plan.data),
+            data_dir=data_dir,
+            device=device,
+            workers=plan.workers,
+            cluster=cluster,
+            on_run=note,
+            should_stop=look_and_stop,
+        )
 
 
 def _refuse(
