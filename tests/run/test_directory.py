@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from tests.support.lines import a_score, a_stretch
 
 from trainonce.data import DataSet, load_dataset
+from trainonce.data.baseline import Baseline
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import Prober
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES, AugmentationChange, Crop, Erase, Flip, Phase, Recipe
-from trainonce.records import to_json, write_lines
+from trainonce.records import read_json, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunConfig, RunDirectory, provenance
 from trainonce.training.loop import train_supernet
@@ -223,6 +224,18 @@ class TestRecords:
         write_lines(run.population_file, [line])
         with pytest.raises(UserError, match=r"population.jsonl, line 1: its 'arch' is missing or of another kind"):
             run.population()
+
+    def test_a_baseline_comes_back_whoever_wrote_more_into_it_and_a_wrong_one_is_named(self, tmp_path: Path) -> None:
+        run = RunDirectory(tmp_path)
+        found = Baseline(features="pixels", top1=50.5, images=9, train_images=20, seconds=0.5)
+        run.write_baseline(found)
+        assert run.baseline() == found
+        values = read_json(run.baseline_file)
+        run.baseline_file.write_bytes(to_json(values | {"of_a_later_version": 1}))
+        assert run.baseline() == found
+        run.baseline_file.write_bytes(to_json(values | {"images": 0}))
+        with pytest.raises(UserError, match=r"baseline.json: its 'images' is missing or of another kind"):
+            run.baseline()
 
     def test_the_disk_refusing_is_a_run_error(self, tmp_path: Path) -> None:
         run = RunDirectory(tmp_path)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trainonce.data import DataSet
 from trainonce.data.splits import Split
-from trainonce.settings import Settings
+from trainonce.settings import Record
 
 TRAIN_IMAGES = 3000
 """The most images that it learns from, drawn at random."""
@@ -34,7 +34,7 @@ PENALTY = 10.0
 
 
 @final
-class Baseline(Settings):
+class Baseline(Record):
     """What the plain classifier came to."""
 
     features: str

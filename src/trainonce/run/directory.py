@@ -304,13 +304,13 @@ class RunDirectory:
     def write_baseline(self, found: Baseline) -> None:
         """Record what a plain classifier makes of the run's images."""
         with _disk_refusing(self.baseline_file):
-            write_atomic(self.baseline_file, to_json(found.model_dump(mode="json")))
+            write_atomic(self.baseline_file, to_json(found.to_json()))
 
     def baseline(self) -> Baseline | None:
         """What a plain classifier makes of the run's images; None where that was not recorded."""
         if not is_there(self.baseline_file):
             return None
-        return Baseline.parse(read_json(self.baseline_file), where=str(self.baseline_file))
+        return Baseline.read_file(self.baseline_file)
 
     def write_front(self, found: Record) -> None:
         """Replace what the last search found. Raises `RunError` where the disk refuses."""
