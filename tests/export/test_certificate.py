@@ -19,7 +19,7 @@ from tests.support.made_up import replaced, sealed, shifted
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS, certificate
-from trainonce.export.certificate import ReferenceLogits, certify
+from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
 from trainonce.export.description import Opened, Quantised
 from trainonce.export.exporting import check_export, export_subnet
@@ -71,6 +71,22 @@ def test_its_figures_are_those_of_the_files(exported: Export, home: RunDirectory
     assert said["latency_ms"]["extracted"] > 0
     assert said["latency_ms"]["exported"] > 0
     assert {"torch", "onnx", "onnxruntime", "machine"} <= set(said["provenance"])
+
+
+def test_the_certificate_of_the_first_version_is_read(exported: Export) -> None:
+    """It does not describe its subnet, and its comparison has ties for a ratio."""
+    now = exported(1).certificate
+    said = now.to_json()
+    del said["description"]
+    for name in ("supernet_and_extracted", "extracted_and_exported"):
+        del said[name]["largest_ratio"]
+        said[name] |= {"near_ties": 0, "tolerance": 1e-4}
+    found = Certificate.read(json.loads(json.dumps(said)), where="a test")
+    assert found.description is None
+    assert found.extracted_and_exported.largest_ratio is None  # type: ignore[union-attr]
+    assert (found.passed, found.verdict, found.files) == (now.passed, now.verdict, now.files)
+    with pytest.raises(UserError, match=r"a test: files, model\.onnx: its 'sha256' is missing or of another kind"):
+        Certificate.read(said | {"files": {FILE: {"bytes": 1}}}, where="a test")
 
 
 def test_the_supernet_needs_the_statistics(home: RunDirectory) -> None:

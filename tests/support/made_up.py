@@ -16,7 +16,9 @@ def replaced(place: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (place / name).write_bytes(content)
     certificate = json.loads((place / "certificate.json").read_text(encoding="utf-8"))
-    certificate["files"] = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
+    certificate["files"] = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
     (place / "certificate.json").write_bytes(to_json(certificate))
 
 

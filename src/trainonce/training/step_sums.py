@@ -1,8 +1,7 @@
 """What training steps came to, kept on the device: a step does not wait until the host knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class StepSums:
         """Percent classified correctly. Waits for the device."""
         return 100 * int(self._correct) / self.images
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float]:
         """The sums as JSON. Waits for the device."""
         return {
             "steps": self.steps,
@@ -48,10 +47,10 @@ class StepSums:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], device: torch.device) -> "StepSums":
+    def from_json(cls, values: Mapping[str, float], device: torch.device) -> "StepSums":
         """The sums that `to_json` wrote."""
         sums = cls(device)
-        sums.steps, sums.losses, sums.images = values["steps"], values["losses"], values["images"]
+        sums.steps, sums.losses, sums.images = (int(values[name]) for name in ("steps", "losses", "images"))
         sums._loss_sum.fill_(values["loss_sum"])
         sums._correct.fill_(values["correct"])
         return sums

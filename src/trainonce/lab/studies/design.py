@@ -3,7 +3,7 @@
 A study of ours is one module beside this: its `Design`, and under it the arms and the conclusion that read each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Built:
 
     arms: Sequence[Arm]
     runs: Sequence[StudyRun]
-    evaluate: dict[str, Any]
+    evaluate: Mapping[str, Any]
 
 
 def planned_run(

@@ -174,7 +174,7 @@ class StudySetup:
         """Subnet passes (subnets trained on a batch) of the whole recipe, exactly as the loop will do them."""
         return sum(entry.steps * len(entry.phase.subnets) for entry in self.timetable(recipe))
 
-    def probes(self, parts: int, each: int, *, seed: int = 0) -> tuple[tuple[str, ...], dict[str, Any]]:
+    def probes(self, parts: int, each: int, *, seed: int = 0) -> tuple[tuple[str, ...], Mapping[str, object]]:
         """`each` distinct architectures from the middle of each of so many equal parts of the MACs range.
 
         Also the buckets that they were drawn from, as fields of `StudyScoring`.

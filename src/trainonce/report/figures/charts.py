@@ -115,7 +115,7 @@ def standing_alone(spec: Spec) -> Spec:
     return spec | width | {"config": theme() | {"background": "white", "padding": 12}}
 
 
-def page_size(height: int) -> dict[str, Any]:
+def page_size(height: int) -> Spec:
     """Properties of a chart that is as wide as the page lets it be."""
     import altair as alt
 
