@@ -2,6 +2,7 @@
 
 import html
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,18 @@ import torch
 from tests.support.damage import flips
 from tests.support.made_up import replaced
 
+from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS
+from trainonce.export.certificate import ReferenceLogits
 from trainonce.export.executorch import open_executorch
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.integrity import check_file
 from trainonce.export.openvino import SEAL, open_openvino
+from trainonce.export.reference import read_reference
+from trainonce.models import ResNet, ResNetSettings
 from trainonce.nn.kinds import spec_of
-from trainonce.subnets import read_subnet
+from trainonce.subnets import describe_subnet, read_subnet, write_subnet
 
 Export = Callable[[int], Any]
 pytestmark = pytest.mark.export
@@ -183,6 +188,32 @@ class TestExecuTorch:
             check_export(exported(0).expected, TARGETS["executorch"], tmp_path)
         with pytest.raises(UserError, match="not an ExecuTorch program"):
             open_executorch({**files, "model.pte": cut}, 1, "model.pte")
+
+
+@pytest.mark.parametrize("bottleneck", [False, True], ids=["basic", "bottleneck"])
+@pytest.mark.parametrize("name", ["openvino", "executorch"])
+def test_the_resnet_family(make_data: Callable[..., DataSet], tmp_path: Path, name: str, bottleneck: bool) -> None:
+    """Its largest subnet and a random one, with statistics unlike a fresh network's."""
+    pytest.importorskip(name)
+    fields = {"channels": (32, 64), "strides": (1, 2), "bottleneck": bottleneck}
+    net = ResNet(ResNetSettings.for_images(image_size=8, in_channels=1, num_classes=3, **fields), seed=0).eval()
+    generator = torch.Generator().manual_seed(3)
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+    target = TARGETS[name]
+    for arch in (net.space.largest(), net.space.sample(random.Random(1))):
+        subnet, plain = tmp_path / str(arch), net.extract(arch)
+        write_subnet(subnet, plain, describe_subnet(net, arch, make_data()))
+        expected = ReferenceLogits.of(read_reference(subnet, images=4))
+        place, certificate = export_subnet(expected, target, subnet / "export")
+        assert certificate.passed
+        opened = target.open({file: (place / file).read_bytes() for file in target.files}, 1, name)
+        x_1CHW = torch.randn(1, 1, 8, 8, generator=generator)
+        with torch.inference_mode():
+            logits = plain(x_1CHW)
+        assert len(logits.unique()) == 3
+        torch.testing.assert_close(opened.run(x_1CHW), logits, atol=1e-4 * float(logits.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("certified", [True, False])
