@@ -5,7 +5,7 @@
     def test_my_family(tmp_path):
         check_family(MyFamily, tmp_path, channels=16)
 
-Every check raises `AssertionError` with a sentence. It takes about a minute of one core.
+Every check raises `AssertionError` with a sentence. It takes about half a minute of one core.
 """
 
 import copy
