@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import warnings
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,8 +66,10 @@ def test_python_that_can_run_runs(page: Path, folder: Path) -> None:
     code = "\n".join(code for run, code in blocks(page, "python") if run)
     for long, short in SHORTER.items():
         code = code.replace(long, short)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert Path.cwd() == folder
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # a reader sees them too
+        exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=path_of)
@@ -113,6 +116,14 @@ def test_the_watch_over_commands_sees_them() -> None:
     assert sum(1 for page in PAGES for _ in command_lines(page)) > 50
     with pytest.raises(AssertionError, match="no command trian"):
         command_named(["trian"])
+
+
+def test_what_is_looked_for_is_where_the_page_says() -> None:
+    text = (ROOT / "docs" / "architecture" / "where.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+)\.py:(\w+)`", text)
+    assert len(named) >= 10 == len(re.findall(r"^[A-Z].*\?$", text, re.MULTILINE))
+    for module, name in named:
+        assert hasattr(import_module(f"trainonce.{module.replace('/', '.')}"), name), f"{module}.py:{name}"
 
 
 def test_what_is_generated_leaves_nothing_out() -> None:

@@ -55,7 +55,8 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 SHORTER = {
     "scaled(0.05)": "scaled(0.002)",
-    "epochs=40": "epochs=1",
+    "epochs=40": "epochs=1, width=0.25",
+    "num_classes=10": "num_classes=10, width_mult=0.25",
     "per_bucket=10": "per_bucket=1",
     "scores=30": "scores=2",
     "epochs=5": "epochs=1",

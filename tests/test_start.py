@@ -1,5 +1,6 @@
 """The beginning of the command line: before torch is there, where the system is another, without a home directory."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,38 +38,56 @@ HEAVY = {"torch", "numpy", "scipy", "sklearn", "pandas", "PIL", "safetensors", "
 COMMANDS = [command.name for command in app.registered_commands]
 
 
-def modules_after(arguments: list[str], folder: Path, **environment: str) -> tuple[set[str], str]:
-    """The modules at the end of `trainonce ARGUMENTS`, and what it printed."""
+def modules_after(arguments: list[str], folder: Path) -> set[str]:
+    """The modules at the end of `trainonce ARGUMENTS`."""
     kept = folder / "modules"
     keep = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=open({str(kept)!r}, 'w'))); "
     named = "sys.argv[0] = 'trainonce'; "
     done = subprocess.run(
         [sys.executable, "-c", keep + named + SCRIPT, *arguments],
-        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return set(kept.read_text().split()), done.stdout
+    return set(kept.read_text().split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["train", "--help"], ["latency", "--help"]])
 def test_what_computes_nothing_imports_nothing_that_computes(arguments: list[str], tmp_path: Path) -> None:
-    loaded, _ = modules_after(arguments, tmp_path)
+    loaded = modules_after(arguments, tmp_path)
     assert "typer" in loaded
     assert not {name.split(".")[0] for name in loaded} & HEAVY
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"), [("trainonce extr", "extract"), *((f"trainonce {c} --js", "--json") for c in COMMANDS)]
-)
-def test_nor_does_completion(words: str, expected: str, tmp_path: Path) -> None:
+COMPLETE = """
+import contextlib, io, json, os, sys
+from trainonce.__main__ import main
+sys.argv, said = ["trainonce"], {}
+for words in json.loads(sys.stdin.read()):
+    os.environ |= {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+        main()
+    said[words] = out.getvalue().split()
+print(json.dumps({"said": said, "loaded": list(sys.modules)}))
+"""
+
+
+def test_nor_does_completion() -> None:
     """Of commands, and of each command's options."""
-    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_TRAINONCE_COMPLETE": "complete_bash"}
-    loaded, out = modules_after([], tmp_path, **asked)
-    assert expected in out.split()
-    assert not {name.split(".")[0] for name in loaded} & HEAVY
+    expected = {"trainonce extr": "extract"} | {f"trainonce {command} --js": "--json" for command in COMMANDS}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETE],
+        input=json.dumps(list(expected)),
+        env=os.environ | {"_TRAINONCE_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert {words: word in found["said"][words] for words, word in expected.items()} == dict.fromkeys(expected, True)
+    assert "typer" in found["loaded"]
+    assert not {name.split(".")[0] for name in found["loaded"]} & HEAVY
 
 
 def test_a_system_without_fcntl_is_a_sentence() -> None:

@@ -23,6 +23,20 @@ MakeData = Callable[..., DataSet]
 BRIEF = ("--recipe", "spos", "--epochs", "1", "--width", "0.25", "--device", "cpu", "--probes", "0")
 SHORT = (*BRIEF, "--batch-size", "8")
 LATIN = os.fsdecode(b"caf\xe9")
+NEXT = "=== next"
+ONE_AFTER_THE_OTHER = f"""
+import json, os, sys
+from trainonce.__main__ import main
+for number, words in enumerate(json.loads(sys.argv.pop())):
+    if number:
+        for stream in (sys.stdout, sys.stderr):
+            print({NEXT!r}, file=stream, flush=True)
+    sys.argv = ["trainonce", *(os.fsdecode(word.encode()) for word in words)]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+"""
 
 
 def pictures(root: Path, *classes: str, each: int = 8) -> Path:
@@ -195,15 +209,15 @@ class TestNames:
             ("predict", "subnet", "bilder/café/0.png", "--top", "3"),
             ("train", "bilder", "--image-size", "8", *SHORT, "--dry-run"),
         )
-        for command in commands:
-            done = subprocess.run(
-                [sys.executable, "-m", "trainonce", *command],
-                cwd=tmp_path,
-                env=os.environ | terminal,
-                capture_output=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            said = (done.stdout + done.stderr).decode("ascii")
-            assert r"caf\xe9" in said
-            assert r"\u732b" in said
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps(commands)],
+            cwd=tmp_path,
+            env=os.environ | terminal,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said = [stream.decode("ascii").split(NEXT) for stream in (done.stdout, done.stderr)]
+        for out, err in zip(*said, strict=True):
+            assert r"caf\xe9" in out + err
+            assert r"\u732b" in out + err

@@ -40,9 +40,10 @@ def test_it_goes_through_every_stage(run: RunDirectory, tmp_path: Path) -> None:
         return done.out
 
     do("evaluate", run.path, "--per-bucket", "2", "--buckets", "", "--calibration-images", "64")
-    do("search", run.path, "--max-params", "3M", "--scores", "12", "--calibration-images", "64")
+    do("search", run.path, "--max-params", "3M", "--scores", "4", "--calibration-images", "64")
     subnet = tmp_path / "subnet"
-    do("extract", run.path, "--max-params", "3M", "--test", "--out", subnet)
+    do("extract", run.path, "--max-params", "3M", "--test", "--out", tmp_path / "best")
+    do("extract", run.path, "smallest", "--test", "--out", subnet)
     do("export", subnet, "--to", "onnx", "--run", run.path, "--images", "8")
     certificate = json.loads((subnet / "export" / "onnx" / "certificate.json").read_text())
     assert certificate["passed"]
