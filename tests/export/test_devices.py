@@ -195,7 +195,7 @@ class TestExecuTorch:
 def test_the_resnet_family(make_data: Callable[..., DataSet], tmp_path: Path, name: str, bottleneck: bool) -> None:
     """Its largest subnet and a random one, with statistics unlike a fresh network's."""
     pytest.importorskip(name)
-    fields = {"channels": (32, 64), "strides": (1, 2), "bottleneck": bottleneck}
+    fields: dict[str, Any] = {"channels": (32, 64), "strides": (1, 2), "bottleneck": bottleneck}
     net = ResNet(ResNetSettings.for_images(image_size=8, in_channels=1, num_classes=3, **fields), seed=0).eval()
     generator = torch.Generator().manual_seed(3)
     for tensor in net.state_dict().values():
