@@ -17,7 +17,7 @@ STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 
 def concluded(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(conclusion_of(StudyDirectory(path))))
+    found: dict[str, Any] = json.loads(json.dumps(conclusion_of(StudyDirectory(path)).to_json()))
     return found
 
 
