@@ -1,5 +1,6 @@
 """What several tests share: a tiny supernet, tiny images, and damage to files."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so have the processes that tests start: their tests share the cores
 
 T = TypeVar("T")
 MakeNet = Callable[..., MobileNetV3]
