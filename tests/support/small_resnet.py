@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from trainonce.cost.macs import Cost, CostModel, CostTerm, bn_cost, conv_cost
 from trainonce.models import FamilySettings, Supernet
+from trainonce.models.supernet import Weigh
 from trainonce.nn.ops import ElasticBatchNorm2d, ElasticConv2d, Slices, prefixed
 from trainonce.space import Architecture, Choice, SearchSpace
 
@@ -85,5 +86,5 @@ class SmallResNet(Supernet):
             cut |= prefixed(f"outer.{i}", outer.slices(width, of.channels))  # type: ignore[operator]
         return cut | prefixed("classifier", self.classifier.state_dict())
 
-    def sort_channels(self, kept: SearchSpace) -> None:
+    def sort_channels(self, kept: SearchSpace, weigh: Weigh = torch.abs) -> None:
         """They are kept in their order, which is allowed: each subnet of `kept` computes what it did."""

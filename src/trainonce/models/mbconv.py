@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainonce.cost.macs import CostModel
 from trainonce.models.layout import Layout, MBConvSettings, block_names
-from trainonce.models.supernet import Supernet
+from trainonce.models.supernet import Supernet, Weigh
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.ops import Slices, prefixed
@@ -101,12 +101,12 @@ class MBConvSupernet(Supernet):
             cut |= prefixed(f"blocks.{i}", block.slices(spec))
         return cut
 
-    def sort_channels(self, kept: SearchSpace) -> None:
+    def sort_channels(self, kept: SearchSpace, weigh: Weigh = torch.abs) -> None:
         arch = self.space.largest()
         for name, block in zip(block_names(arch), self.active_blocks(arch)[1:], strict=True):
             ratios = {*kept[f"{name}.expand_ratio"].values, self.settings.expand_ratios[-1]}
             specs = [self.layout.block(self.settings, name, expand_ratio=ratio) for ratio in sorted(ratios)]
-            block.sort_channels(tuple(s.mid_channels for s in specs), tuple(s.se_channels for s in specs))
+            block.sort_channels(tuple(s.mid_channels for s in specs), tuple(s.se_channels for s in specs), weigh)
 
     @torch.no_grad()
     def zero_init_residual(self) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from trainonce.cost.macs import Cost, CostModel, CostTerm, bn_cost, cached_term, conv_cost
 from trainonce.models.layout import make_divisible
 from trainonce.models.registry import register
-from trainonce.models.supernet import FamilySettings, Supernet
+from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.nn.ops import Slices, prefixed
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_resnet import ResidualSpec, ResNetSpec
@@ -156,11 +156,12 @@ class ResNet(Supernet):
             cut |= prefixed(f"blocks.{i}", block.slices(block_spec))
         return cut | prefixed("classifier", self.classifier.state_dict())
 
-    def sort_channels(self, kept: SearchSpace) -> None:
+    def sort_channels(self, kept: SearchSpace, weigh: Weigh = torch.abs) -> None:
         arch = self.space.largest()
         for name, block in zip(_blocks_of(arch), self.active_blocks(arch), strict=True):
             widths = sorted({*kept[f"{name}.width"].values, 100})
-            block.sort_channels(tuple(dict.fromkeys(_block(self.settings, name, w).mid_channels for w in widths)))
+            bands = dict.fromkeys(_block(self.settings, name, w).mid_channels for w in widths)
+            block.sort_channels(tuple(bands), weigh)
 
     def zero_init_residual(self) -> None:
         for block in self.blocks.values():

@@ -1,7 +1,7 @@
 """What the library asks of a family of supernets, and its general ways for the rest."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +14,9 @@ from trainonce.nn.kinds import PlainSpec
 from trainonce.nn.ops import ElasticBatchNorm2d, ElasticDepthwiseConv2d, Slices
 from trainonce.settings import Settings
 from trainonce.space import Architecture, SearchSpace
+
+Weigh = Callable[[Tensor], Tensor]
+"""Gives of a parameter a tensor of its shape: how much each of its numbers counts, 0 or more."""
 
 
 class FamilySettings(Settings):
@@ -99,8 +102,11 @@ class Supernet(nn.Module, ABC):
         """The state dict of the plain network of `arch`, cut from the shared weights (running statistics as views)."""
 
     @abstractmethod
-    def sort_channels(self, kept: SearchSpace) -> None:
-        """Order the channels by importance so that every subnet of `kept` computes the same as before."""
+    def sort_channels(self, kept: SearchSpace, weigh: Weigh = torch.abs) -> None:
+        """Order the channels by importance so that every subnet of `kept` computes the same as before.
+
+        `weigh` gives of a parameter how much each of its numbers counts.
+        """
 
     def zero_init_residual(self) -> None:
         """Set the last batch-norm scale of every residual block to zero (BigNAS, arXiv 2003.11142).

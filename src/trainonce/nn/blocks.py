@@ -105,18 +105,21 @@ class ElasticMBConv(ElasticBlock):
         return cut | prefixed("project.1", self.project_bn.slices(spec.out_channels))
 
     @torch.no_grad()
-    def sort_channels(self, mid_bands: tuple[int, ...], se_bands: tuple[int, ...]) -> None:
+    def sort_channels(
+        self, mid_bands: tuple[int, ...], se_bands: tuple[int, ...], weigh: Callable[[Tensor], Tensor] = torch.abs
+    ) -> None:
         """Order the middle channels by importance, the most important first, within each width band.
 
-        Importance is the L1 norm of a channel's weights in the second pointwise convolution; that of a
-        squeezed channel the L1 norm of its weights in the SE expansion (OFA, section 3.3 and code).
+        Importance is what a channel's weights count in the second pointwise convolution; that of a squeezed
+        channel what its weights count in the SE expansion: by default their L1 norm (OFA, section 3.3 and code).
         A band reaches from the previous number in `mid_bands` (or 0) to this one; the last is the full
         width. A subnet whose width is in `mid_bands` computes the same function afterwards. A block without
         expansion stays as it is: its middle channels are its input's.
         """
         if self.expand is None or self.expand_bn is None:
             return
-        order = order_in_bands(self.project.weight.abs().sum((0, 2, 3)), mid_bands)
+        order = order_in_bands(weigh(self.project.weight).sum((0, 2, 3)), mid_bands)
+        squeezing = None if self.se is None else weigh(self.se.expand.weight).sum((0, 2, 3))
         self.project.weight.copy_(self.project.weight[:, order])
         self.depthwise.weight.copy_(self.depthwise.weight[order])
         reorder_norm(self.depthwise_bn, order)
@@ -129,7 +132,8 @@ class ElasticMBConv(ElasticBlock):
             expand.weight.copy_(expand.weight[order])
             expand.bias.copy_(expand.bias[order])
             reduce.weight.copy_(reduce.weight[:, order])
-            squeezed = order_in_bands(expand.weight.abs().sum((0, 2, 3)), se_bands)
+            assert squeezing is not None
+            squeezed = order_in_bands(squeezing, se_bands)
             expand.weight.copy_(expand.weight[:, squeezed])
             reduce.weight.copy_(reduce.weight[squeezed])
             reduce.bias.copy_(reduce.bias[squeezed])

@@ -1,5 +1,6 @@
 """The elastic residual block. Its plain twin is `trainonce.nn.plain_resnet.Residual`."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -58,15 +59,15 @@ class ElasticResidual(ElasticBlock):
         return cut
 
     @torch.no_grad()
-    def sort_channels(self, bands: tuple[int, ...]) -> None:
-        """Order the inner channels by the L1 norm of what reads them, the most important first, within each band.
+    def sort_channels(self, bands: tuple[int, ...], weigh: Callable[[Tensor], Tensor] = torch.abs) -> None:
+        """Order the inner channels by what the weights that read them count, the most first, within each band.
 
         A band reaches from the previous number in `bands` (or 0) to this one. A subnet whose width is in `bands`
         computes the same function afterwards.
         """
         layers = [layer for layer in self.convs if isinstance(layer, ElasticConvNorm)]
         for writer, reader in pairwise(layers):
-            order = order_in_bands(reader.conv.weight.abs().sum((0, 2, 3)), bands)
+            order = order_in_bands(weigh(reader.conv.weight).sum((0, 2, 3)), bands)
             reader.conv.weight.copy_(reader.conv.weight[:, order])
             writer.conv.weight.copy_(writer.conv.weight[order])
             reorder_norm(writer.norm, order)

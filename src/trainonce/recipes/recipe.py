@@ -114,6 +114,9 @@ class Phase(Settings):
     """Over how many epochs the weight of the losses after the first rises from 0 to 1 (DepS)."""
     sort_channels: bool = False
     """Whether channels are sorted by importance before the phase, inside the widths trained so far."""
+    sort_by: Literal["l1", "l2", "taylor"] = "l1"
+    """What a weight counts then: its magnitude, its square, or the magnitude of itself times its gradient in the
+    largest subnet on the calibrate split (Molchanov 2019, arXiv 1906.10771, without its gates)."""
     clip_value: float | None = Field(None, gt=0)
     """Largest absolute value of a gradient's element; None does not clip."""
 

@@ -249,7 +249,7 @@ class _Loop:
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
         self.keep_steps = {max(1, round(share * self.steps)) for share in settings.keep_at}
-        self.state = TrainState(self.net, config, self.table, run, ranks)
+        self.state = TrainState(self.net, config, self.data, self.table, run, ranks)
         self.device = self.state.device
         self.look_every = _look_every(self.device)
         self.unseen: list[StepRecord] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
 from trainonce.nn.batch_norm import synchronise
@@ -22,6 +23,7 @@ from trainonce.sampling import MacsSampler
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
+from trainonce.training.importance import loss_gradients
 from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
@@ -34,9 +36,15 @@ class TrainState:
     """
 
     def __init__(
-        self, net: Supernet, config: RunConfig, table: tuple[PhaseSteps, ...], run: RunDirectory, ranks: Ranks
+        self,
+        net: Supernet,
+        config: RunConfig,
+        data: DataSet,
+        table: tuple[PhaseSteps, ...],
+        run: RunDirectory,
+        ranks: Ranks,
     ) -> None:
-        self.net, self.config, self.table, self.run, self.ranks = net, config, table, run, ranks
+        self.net, self.config, self.data, self.table, self.run, self.ranks = net, config, data, table, run, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.device = next(net.parameters()).device
         self.step = 0
@@ -60,7 +68,7 @@ class TrainState:
             self.trained_teacher = _as_teacher(self.net).eval()
             self.ranks.copy_from_first(self.trained_teacher.state_dict().values())
         if entry.phase.sort_channels:
-            self.net.sort_channels(self._trained_before(entry))
+            self._sort(entry)
         self._prepare(entry)
 
     def _prepare(self, entry: PhaseSteps) -> None:
@@ -72,6 +80,17 @@ class TrainState:
         self.optimizer = optimizer_for(self.net, self.recipe, entry.phase)
         refuse_another(self.optimizer)
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
+
+    def _sort(self, entry: PhaseSteps) -> None:
+        kept, by = self._trained_before(entry), entry.phase.sort_by
+        if by == "l1":
+            self.net.sort_channels(kept)
+        elif by == "l2":
+            self.net.sort_channels(kept, torch.square)
+        else:
+            gradients = loss_gradients(self.net, self.data)
+            self.ranks.copy_from_first(gradients.values())
+            self.net.sort_channels(kept, lambda parameter: (parameter * gradients[parameter]).abs())
 
     def _trained_before(self, entry: PhaseSteps) -> SearchSpace:
         if entry.index == 0:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
-from trainonce.models.supernet import FamilySettings, Supernet
+from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
 from trainonce.models.traced.rules import OUTPUT
@@ -212,19 +212,19 @@ class Traced(Supernet):
         return f"network.{name}"
 
     @torch.no_grad()
-    def sort_channels(self, kept: SearchSpace) -> None:
+    def sort_channels(self, kept: SearchSpace, weigh: Weigh = torch.abs) -> None:
         """Let narrower widths keep the channels with the largest weights.
 
-        What a channel weighs is the sum of the magnitudes of its weights in each tensor that has it, in parts of that
-        tensor's mean. Between two widths of `kept` nothing moves, so that its subnets stay what they are.
+        What a channel weighs is the sum of what its weights count in each tensor that has it, in parts of that tensor's
+        mean. Between two widths of `kept` nothing moves, so that its subnets stay what they are.
         """
-        weights = dict(self.network.named_parameters())
+        counted = {name: weigh(parameter) for name, parameter in self.network.named_parameters()}
         for width in self.layout.widths:
             order = self._order(width.choice)
             weighed = torch.zeros(width.units, device=order.device)
-            for name, parameter in weights.items():
+            for name, counts in counted.items():
                 for dim, dimension in enumerate(self.layout.dimensions[name]):
-                    weighed += _magnitudes(parameter.abs(), dim, dimension, width.axis, self.layout)
+                    weighed += _of_units(counts, dim, dimension, width.axis, self.layout)
             edges = sorted({0, width.units, *kept[width.choice].values})
             for low, high in pairwise(edges):
                 band = order[low:high]
@@ -343,14 +343,14 @@ def _cut(tensor: Tensor, along: tuple[Tensor | int | None, ...]) -> Tensor:
     return tensor if tensor.ndim == 1 else tensor.contiguous()
 
 
-def _magnitudes(absolute: Tensor, dim: int, dimension: Dimension, axis: int, layout: TracedLayout) -> Tensor:
-    """The sums of a tensor's magnitudes for each unit of an axis along one dimension, in parts of their mean."""
-    total = absolute.new_zeros(layout.found.axes.units(axis))
+def _of_units(counts: Tensor, dim: int, dimension: Dimension, axis: int, layout: TracedLayout) -> Tensor:
+    """The sums of a tensor's numbers for each unit of an axis along one dimension, in parts of their mean."""
+    total = counts.new_zeros(layout.found.axes.units(axis))
     start = 0
     for segment in dimension:
         units = layout.found.axes.units(segment.axis)
         if segment.axis == axis:
-            run = absolute.narrow(dim, start, units * segment.each).movedim(dim, 0)
+            run = counts.narrow(dim, start, units * segment.each).movedim(dim, 0)
             sums = run.reshape(units, -1).sum(1)
             total += sums / sums.mean().clamp_min(1e-12)
         start += units * segment.each
