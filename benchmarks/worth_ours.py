@@ -36,7 +36,8 @@ class OurSettings:
     """Shares of the budget: training, choosing, finetuning; finetuning gets what the others leave, all the same."""
     crop_scale: float | None
     """Smallest area of a random crop; None for the set's own augmentation."""
-    finetune_rate: float
+    finetune_rate: float | None
+    """None for what suits the recipe's optimizer, which fine-tunes too."""
     candidates: int
     """Most subnets that are scored for each device."""
     calibration_images: int
@@ -44,10 +45,8 @@ class OurSettings:
     def __str__(self) -> str:
         crops = "own crops" if self.crop_scale is None else f"crops from {self.crop_scale:g}"
         split = " / ".join(f"{share:g}" for share in self.split)
-        return (
-            f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, "
-            f"finetune at {self.finetune_rate:g}"
-        )
+        tuned = "finetuned" if self.finetune_rate is None else f"finetune at {self.finetune_rate:g}"
+        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned}"
 
 
 class Network(NamedTuple):
@@ -72,11 +71,12 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     evaluator = Evaluator(data, "validate", evaluating)
     chosen = choose(net, evaluator, settings.candidates, seed, until=began + seconds * sum(settings.split[:2]))
     parts = {"train": round(trained - began, 1), "choose": round(time.process_time() - trained, 1)}
+    how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
     for arch, before in chosen:
         left = (began + seconds - time.process_time()) / (len(chosen) - len(finished))
         network = evaluator.recalibrated(net, arch)
-        finished.append(finetuned(network, before, evaluator, left, settings.finetune_rate, seed))
+        finished.append(finetuned(network, before, evaluator, left, how))
     took = time.process_time() - began
     tester = Evaluator(data, "test", evaluating)
     networks = []
@@ -155,7 +155,7 @@ class Finetuned(NamedTuple):
 
 
 def finetuned(
-    network: nn.Module, before: float, evaluator: Evaluator, seconds: float, rate: float, seed: int
+    network: nn.Module, before: float, evaluator: Evaluator, seconds: float, settings: FinetuneSettings
 ) -> Finetuned:
     """Finetune within so many CPU seconds: whole epochs, or one over as many images as fit; or not where nothing fits.
 
@@ -164,7 +164,6 @@ def finetuned(
     began = time.process_time()
     evaluator.score(network)
     scoring = time.process_time() - began
-    settings = FinetuneSettings(epochs=1, lr=rate, label_smoothing=0.1, seed=seed)
     if seconds < 12 * scoring:
         return Finetuned(network, before, {"finetuned": "no time"})
     began, wall = time.process_time(), time.monotonic()
@@ -177,7 +176,7 @@ def finetuned(
         images = int((left - recalibrating) / max(epoch - recalibrating, 1e-9) * len(data.train))
         if images < 4 * settings.batch_size:
             return Finetuned(network, before, {"finetuned": "no time"})
-        data = replace(data, train=data.train.drawn(min(images, len(data.train)), seed=seed))
+        data = replace(data, train=data.train.drawn(min(images, len(data.train)), seed=settings.seed))
         evaluator = Evaluator(data, "validate", evaluator.settings)
     result = finetune(network, evaluator, settings.model_copy(update={"epochs": max(1, epochs)}))
     assert result is not None, "nothing stops it"

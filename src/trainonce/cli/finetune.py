@@ -27,7 +27,13 @@ def finetune(
     run_path: Annotated[
         Path | None, typer.Option("--run", help="The run it was taken from. Default: where it was then.")
     ] = None,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate at the top of the cosine.")] = 0.01,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Highest learning rate. Default: 0.01; of adamw 0.001.", show_default=False),
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(metavar="sgd|adamw", help="sgd on a cosine, or adamw in one cycle.")
+    ] = "sgd",
     batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = 64,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Also learn from the supernet's largest network.")
@@ -57,6 +63,7 @@ def finetune(
             epochs,
             run=run_path,
             lr=lr,
+            optimizer=optimizer,
             batch_size=batch_size,
             distill=distill,
             out=out,

@@ -74,8 +74,13 @@ def fit(
     split_seed: SplitSeed = 0,
     skip_broken: SkipBroken = False,
     finetune_lr: Annotated[
-        float, typer.Option(min=0, help="Learning rate at the top of the cosine of fine-tuning.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Highest learning rate of fine-tuning. Default: 0.01; where the recipe's optimizer is adamw, 0.001.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "auto",

@@ -47,7 +47,8 @@ def finetune(
     epochs: int,
     *,
     run: str | Path | None = None,
-    lr: float = 0.01,
+    lr: float | None = None,
+    optimizer: str = "sgd",
     batch_size: int = 64,
     distill: bool = False,
     out: str | Path | None = None,
@@ -74,8 +75,8 @@ def finetune(
     """
     use_threads(threads)
     began, subnet = time.monotonic(), Path(subnet)
-    settings = FinetuneSettings.parse(
-        {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "seed": seed}, where=where
+    settings = FinetuneSettings.by(
+        optimizer, lr=lr, epochs=epochs, batch_size=batch_size, distill=distill, seed=seed, where=where
     )
     network, description = read_subnet(subnet)
     path = Path(out or subnet.with_name(f"{subnet.resolve().name}-finetuned"))

@@ -65,8 +65,8 @@ class FitSettings(Settings):
     """Time for everything: training, choosing and fine-tuning."""
     max_macs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     """The most MACs of each device's network."""
-    finetune_lr: float = Field(0.01, gt=0)
-    """Learning rate at the top of the cosine of fine-tuning, for 64 images."""
+    finetune_lr: float | None = Field(None, gt=0)
+    """Highest learning rate of fine-tuning, for 64 images; None for what suits the recipe's optimizer."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the training, of the candidates' draw and of fine-tuning."""
     device: str = "cpu"
@@ -183,6 +183,7 @@ class _Fit:
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
         self.trained = False
+        self.optimizer = "sgd"
         self.done: list[Fitted] = []
         self.buckets = [self._bucket(limit) for limit in settings.max_macs]
 
@@ -208,6 +209,7 @@ class _Fit:
             self._record()
         if len(self.done) == len(self.settings.max_macs):
             return self.done
+        self.optimizer = recipe.optimizer
         self._train(recipe)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
@@ -337,7 +339,9 @@ class _Fit:
 
         None where that is too short for an epoch, or where none was better on validate than `before`.
         """
-        how = FinetuneSettings(epochs=1, lr=self.settings.finetune_lr, label_smoothing=0.1, seed=self.settings.seed)
+        how = FinetuneSettings.by(
+            self.optimizer, lr=self.settings.finetune_lr, epochs=1, label_smoothing=0.1, seed=self.settings.seed
+        )
         share = self.left() / (len(self.settings.max_macs) - len(self.done))
         epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:

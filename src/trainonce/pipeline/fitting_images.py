@@ -60,7 +60,7 @@ def fit(
     train_images: int | None = None,
     split_seed: int = 0,
     skip_broken: bool = False,
-    finetune_lr: float = 0.01,
+    finetune_lr: float | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",

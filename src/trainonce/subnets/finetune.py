@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Literal, Self, final
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.subnets.description import SubnetDescription
 from trainonce.training.losses import distillation
-from trainonce.training.optimizers import sgd
+from trainonce.training.optimizers import optimizer_over_all
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
 
@@ -40,6 +40,9 @@ TIMED_STEPS = 4
 """Steps that an estimate of time is made from, after one that warms up."""
 
 
+ADAMW_LR, ADAMW_DECAY = 1e-3, 0.02
+
+
 @final
 class FinetuneSettings(Settings):
     """How a subnet is fine-tuned."""
@@ -47,11 +50,15 @@ class FinetuneSettings(Settings):
     epochs: int = Field(ge=1, le=int(LONGEST_EPOCHS))
     """Passes over the training images; one cosine goes over all of them."""
     lr: float = Field(0.01, gt=0)
-    """Learning rate at the top of the cosine, for this batch size."""
+    """The highest learning rate, for this batch size."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What makes steps of gradients, as in a recipe."""
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    """How the learning rate goes on, as in a recipe's phase."""
     batch_size: int = Field(64, ge=2)
     """Images in a step; a ragged last batch is left out of the epoch."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Nesterov momentum."""
+    """Nesterov momentum of "sgd"."""
     weight_decay: float = Field(3e-5, ge=0)
     """Weight decay; none on batch norm and biases."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -64,6 +71,18 @@ class FinetuneSettings(Settings):
     """How much the loss against the teacher counts beside that against the labels."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the images' order, their augmentation and dropout."""
+
+    @classmethod
+    def by(cls, optimizer: str, *, lr: float | None = None, where: str = "the options", **fields: Any) -> Self:
+        """Settings that suit an optimizer: for AdamW one cycle up to 0.001 and a weight decay of 0.02.
+
+        `lr` and other fields take the place of these. Raises `UserError` for what is none.
+        """
+        suiting: dict[str, Any] = {}
+        if optimizer == "adamw":
+            suiting = {"lr": ADAMW_LR, "schedule": "one-cycle", "weight_decay": ADAMW_DECAY}
+        rate = {} if lr is None else {"lr": lr}
+        return cls.parse({"optimizer": optimizer, **suiting, **rate, **fields}, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,16 +248,19 @@ class _FinetuneLoop:
         self.device = next(network.parameters()).device
         self.student = with_fast_blocks(_copy(network), trained=True).train()
         self.dropouts = batch_dropouts(self.student)
-        phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr)
-        recipe = Recipe(name="fine-tune", about="One subnet.", phases=(phase,), batch_size=settings.batch_size)
+        phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr, schedule=settings.schedule)
+        recipe = Recipe(
+            name="fine-tune",
+            about="One subnet.",
+            phases=(phase,),
+            **settings.model_dump(include={"batch_size", "optimizer", "momentum", "weight_decay"}),
+        )
         size = recipe.images_per_step(len(self.data.train))
         self.shard = BatchShard(0, size, size)
         self.per_epoch = recipe.steps_per_epoch(len(self.data.train))
         [self.cosine] = timetable(recipe, self.per_epoch)
         self.steps = self.cosine.steps
-        self.optimizer = sgd(
-            self.student, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimizer = optimizer_over_all(self.student, recipe, lr=settings.lr)
         self.began = time.monotonic()
 
     def network(self) -> nn.Module:

@@ -28,14 +28,12 @@ def optimizer_for(net: Supernet, recipe: Recipe, phase: Phase) -> torch.optim.Op
     groups = [] if phase.trains == "head" else _groups(rest, recipe.weight_decay, times=phase.backbone_lr)
     if last:
         groups += _groups(last, recipe.weight_decay)
-    if recipe.optimizer == "adamw":
-        return _adamw(groups, lr=phase.lr, betas=recipe.betas)
-    return _sgd(groups, lr=phase.lr, momentum=recipe.momentum)
+    return _optimizer(groups, recipe, lr=phase.lr)
 
 
-def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum over all weights of a network; those of norms and biases do not decay."""
-    return _sgd(_groups(dict(network.named_parameters()), weight_decay), lr=lr, momentum=momentum)
+def optimizer_over_all(network: nn.Module, recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over all weights of a plain network; those of norms and biases do not decay."""
+    return _optimizer(_groups(dict(network.named_parameters()), recipe.weight_decay), recipe, lr=lr)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -44,17 +42,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("times", 1.0)
 
 
-def _sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.SGD:
+def _optimizer(groups: list[dict[str, Any]], recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
+    """Fused, so that a step reads nothing back. AdamW corrects a weight's means by the steps that gave it a gradient."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
+    momentum = recipe.momentum
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
         for parameter in (parameter for group in groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def _adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Each weight's means are corrected by the steps that it had a gradient in. Fused, so a step reads nothing back."""
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def _groups(named: Mapping[str, nn.Parameter], weight_decay: float, *, times: float = 1.0) -> list[dict[str, Any]]:
