@@ -44,6 +44,8 @@ from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
 TRAINING_SHARE = 0.75
 """How much of the time the supernet is trained; what is left after it is for choosing and fine-tuning."""
+SHARE_OF_TRAINED = 0.55
+"""The same where it begins with trained weights, of which fine-tuning makes more (docs/own_network.md)."""
 CHOOSING_SHARE = 0.3
 """How much of the time left after training goes into choosing subnets."""
 CANDIDATES = 24
@@ -129,9 +131,11 @@ class Watch:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def planned_recipe(net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings) -> Recipe:
-    """`recipe` at the length that trains for `TRAINING_SHARE` of the time here. Errors as `for_minutes`."""
-    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=TRAINING_SHARE)
+def planned_recipe(
+    net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings, *, share: float = TRAINING_SHARE
+) -> Recipe:
+    """`recipe` at the length that trains for a share of the time here. Errors as `for_minutes`."""
+    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share)
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
@@ -182,6 +186,7 @@ class _Fit:
         self.net, self.data = net.to(settings.device), data.to(settings.device)
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
+        self.share = TRAINING_SHARE if start is None else SHARE_OF_TRAINED
         self.trained = False
         self.optimizer = "sgd"
         self.done: list[Fitted] = []
@@ -201,7 +206,7 @@ class _Fit:
             recipe = self._bring_back()
         else:
             self.watch.stage("Timing some steps of training")
-            recipe = planned_recipe(self.net, recipe, self.data, self.settings)
+            recipe = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
             self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
@@ -222,7 +227,7 @@ class _Fit:
 
     def _train(self, recipe: Recipe) -> None:
         self.watch.stage(
-            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {TRAINING_SHARE * self.settings.minutes:.3g}"
+            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {self.share * self.settings.minutes:.3g}"
             f" of {self.settings.minutes:g} minutes; into {self.run.path}"
         )
         finished = train_supernet(

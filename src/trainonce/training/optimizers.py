@@ -43,7 +43,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
-    """Fused, so that a step reads nothing back. AdamW corrects a weight's means by the steps that gave it a gradient."""
+    """Fused, so that a step reads nothing back. AdamW corrects a weight's means by the steps with a gradient."""
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
     momentum = recipe.momentum
