@@ -74,7 +74,8 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
     for arch, before in chosen:
-        left = (began + seconds - time.process_time()) / (len(chosen) - len(finished))
+        ahead = [net.cost_of(later).macs ** 0.5 for later, _ in chosen[len(finished) :]]
+        left = (began + seconds - time.process_time()) * ahead[0] / sum(ahead)
         network = evaluator.recalibrated(net, arch)
         finished.append(finetuned(network, before, evaluator, left, how))
     took = time.process_time() - began

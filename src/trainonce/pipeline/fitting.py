@@ -187,6 +187,7 @@ class _Fit:
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
         self.share = TRAINING_SHARE if start is None else SHARE_OF_TRAINED
+        self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
         self.optimizer = "sgd"
         self.done: list[Fitted] = []
@@ -347,7 +348,8 @@ class _Fit:
         how = FinetuneSettings.by(
             self.optimizer, lr=self.settings.finetune_lr, epochs=1, label_smoothing=0.1, seed=self.settings.seed
         )
-        share = self.left() / (len(self.settings.max_macs) - len(self.done))
+        ahead = [min(limit, self.largest_macs) ** 0.5 for limit in self.settings.max_macs[len(self.done) :]]
+        share = self.left() * ahead[0] / sum(ahead)
         epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:
             return None, how

@@ -74,6 +74,8 @@ class FinetunedBy(_Open):
 
     epochs: Number
     lr: Number | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
     batch_size: Whole | None = None
     momentum: Number | None = None
     weight_decay: Number | None = None
