@@ -141,7 +141,7 @@ def choose(
             elif limit < sampler.min_macs:
                 arch = net.space.smallest()
             else:
-                arch = sampler.sample(rng, max(NEAR * limit, sampler.min_macs), max(limit, 1.02 * sampler.min_macs))
+                arch = sampler.sample(rng, *sampler.below(max(limit, 1.02 * sampler.min_macs), share=NEAR))
             if arch not in scores:
                 scores[arch] = evaluator(net, arch).top1
     return [max(scores.items(), key=lambda one: one[1]) for scores in scored]

@@ -377,3 +377,18 @@ class TestCycle:
         part = small_cost().within(small_cost().space.restrict({"stage1.depth": (1,)}))
         with pytest.raises(UserError, match="a cycle goes round"):
             SubnetDraws(("cycle",), part, (str(small_cost().space.largest()),))
+
+
+@pytest.mark.parametrize("share", [0.999, 0.97, 0.8])
+def test_the_window_below_a_number_of_macs_holds_a_subnet(share: float) -> None:
+    """It begins at the share of it, unless there is nothing; then at the share of that, and so on."""
+    counts = sorted({small_cost()(arch).macs for arch in every()})
+    sampler = MacsSampler(small_cost())
+    for macs in [*counts, *((a + b) / 2 for a, b in itertools.pairwise(counts)), 2 * counts[-1]]:
+        low, high = sampler.below(macs, share=share)
+        assert high == min(macs, counts[-1])
+        assert any(low <= count <= high for count in counts)
+        times = round(math.log(low / high) / math.log(share)) if low > counts[0] else None
+        if times is not None:
+            assert low == pytest.approx(high * share**times)
+            assert times == 1 or not any(high * share ** (times - 1) < count <= high for count in counts)

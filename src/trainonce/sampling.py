@@ -70,6 +70,17 @@ class MacsSampler:
             return False
         return True
 
+    def below(self, macs: float, *, share: float) -> tuple[float, float]:
+        """A window that holds a subnet, from a share of a number of MACs up to it: from less, where subnets are few.
+
+        `macs` is at least what the smallest has.
+        """
+        high = min(macs, self.max_macs)
+        low = max(self.min_macs, share * high)
+        while low > self.min_macs and not self.holds(low, high):
+            low = max(self.min_macs, share * low)
+        return low, high
+
     def sample(self, rng: random.Random, low: float, high: float) -> Architecture:
         """Draw one architecture with `low` <= MACs <= `high`.
 

@@ -286,12 +286,8 @@ class _Fit:
 
     def _bucket(self, limit: float) -> Bucket:
         """The MACs that a device's candidates may have: less, where subnets are few."""
-        sampler = MacsSampler(self.net.cost)
-        top = min(limit, sampler.max_macs)
-        bottom = max(sampler.min_macs, NEAR * top)
-        while bottom > sampler.min_macs and not sampler.holds(bottom, top):
-            bottom = max(sampler.min_macs, NEAR * bottom)
-        return Bucket(centre=(bottom + top) / 2, half=(top - bottom) / 2)
+        low, high = MacsSampler(self.net.cost).below(limit, share=NEAR)
+        return Bucket(centre=(low + high) / 2, half=(high - low) / 2)
 
     def _hand_over(self, evaluator: Evaluator, limit: float, chosen: "_Chosen") -> Fitted:
         """Take a device's subnet out, fine-tune it in its share of the time left, score it, write it."""
