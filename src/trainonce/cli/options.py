@@ -73,7 +73,11 @@ Geometry = Annotated[
 ]
 Width = Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")]
 ImageSize = Annotated[
-    int | None, typer.Option(min=4, help="Resize images to this many pixels a side. Default: 64 for a folder.")
+    int | None,
+    typer.Option(
+        min=4,
+        help="Resize images to this many pixels a side. Default: 64 for a folder, or what --model was trained with.",
+    ),
 ]
 Grey = Annotated[bool, typer.Option("--grey", help="Turn the images grey.")]
 TrainImages = Annotated[

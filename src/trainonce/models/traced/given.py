@@ -17,8 +17,6 @@ from trainonce.names import import_named
 
 LIBRARIES = ("timm", "torchvision")
 """Libraries whose networks are named LIBRARY:NAME."""
-FORMS = "timm:NAME, torchvision:NAME or your own package.module:function"
-"""How a network is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,9 @@ class GivenNetwork:
 
 
 def network_named(name: str, weights: str | Path | None = None, *, seed: int = 0) -> GivenNetwork:
-    """The network of that name (`FORMS`), with the weights of a file if one is given (see `read_weights`).
+    """The network of that name, with the weights of a file if one is given (see `read_weights`).
 
+    It is timm:NAME, torchvision:NAME, or a function that takes nothing and gives the network: package.module:function.
     Networks of the libraries have weights drawn from `seed` without a file: nothing is fetched. Of a function's network
     its attribute `pretrained_cfg`, if it has one, says what timm's say: input_size, mean, std.
     Raises `UserError` for a name that is none, an extra that is missing, and weights that do not fit.
