@@ -417,6 +417,25 @@ class TestRun:
         done = runner.invoke(app, ["report", str(imported), "--out", str(imported / "page.html")])
         assert done.exit_code == 0, done.output
 
+    def test_is_trained_further_on_other_classes(self, imported: Path, pictures: Path, tmp_path: Path) -> None:
+        """From the weights that were imported, of which `zero_init_residual` changes nothing."""
+        other = tmp_path / "pictures"
+        for name in ("ant", "bee"):
+            (other / name).mkdir(parents=True)
+            for file in (pictures / name).iterdir():
+                (other / name / file.name).write_bytes(file.read_bytes())
+        options = ("--from", str(imported), "--image-size", "24", "--recipe", "quick", "--passes", "0.01")
+        done = CliRunner().invoke(app, ["train", str(other), *options, "--out", str(tmp_path / "run"), "--probes", "0"])
+        assert done.exit_code == 0, done.output
+        run, old = RunDirectory(tmp_path / "run"), RunDirectory(imported).load_supernet()[0]
+        config, first = run.config(), checkpoint.load_step(run.checkpoints, 0).tensors["weights"]
+        assert config.start is not None
+        assert (config.start.network, config.start.fresh_head) == ("mobilenet_v3", True)
+        assert config.recipe.zero_init_residual
+        assert [n for n, t in old.state_dict().items() if not torch.equal(t, first[n])] == sorted(old.head())[::-1]
+        net = run.load_supernet()[0]
+        assert (net.settings.num_classes, net.settings.resolutions) == (2, (24,))
+
     def test_cannot_be_resumed_or_made_twice(self, imported: Path, file: Path, pictures: Path) -> None:
         run, data = RunDirectory(imported), load_dataset(str(pictures), image_size=32)
         before = run.config_file.read_bytes()
