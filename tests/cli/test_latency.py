@@ -91,7 +91,7 @@ def test_stopped_it_says_what_is_kept_and_goes_on(run: Path, monkeypatch: pytest
     real_parts, real_networks = build.Bench.parts, build.Bench.networks
 
     def counted(bench: build.Bench, *arguments: Any) -> Any:
-        measured.append(len(arguments[0]))
+        measured.append(len(arguments[1]))
         if len(measured) == 2:
             signal.raise_signal(signal.SIGINT)
         return real_networks(bench, *arguments)

@@ -259,20 +259,17 @@ class TestTeachers:
         mode = {"ps": (False, False), "ps-ofa": (True, False), "ps-released": (True, False)}[name]
         assert modes == [mode] * (table[-1].end - table[0].end)
 
-    def test_it_is_of_the_first_phase_whatever_lies_between(
+    def test_it_is_the_largest_as_the_first_phase_that_it_teaches_begins(
         self, make_net: MakeNet, make_data: MakeData, tmp_path: Path
     ) -> None:
         def learning(name: str, **fields: Any) -> Phase:
             return Phase(name=name, epochs=0.5, lr=LR, **fields)
 
         first = learning("first")
-        later = [
-            learning("labels"),
-            learning("released", target="labels+teacher", teacher="untrained"),
-            learning("largest", target="labels+teacher"),
-        ]
-        train_supernet(make_net(), recipe_of(first, *later), make_data(), RunDirectory(tmp_path / "all"))
-        train_supernet(alone := make_net(), recipe_of(first), make_data(), RunDirectory(tmp_path / "first"))
+        before = [first, learning("labels"), learning("released", target="labels+teacher", teacher="untrained")]
+        taught = [learning(name, target="labels+teacher") for name in ("largest", "again")]
+        train_supernet(make_net(), recipe_of(*before, *taught), make_data(), RunDirectory(tmp_path / "all"))
+        train_supernet(alone := make_net(), recipe_of(*before), make_data(), RunDirectory(tmp_path / "before"))
         found = checkpoint.load_latest(tmp_path / "all" / "checkpoints")
         assert found is not None
         expected = crop_kernels(alone.extract(alone.space.largest())).state_dict()

@@ -183,17 +183,11 @@ def train(
     """
     if resume is not None:
         refuse_beside(context, "--resume", BESIDE_RESUME)
-    kept = None if keep_at is None else numbers(keep_at, "--keep-at", float)
-    sizes = None if resolutions is None else numbers(resolutions, "--resolutions", int)
     with importing():
         from trainonce.parallel.distributed import is_first_process
         from trainonce.pipeline import train
 
-    looked: list[float] = []
-
-    def look(top1: Sequence[float]) -> None:
-        looked[:] = top1
-
+    looks: list[Sequence[float]] = [()]
     with display.silent(not is_first_process()), work() as at_work:
         done = train(
             data,
@@ -212,7 +206,7 @@ def train(
             family=family,
             geometry=geometry,
             image_size=image_size,
-            resolutions=sizes,
+            resolutions=None if resolutions is None else numbers(resolutions, "--resolutions", int),
             width=width,
             grey=grey,
             train_images=train_images,
@@ -229,14 +223,14 @@ def train(
             sync_bn=sync_bn,
             precision=precision,
             cuda_graphs=cuda_graphs,
-            keep_at=kept,
+            keep_at=None if keep_at is None else numbers(keep_at, "--keep-at", float),
             tensorboard=tensorboard,
             dry_run=dry_run,
             on_plan=_say_plan,
             on_baseline=lambda found: display.err.print(f"For comparison: {found}"),
             on_start=at_work.start,
-            on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at, looked)),
-            on_look=look,
+            on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at, looks[-1])),
+            on_look=looks.append,
             should_stop=at_work.should_stop,
             where="the command line",
         )
