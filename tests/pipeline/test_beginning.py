@@ -136,7 +136,7 @@ def test_a_run_says_where_it_began_and_goes_on(weights: Path, tmp_path: Path) ->
 
 
 def test_fit_begins_with_it(weights: Path, tmp_path: Path) -> None:
-    done = fit("digits", 0.2, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
+    done = fit("digits", 0.1, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
     assert done.finished
     config = RunDirectory(tmp_path / "fit").config()
     assert config.start is not None
