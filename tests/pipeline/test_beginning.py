@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import MakeData
 from tests.support.own_networks import Residual
 from tests.support.training import differing, state_of
+from typer.testing import CliRunner
 
+from trainonce.cli.app import app
 from trainonce.data import from_arrays, load_dataset
 from trainonce.errors import UserError
 from trainonce.models.weights import file_sha256
@@ -93,6 +95,16 @@ def test_what_of_it_is_elastic() -> None:
     assert {choice.name for choice in begun(model=OWN, stages=True).net.space.choices} == names | {"stem.width"}
     assert "blocks.depth" in names
     assert {choice.name for choice in begun(model=OWN, rigid=["*.width"]).net.space.choices} == {"blocks.depth"}
+
+
+def test_the_command_says_what_is_elastic_and_what_stays(tmp_path: Path) -> None:
+    asked = ["train", "digits", "--model", OWN, "--dry-run", "--epochs", "1", "--out", str(tmp_path / "run")]
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 0, said.output
+    assert "blocks_0.conv1.width  8 16 24 32" in said.stderr
+    assert "widths of stages are not asked for" in said.stderr
+    assert "head" in said.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_run_is_trained_further(run: RunDirectory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -226,7 +227,7 @@ def train(
             keep_at=None if keep_at is None else numbers(keep_at, "--keep-at", float),
             tensorboard=tensorboard,
             dry_run=dry_run,
-            on_plan=_say_plan,
+            on_plan=partial(_say_plan, whole=dry_run),
             on_baseline=lambda found: display.err.print(f"For comparison: {found}"),
             on_start=at_work.start,
             on_progress=lambda at: at_work.show(at.step, at.steps, display.training_line(at, looks[-1])),
@@ -237,10 +238,16 @@ def train(
         _say(done, at_work.stopped_by, dry_run=dry_run, as_json=as_json and is_first_process())
 
 
-def _say_plan(plan: TrainPlan) -> None:
+def _say_plan(plan: TrainPlan, *, whole: bool) -> None:
+    """What is about to be trained; `whole` also says of a person's own network what is elastic and what stays."""
     if plan.resumed_at is not None:
         display.err.print(f"Resuming {plan.run.path} at {plan.resumed_at}")
     display.announce(plan.data, plan.net, plan.recipe, plan.run)
+    if whole and plan.start is not None:
+        from trainonce.models.traced import Traced, table
+
+        if isinstance(plan.net, Traced):
+            display.err.print(table(plan.net))
     display.say_slow(plan.settings.device)
 
 
