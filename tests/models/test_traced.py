@@ -57,6 +57,15 @@ def images(count: int = 3) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+def assert_is_extracted(net: Traced, arch: Architecture) -> None:
+    """A subnet computes what its extracted network does, to the last bit, and costs what torch counts."""
+    plain = net.extract(arch)
+    with torch.no_grad():
+        assert torch.equal(net(images(), arch), plain(images()))
+    assert net.cost_of(arch) == counted_cost(net.describe(arch))
+    assert net.cost_of(arch).params == sum(parameter.numel() for parameter in plain.parameters())
+
+
 AXES: dict[str, dict[str, tuple[int, ...]]] = {
     "Chain": {"conv1.width": (8, 16, 24, 32), "conv2.width": (8, 16, 24)},
     "Residual": {
@@ -115,12 +124,7 @@ def test_a_subnet_is_what_is_extracted_and_costs_what_torch_counts(
     if ordered:
         net = copy.deepcopy(net)
         net.sort_channels(net.space.keep_largest({"width": 1, "depth": 1}))
-    arch = net.space.sample(random.Random(seed))
-    plain = net.extract(arch)
-    with torch.no_grad():
-        assert torch.equal(net(images(), arch), plain(images()))
-    assert net.cost_of(arch) == counted_cost(net.describe(arch))
-    assert net.cost_of(arch).params == sum(parameter.numel() for parameter in plain.parameters())
+    assert_is_extracted(net, net.space.sample(random.Random(seed)))
 
 
 def as_its_own_class(name: str, arch: Architecture) -> nn.Module:

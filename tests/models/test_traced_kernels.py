@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.test_traced import EXAMPLE, images, trained_like
+from tests.models.test_traced import EXAMPLE, assert_is_extracted, images, trained_like
 from tests.support.own_networks import Inverted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainonce import testing
-from trainonce.cost.macs import counted_cost
 from trainonce.data import load_dataset
 from trainonce.models.traced import Traced, elastic, in_own_classes, table
 
@@ -80,12 +79,7 @@ def test_the_largest_is_the_network(name: str) -> None:
 def test_a_subnet_is_what_is_extracted_and_costs_what_torch_counts(name: str, seed: int) -> None:
     net = copy.deepcopy(made(name)[1])
     net.sort_channels(net.space.keep_largest({"width": 1, "depth": 1}))
-    arch = net.space.sample(random.Random(seed))
-    plain = net.extract(arch)
-    with torch.no_grad():
-        assert torch.equal(net(images(), arch), plain(images()))
-    assert net.cost_of(arch) == counted_cost(net.describe(arch))
-    assert net.cost_of(arch).params == sum(parameter.numel() for parameter in plain.parameters())
+    assert_is_extracted(net, net.space.sample(random.Random(seed)))
 
 
 def test_a_smaller_kernel_begins_as_the_centre() -> None:

@@ -61,7 +61,7 @@ def test_weights_of_a_file_are_the_largest_subnets(weights: Path) -> None:
     x_BCHW = torch.randn(2, 1, 8, 8)
     assert torch.equal(there.net.eval()(x_BCHW, there.net.space.largest()), own.eval()(x_BCHW))
     assert there.start is not None
-    assert there.trained
+    assert there.start.trained
     assert (there.start.network, there.start.file) == (OWN, str(weights.resolve()))
     assert (there.start.sha256, there.start.fresh_head) == (file_sha256(weights), False)
 
@@ -155,6 +155,18 @@ def test_fit_begins_with_it(weights: Path, tmp_path: Path) -> None:
     assert (config.start.network, config.recipe.name) == (OWN, "transfer")
     largest = done.plan.net.cost_of(done.plan.net.space.largest()).macs
     assert [one.macs <= share * largest for one, share in zip(done.devices, (0.25, 0.5, 1), strict=True)] == [True] * 3
+
+
+def test_a_traced_run_keeps_its_size(weights: Path, tmp_path: Path) -> None:
+    train("digits", model=OWN, weights=weights, train_images=64, epochs=0.1, probes=0, out=tmp_path / "run")
+    assert begun(weights=tmp_path / "run").net.settings.resolutions == (8,)
+    with pytest.raises(UserError, match="traced at 8 pixels"):
+        begun(weights=tmp_path / "run", image_size=16)
+
+
+def test_sizes_of_another_run_are_checked(run: RunDirectory) -> None:
+    with pytest.raises(UserError, match="resolutions must be distinct, rising"):
+        begun(weights=run.path, resolutions=(8, 6))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from trainonce.run.directory import RunDirectory, Start
 from trainonce.training.loop import train_supernet
 
 HEAD = {"classifier.weight", "classifier.bias"}
-START = Start(network="own", fresh_head=True)
+START = Start(network="own", trained=True, fresh_head=True)
 
 
 def test_the_head_alone_is_trained(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:

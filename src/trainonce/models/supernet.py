@@ -178,7 +178,8 @@ class Supernet(nn.Module, ABC):
 
         `fields` are settings that change no weight's shape, such as resolutions. Raises `UserError` where it cannot be.
         """
-        settings = self.settings.model_copy(update={"num_classes": num_classes, **fields})
+        given = {**self.settings.model_dump(), "num_classes": num_classes, **fields}
+        settings = self.settings_type.parse(given, where=f"the settings of {self.family}")
         return self._copied_into(type(self)(settings, seed=seed))
 
     def _copied_into(self, fresh: Self) -> Self:

@@ -24,8 +24,6 @@ class Beginning:
     net: Supernet
     start: Start | None = None
     """Where the network and its weights come from; None for a new one of a family."""
-    trained: bool = False
-    """Whether it has weights that were trained, but perhaps for its head."""
 
 
 SMALLEST_LIGHT = 16
@@ -117,10 +115,11 @@ def _of_network(
         network=model,
         file=None if weights is None else str(Path(weights).resolve()),
         sha256=None if weights is None else file_sha256(weights),
+        trained=given.trained,
         fresh_head=fresh,
     )
     net = net.with_head(images.num_classes, seed=seed) if fresh else net
-    return Beginning(data=images, net=net, start=start, trained=given.trained)
+    return Beginning(data=images, net=net, start=start)
 
 
 def _refuse_channels(mean: tuple[float, ...] | None, images: DataSet, model: str) -> None:
@@ -152,18 +151,18 @@ def _of_run(
     wanted = kept if resolutions is None else tuple(resolutions)
     file = checkpoint.path_of(run.checkpoints, step) / "weights.safetensors"
     fresh = images.num_classes != old.settings.num_classes
-    start = Start(network=old.family, file=str(file.resolve()), sha256=file_sha256(file), fresh_head=fresh)
-    if not fresh and wanted == old.settings.resolutions:
-        return Beginning(data=images, net=old, start=start, trained=True)
+    start = Start(
+        network=old.family, file=str(file.resolve()), sha256=file_sha256(file), trained=True, fresh_head=fresh
+    )
     net = old.with_head(images.num_classes, seed=seed, resolutions=wanted)
     if not fresh:
         net.load_state_dict(old.state_dict())
-    return Beginning(data=images, net=net, start=start, trained=True)
+    return Beginning(data=images, net=net, start=start)
 
 
 def default_recipe(begun: Beginning, otherwise: str = "rss") -> str:
     """The recipe for weights that were trained before, or the one `otherwise`."""
-    return "transfer" if begun.trained else otherwise
+    return "transfer" if begun.start and begun.start.trained else otherwise
 
 
 def supernet_for(

@@ -186,12 +186,15 @@ class _Fit:
         self.net, self.data = net.to(settings.device), data.to(settings.device)
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
-        self.share = TRAINING_SHARE if start is None else SHARE_OF_TRAINED
+        self.share = SHARE_OF_TRAINED if start and start.trained else TRAINING_SHARE
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
         self.optimizer = "sgd"
         self.done: list[Fitted] = []
-        self.buckets = [self._bucket(limit) for limit in settings.max_macs]
+        sampler = MacsSampler(net.cost)
+        windows = [sampler.below(limit, share=NEAR) for limit in settings.max_macs]
+        self.buckets = [Bucket(centre=(low + high) / 2, half=(high - low) / 2) for low, high in windows]
+        """The MACs that each device's candidates may have."""
 
     def seconds(self) -> float:
         """Seconds spent so far, in this and earlier sessions."""
@@ -283,11 +286,6 @@ class _Fit:
         newest = checkpoint.newest_state(self.run.checkpoints)
         assert newest is not None, "it was trained"
         return int(newest[1]["step"])
-
-    def _bucket(self, limit: float) -> Bucket:
-        """The MACs that a device's candidates may have: less, where subnets are few."""
-        low, high = MacsSampler(self.net.cost).below(limit, share=NEAR)
-        return Bucket(centre=(low + high) / 2, half=(high - low) / 2)
 
     def _hand_over(self, evaluator: Evaluator, limit: float, chosen: "_Chosen") -> Fitted:
         """Take a device's subnet out, fine-tune it in its share of the time left, score it, write it."""

@@ -65,6 +65,8 @@ class Start(Settings):
     """Where its weights were read: a file, or a run's checkpoint; None where the function gave them."""
     sha256: str | None = None
     """Hash of that file."""
+    trained: bool
+    """Whether the weights were trained: a file's, a run's or a function's own, not those that a library draws."""
     fresh_head: bool
     """Whether the last layer was drawn anew."""
 

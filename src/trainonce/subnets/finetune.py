@@ -30,7 +30,7 @@ from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.subnets.description import SubnetDescription
 from trainonce.training.losses import distillation
-from trainonce.training.optimizers import optimizer_over_all
+from trainonce.training.optimizers import optimizer_for
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
 
@@ -260,7 +260,7 @@ class _FinetuneLoop:
         self.per_epoch = recipe.steps_per_epoch(len(self.data.train))
         [self.cosine] = timetable(recipe, self.per_epoch)
         self.steps = self.cosine.steps
-        self.optimizer = optimizer_over_all(self.student, recipe, lr=settings.lr)
+        self.optimizer = optimizer_for(self.student, recipe, phase)
         self.began = time.monotonic()
 
     def network(self) -> nn.Module:

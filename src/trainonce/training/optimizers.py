@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.models import Supernet
 from trainonce.recipes import Phase, Recipe
 
 GROUPS = {
@@ -17,41 +16,34 @@ GROUPS = {
 """For each optimizer, what torch calls a tensor of a parameter's state, and the group that has it in a checkpoint."""
 
 
-def optimizer_for(net: Supernet, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
+def optimizer_for(
+    network: nn.Module, recipe: Recipe, phase: Phase, head: Collection[str] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a phase over the weights that it trains; those of norms and biases do not decay.
 
-    Each group of parameters has, as "times", what the learning rate is multiplied by for it.
+    `head` names the parameters that it trains otherwise than the rest. Each group of parameters has, as "times", what
+    the learning rate is multiplied by for it.
     """
-    named, head = dict(net.named_parameters()), net.head() if phase.trains == "head" or phase.backbone_lr < 1 else ()
+    named = dict(network.named_parameters())
     last = {name: parameter for name, parameter in named.items() if name in head}
     rest = {name: parameter for name, parameter in named.items() if name not in head}
     groups = [] if phase.trains == "head" else _groups(rest, recipe.weight_decay, times=phase.backbone_lr)
     if last:
         groups += _groups(last, recipe.weight_decay)
-    return _optimizer(groups, recipe, lr=phase.lr)
-
-
-def optimizer_over_all(network: nn.Module, recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over all weights of a plain network; those of norms and biases do not decay."""
-    return _optimizer(_groups(dict(network.named_parameters()), recipe.weight_decay), recipe, lr=lr)
+    if recipe.optimizer == "adamw":  # corrects a weight's means by the steps with a gradient
+        return torch.optim.AdamW(groups, lr=phase.lr, betas=recipe.betas, fused=True)  # a step reads nothing back
+    momentum = recipe.momentum
+    optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate, multiplied as a group has it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("times", 1.0)
-
-
-def _optimizer(groups: list[dict[str, Any]], recipe: Recipe, *, lr: float) -> torch.optim.Optimizer:
-    """Fused, so that a step reads nothing back. AdamW corrects a weight's means by the steps with a gradient."""
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
-    momentum = recipe.momentum
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 def _groups(named: Mapping[str, nn.Parameter], weight_decay: float, *, times: float = 1.0) -> list[dict[str, Any]]:

@@ -47,6 +47,9 @@ class TrainState:
         self.net, self.config, self.data, self.table, self.run, self.ranks = net, config, data, table, run, ranks
         self.recipe, self.seed = config.recipe, config.seed
         self.device = next(net.parameters()).device
+        by_head = any(e.phase.trains == "head" or e.phase.backbone_lr < 1 for e in table)
+        self.head = net.head() if by_head else frozenset[str]()
+        """The names of the head's parameters, where a phase trains them otherwise than the rest."""
         self.step = 0
         self.sums = StepSums(self.device)
         by_macs = MacsSampler(net.cost)
@@ -74,10 +77,9 @@ class TrainState:
     def _prepare(self, entry: PhaseSteps) -> None:
         """The teacher, what is trained, the optimizer and the average of a phase, as it begins."""
         self.teacher = self._teacher(entry)
-        head = self.net.head() if entry.phase.trains == "head" else None
         for name, parameter in self.net.named_parameters():
-            parameter.requires_grad_(head is None or name in head)
-        self.optimizer = optimizer_for(self.net, self.recipe, entry.phase)
+            parameter.requires_grad_(entry.phase.trains == "all" or name in self.head)
+        self.optimizer = optimizer_for(self.net, self.recipe, entry.phase, self.head)
         refuse_another(self.optimizer)
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
@@ -223,7 +225,7 @@ class TrainState:
                     check_identity(recorded.identity(), self.config.identity(), where=found.path)
                 self.run.drop_after(0 if found is None else found.step)
         if not self.ranks.collect_json(found is not None)[0]:
-            if self.recipe.zero_init_residual and self.config.start is None:
+            if self.recipe.zero_init_residual and not (self.config.start and self.config.start.trained):
                 self.net.zero_init_residual()
             self.ranks.copy_from_first(self.net.state_dict().values())
             self.save()

@@ -258,6 +258,8 @@ class Traced(Supernet):
 
     def with_head(self, num_classes: int, *, seed: int = 0, **fields: Any) -> Self:
         classes, spec = self._classes(), self.settings.network
+        if fields.get("resolutions", self.settings.resolutions) != self.settings.resolutions:
+            raise UserError(f"this network was traced at {spec.resolution} pixels: give it images of that size")
         tensors = tuple(
             replace(
                 t,
