@@ -1,10 +1,10 @@
 """What a GPU makes of it: training and evaluating at the paper's size, with CUDA graphs and without, in one call.
 
-    python benchmarks/gpu.py [--epochs 3] [--batches 64 512 1024] [--subnets 30]
+    python benchmarks/gpu.py [--epochs 3] [--images 40000] [--batches 64 512 1024] [--subnets 30]
 
-Everything is the real thing on random images: `train_supernet` for a few epochs of 40,000 images, each epoch timed, and
-`Evaluator` for a few subnets (2,000 images to calibrate on, 10,000 to score). RSS's 590 and 180 epochs and 600 subnets
-are extrapolated. Rivals train the same subnets on the same images, so their epochs are compared one by one. An epoch
+Everything is the real thing on random images: `train_supernet` for a few epochs of `--images`, each epoch timed, and
+`Evaluator` for a few subnets (2,000 images to calibrate on, 10,000 to score). RSS's 590 and 180 epochs of 40,000 images
+and 600 subnets are extrapolated. Rivals train the same subnets on the same images, so their epochs are compared one by one. An epoch
 at the start, which warms up and captures, is timed by itself. Without a GPU the same runs on the CPU in miniature,
 which shows that it works and measures nothing.
 """
@@ -14,10 +14,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +36,9 @@ from trainonce.space import Architecture
 from trainonce.training.graphs import StepGraph, capture_for
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
-RSS_EPOCHS, SHORT_EPOCHS, POPULATION = 590, 180, 600
+RSS_EPOCHS, SHORT_EPOCHS, POPULATION, PAPERS_IMAGES = 590, 180, 600, 40_000
+EQUAL_STEPS = 20
+"""Steps after which weights of replayed and eager runs are compared."""
 GOALS = "goals on one H200: RSS under 3 minutes, RSS-Short under 1, 600 subnets under 1"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
@@ -114,7 +117,8 @@ class Trained:
 def recipe_of(name: str, epochs: int, batch: int) -> Recipe:
     """A recipe for so many epochs, its learning rate scaled with the batch but small: random images teach nothing."""
     recipe = RECIPES[name]
-    recipe = recipe.scaled(epochs / recipe.epochs).with_batch_size(batch)
+    phases = tuple(p.model_copy(update={"epochs": p.epochs * epochs / recipe.epochs}) for p in recipe.phases)
+    recipe = recipe.model_copy(update={"phases": phases}).with_batch_size(batch)  # not scaled: subnets are held as long
     phases = tuple(phase.model_copy(update={"lr": phase.lr / 10}) for phase in recipe.phases)
     return recipe.model_copy(update={"phases": phases})
 
@@ -144,7 +148,8 @@ def train(size: Size, data: DataSet, recipe: Recipe, *, graphs: bool, precision:
 
 
 def report_training(size: Size, data: DataSet, name: str) -> None:
-    """Epochs of a recipe at each batch size and precision, replayed and eager."""
+    """Epochs of a recipe at each batch size and precision, replayed and eager; RSS's whole time at the paper's size."""
+    whole = PAPERS_IMAGES / size.train / 60
     print(f"\n{name}: seconds for an epoch of {size.train} images; median (range) of {size.epochs} after the first\n")
     print(
         f"{'batch':>6} {'precision':<9} {'graphs':<6} {'first':>7} {'an epoch':>22} {'graphs against none':>20} "
@@ -156,7 +161,7 @@ def report_training(size: Size, data: DataSet, name: str) -> None:
             eager, replayed = (train(size, data, recipe, graphs=g, precision=precision) for g in (False, True))
             for way, found in (("off", eager), ("on", replayed)):
                 faster = middle(ratios(eager.epochs, found.epochs)) if found is replayed else ""
-                short, long = (statistics.median(found.epochs) / 60 * n for n in (SHORT_EPOCHS, RSS_EPOCHS))
+                short, long = (statistics.median(found.epochs) * whole * n for n in (SHORT_EPOCHS, RSS_EPOCHS))
                 print(
                     f"{batch:>6} {precision:<9} {way:<6} {found.first:>7.2f} {middle(found.epochs, 3):>22} "
                     f"{faster:>20} {long:>9.2f} {short:>9.2f} {found.memory:>6.1f}",
@@ -166,14 +171,17 @@ def report_training(size: Size, data: DataSet, name: str) -> None:
 
 def report_equality(size: Size, data: DataSet) -> None:
     """How far a replayed run ends from an eager one, and an eager one from itself, over the way the weights went."""
-    print("\ndistance of the weights after an epoch from those of an eager run, over the way that training went\n")
+    print(
+        f"\ndistance of the weights after {EQUAL_STEPS} steps from those of an eager run, over the way that training went\n"
+    )
+    few = replace(data, train=data.train.take(np.arange(min(len(data.train), EQUAL_STEPS * size.batches[0]))))
     began = torch.cat([p.detach().flatten() for p in size.network().parameters()])
     print(f"{'recipe':<9} {'precision':<9} {'eager again':>12} {'replayed':>10}")
     for name in ("rss", "spos", "sandwich"):
         recipe = recipe_of(name, 1, size.batches[0])
         for precision in PRECISIONS:
             ways = (False, False, True)
-            one, again, replayed = (train(size, data, recipe, graphs=g, precision=precision).weights for g in ways)
+            one, again, replayed = (train(size, few, recipe, graphs=g, precision=precision).weights for g in ways)
             way = (one - began).norm()
             distances = [float((other - one).norm() / way) for other in (again, replayed)]
             print(f"{name:<9} {precision:<9} {distances[0]:>12.1e} {distances[1]:>10.1e}", flush=True)
@@ -252,6 +260,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3, help="timed in each run, after the first")
+    parser.add_argument("--images", type=int, default=40_000, help="to train on; fewer make eager epochs bearable")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512, 1024], help="images in a step")
     parser.add_argument("--subnets", type=int, default=30, help="of the population")
     parser.add_argument("--rounds", type=int, default=3, help="over the subnets")
@@ -264,7 +273,7 @@ def main() -> None:
             side=32,
             geometry="paper",
             classes=100,
-            train=40_000,
+            train=options.images,
             calibrate=2_000,
             score=10_000,
             batches=tuple(options.batches),

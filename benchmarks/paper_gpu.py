@@ -1,13 +1,16 @@
-"""The paper's comparison at full length and full size, on a GPU, in calls of some minutes each.
+"""The runs of docs/preregistration.md on a GPU: many beside each other, in calls of some minutes each.
 
-    python benchmarks/paper_gpu.py cifar100 --out runs/paper-gpu [--minutes 9] [--seeds 3]
+    python benchmarks/paper_gpu.py mnist cifar10 solo --out studies [--workers 16] [--minutes 9] [--data-dir DATA]
+    python benchmarks/paper_gpu.py --list
+
+A step of these small networks is hundreds of launches that leave most of a GPU idle, so one run alone is slow there and
+sixteen take hardly longer. All runs of the studies named, in their order, are one queue that `--workers` processes work
+through; each study gets a directory under `--out` like one of `trainonce study`, and `trainonce conclude` reads it.
 
 First the GPU is held against the CPU: 200 steps of one recipe from the same weights on the same images, without
-dropout and augmentation, whose draws differ between devices. Then RSS-Short, RSS, Progressive Shrinking (repaired) and
-as released are trained as `trainonce study baseline` trains them, a seed after the other. After `--minutes` what is
-under way is saved; the same call goes on. What is small (study.json, results.jsonl, times.jsonl, conclusion.json,
-agreement.json) lies in `--out` beside the runs. `--miniature` does the same on 512 images in a 25th of the length, on
-any device.
+dropout and augmentation, whose draws differ between devices. After `--minutes` the call ends; the same call goes on,
+with each run from its last checkpoint. `--miniature` does the same on 512 images of the digits in a 25th of the
+length, on any device. NVIDIA's multi-process service, where it runs, lets kernels of several processes overlap.
 """
 
 import argparse
@@ -15,32 +18,97 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from trainonce.data import DATASET_NAMES, DataSet, load_dataset
+from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.files import write_atomic
 from trainonce.lab.studies.built_in import STUDIES
-from trainonce.lab.studies.run_study import StudyDirectory, run_study
-from trainonce.lab.studies.study import Study, StudySetup
+from trainonce.lab.studies.run_study import RunResult, StudyDirectory, StudyRunner
+from trainonce.lab.studies.study import Study, StudyRun, StudySetup
 from trainonce.lab.studies.summary import write_conclusion
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.parallel.fan_out import fan_out
 from trainonce.recipes import RECIPES
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory, provenance
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
-ARMS = ("rss-short", "rss", "ps", "ps-released")
-"""The paper's, in the order of running."""
-PER_BUCKET = 25
 AGREEMENT_STEPS, CLOSE_STEPS = 200, 10
 CLOSE, ALIKE = 0.01, 0.05
 """How far losses may differ, as a share: each of the first steps; their mean over all, when rounding has grown."""
-SAVE_EVERY_S = 60.0
-MINIATURE_IMAGES, MINIATURE_SCALE = 512, 0.04
+SAVE_EVERY_S = 30.0
+MINIATURE_IMAGES, MINIATURE_SCALE = 512, 0.1
+TUNED = {"rss": 3.0, "ps": 8.0}
+"""Factors on the published rates that run 1 found on MNIST."""
+PAPERS_ARMS = ("rss-short", "rss", "ps", "ps-released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A study of docs/preregistration.md: a design on a number of images."""
+
+    number: str
+    """What that page calls it."""
+    design: str
+    data: str
+    train_images: int | None = 1000
+    arms: tuple[str, ...] = ()
+    """Of the design's, all where none is named."""
+    scale: float = 1.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    per_bucket: int | None = None
+    tuned: bool = False
+
+    def study(self, data: DataSet) -> Study:
+        """The study on these images."""
+        setup = StudySetup(
+            image_size=data.image_size,
+            channels=data.channels,
+            classes=data.num_classes,
+            train_images=len(data.train),
+            scale=self.scale,
+            seeds=self.seeds,
+            rates=TUNED if self.tuned else {},
+        )
+        study = STUDIES[self.design].study(setup)
+        if self.per_bucket is not None:
+            study = study.model_copy(
+                update={"evaluate": study.evaluate.model_copy(update={"per_bucket": self.per_bucket})}
+            )
+        if not self.arms:
+            return study
+        arms = tuple(arm for arm in study.arms if arm.name in self.arms)
+        assert len(arms) == len(self.arms), f"{self.design} has no such arms"
+        return study.model_copy(update={"arms": arms, "runs": tuple(run for run in study.runs if run.arm in self.arms)})
+
+
+def paper(number: str, data: str, images: int | None = 1000, **fields: object) -> Planned:
+    """The paper's comparison, at tuned rates."""
+    return Planned(
+        number=number, design="baseline", data=data, train_images=images, tuned=True, per_bucket=10, **fields
+    )
+
+
+RIVALS = ("rss", "ps")
+PLANNED: dict[str, Planned] = {
+    "mnist": paper("2", "mnist"),
+    "cifar10": paper("4", "cifar10"),
+    "solo": Planned(number="5", design="solo", data="mnist"),
+    "dose": Planned(number="5", design="dose", data="mnist"),
+    "fashion-mnist": paper("7", "fashion-mnist"),
+    "cifar100": paper("7", "cifar100", 2500, arms=("rss", "rss-short", "ps")),
+    **{f"length-{scale:g}": paper("6", "mnist", arms=RIVALS, scale=scale) for scale in (0.03, 0.1, 0.3)},
+    **{f"images-{images}": paper("6", "mnist", images, arms=RIVALS) for images in (500, 2500)},
+    "factorial": Planned(number="8", design="factorial", data="mnist", per_bucket=10),
+    "mnist-again": paper("8", "mnist", arms=("rss", "stratified", "ps"), seeds=tuple(range(3, 11))),
+    "full": Planned(number="3", design="baseline", data="cifar100", train_images=None, arms=PAPERS_ARMS, per_bucket=25),
+}
+"""Every study by name. `full` is the paper itself: 97 GPU minutes or more for a run of `ps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +159,6 @@ def agreement(one: list[float], other: list[float]) -> Agreement:
     return Agreement(steps=len(one), first=max(shares), mean=abs(means[0] - means[1]) / abs(means[0]))
 
 
-def planned(data: DataSet, *, seeds: int, scale: float) -> Study:
-    """The `baseline` study's arms of the paper, at its learning rates."""
-    setup = StudySetup(
-        image_size=data.image_size,
-        channels=data.channels,
-        classes=data.num_classes,
-        train_images=len(data.train),
-        scale=scale,
-        seeds=tuple(range(seeds)),
-    )
-    study = STUDIES["baseline"].study(setup)
-    order = {arm: place for place, arm in enumerate(ARMS)}
-    runs = sorted((run for run in study.runs if run.arm in order), key=lambda run: (run.seed, order[run.arm]))
-    arms = sorted((arm for arm in study.arms if arm.name in order), key=lambda arm: order[arm.name])
-    evaluate = study.evaluate.model_copy(update={"per_bucket": PER_BUCKET if scale == 1 else 1})
-    return study.model_copy(update={"arms": tuple(arms), "runs": tuple(runs), "evaluate": evaluate})
-
-
 def check_agreement(data: DataSet, device: str, out: Path) -> None:
     """Hold the device against the CPU, once a directory. Raises `UserError` where they do not train alike."""
     file = out / "agreement.json"
@@ -125,40 +175,124 @@ def check_agreement(data: DataSet, device: str, out: Path) -> None:
     write_atomic(file, to_json({"steps": found.steps, "first": found.first, "mean": found.mean, "device": device}))
 
 
+@dataclass(frozen=True)
+class Task:
+    """A run of a study of the queue."""
+
+    study: str
+    run: StudyRun
+
+    def __str__(self) -> str:
+        return f"{self.study}: {self.run.name}"
+
+
+@dataclass(frozen=True)
+class Doer:
+    """Makes the function that does any run of the queue, as `fan_out` takes it; images are loaded when they are met."""
+
+    runners: Mapping[str, StudyRunner]
+
+    def __call__(self) -> Callable[[Task], RunResult | None]:
+        """The function from a run to its result."""
+        torch.backends.cudnn.allow_tf32 = False  # float32 as on the CPU; what limits these steps is elsewhere
+        ready: dict[str, Callable[[StudyRun], RunResult | None]] = {}
+
+        def do(task: Task) -> RunResult | None:
+            if task.study not in ready:
+                ready[task.study] = self.runners[task.study]()
+            return ready[task.study](task.run)
+
+        return do
+
+
+@dataclass
+class Queue:
+    """All runs of some studies that are not recorded yet."""
+
+    out: Path
+    device: str
+    workers: int
+    data_dir: Path | None
+    directories: dict[str, StudyDirectory] = field(default_factory=dict)
+    runners: dict[str, StudyRunner] = field(default_factory=dict)
+    tasks: list[Task] = field(default_factory=list)
+
+    def add(self, name: str, study: Study, data: DataSet) -> None:
+        """Take in what is missing of a study. Raises `UserError` where its directory is another study's."""
+        directory = self.directories[name] = StudyDirectory(self.out / name)
+        directory.claim(study, data, provenance=provenance(self.device))
+        directory.drop_unfinished()
+        done = {line.run for line in directory.finished()}
+        self.tasks += [Task(name, run) for run in study.runs if run.name not in done]
+        self.runners[name] = StudyRunner(
+            root=directory.path.resolve(),
+            plan=study.evaluate,
+            source=data.source,
+            fingerprint=data.fingerprint(),
+            data_dir=self.data_dir,
+            device=self.device,
+            beside=self.workers,
+            save_every_s=SAVE_EVERY_S,
+        )
+
+    def work(self, should_stop: Callable[[], bool]) -> bool:
+        """Do the runs; gives whether all are recorded."""
+
+        def record(task: Task, result: RunResult | None) -> None:
+            if result is not None:
+                self.directories[task.study].record(result)
+                print(f"{task}: trained in {result.time.train_seconds:.0f} s", flush=True)
+
+        return fan_out(Doer(self.runners), self.tasks, on_result=record, workers=self.workers, should_stop=should_stop)
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(PLANNED))
+    parser.add_argument("--out", type=Path, default=Path("studies"))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--list", action="store_true", help="say what each study is and end")
+    parser.add_argument("--miniature", action="store_true")
+    return parser.parse_args()
+
+
 def main() -> int:
     """Run what the time allows; 0 when all runs are done, 3 when the same call is to go on."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=DATASET_NAMES, nargs="?", default="cifar100")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--miniature", action="store_true")
-    given = parser.parse_args()
+    given = options()
+    if given.list:
+        for name, planned in PLANNED.items():
+            print(
+                f"{name:14} run {planned.number}: {planned.design} on {planned.train_images or 'all'} of {planned.data}"
+            )
+        return 0
+    if not given.studies or not set(given.studies) <= set(PLANNED):
+        raise UserError(f"name one or more of {', '.join(PLANNED)}")
     ends = time.monotonic() + 60 * given.minutes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not given.miniature:
         raise UserError("there is no CUDA device here: --miniature shows that it works")
-    data = load_dataset(given.data, data_dir=given.data_dir, train_images=MINIATURE_IMAGES if given.miniature else None)
-    check_agreement(data, device, given.out)
-    study = planned(data, seeds=given.seeds, scale=MINIATURE_SCALE if given.miniature else 1.0)
-    directory = StudyDirectory(given.out)
-    with directory.lock():
-        directory.claim(study, data, provenance=provenance(device))
-        complete = run_study(
-            study,
-            directory,
-            data,
-            data_dir=given.data_dir,
-            device=device,
-            save_every_s=SAVE_EVERY_S,
-            on_run=lambda line: print(f"{line.run}: trained in {line.train_seconds:.0f} s", flush=True),
-            should_stop=lambda: time.monotonic() > ends,
-        )
-    done = len(directory.finished())
-    if done:
-        print(write_conclusion(directory).sentence)
-    print(f"{done} of {len(study.runs)} runs are done" + ("" if complete else "; the same call goes on"))
+    torch.set_num_threads(given.workers)  # one for each
+    torch.backends.cudnn.allow_tf32 = False
+    queue = Queue(given.out, device, given.workers, given.data_dir)
+    for name in given.studies:
+        planned = PLANNED[name]
+        if given.miniature:
+            planned = replace(
+                planned, data="digits", train_images=MINIATURE_IMAGES, scale=MINIATURE_SCALE, per_bucket=1
+            )
+        data = load_dataset(planned.data, data_dir=given.data_dir, train_images=planned.train_images)
+        check_agreement(data, device, given.out)
+        queue.add(name, planned.study(data), data)
+    complete = queue.work(lambda: time.monotonic() > ends)
+    for name, directory in queue.directories.items():
+        done = len(directory.finished())
+        print(f"{name}: {done} of {len(directory.recorded()['runs'])} runs are done")
+        if done:
+            print(write_conclusion(directory).sentence)
+    print("all runs are done" if complete else "the same call goes on")
     return 0 if complete else 3
 
 

@@ -159,6 +159,36 @@ class StepGraph:
         return self.captured.replay(x_BCHW, y_B, generator)
 
 
+class ForwardGraph:
+    """What a frozen network gives for batches of one size: computed once, then captured, then replayed."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self.key: Hashable = None
+        self.captured: tuple[Tensor, Tensor, Callable[[], None]] | None = None
+
+    def run(self, network: nn.Module, forward: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
+        """Give `forward(x_BCHW)`, which is that of `network`; it is good until the next call.
+
+        Raises `RunError` where it cannot be captured.
+        """
+        key = (network, x_BCHW.shape, x_BCHW.stride())
+        if key != self.key:
+            self.key, self.captured, self.recorder = key, None, self.capture.recorder()
+            return self.recorder.aside(lambda: forward(x_BCHW))
+        if self.captured is None:
+            x_static = x_BCHW.clone()
+            try:
+                (out_BK,), again = self.recorder.record(lambda: [forward(x_static)])
+            except RuntimeError as error:
+                raise not_captured("the teacher", error) from error
+            self.captured = x_static, out_BK, again
+        x_static, out_BK, again = self.captured
+        x_static.copy_(x_BCHW)
+        again()
+        return out_BK
+
+
 class _Captured:
     """What a captured step reads and writes, at fixed places."""
 

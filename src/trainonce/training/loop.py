@@ -38,7 +38,7 @@ from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.devices import check_device
-from trainonce.training.graphs import StepGraph, capture_for, holds_one_subnet
+from trainonce.training.graphs import ForwardGraph, StepGraph, capture_for, holds_one_subnet
 from trainonce.training.losses import distillation
 from trainonce.training.optimizers import set_lr
 from trainonce.training.state import TrainState, check_identity
@@ -259,6 +259,7 @@ class _Loop:
         capture = capture_for(self.net) if settings.cuda_graphs and not exchanging else None
         self.graph = None if capture is None else StepGraph(self.net, lent, self.shard, capture)
         self.replays: Replays = NOTHING if capture is None else BlockGraphs(self.net, capture).replays
+        self.teaching = None if capture is None else ForwardGraph(capture)
         self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
         self.draws = {
             entry.index: SubnetDraws(
@@ -375,7 +376,7 @@ class _Loop:
         if self.recipe.idle_weights == "move":
             state.let_idle_weights_move()
         set_lr(state.optimizer, lr)
-        state.optimizer.step()
+        state.move_weights()
         state.average_weights()
         state.sums.add(losses_S, hits, self.shard.total)
         state.record(archs, lr)
@@ -471,8 +472,10 @@ class _Loop:
         """The frozen teacher's logits, which all subnets of a step learn from; None where there is no teacher."""
         if phase.target != "labels+teacher":
             return None
-        assert self.state.teacher is not None
-        return logits_in(self.settings.precision, self.state.teacher, x_BCHW)
+        teacher = self.state.teacher
+        assert teacher is not None
+        forward = partial(logits_in, self.settings.precision, teacher)
+        return forward(x_BCHW) if self.teaching is None else self.teaching.run(teacher, forward, x_BCHW)
 
     def _loss(
         self,

@@ -24,7 +24,7 @@ from trainonce.settings import JsonObject
 from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
 from trainonce.training.importance import loss_gradients
-from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups
+from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups, stepper_for
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
 
@@ -61,7 +61,10 @@ class TrainState:
         self.average: Average | None = None
         self.trained_teacher: nn.Module | None = None
         self.teacher: nn.Module | None = None
-        self.zeros: dict[nn.Parameter, Tensor] = {}
+        self.stepper: Callable[[], object] | None = None
+        """What takes the optimizer's steps in a phase; made with the first, when its state is there."""
+        self.zeros: list[tuple[nn.Parameter, Tensor]] | None = None
+        """The weights that a phase trains, each with a gradient for when it is idle."""
 
     # Phases
 
@@ -81,6 +84,7 @@ class TrainState:
             parameter.requires_grad_(entry.phase.trains == "all" or name in self.head)
         self.optimizer = optimizer_for(self.net, self.recipe, entry.phase, self.head)
         refuse_another(self.optimizer)
+        self.stepper = self.zeros = None
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
     def _sort(self, entry: PhaseSteps) -> None:
@@ -124,11 +128,18 @@ class TrainState:
 
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
-        for parameter in self.net.parameters():
-            if parameter.grad is None and parameter.requires_grad:
-                if parameter not in self.zeros:
-                    self.zeros[parameter] = torch.zeros_like(parameter)
-                parameter.grad = self.zeros[parameter]
+        if self.zeros is None:
+            self.zeros = [(p, torch.zeros_like(p)) for p in self.net.parameters() if p.requires_grad]
+        for parameter, zeros in self.zeros:
+            if parameter.grad is None:
+                parameter.grad = zeros
+
+    def move_weights(self) -> None:
+        """Take the optimizer's step."""
+        assert self.optimizer is not None
+        if self.stepper is None:
+            self.stepper = stepper_for(self.optimizer)
+        self.stepper()
 
     def average_weights(self) -> None:
         """Take the weights that a step has left into their average, where there is one."""
