@@ -4,9 +4,9 @@
 
 Everything is the real thing on random images: `train_supernet` for a few epochs of `--images`, each epoch timed, and
 `Evaluator` for a few subnets (2,000 images to calibrate on, 10,000 to score). RSS's 590 and 180 epochs of 40,000 images
-and 600 subnets are extrapolated. Rivals train the same subnets on the same images, so their epochs are compared one by one. An epoch
-at the start, which warms up and captures, is timed by itself. Without a GPU the same runs on the CPU in miniature,
-which shows that it works and measures nothing.
+and 600 subnets are extrapolated. Rivals train the same subnets on the same images, so their epochs are compared one by
+one. An epoch at the start, which warms up and captures, is timed by itself. Without a GPU the same runs on the CPU in
+miniature, which shows that it works and measures nothing.
 """
 
 import argparse
@@ -171,9 +171,7 @@ def report_training(size: Size, data: DataSet, name: str) -> None:
 
 def report_equality(size: Size, data: DataSet) -> None:
     """How far a replayed run ends from an eager one, and an eager one from itself, over the way the weights went."""
-    print(
-        f"\ndistance of the weights after {EQUAL_STEPS} steps from those of an eager run, over the way that training went\n"
-    )
+    print(f"\ndistance of the weights after {EQUAL_STEPS} steps from those of an eager run, over the way they went\n")
     few = replace(data, train=data.train.take(np.arange(min(len(data.train), EQUAL_STEPS * size.batches[0]))))
     began = torch.cat([p.detach().flatten() for p in size.network().parameters()])
     print(f"{'recipe':<9} {'precision':<9} {'eager again':>12} {'replayed':>10}")
