@@ -70,6 +70,10 @@ class TestFinetune:
         assert str(path) in result.out
         network, described = read_subnet(path)
         description, source = described.to_json(), read_subnet(subnet)[1].to_json()
+        again = json.loads(trainonce("evaluate", path, "--split", "test", "--json", *DEVICE).out)
+        assert description["per_class"] == {"split": "test", **again["per_class"]}
+        assert description["scores"]["test"] == again["score"]
+        assert "expected calibration error" in result.out
         how = description["trained"]["finetuned"]
         assert source["trained"]["run"] == how["run"] == str(run.resolve())
         assert description["trained"]["data_fingerprint"] == RunDirectory(run).config().data_fingerprint
@@ -210,6 +214,43 @@ class TestFinetuneRefuses:
         for path in (tmp_path / "nothing", run):
             trainonce("finetune", path, "--epochs", "1").refused("cannot read .*config.json: No such file")
             trainonce("push", path, "someone/pets").refused("cannot read .*config.json: No such file")
+
+
+class TestEvaluateOne:
+    """One subnet, class by class, of a run or taken out: the same figures, and nothing is written."""
+
+    def test_it_is_what_extract_found(self, run: Path, subnet: Path) -> None:
+        before = contents(run)
+        described = read_subnet(subnet)[1].to_json()
+        for asked in ((run, "--arch", "smallest"), (subnet,)):
+            result = trainonce("evaluate", *asked, "--json", *DEVICE)
+            assert result.code == 0, result.err
+            told = json.loads(result.out)
+            assert told["architecture"] == described["architecture"]
+            assert told["score"] == described["scores"]["validate"]
+            assert {"split": "validate", **told["per_class"]} == described["per_class"]
+            assert (told["macs"], told["classes"]) == (described["macs"], list("0123456789"))
+        assert contents(run) == before
+
+    def test_what_it_says(self, subnet: Path) -> None:
+        told = json.loads(trainonce("evaluate", subnet, "--split", "test", "--json", *DEVICE).out)
+        result, found = trainonce("evaluate", subnet, "--split", "test", *DEVICE), told["per_class"]
+        score = Score(**told["score"])
+        assert sum(map(sum, found["confusion"])) == score.images == 359
+        assert f"{score} on test" in result.out
+        rows = {line.split()[0]: line.split() for line in result.out.splitlines() if line[:2].strip().isdigit()}
+        for number, recall in enumerate(found["recall"]):
+            assert rows[str(number)][1:3] == [str(sum(found["confusion"][number])), f"{recall:.1f}%"]
+        worst = found["worst"][0]
+        named = f"image {worst['row']}: a {worst['actual']}, taken for {worst['taken_for']} with "
+        assert f"{named}{worst['probability']:.1%}" in result.out
+
+    def test_what_is_refused(self, run: Path, subnet: Path) -> None:
+        trainonce("evaluate", subnet, "--arch", "smallest", *DEVICE).refused("is a subnet already")
+        trainonce("evaluate", run, "--arch", "smallest", "--workers", "2").refused("--workers .* together with --arch")
+        trainonce("evaluate", subnet, "--seed", "2").refused("--seed cannot be given together with the directory of a")
+        trainonce("evaluate", run, "--run", run, *DEVICE).refused("--run goes with the directory of a subnet")
+        trainonce("evaluate", run, "--run", run, "--arch", "largest", *DEVICE).refused("is no subnet: name one")
 
 
 class TestExtractRefuses:

@@ -1,17 +1,22 @@
 """Class by class: against scikit-learn's metrics, and the calibration error against its definition."""
 
 import warnings
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
+from torch import nn
 
+from trainonce.data import load_dataset
 from trainonce.evaluation.evaluator import Score
-from trainonce.evaluation.per_class import CONFIDENCE_BINS, by_class
+from trainonce.evaluation.per_class import CONFIDENCE_BINS, WORST_IMAGES, by_class, score_by_class
 
 
 @given(classes=st.integers(2, 14), images=st.integers(1, 60), seed=st.integers(0, 10**6))
@@ -58,7 +63,42 @@ def test_classes_that_are_never_found_are_named() -> None:
     assert found.sentences(("cat", "dog", "emu", "fox")) == [
         "Found least: fox 0%, cat 50%, dog 100%",
         "No image at all is taken for emu, fox",
+        "Confidence and accuracy are 50.0 points apart (expected calibration error)",
     ]
+
+
+@given(images=st.integers(1, 60), seed=st.integers(0, 10**6))
+def test_the_worst_images_are_those_of_the_highest_log_loss_that_are_wrong(images: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = 3 * torch.randn(images, 4, generator=generator), torch.randint(4, (images,), generator=generator)
+    chances, guess = np.asarray(logits.double().softmax(1)), logits.argmax(1).tolist()
+    losses = [log_loss([label], [row], labels=range(4)) for label, row in zip(labels.tolist(), chances, strict=True)]
+    wrong = [row for row in range(images) if guess[row] != labels[row]]
+    found = by_class(logits, labels).worst
+    assert len(found) == min(len(wrong), WORST_IMAGES)
+    assert [losses[one.row] for one in found] == pytest.approx(sorted(losses[row] for row in wrong)[::-1][: len(found)])
+    for one in found:
+        assert (one.actual, one.taken_for, one.file) == (int(labels[one.row]), guess[one.row], None)
+        assert (one.probability, one.of_actual) == pytest.approx((chances[one.row].max(), chances[one.row, one.actual]))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("divided", [True, False])
+def test_an_image_is_named_by_its_file(tmp_path: Path, stream: bool, divided: bool) -> None:
+    """Every image has a colour of its own, so that what is scored and what is named can be held against each other."""
+    folders = [tmp_path / name for name in (("train", "test") if divided else ("",))]
+    for number, (folder, label, image) in enumerate(product(folders, "ab", range(20))):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (3 * number, 0, 0)).save(folder / label / f"{image}.png")
+    data = load_dataset(tmp_path, image_size=8, stream=stream)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    score, found = score_by_class(network, data.test, data, "test")
+    assert len(found.worst) == len(data.test) - round(score.top1 * len(data.test) / 100) > 0
+    for one in found.worst:
+        assert one.file is not None
+        colour = int(data.test.batch(torch.tensor([one.row])).images_BCHW[0, 0, 0, 0])
+        assert Image.open(tmp_path / one.file).convert("RGB").getpixel((0, 0)) == (colour, 0, 0)
+        assert (tmp_path / one.file).parent.name == data.class_names[one.actual]
 
 
 @given(images=st.integers(1, 5000), share=st.floats(0, 1))

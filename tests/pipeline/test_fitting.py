@@ -165,6 +165,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4, 9)}
     again = fit("digits", 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
     assert again.finished
-    assert [one.model_dump(mode="json") for one in again.devices] == told["devices"]
+    for one, device in zip(again.devices, told["devices"], strict=True):
+        assert device.pop("interval") == list(one.test.interval())
+        assert device == one.model_dump(mode="json")
+    assert told["classes"] == list("0123456789")
+    shown = [line.split() for line in result.out.splitlines() if line[:2] in {f"{number} " for number in range(10)}]
+    assert len(shown) == 10
+    for number, row in enumerate(shown):
+        assert row[2:] == [f"{device['per_class']['recall'][number]:.1f}%" for device in told["devices"]]
     trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
     trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")

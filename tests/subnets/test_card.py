@@ -91,7 +91,7 @@ class TestText:
         assert f"| MACs | {description.macs:,} |" in text
         assert f"| parameters | {description.params:,} |" in text
         assert "0 a, 1 b, 2 c." in text
-        assert "| validate | 91.25% | 0.3100 | 400 |" in text
+        assert "| validate | 91.25% | 88.1 to 93.6 | 0.3100 | 400 |" in text
         assert "strategy of the supernet: rss" in text
         assert "batch norms: recalibrated" in text
 

@@ -48,6 +48,13 @@ err = _Printable(stderr=True, highlight=False, soft_wrap=True, markup=False)
 FRONT_ROWS = 25
 """At most so many subnets of a front are shown; front.json has all."""
 
+CLASS_ROWS = 20
+"""At most so many classes are shown; the JSON has all."""
+CONFUSED_WITH = 3
+"""So many other classes that a class is taken for are shown."""
+WORST_SHOWN = 5
+"""So many of the images that are classified worst are shown."""
+
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""
 
@@ -364,14 +371,64 @@ def say_baseline(found: Baseline | None, top1: float) -> None:
         )
 
 
+def per_class_table(found: PerClass, class_names: Sequence[str]) -> Table:
+    """Recall and precision of the classes, and what their images are taken for; of many, of those found least."""
+    table = _table("class", "images", "recall", "precision", "taken for")
+    table.columns[-1].justify = "left"
+    counts, least = found.counts(), found.least_found()
+    for number in least[:CLASS_ROWS] if len(least) > CLASS_ROWS else range(len(class_names)):
+        others = [f"{class_names[other]} {count}" for count, other in found.taken_for(number)[:CONFUSED_WITH]]
+        table.add_row(
+            class_names[number],
+            str(counts[number]),
+            percent(found.recall[number]),
+            percent(found.precision[number]),
+            ", ".join(others),
+        )
+    if len(least) > CLASS_ROWS:
+        table.add_row(f"and {len(class_names) - CLASS_ROWS} more, found better")
+    return table
+
+
+def recall_table(fitted: Sequence[Fitted], class_names: Sequence[str]) -> Table:
+    """Recall on the test images by class and device; of many classes, of those found least in the mean."""
+    from trainonce.pipeline.fitting import name_of
+
+    table = _table("class", "images", *(f"recall, {name_of(one.max_macs)}" for one in fitted))
+    counts, shown = fitted[0].per_class.counts(), list(range(len(class_names)))
+    if len(shown) > CLASS_ROWS:
+        found = [number for number in shown if counts[number]]
+        shown = sorted(found, key=lambda number: sum(one.per_class.recall[number] or 0 for one in fitted))[:CLASS_ROWS]
+    for number in shown:
+        recalls = (percent(one.per_class.recall[number]) for one in fitted)
+        table.add_row(class_names[number], str(counts[number]), *recalls)
+    if len(shown) < len(class_names):
+        table.add_row(f"and {len(class_names) - len(shown)} more")
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where there is none."""
+    return "–" if value is None else f"{value:.1f}%"
+
+
 def say_per_class(found: PerClass, class_names: Sequence[str]) -> None:
-    """Say which classes are found least."""
+    """Say what is done class by class, and which images are classified worst."""
+    out.print(per_class_table(found, class_names))
     for sentence in found.sentences(class_names):
         out.print(sentence)
-    top5 = "" if found.top5 is None else f"top-5 {found.top5:.2f}%; "
-    out.print(
-        f"{top5}confidence and accuracy are {found.calibration_error:.1f} points apart (expected calibration error)"
-    )
+    for line in worst_lines(found, class_names):
+        out.print(line)
+
+
+def worst_lines(found: PerClass, class_names: Sequence[str], by: str = "") -> list[str]:
+    """The images that are classified worst, one a line, under a heading that says by which network."""
+    lines = [
+        f"  {one.file or f'image {one.row}'}: a {class_names[one.actual]}, taken for {class_names[one.taken_for]} with "
+        f"{one.probability:.1%}"
+        for one in found.worst[:WORST_SHOWN]
+    ]
+    return [f"Classified worst{f' by {by}' if by else ''}:", *lines] if lines else []
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -18,22 +19,39 @@ from trainonce.cli.options import (
     DryRun,
     Json,
     MovedData,
-    RunArgument,
     Seed,
     Threads,
     Workers,
 )
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import bucket_centres, work
+from trainonce.cli.tools import bucket_centres, refuse_beside, work
+from trainonce.errors import UserError
 from trainonce.names import command
 
 if TYPE_CHECKING:
     from trainonce.pipeline.evaluating import Evaluated, EvaluatePlan
 
+OF_ONE = {"run_path", "arch", "run", "split", "data_path", "data_dir", "device", "threads", "decode_workers", "as_json"}
+"""What can be said of one subnet."""
+
 
 def evaluate(
     context: typer.Context,
-    run_path: RunArgument,
+    run_path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|SUBNET", help="A run's directory, or that of a subnet taken out of one.", show_default=False
+        ),
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Score this subnet alone, class by class: an architecture, largest or smallest.", show_default=False
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Of a SUBNET, the run it was taken from. Default: where it was then.")
+    ] = None,
     split: Annotated[
         Literal["validate", "test"],
         typer.Option(help="validate to choose by; test to report, once."),
@@ -66,14 +84,21 @@ def evaluate(
 ) -> None:
     """Score random subnets in buckets of MACs, and print the population.
 
-    What is recorded already is not done again. Under torchrun, the ranks share the work and the first one records.
+    What is recorded already is not done again. Under torchrun, the ranks share the work and the first one records. With
+    --arch, or of a SUBNET, one subnet is scored class by class, and nothing is written.
     """
     with importing():
         from trainonce.parallel.fan_out import ranks_at_work
         from trainonce.pipeline import evaluate
+        from trainonce.pipeline.evaluating_one import is_subnet
 
     if not context.with_resource(ranks_at_work()):
         return
+    if arch is not None or is_subnet(run_path):
+        _evaluate_one(context, run_path, arch)
+        return
+    if run is not None:
+        raise UserError("--run goes with the directory of a subnet")
     with work() as at_work:
         done = evaluate(
             run_path,
@@ -110,6 +135,45 @@ def evaluate(
         _say(done)
 
 
+def _evaluate_one(context: typer.Context, path: Path, arch: str | None) -> None:
+    from trainonce.pipeline import evaluate_subnet
+
+    what = "the directory of a subnet" if arch is None else "--arch"
+    refuse_beside(context, what, OF_ONE | (set() if arch is None else {"seed", "calibration_images"}))
+    asked = context.params
+    done = evaluate_subnet(
+        path,
+        arch,
+        split=asked["split"],
+        calibration_images=asked["calibration_images"],
+        run=asked["run"],
+        data=asked["data_path"],
+        data_dir=asked["data_dir"],
+        seed=asked["seed"],
+        device=asked["device"],
+        threads=asked["threads"],
+        decode_workers=asked["decode_workers"],
+        on_data=display.say_streamed,
+    )
+    if asked["as_json"]:
+        display.print_json(
+            {
+                "path": str(done.path),
+                "architecture": done.arch,
+                **asdict(done.cost),
+                "split": done.split,
+                "score": asdict(done.score),
+                "interval": done.score.interval(),
+                "classes": done.class_names,
+                "per_class": done.per_class.model_dump(mode="json"),
+            }
+        )
+        return
+    macs, params = done.cost.macs / 1e6, done.cost.params / 1e6
+    display.out.print(f"{done.arch}\n{done.score} on {done.split}; {macs:.3f} M MACs, {params:.3f} M parameters")
+    display.say_per_class(done.per_class, done.class_names)
+
+
 def _say_plan(plan: EvaluatePlan) -> None:
     count, buckets = len(plan.population), len(plan.buckets)
     display.err.print(f"{count} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
@@ -118,10 +182,17 @@ def _say_plan(plan: EvaluatePlan) -> None:
 
 
 def _say(done: Evaluated) -> None:
+    from trainonce.evaluation.evaluator import wilson
+
     plan, run = done.plan, done.plan.run
     display.out.print(f"Top-1 in percent on {done.lines[0].images} {plan.split} images of {plan.data.name}")
     display.out.print(display.population_table(done.summaries))
     best = max(summary.maximum for summary in done.summaries)
+    low, high = wilson(best, done.lines[0].images)
+    display.out.print(
+        f"So many images tell the best's {best:.2f}% from {low:.1f} to {high:.1f} (95% interval); as the best of "
+        f"{len(done.lines)} it flatters a little."
+    )
     display.say_baseline(run.baseline() if plan.split == "validate" else None, best)
     middle_macs = f"{plan.buckets[len(plan.buckets) // 2].centre / 1e6:.2g}"
     display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', middle_macs)}")

@@ -108,14 +108,19 @@ def _say(one: Exported, *, as_json: bool) -> None:
 
 
 def _say_certificate(one: Exported) -> None:
+    from trainonce.evaluation.evaluator import wilson
     from trainonce.export.certificate import FILE as CERTIFICATE
 
     certificate = one.certificate
     size = sum(file.bytes for file in certificate.files.values())
     lines = [f"{one.target.name}: {certificate.verdict}."]
-    scores = [f"{name} {value:.2f}%" for name, value in certificate.top1.items() if isinstance(value, float)]
+    scores = [
+        "{} {:.2f}% ({:.1f} to {:.1f})".format(name, value, *wilson(value, certificate.images.test))
+        for name, value in certificate.top1.items()
+        if isinstance(value, float)
+    ]
     if scores:
-        lines.append(f"Top-1 on {certificate.images.test} test images: {', '.join(scores)}.")
+        lines.append(f"Top-1 on {certificate.images.test} test images, with 95% intervals: {', '.join(scores)}.")
     exported, extracted = certificate.latency_ms.exported, certificate.latency_ms.extracted
     if exported is not None:
         lines.append(f"{size / 1e6:.2f} MB; one image takes {exported:.3g} ms, {extracted:.3g} with torch here.")

@@ -87,7 +87,8 @@ def extract(
         on_data=display.say_streamed,
     )
     if as_json:
-        display.print_json({"path": str(done.path), **done.description.to_json()})
+        intervals = {name: score.interval() for name, score in done.scores.items()}
+        display.print_json({"path": str(done.path), **done.description.to_json(), "intervals": intervals})
         return
     measured = "; ".join(f"{found} on {name}" for name, found in done.scores.items())
     macs, params = done.cost.macs / 1e6, done.cost.params / 1e6

@@ -86,7 +86,9 @@ def finetune(
     elif done.result is None or done.description is None:
         raise Stopped(f"stopped; {kept}", 128 + (at_work.stopped_by or signal.SIGTERM))
     elif as_json:
-        display.print_json({"path": str(done.path), **done.description.to_json()})
+        scores = done.description.scores or {}
+        intervals = {name: score.score().interval() for name, score in scores.items()}
+        display.print_json({"path": str(done.path), **done.description.to_json(), "intervals": intervals})
     else:
         _say(done, done.result, done.description)
 
@@ -103,9 +105,11 @@ def _say(done: FinetunedSubnet, result: Finetuned, description: SubnetDescriptio
     for split, after in how.after.items():
         before = how.before[split]
         display.out.print(
-            f"{split}: top-1 {before.top1:.2f}% before, {after.score()} after; loss {before.loss:.4f} before, "
+            f"{split}: top-1 {before.score()} before, {after.score()} after; loss {before.loss:.4f} before, "
             f"{after.loss:.4f} after"
         )
+    if done.per_class is not None:
+        display.say_per_class(done.per_class, description.classes)
     last, epochs = result.epochs[-1].score, done.settings.epochs
     display.out.print(
         f"Epoch {result.epoch} of {epochs} was best on validate and is kept; the last had {last.top1:.2f}%."

@@ -135,9 +135,9 @@ def fit(
     if not done.finished:
         raise Stopped("stopped and saved; the same command goes on", 128 + (at_work.stopped_by or signal.SIGTERM))
     if as_json:
-        devices = [one.model_dump(mode="json") for one in done.devices]
-        run = str(done.plan.run.path)
-        display.print_json({"run": run, "seconds": round(done.seconds, 1), "devices": devices})
+        devices = [one.model_dump(mode="json") | {"interval": one.test.interval()} for one in done.devices]
+        told = {"run": str(done.plan.run.path), "seconds": round(done.seconds, 1)}
+        display.print_json({**told, "classes": done.plan.data.class_names, "devices": devices})
         return
     _say(done)
 
@@ -153,10 +153,14 @@ def _say(done: FittedDevices) -> None:
 
     fitted, run = done.devices, done.plan.run
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
+    class_names, best = done.plan.data.class_names, max(fitted, key=lambda one: one.test.top1)
     display.out.print(display.fitted_table(fitted))
+    display.out.print(display.recall_table(fitted, class_names))
     for one in fitted:
-        for sentence in one.per_class.sentences(done.plan.data.class_names):
+        for sentence in one.per_class.sentences(class_names):
             display.out.print(f"{name_of(one.max_macs)}: {sentence}")
+    for line in display.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
+        display.out.print(line)
     display.out.print(
         f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."
     )

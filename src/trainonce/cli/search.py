@@ -139,6 +139,12 @@ def _say(done: Searched, result: SearchResult) -> None:
     for sentence in display.search_sentences(result):
         display.out.print(sentence)
     if done.test is not None:
-        display.out.print(f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images.")
+        from trainonce.evaluation.evaluator import wilson
+
+        low, high = wilson(done.test.top1, done.test.images)
+        display.out.print(
+            f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images (95% interval "
+            f"{low:.1f} to {high:.1f})."
+        )
     display.err.print(f"{done.made} scores were made now, {done.asked - done.made} were recorded before.")
     display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")

@@ -141,7 +141,7 @@ def _looked_at(splits: Mapping[str, Split], *, keep: bool) -> tuple[dict[str, Sp
         assert isinstance(files, ImageFiles)
         images = np.empty(files.shape, dtype=np.uint8) if keep else None
         reasons = _decode(files, images)
-        decoded = split if images is None else Split(torch.from_numpy(images), split.labels)
+        decoded = split if images is None else Split(torch.from_numpy(images), split.labels, files)
         whole[name] = _without(decoded, reasons)
         paths = files.paths(torch.tensor(list(reasons), dtype=torch.int64))
         broken |= dict(zip(map(Path, paths), reasons.values(), strict=True))

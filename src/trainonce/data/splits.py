@@ -46,6 +46,8 @@ class Split:
 
     pixels: Tensor | ImageFiles
     labels: Tensor
+    decoded_from: ImageFiles | None = None
+    """The files of images that are in memory, where they were read from a folder."""
 
     def __post_init__(self) -> None:
         """Raise `UserError` where pixels or labels are of another type or shape."""
@@ -82,15 +84,22 @@ class Split:
         assert isinstance(self.pixels, Tensor), "these images are streamed: take them by batch or batches"
         return self.pixels
 
+    @property
+    def files(self) -> ImageFiles | None:
+        """The image files that this is made of, a row each; None where it was not read from a folder."""
+        return self.pixels if isinstance(self.pixels, ImageFiles) else self.decoded_from
+
     def to(self, device: torch.device | str) -> Self:
         """Give the same split with its images on `device`."""
-        return type(self)(self.pixels.to(device), self.labels if self.streamed else self.labels.to(device))
+        labels = self.labels if self.streamed else self.labels.to(device)
+        return type(self)(self.pixels.to(device), labels, self.decoded_from)
 
     def take(self, indices: Indices) -> Self:
         """Give the images and labels at `indices`, int64 [M], in that order: copied, but for files, which stay."""
         index = torch.from_numpy(indices).to(self.labels.device)
         taken = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.take(indices)
-        return type(self)(taken, self.labels[index])
+        files = None if self.decoded_from is None else self.decoded_from.take(indices)
+        return type(self)(taken, self.labels[index], files)
 
     def drawn(self, count: int, *, seed: int) -> Self:
         """Give `count` images drawn from `seed`, all where there are fewer, in memory even where these are streamed."""

@@ -43,6 +43,17 @@ class EvaluateSettings(Settings):
     """Seed of the calibration images' choice and augmentation."""
 
 
+def wilson(top1: float, images: int) -> tuple[float, float]:
+    """The 95% interval of a top-1 on so many images, in percent, as if they were drawn at random (Wilson, JASA 1927).
+
+    It says how far other images of the same kind would move the figure; not what another training would give.
+    """
+    share, n, z = top1 / 100, images, 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """`top1`: percent classified correctly of `images`; `loss`: mean cross-entropy."""
@@ -52,14 +63,8 @@ class Score:
     images: int
 
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of top-1, in percent, as if the images were drawn at random (Wilson, JASA 1927).
-
-        It says how far other images of the same kind would move the figure; not what another training would give.
-        """
-        share, n, z = self.top1 / 100, self.images, 1.959964
-        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+        """The 95% interval of top-1, in percent: `wilson`'s."""
+        return wilson(self.top1, self.images)
 
     def __str__(self) -> str:
         low, high = self.interval()

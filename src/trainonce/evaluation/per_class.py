@@ -1,5 +1,6 @@
 """What a network does class by class: recall, precision, what is taken for what, and how good its confidence is."""
 
+import os
 from collections.abc import Sequence
 from typing import final
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from trainonce.data import DataSet
 from trainonce.data.splits import Split
 from trainonce.evaluation.evaluator import Score, finite, logits_of, score_of
-from trainonce.settings import Settings
+from trainonce.names import printable
+from trainonce.settings import JsonObject, Settings
 
 CONFIDENCE_BINS = 15
 """Bins of the calibration error (Guo et al., ICML 2017, section 2)."""
@@ -18,6 +20,26 @@ TOP5_CLASSES = 10
 """Top-5 says something where there are more classes than these."""
 MOST_NAMED = 3
 """At most so many classes are named in a sentence."""
+WORST_IMAGES = 24
+"""At most so many of the images that are classified worst are kept."""
+
+
+@final
+class WorstImage(Settings):
+    """An image that is taken for another class."""
+
+    row: int
+    """Its row in the split, from 0."""
+    file: str | None
+    """Its path below the folder of images; None where they were not read from a folder."""
+    actual: int
+    """Its class."""
+    taken_for: int
+    """The class it is taken for."""
+    probability: float
+    """What the network gives `taken_for`, in 0..1."""
+    of_actual: float
+    """What it gives `actual`: the less, the worse."""
 
 
 @final
@@ -33,10 +55,15 @@ class PerClass(Settings):
     top5: float | None = Field(default=None)
     """Percent of the images whose class is among the five likeliest; None up to `TOP5_CLASSES` classes."""
     calibration_error: float
-    """Expected calibration error in points: how far confidence and accuracy are apart, on average over the images."""
+    """Expected calibration error in points (Guo et al., ICML 2017, equation 3): images are put into `CONFIDENCE_BINS`
+    equal bins by the probability of their likeliest class; the mean over the images of how far accuracy and mean
+    probability of their bin are apart."""
+    worst: tuple[WorstImage, ...] = ()
+    """The images that are taken for another class, those whose own class gets the least probability first; at most
+    `WORST_IMAGES`."""
 
     def sentences(self, class_names: Sequence[str]) -> list[str]:
-        """The classes that are found least, in words, and those that are never found."""
+        """The classes that are found least, in words, those that are never found, top-5 and the calibration error."""
         found = sorted(
             (recall, name) for recall, name in zip(self.recall, class_names, strict=True) if recall is not None
         )
@@ -45,7 +72,27 @@ class PerClass(Settings):
         if never:
             more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""
             said.append(f"No image at all is taken for {', '.join(never[:MOST_NAMED])}{more}")
-        return said
+        top5 = "" if self.top5 is None else f"Top-5 {self.top5:.2f}%; "
+        apart = f"confidence and accuracy are {self.calibration_error:.1f} points apart (expected calibration error)"
+        return [*said, top5 + (apart if top5 else apart.capitalize())]
+
+    def recorded(self, split: str) -> JsonObject:
+        """As the description of a subnet holds it, with the split that it is of."""
+        return {"split": split, **self.model_dump(mode="json")}
+
+    def counts(self) -> tuple[int, ...]:
+        """How many images each class has."""
+        return tuple(map(sum, self.confusion))
+
+    def taken_for(self, number: int) -> list[tuple[int, int]]:
+        """The other classes that images of a class are taken for, as (how many, class), the most first."""
+        others = [(count, other) for other, count in enumerate(self.confusion[number]) if count and other != number]
+        return sorted(others, key=lambda pair: (-pair[0], pair[1]))
+
+    def least_found(self) -> list[int]:
+        """The classes that the split has images of, by rising recall."""
+        recalls = [(recall, number) for number, recall in enumerate(self.recall) if recall is not None]
+        return [number for _, number in sorted(recalls)]
 
 
 @torch.inference_mode()
@@ -56,13 +103,27 @@ def score_by_class(network: nn.Module, split: Split, data: DataSet, name: str) -
     """
     logits = list(logits_of(network, split, data))
     found = finite(score_of(logits, split), name)
-    return found, by_class(torch.cat(logits).cpu(), split.labels.cpu())
+    classes = by_class(torch.cat(logits).cpu(), split.labels.cpu())
+    rows = [one.row for one in classes.worst]
+    names = file_names(split, rows, data.source.name_or_path)
+    worst = [one.model_copy(update={"file": name}) for one, name in zip(classes.worst, names, strict=True)]
+    return found, classes.model_copy(update={"worst": tuple(worst)})
+
+
+def file_names(split: Split, rows: Sequence[int], folder: str) -> list[str | None]:
+    """The paths below `folder` of the images at `rows`, as a terminal can show them; None where they have no files."""
+    files = split.files
+    if files is None:
+        return [None] * len(rows)
+    within = "" if os.path.realpath(files.root) == os.path.realpath(folder) else f"{files.root.name}/"
+    return [printable(within + os.fsdecode(name)) for name in files.names[list(rows)].tolist()]
 
 
 def by_class(logits_NK: Tensor, labels_N: Tensor) -> PerClass:
     """What logits [N, classes] say of images with these labels, int64 [N]."""
     classes = logits_NK.shape[1]
-    confidence_N, guess_N = logits_NK.double().softmax(1).max(1)
+    probabilities_NK = logits_NK.double().softmax(1)
+    confidence_N, guess_N = probabilities_NK.max(1)
     confusion = torch.bincount(labels_N * classes + guess_N, minlength=classes**2).view(classes, classes)
     right = confusion.diag().tolist()
 
@@ -82,4 +143,23 @@ def by_class(logits_NK: Tensor, labels_N: Tensor) -> PerClass:
         precision=percent(confusion.sum(0)),
         top5=top5,
         calibration_error=100 * float(apart_by_bin.abs().sum()) / len(labels_N),
+        worst=_worst(probabilities_NK, labels_N),
+    )
+
+
+def _worst(probabilities_NK: Tensor, labels_N: Tensor) -> tuple[WorstImage, ...]:
+    probability_N, guess_N = probabilities_NK.max(1)
+    own_N = probabilities_NK.gather(1, labels_N[:, None])[:, 0]
+    wrong = (guess_N != labels_N).nonzero()[:, 0]
+    rows = wrong[own_N[wrong].argsort(stable=True)[:WORST_IMAGES]].tolist()
+    return tuple(
+        WorstImage(
+            row=row,
+            file=None,
+            actual=int(labels_N[row]),
+            taken_for=int(guess_N[row]),
+            probability=float(probability_N[row]),
+            of_actual=float(own_N[row]),
+        )
+        for row in rows
     )

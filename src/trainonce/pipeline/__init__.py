@@ -10,6 +10,7 @@ from trainonce.lazy import names_from
 
 if TYPE_CHECKING:
     from trainonce.pipeline.evaluating import evaluate
+    from trainonce.pipeline.evaluating_one import evaluate_subnet
     from trainonce.pipeline.exporting import export
     from trainonce.pipeline.extracting import extract
     from trainonce.pipeline.finetuning import finetune
@@ -26,6 +27,7 @@ else:
         __name__,
         {
             "evaluating": ("evaluate",),
+            "evaluating_one": ("evaluate_subnet",),
             "exporting": ("export",),
             "extracting": ("extract",),
             "finetuning": ("finetune",),
@@ -43,6 +45,7 @@ else:
 __all__ = [
     "draw",
     "evaluate",
+    "evaluate_subnet",
     "export",
     "extract",
     "finetune",

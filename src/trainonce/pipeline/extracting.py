@@ -94,7 +94,7 @@ def extract(
     scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
-    description |= {"per_class": {"split": last, **classes.model_dump(mode="json")}}
+    description |= {"per_class": classes.recorded(last)}
     if license:
         description |= {"license": license}
     write_subnet(path, network, description)

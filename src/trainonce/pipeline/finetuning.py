@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite, score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, finite, score
+from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.run.directory import RunDirectory, provenance
 from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
@@ -36,6 +35,8 @@ class FinetunedSubnet:
     """The network and what the epochs came to; None unless finished."""
     description: SubnetDescription | None
     """What its config.json holds; None unless finished."""
+    per_class: PerClass | None = None
+    """On the test split, class by class, where that was asked for."""
     seconds: float
     """What it took; after a dry run, about what it would take."""
     finished: bool
@@ -83,10 +84,10 @@ def finetune(
     if path.resolve() == subnet.resolve():
         raise UserError(f"{path} is the subnet to start from: name another directory with --out")
     check_place(path)
-    place = _run_of(description, run, subnet)
+    place = run_of(description, run, subnet)
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
-    _refuse_other_images(description, place, images, subnet)
+    refuse_other_images(description, place, images, subnet)
     on_data(images)
     evaluator = Evaluator(images, "validate", _calibration(description, subnet))
     network = network.to(settled)
@@ -105,12 +106,16 @@ def finetune(
     )
     if result is None:
         return unfinished(time.monotonic() - began)
+    before = finite(score(network, images.test, images), "test") if test else None
+    after, classes = score_by_class(result.network, images.test, images, "test") if test else (None, None)
     described = described_finetuned(
         *(description, result, evaluator, settings),
-        tests=_tests(images, network, result) if test else None,
+        tests=(before, after) if before and after else None,
         run=str(place.path.resolve()),
         provenance=provenance(settled),
     )
+    if classes is not None:
+        described |= {"per_class": classes.recorded("test")}
     if should_stop():
         return unfinished(time.monotonic() - began)
     write_subnet(path, result.network, described)
@@ -120,18 +125,14 @@ def finetune(
         settings=settings,
         result=result,
         description=described,
+        per_class=classes,
         seconds=time.monotonic() - began,
         finished=True,
     )
 
 
-def _tests(data: DataSet, network: nn.Module, result: Finetuned) -> tuple[Score, Score]:
-    """Before and after, on the test split."""
-    before, after = (finite(score(net, data.test, data), "test") for net in (network, result.network))
-    return before, after
-
-
-def _run_of(description: SubnetDescription, given: str | Path | None, subnet: Path) -> RunDirectory:
+def run_of(description: SubnetDescription, given: str | Path | None, subnet: str | Path) -> RunDirectory:
+    """The run that a subnet was taken from, at `given` if it has moved. Raises `UserError` where there is none."""
     recorded = description.trained.run if description.trained else None
     if given is None and recorded is None:
         raise UserError(f"{subnet} does not say which run it was taken from: name it with --run")
@@ -142,7 +143,7 @@ def _run_of(description: SubnetDescription, given: str | Path | None, subnet: Pa
     return run
 
 
-def _refuse_other_images(description: SubnetDescription, run: RunDirectory, data: DataSet, subnet: Path) -> None:
+def refuse_other_images(description: SubnetDescription, run: RunDirectory, data: DataSet, subnet: str | Path) -> None:
     """Raise `UserError` where a subnet was made for other images, or for other classes, sizes or normalisation.
 
     Other images of the same kind could be divided into other splits, and the test split be what it was trained on.

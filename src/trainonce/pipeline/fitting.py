@@ -312,7 +312,7 @@ class _Fit:
             )
         described |= {
             "scores": described.to_json()["scores"] | {"test": asdict(test)},
-            "per_class": {"split": "test", **classes.model_dump(mode="json")},
+            "per_class": classes.recorded("test"),
         }
         place = self.run.subnets / name_of(limit)
         write_subnet(place, final, described)

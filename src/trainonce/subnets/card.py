@@ -9,7 +9,7 @@ from typing import Any
 
 from trainonce.data.picture import square_picture
 from trainonce.settings import JsonObject
-from trainonce.subnets.description import FinetunedFrom, SubnetDescription
+from trainonce.subnets.description import FinetunedFrom, RecordedScore, SubnetDescription
 
 HUB_DATASETS = {
     "cifar10": "uoft-cs/cifar10",
@@ -68,6 +68,7 @@ with torch.inference_mode():
 ```
 """
 
+SCORES_HEAD = ("| split | top-1 | 95% interval | cross-entropy | images |", "|---|---|---|---|---|")
 LIMITS = """## Limits
 
 - It knows the classes above and no others: every image gets one of them. Its probabilities are not calibrated.
@@ -144,12 +145,16 @@ def _classes(description: SubnetDescription) -> str:
 
 def _scores(description: SubnetDescription) -> str:
     rows = [
-        f"| {_text(split)} | {score.top1:.2f}% | {score.loss:.4f} | {score.images:,} |"
+        f"| {_text(split)} | {score.top1:.2f}% | {_interval(score)} | {score.loss:.4f} | {score.images:,} |"
         for split, score in (description.scores or {}).items()
     ]
     if not rows:
         return ""
-    return "\n".join(["## Scores", "", "| split | top-1 | cross-entropy | images |", "|---|---|---|---|", *rows, ""])
+    return "\n".join(["## Scores", "", *SCORES_HEAD, *rows, ""])
+
+
+def _interval(score: RecordedScore) -> str:
+    return "{:.1f} to {:.1f}".format(*score.score().interval()) if score.images else ""
 
 
 def _training(description: SubnetDescription) -> str:

@@ -198,8 +198,8 @@ def described_finetuned(
 ) -> SubnetDescription:
     """The description of the fine-tuned subnet: that of the one it came from, with its own scores and how it was made.
 
-    `tests` are the scores on the test split before and after. The figures of each class, which are of other
-    weights, are left out.
+    `tests` are the scores on the test split before and after. The figures of each class, which are of the weights of
+    before, are left out.
     """
     before, after = {"validate": asdict(result.before)}, {"validate": asdict(result.after)}
     if tests is not None:
