@@ -94,7 +94,7 @@ def test_bins_are_joined_for_drawing_alone() -> None:
     assert (arm.bias.total_variation, arm.bias.jensen_shannon) == (1, 1)
     section = selection_section(replace(EMPTY, runs=[run(table)]), {"a": [a_scored(macs=1.015e6)]})
     [figure] = section.figures
-    assert figure.title == "Part of the training that lay at other MACs than the evaluation: 100% in a."
+    assert figure.title == "Part of the training that lay at other MACs than the evaluation: 100%."
     assert figure.tables[0].rows == [["a", 1, 1, 1]]
     assert "100 equal bins over the space's range, joined into 25 bars" in figure.caption
 

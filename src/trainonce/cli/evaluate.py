@@ -190,7 +190,7 @@ def _say(done: Evaluated) -> None:
     best = max(summary.maximum for summary in done.summaries)
     low, high = wilson(best, done.lines[0].images)
     display.out.print(
-        f"So many images tell the best's {best:.2f}% from {low:.1f} to {high:.1f} (95% interval); as the best of "
+        f"The best, {best:.2f}%, has the 95% interval {low:.1f} to {high:.1f} on so many images; as the best of "
         f"{len(done.lines)} it flatters a little."
     )
     display.say_baseline(run.baseline() if plan.split == "validate" else None, best)

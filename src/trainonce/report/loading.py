@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 
+from trainonce.data.baseline import Baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
 from trainonce.evaluation.population import newest_lines
@@ -28,6 +29,7 @@ from trainonce.lab.studies.results import (
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.names import printable
 from trainonce.records import read_json
+from trainonce.report.taken import TakenOut, read_taken
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.run.exposure import ExposureTable
 from trainonce.run.lines import ForgettingLine, MetricsLine, SubnetScore
@@ -91,6 +93,10 @@ class RunRecord:
     train_seconds: float | None = None
     beside: int | None = None
     has_weights: bool = False
+    taken: list[TakenOut] = field(default_factory=list)
+    """The subnets that were taken out of it, by rising MACs."""
+    baseline: Baseline | None = None
+    """What a plain classifier makes of the same images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,11 @@ class Group:
     half_m: float | None
     probes: list[str]
     conclusion: RecordedConclusion | None
+
+    @property
+    def of_one_run(self) -> bool:
+        """Whether it is one run, beside which there is nothing to compare."""
+        return self.path is None and len(self.runs) == 1
 
 
 def read_groups(
@@ -168,6 +179,8 @@ def read_run(run: RunDirectory) -> RunRecord:
         interference=Interference.read_file(run.interference_file) if is_there(run.interference_file) else None,
         front=RecordedFront.read_file(run.front_file) if is_there(run.front_file) else None,
         train_seconds=None if seconds is None else float(seconds),
+        taken=read_taken(run),
+        baseline=run.baseline(),
     )
 
 
@@ -175,8 +188,9 @@ def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
     named = _with_arms(runs)
     if split is None:
         split = "test" if all("test" in run.scores for run in named) else "validate"
+    arms = ", ".join(dict.fromkeys(run.arm for run in named))
     return Group(
-        title=f"{', '.join(dict.fromkeys(run.arm for run in named))} on {named[0].data}",
+        title=f"{arms} on {named[0].data}" if len(named) > 1 else f"{named[0].data}, trained by {arms}",
         about="",
         question="",
         path=None,

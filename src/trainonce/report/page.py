@@ -144,7 +144,8 @@ def _group(number: int, group: Group, sections: Sequence[Section], *, alone: boo
 
 def _section(key: str, section: Section, *, explained: bool) -> str:
     text = "".join(f"<p{' class=main' if i == 0 else ''}>{html.escape(t)}</p>" for i, t in enumerate(section.text))
-    return f"""<section id="{key}">
+    part = f'<h2 class="part">{html.escape(section.part)}</h2>' if section.part else ""
+    return f"""{part}<section id="{key}">
 <h3>{html.escape(section.heading)}</h3>
 {f'<div class="answer">{text}</div>' if text else ""}{_explanation() if explained else ""}
 {"".join(_figure(f"{key}-{figure.key}", figure) for figure in section.figures)}
@@ -186,10 +187,13 @@ def _details(table: Table) -> str:
     )
     rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
     caption = html.escape(table.caption)
-    return (
-        f'<details><summary>Table: {caption}</summary><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{caption}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+    scrolled = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
+    if table.shown:
+        return f'<div class="shown">{scrolled}<p class="about">{caption}</p></div>'
+    return f"<details><summary>Table: {caption}</summary>{scrolled}</details>"
 
 
 def _cell(cell: Cell) -> str:

@@ -27,6 +27,8 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    shown: bool = False
+    """Whether it is there to be read, and not only where one asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class Section:
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     how_to_record: str = ""
+    part: str = ""
+    """The heading of the part of the page that begins with it."""
     notes: list[str] = field(default_factory=list)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trainonce.report.figures.charts import SeedMean, plural
@@ -21,6 +22,7 @@ from trainonce.report.figures.studies import (
 )
 from trainonce.report.loading import Group, PlottedScore
 from trainonce.report.parts import Cell, Figure, Section, Table, picture
+from trainonce.report.sections.networks import networks_sections
 from trainonce.report.sections.population import pareto_section, population_section, populations
 from trainonce.report.sections.probe import forgetting_section, interference_section
 from trainonce.report.sections.search import search_section
@@ -37,13 +39,13 @@ def sections_of(group: Group) -> list[Section]:
     gaps, doses, effects = gap_info(group.runs), dose_info(group.runs), effects_info(group.conclusion)
     studies = [_gap_section(gaps)] if gaps else []
     studies += [_dose_section(doses)] if doses else []
-    return [
+    laboratory = [
         _answer(group, infos, studies, effects),
         *studies,
         population_section(group, infos),
         pareto_section(group, infos),
         *([] if group.path else [search_section(group)]),  # a study's runs are not searched
-        _comparisons(scored, effects),
+        *([] if group.of_one_run else [_comparisons(scored, effects)]),
         times_section(group),
         curves_section(group),
         exposure_section(group, scored),
@@ -52,6 +54,25 @@ def sections_of(group: Group) -> list[Section]:
         forgetting_section(group),
         _what_was_run(group),
     ]
+    if not group.of_one_run:
+        return laboratory
+    first, *others = map(_without_arms, laboratory)
+    return [*networks_sections(group.runs[0]), replace(first, part="The laboratory"), *others]
+
+
+def _without_arms(section: Section) -> Section:
+    """The section of one run: without the columns that name the arm, which is always the same."""
+    figures = [replace(figure, tables=[_without_arm(table) for table in figure.tables]) for figure in section.figures]
+    return replace(section, figures=figures, tables=[_without_arm(table) for table in section.tables])
+
+
+def _without_arm(table: Table) -> Table:
+    kept = [place for place, column in enumerate(table.columns) if column != "arm"]
+    return replace(
+        table,
+        columns=[table.columns[place] for place in kept],
+        rows=[[row[place] for place in kept] for row in table.rows],
+    )
 
 
 def _answer(
@@ -62,7 +83,8 @@ def _answer(
     sentences = [concluded.sentence] if concluded else found or _lead_sentences(group, infos)
     text = [*sentences, *_how_sure(group, effects), *(concluded.notes if concluded else ())]
     tables = _tables_of(concluded.tables) if concluded else []
-    return Section(key="answer", heading="The answer", text=text, tables=tables)
+    heading = "The population in short" if group.of_one_run else "The answer"
+    return Section(key="answer", heading=heading, text=text, tables=tables)
 
 
 def _tables_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table]:
@@ -102,6 +124,8 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
 
 
 def _how_sure(group: Group, effects: Sequence[Effect]) -> list[str]:
+    if group.of_one_run:
+        return ["How sure: this is one training run; it is not known how much another would differ."]
     counts: dict[str, set[int]] = {}
     for run in group.runs:
         counts.setdefault(run.arm, set()).add(run.seed)

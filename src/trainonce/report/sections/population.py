@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from trainonce.evaluation.evaluator import wilson
 from trainonce.evaluation.population import Bucket, make_buckets
 from trainonce.report.figures.charts import millions, plural
 from trainonce.report.figures.population import (
@@ -62,10 +63,11 @@ def population_section(group: Group, infos: Sequence[PopulationInfo]) -> Section
         title = _population_title(info)
         subnets = sum(len(arm.lines) for arm in info.arms)
         caption = (
-            f"Each box holds half of the subnets of one arm in one bucket of MACs, its whiskers reach the best and the "
-            f"worst, the line inside is the median. Points are the {plural(subnets, 'subnet')} scored (all seeds "
-            f"together), none trained again; inside a box they lie from fewer MACs to more. Point at one to see its "
-            f"architecture (d depth, k kernel size, e expand ratio); click it for the command that takes it out."
+            f"Each box holds half of the subnets{'' if len(info.arms) == 1 else ' of one arm'} in one bucket of MACs, "
+            "its whiskers reach the best and the worst, the line inside is the median. Points are the "
+            f"{plural(subnets, 'subnet')} scored (all seeds together), none trained again; inside a box they lie from "
+            "fewer MACs to more. Point at one to see its architecture (d depth, k kernel size, e expand ratio); click "
+            "it for the command that takes it out."
         )
         figures.append(
             Figure(
@@ -164,13 +166,12 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
             for arm in info.arms
         }
         top = max(best, key=lambda arm: best[arm].top1)
-        title = (
-            f"The best subnet of all is one of {top}: {best[top].top1:.1f}% at {best[top].macs / 1e6:.2f} M MACs"
-            f"{_runner_up(best, top)}."
-        )
+        whose, of = "scored has" if len(best) == 1 else f"of all is one of {top}:", best[top]
+        title = f"The best subnet {whose} {of.top1:.1f}% at {of.macs / 1e6:.2f} M MACs{_runner_up(best, top)}."
         caption = (
             "A line shows the best top-1 that any scored subnet reaches under a budget of MACs, one line for each run. "
-            "The best of many is a little lucky on the images it was chosen by. Click a corner for its command."
+            f"The best of many is a little lucky on the images it was chosen by.{_interval(best[top])} Click a corner "
+            "for its command."
         )
         rows: list[list[Cell]] = [
             _subnet_row(arm, line) for arm in info.arms for front in arm.fronts.values() for line in front
@@ -189,6 +190,15 @@ def pareto_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
         )
     return Section(
         key="pareto", heading="Best under each budget", figures=figures, how_to_record="trainonce evaluate RUN"
+    )
+
+
+def _interval(best: PlottedScore) -> str:
+    """How well so many images tell its top-1."""
+    if not best.images:
+        return ""
+    return " On {} images the best's 95% interval is {:.1f} to {:.1f}%.".format(
+        best.images, *wilson(best.top1, best.images)
     )
 
 

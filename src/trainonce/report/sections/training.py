@@ -43,6 +43,9 @@ def times_section(group: Group) -> Section:
     ]
     columns = ["arm", "seconds", "low", "high", "runs", "subnet passes", "times less"]
     table = Table(caption="training time, with 95% intervals over runs", columns=columns, rows=rows)
+    if group.of_one_run:
+        text = f"Training took {spoken(slowest.seconds.mean)}, {slowest.passes:.4g} passes of subnets over the images."
+        return Section(key="times", heading="Training time", text=[text])
     figure = Figure(
         key="bars",
         title=f"{title}.",
@@ -64,12 +67,14 @@ def curves_section(group: Group) -> Section:
         final.setdefault(curve.arm, []).append(curve.top1[-1])
     means = {arm: sum(values) / len(values) for arm, values in final.items()}
     listed = ", ".join(f"{arm} {top1:.0f}%" for arm, top1 in sorted(means.items(), key=lambda item: -item[1]))
+    if group.of_one_run:
+        listed = listed.removeprefix(group.runs[0].arm).strip()
     title = f"Top-1 of the subnets being trained, at the end: {listed}."
     caption = (
         "Loss and top-1 of the subnets being trained, on augmented training images, one line a run, each point a mean "
-        "over a stretch. Arms train different subnets at different times, and the loss against a teacher is added "
-        "to that of the labels where there is one, so levels compare only loosely; the population above is the fair "
-        "comparison."
+        "over a stretch. The subnets differ from step to step"
+        f"{'' if group.of_one_run else ' and from arm to arm'}, and the loss against a teacher is added to that of the "
+        "labels where there is one, so levels compare only loosely; the population above is the fair comparison."
     )
     figure = Figure(
         key="lines",
@@ -110,8 +115,9 @@ def exposure_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Sec
     if not arms:
         return Section(key="exposure", heading="What was exposed", how_to_record="exposure.npz of the runs")
     least, arm = min(((share, arm.arm) for arm in arms for share in arm.shares), key=lambda pair: pair[0].exposure)
+    whose = "" if group.of_one_run else f" of {arm}"
     title = (
-        f"The least trained weights are those of {least.value} in {least.place} of {arm}: they took part in "
+        f"The least trained weights are those of {least.value} in {least.place}{whose}: they took part in "
         f"{least.exposure:.0%} of the training, by learning rate."
     )
     rows: list[list[Cell]] = [[a.arm, s.place, s.value, s.exposure, s.choice] for a in arms for s in a.shares]
@@ -121,8 +127,9 @@ def exposure_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Sec
         "subnet passes, the part whose subnet has exactly that value. Rows are stages (depth d) and blocks (kernel "
         "size k, expand ratio e). Means over seeds."
     )
-    pictures = [picture(draw_exposure(arm), f"exposure, {arm.arm}") for arm in arms]
-    pictures += [picture(draw_exposure(arm, "choice"), f"choice, {arm.arm}") for arm in arms]
+    named = {one.arm: "" if group.of_one_run else f", {one.arm}" for one in arms}
+    pictures = [picture(draw_exposure(one), f"exposure{named[one.arm]}") for one in arms]
+    pictures += [picture(draw_exposure(one, "choice"), f"choice{named[one.arm]}") for one in arms]
     figure = Figure(
         key="maps",
         title=title,
@@ -146,7 +153,7 @@ def selection_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Se
     if not arms:
         how = "exposure.npz of the runs, and trainonce evaluate"
         return Section(key="selection", heading="Selection bias", how_to_record=how)
-    listed = "; ".join(f"{_percent(arm.bias)} in {arm.arm}" for arm in arms)
+    listed = "; ".join(_percent(arm.bias) + ("" if group.of_one_run else f" in {arm.arm}") for arm in arms)
     title = f"Part of the training that lay at other MACs than the evaluation: {listed}."
     rows: list[list[Cell]] = [
         [arm.arm, left, right, trained, evaluated]
@@ -161,7 +168,7 @@ def selection_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Se
         "their Jensen-Shannon divergence, from 0 to 1 bit. What is evaluated but hardly trained suffers from selection "
         f"bias, which is not interference. Both numbers are of {plural(arms[0].bins, 'equal bin')} over the space's "
         f"range, joined into {len(arms[0].trained)} bars. Subnets evaluated in buckets, and few of them, leave bins "
-        "empty, which alone keeps the numbers above 0: compare them between arms."
+        "empty, which alone keeps the numbers above 0: compare them between trainings."
     )
     figure = Figure(
         key="histograms",

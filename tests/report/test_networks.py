@@ -1,0 +1,120 @@
+"""The engineer's page of one run: its networks, class by class, and commands; no word of arms."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import recall_score
+from tests.support.command_line import trainonce
+
+from trainonce import RunDirectory
+from trainonce.errors import UserError
+from trainonce.records import read_document, to_json
+from trainonce.report import build_page, read_groups, read_run
+from trainonce.report.figures.classes import draw_confusion
+from trainonce.subnets import read_subnet
+
+SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a population and two networks; one of them was exported, and fine-tuned from a third."""
+    path = tmp_path_factory.mktemp("networks") / "run"
+    for command in (
+        ("train", "digits", "--recipe", "spos", "--epochs", "1", *SMALL, "--out", path),
+        ("evaluate", path, "--per-bucket", "1", "--device", "cpu", "--workers", "1"),
+        ("extract", path, "largest", "--test", "--out", path / "subnets" / "large", "--device", "cpu"),
+        ("extract", path, "smallest", "--out", path / "subnets" / "raw", "--device", "cpu"),
+        ("finetune", path / "subnets" / "raw", "--epochs", "1", "--test", "--out", path / "subnets" / "small"),
+        ("export", path / "subnets" / "small", "--to", "onnx"),
+    ):
+        result = trainonce(*command)
+        assert result.code == 0, result.err
+    return path
+
+
+def text_of(page: str) -> str:
+    """What a reader of the page sees, without what scripts draw."""
+    return html.unescape(re.sub("<[^>]+>", " ", re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)))
+
+
+def test_the_networks_come_first(run: Path) -> None:
+    page = build_page(read_groups([run]))
+    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
+    assert headings[:5] == ["Your networks", "Class by class", "Go on", "The laboratory", "The population in short"]
+    described = {name: read_subnet(run / "subnets" / name)[1] for name in ("small", "large")}
+    found = {name: (one.scores or {})["test"].score() for name, one in described.items()}
+    text = text_of(page)
+    for score in found.values():
+        assert "{:.1f} ({:.1f} to {:.1f})".format(score.top1, *score.interval()) in text
+    best = max(found, key=lambda name: found[name].top1)
+    assert f"2 networks were taken out; the best, {best}, has {found[best].top1:.1f}% on 359 test images" in text
+    assert f"trainonce export {run}/subnets/{best} --to onnx" in text
+    assert "subnets/raw" not in text, "another took its place"
+
+
+def test_one_run_has_no_arms(run: Path) -> None:
+    text = text_of(build_page(read_groups([run])))
+    assert "How sure: this is one training run" in text
+    assert not re.findall(r".{30}\barms?\b.{30}", text, re.IGNORECASE)
+    two = text_of(build_page([*read_groups([run, run])]))
+    assert "Arms compared" in two, "where there are several runs there is something to compare"
+
+
+def test_the_recall_of_the_page_is_that_of_the_predictions(run: Path) -> None:
+    [large] = [one for one in read_run(RunDirectory(run)).taken if one.name == "large"]
+    assert large.per_class is not None
+    is_, taken_for = [], []
+    for i, row in enumerate(large.per_class.confusion):
+        for j, count in enumerate(row):
+            is_ += [i] * count
+            taken_for += [j] * count
+    recall = 100 * recall_score(is_, taken_for, average=None, zero_division=0)
+    page = build_page(read_groups([run]))
+    rows = re.findall(r"<tr><td>(\d)</td>(.*?)</tr>", page)
+    shown = {name: re.findall(r">([^<>]*)</td>", cells) for name, cells in rows}
+    for number, value in enumerate(recall):
+        assert float(shown[str(number)][2]) == pytest.approx(value, abs=0.051)
+
+
+def test_what_was_measured_of_latency_is_shown(run: Path) -> None:
+    small, large = read_run(RunDirectory(run)).taken
+    assert (small.name, large.name) == ("small", "large")
+    certificate = read_document(run / "subnets" / "small" / "export" / "onnx" / "certificate.json")[0]
+    assert small.latency_ms == {"onnx, float32": certificate["latency_ms"]["exported"]}
+    assert large.latency_ms == {}
+    assert small.size == (run / "subnets" / "small" / "model.safetensors").stat().st_size
+
+
+def test_a_run_of_which_nothing_was_taken_out_says_how(run: Path, tmp_path: Path) -> None:
+    for name in ("run.json", "population.jsonl", "metrics.jsonl", "exposure.npz", "forgetting.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    text = text_of(build_page(read_groups([tmp_path])))
+    assert "No network has been taken out of this run yet." in text
+    best = max(RunDirectory(run).population(), key=lambda line: (float(line.top1), -line.macs))
+    assert f"trainonce extract {tmp_path} {best.arch} --test" in text
+    assert "Class by class" not in text
+
+
+def test_a_damaged_description_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
+    place = tmp_path / "subnets" / "one"
+    place.mkdir(parents=True)
+    values = json.loads((run / "subnets" / "large" / "config.json").read_text())
+    (place / "config.json").write_bytes(to_json({**values, "per_class": {"split": "test", "recall": 3}}))
+    with pytest.raises(UserError, match=r"config.json, per_class: the key 'confusion' is missing"):
+        read_run(RunDirectory(tmp_path))
+
+
+@pytest.mark.parametrize("classes", [2, 20])
+def test_a_cell_of_the_matrix_is_a_count(classes: int) -> None:
+    confusion = [[i * classes + j for j in range(classes)] for i in range(classes)]
+    names = [f"c{i:02d}" for i in range(classes)]
+    [rows] = draw_confusion(confusion, names).to_dict()["datasets"].values()
+    assert {(row["is"], row["for"]): row["images"] for row in rows} == {
+        (names[i], names[j]): confusion[i][j] for i in range(classes) for j in range(classes) if confusion[i][j]
+    }
+    assert rows[-1]["share"] == pytest.approx(confusion[-1][-1] / sum(confusion[-1]))
