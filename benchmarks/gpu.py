@@ -1,6 +1,6 @@
 """What a GPU makes of it: training and evaluating at the paper's size, with CUDA graphs and without, in one call.
 
-    python benchmarks/gpu.py [--epochs 3] [--images 40000] [--batches 64 512 1024] [--subnets 30]
+    python benchmarks/gpu.py [--epochs 2] [--images 4096] [--batches 64 1024] [--subnets 8]
 
 Everything is the real thing on random images: `train_supernet` for a few epochs of `--images`, each epoch timed, and
 `Evaluator` for a few subnets (2,000 images to calibrate on, 10,000 to score). RSS's 590 and 180 epochs of 40,000 images
@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +40,8 @@ EQUAL_STEPS = 20
 """Steps after which weights of replayed and eager runs are compared."""
 GOALS = "goals on one H200: RSS under 3 minutes, RSS-Short under 1, 600 subnets under 1"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+WAYS: tuple[tuple[Precision, bool], ...] = (("float32", False), ("float32", True), ("bfloat16", True))
+"""Precisions, and whether float32 convolutions may round their factors (TF32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +186,13 @@ def report_equality(size: Size, data: DataSet) -> None:
             print(f"{name:<9} {precision:<9} {distances[0]:>12.1e} {distances[1]:>10.1e}", flush=True)
 
 
-def captured_step(net: MobileNetV3, arch: Architecture, x_BCHW: Tensor, y_B: Tensor) -> Callable[[], object]:
-    """Gradients of one subnet in bfloat16, replayed where they can be captured; the device is waited for."""
+def captured_step(
+    net: MobileNetV3, arch: Architecture, x_BCHW: Tensor, y_B: Tensor, precision: Precision
+) -> Callable[[], object]:
+    """Gradients of one subnet, replayed where they can be captured; the device is waited for."""
 
     def passes(x_BCHW: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
-        logits_BK = logits_in("bfloat16", net, x_BCHW, arch)
+        logits_BK = logits_in(precision, net, x_BCHW, arch)
         loss = F.cross_entropy(logits_BK, y_B)
         torch.autograd.backward(loss)
         return loss.detach()[None], (logits_BK.argmax(1) == y_B).sum()
@@ -207,18 +210,27 @@ def captured_step(net: MobileNetV3, arch: Architecture, x_BCHW: Tensor, y_B: Ten
 
 
 def report_layouts(size: Size) -> None:
-    """A captured step with images channels_last and not: each block goes on in the layout that it gets."""
-    print("\nforward and backward in bfloat16 as one graph, channels_last against NCHW: times as fast, by subnet\n")
+    """A captured step with images channels_last and not, in each precision: blocks keep the layout that they get."""
+    print("\nforward and backward as one graph, by layout: ms of the median subnet, and times as fast channels_last\n")
     for batch in size.batches:
         x_BCHW = torch.randn(batch, 3, size.side, size.side, device=size.device)
         y_B = torch.zeros(batch, dtype=torch.long, device=size.device)
-        faster = []
-        for arch in random_subnets(size.network(), size.subnets)[:4]:
-            layouts = {"NCHW": x_BCHW, "last": x_BCHW.contiguous(memory_format=torch.channels_last)}
-            steps = {name: captured_step(size.network().train(), arch, x, y_B) for name, x in layouts.items()}
-            took = side_by_side(steps, size.steps, warm_up=3)  # an eager one, one that captures, a replay
-            faster.append(statistics.median(ratios(took["NCHW"], took["last"])))
-        print(f"batch {batch:>5}: {middle(faster)}", flush=True)
+        layouts = {"NCHW": x_BCHW, "last": x_BCHW.contiguous(memory_format=torch.channels_last)}
+        for precision, tf32 in WAYS:
+            torch.backends.cudnn.allow_tf32 = tf32
+            faster: list[float] = []
+            took: dict[str, list[float]] = {name: [] for name in layouts}
+            for arch in random_subnets(size.network(), size.subnets)[:3]:
+                steps = {
+                    name: captured_step(size.network().train(), arch, x, y_B, precision) for name, x in layouts.items()
+                }
+                found = side_by_side(steps, size.steps, warm_up=3)  # an eager one, one that captures, a replay
+                faster.append(statistics.median(ratios(found["NCHW"], found["last"])))
+                for name, seconds in found.items():
+                    took[name].append(1000 * statistics.median(seconds))
+            ms = ", ".join(f"{name} {statistics.median(found):.2f}" for name, found in took.items())
+            print(f"batch {batch:>5} {precision:<9}{' TF32' if tf32 else '':<5}: {ms} ms; {middle(faster)}", flush=True)
+        torch.backends.cudnn.allow_tf32 = True
 
 
 def report_population(size: Size, data: DataSet) -> None:
@@ -257,11 +269,11 @@ def gpu() -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3, help="timed in each run, after the first")
-    parser.add_argument("--images", type=int, default=40_000, help="to train on; fewer make eager epochs bearable")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 512, 1024], help="images in a step")
-    parser.add_argument("--subnets", type=int, default=30, help="of the population")
-    parser.add_argument("--rounds", type=int, default=3, help="over the subnets")
+    parser.add_argument("--epochs", type=int, default=2, help="timed in each run, after the first")
+    parser.add_argument("--images", type=int, default=4096, help="to train on")
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024], help="images in a step")
+    parser.add_argument("--subnets", type=int, default=8, help="of the population")
+    parser.add_argument("--rounds", type=int, default=2, help="over the subnets")
     options = parser.parse_args()
     print(machine())
     if torch.cuda.is_available():
@@ -284,10 +296,11 @@ def main() -> None:
         print("There is no CUDA device here, so nothing is measured: what follows is a miniature that shows it works.")
         size = MINIATURE
     data = size.data().to(size.device)
-    for report in (partial(report_training, name="rss"), partial(report_training, name="spos"), report_equality):
-        report(size, data)
-    report_layouts(size)
     report_population(size, data)
+    report_layouts(size)
+    for name in ("rss", "spos"):
+        report_training(size, data, name)
+    report_equality(size, data)
 
 
 if __name__ == "__main__":
