@@ -15,7 +15,7 @@ from trainonce.recipes import Phase, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import TrainSettings, train_supernet
-from trainonce.training.optimizers import optimizer_for
+from trainonce.training.optimizers import optimizer_for, set_lr, stepper_for
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -129,3 +129,26 @@ def test_the_whole_state_is_in_the_checkpoint(make_net: MakeNet, make_data: Make
     expected = torch.stack([s * g**2 for s, g in zip(shares, gradients, strict=True) if g is not None]).sum(0)
     torch.testing.assert_close(found.tensors["optimizer-squares"][BIAS], expected)
     assert math.isclose(sum(shares), 1 - BETAS[1] ** 3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_stepper_takes_torchs_own_steps(make_net: MakeNet, momentum: float) -> None:
+    """To the last bit, whatever has a gradient, and with rates that differ by group."""
+    recipe = recipe_of(Phase(name="all", epochs=1, lr=LR, backbone_lr=0.5), optimizer="sgd", momentum=momentum)
+    nets = [make_net(), make_net()]
+    plain, ours = (optimizer_for(net, recipe, recipe.phases[0], net.head()) for net in nets)
+    step = stepper_for(ours)
+    draw = torch.Generator().manual_seed(0)
+    for number in range(4):
+        set_lr(plain, LR * (number + 1))
+        set_lr(ours, LR * (number + 1))
+        for at, pair in enumerate(zip(*(net.parameters() for net in nets), strict=True)):
+            given = None if (at + number) % 3 == 0 else torch.randn(pair[0].shape, generator=draw)
+            for parameter in pair:
+                parameter.grad = None if given is None else given.clone()
+        plain.step()
+        step()
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(one, other)
+        if momentum:
+            assert torch.equal(plain.state[one]["momentum_buffer"], ours.state[other]["momentum_buffer"])
