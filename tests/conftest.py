@@ -182,6 +182,17 @@ def one_round() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def unsynced() -> Iterator[None]:
+    """Nothing waits for the disk: no test cuts the power, and a process that is killed loses nothing of what it wrote.
+
+    What cannot be synchronised (a handle that is closed) is refused all the same.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[RerunCapture]:
     """Lets steps be captured on the CPU too; the list gets the capture of each training."""

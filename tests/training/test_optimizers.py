@@ -28,6 +28,27 @@ def recipe_of(phase: Phase, **fields: Any) -> Recipe:
     return Recipe(name="test", about="A test.", phases=(phase,), **given)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_are_torchs_own_to_the_last_bit(make_net: MakeNet, name: Literal["sgd", "adamw"]) -> None:
+    """Though what torch wraps its optimizers in, for torch.compile, is left out."""
+    phase = Phase(name="all", epochs=1, lr=LR)
+    recipe = recipe_of(phase, optimizer=name)
+    nets = make_net(dropout=0.0), make_net(dropout=0.0)
+    ours, model = (optimizer_for(net, recipe, phase) for net in nets)
+    theirs = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name](model.param_groups)
+    theirs.state.update(model.state)
+    x_BCHW = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for net, optimizer in zip(nets, (ours, theirs), strict=True):
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x_BCHW, net.space.largest()).square().sum().backward()
+            optimizer.step()
+    fresh = make_net().state_dict()
+    for (key, found), expected in zip(nets[0].state_dict().items(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(found, expected)
+        assert "conv.weight" not in key or not torch.equal(found, fresh[key])
+
+
 class Watch:
     """Notes parameters and their gradients after every step of a run."""
 

@@ -324,10 +324,9 @@ class TestSigterm:
         assert saved is not None
         assert 20 <= saved.step < 64
 
-        second = self.start("--resume", "run", "--threads", "1", "--device", "cpu", folder=tmp_path)
-        out, said = second.communicate(timeout=120)
-        assert second.returncode == 0, said
-        assert "Trained in" in out
+        second = command_line.trainonce("train", "--resume", run.path, "--threads", "1", "--device", "cpu")
+        assert second.code == 0, second.err
+        assert "Trained in" in second.out
         straight = command_line.trainonce("train", "digits", *self.OPTIONS, "--out", tmp_path / "straight")
         assert straight.code == 0, straight.err
         expected = RunDirectory(tmp_path / "straight")

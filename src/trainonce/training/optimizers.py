@@ -1,5 +1,6 @@
 """The optimizers that a recipe may name, and their state as groups of tensors that checkpoints keep."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,6 +20,22 @@ SGD_SETTINGS = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maxi
 """What torch's function of an SGD step takes beside tensors."""
 
 
+class _SGD(torch.optim.SGD):
+    """torch's SGD without what wraps it for `torch.compile`: at its first use that imports torch's compiler."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(torch.optim.AdamW):
+    """torch's AdamW, in the same way."""
+
+    add_param_group = _SGD.add_param_group
+    zero_grad = _SGD.zero_grad
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def optimizer_for(
     network: nn.Module, recipe: Recipe, phase: Phase, head: Collection[str] = ()
 ) -> torch.optim.Optimizer:
@@ -34,9 +51,9 @@ def optimizer_for(
     if last:
         groups += _groups(last, recipe.weight_decay)
     if recipe.optimizer == "adamw":  # corrects a weight's means by the steps with a gradient
-        return torch.optim.AdamW(groups, lr=phase.lr, betas=recipe.betas, fused=True)  # a step reads nothing back
+        return _AdamW(groups, lr=phase.lr, betas=recipe.betas, fused=True)  # a step reads nothing back
     momentum = recipe.momentum
-    optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = _SGD(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
         for parameter in (parameter for group in groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -91,7 +108,7 @@ def _groups(named: Mapping[str, nn.Parameter], weight_decay: float, *, times: fl
 
 def refuse_another(optimizer: torch.optim.Optimizer) -> None:
     """Raise `UserError` for any optimizer but torch's SGD and AdamW: checkpoints would not keep its state."""
-    if type(optimizer) not in (torch.optim.SGD, torch.optim.AdamW):
+    if type(optimizer) not in (_SGD, _AdamW, torch.optim.SGD, torch.optim.AdamW):
         raise UserError(
             f"the optimizer is a {type(optimizer).__name__}, but training takes torch.optim.SGD and torch.optim.AdamW: "
             "a checkpoint keeps no other state, so that a resumed run would go on without it"
