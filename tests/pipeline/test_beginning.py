@@ -1,10 +1,12 @@
 """Trainings that begin with a network of one's own, a file of its weights, or another run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.conftest import MakeData
 from tests.support.own_networks import Residual
@@ -12,13 +14,14 @@ from tests.support.training import differing, state_of
 from typer.testing import CliRunner
 
 from trainonce.cli.app import app
+from trainonce.cli.display import say_untrained
 from trainonce.data import from_arrays, load_dataset
 from trainonce.errors import UserError
 from trainonce.models.weights import file_sha256
 from trainonce.pipeline import fit, train
-from trainonce.pipeline.beginning import Beginning, begin
+from trainonce.pipeline.beginning import Beginning, begin, default_recipe, supernet_for
 from trainonce.run import checkpoint
-from trainonce.run.directory import RunDirectory
+from trainonce.run.directory import RunDirectory, Start
 
 OWN = "tests.support.own_networks:Residual"
 MEAN, STD = (0.25,), (0.5,)
@@ -105,6 +108,37 @@ def test_the_command_says_what_is_elastic_and_what_stays(tmp_path: Path) -> None
     assert "widths of stages are not asked for" in said.stderr
     assert "head" in said.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_ones_own_images_are_not_trained_as_published(weights: Path, tmp_path: Path) -> None:
+    """A folder's images get what suits minutes; a data set known by name what was published; trained weights theirs."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = torch.randint(
+                0, 256, (24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
+            )
+            Image.fromarray(pixels.numpy()).save(tmp_path / "pets" / name / f"{number}.png")
+    pets, digits = begun(tmp_path / "pets"), begun()
+    light = supernet_for(pets.data, geometry="light")
+    assert pets.net.settings == light.settings != supernet_for(pets.data).settings
+    assert begun(tmp_path / "pets", geometry="paper").net.settings == supernet_for(pets.data, geometry="paper").settings
+    assert digits.net.settings == supernet_for(digits.data).settings
+    trained = begun(model=OWN, weights=str(weights))
+    assert trained.start is not None
+    random = replace(trained, start=trained.start.model_copy(update={"trained": False}))  # as timm:NAME alone has it
+    asked = (pets, digits, random, trained)
+    assert [default_recipe(one) for one in asked] == ["quick", "rss", "quick", "transfer"]
+    assert [default_recipe(one, for_published="quick") for one in asked] == ["quick", "quick", "quick", "transfer"]
+
+
+def test_random_weights_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    start = Start(network="timm:resnet18", trained=False, fresh_head=True)
+    say_untrained(start)
+    assert capsys.readouterr().err == "timm:resnet18 begins with random weights: --from FILE gives it trained ones\n"
+    say_untrained(None)
+    say_untrained(start.model_copy(update={"trained": True}))
+    assert not capsys.readouterr().err
 
 
 def test_another_run_is_trained_further(run: RunDirectory) -> None:

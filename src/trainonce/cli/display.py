@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainonce.models import Supernet
     from trainonce.pipeline.fitting import Fitted
     from trainonce.recipes import Recipe
-    from trainonce.run.directory import RunDirectory
+    from trainonce.run.directory import RunDirectory, Start
     from trainonce.run.lines import SubnetScore
     from trainonce.search import Problem, SearchResult
     from trainonce.subnets.finetune import FinetuneProgress
@@ -339,6 +339,12 @@ def say_family(net: Supernet) -> None:
         f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
         f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
     )
+
+
+def say_untrained(start: Start | None) -> None:
+    """Say where a person's own network begins with random weights: it may have been meant otherwise."""
+    if start is not None and not start.trained:
+        err.print(f"{start.network} begins with random weights: --from FILE gives it trained ones")
 
 
 def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:

@@ -22,7 +22,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         help="A recipe's name (see `trainonce list`) or a .toml file. Default: transfer for weights that were trained "
-        "before; else rss, and quick for `trainonce fit`.",
+        "before; else quick, but rss where `trainonce train` is given a data set by name.",
         show_default=False,
     ),
 ]

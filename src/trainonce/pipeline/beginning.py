@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainonce.data import DataSet
+from trainonce.data import DATASET_NAMES, DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.models.weights import file_sha256
@@ -54,14 +54,15 @@ def begin(
     `model` names a network to be made elastic, and `weights` a file of its weights; without a model, `weights` is a
     run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
     trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages`,
-    `kernels` and `rigid` (patterns of choices) say what of a network is elastic. With `light`, a new network is of the
-    geometry that suits a training of minutes, unless another is named.
+    `kernels` and `rigid` (patterns of choices) say what of a network is elastic. A new network for one's own images,
+    and with `light` for any, is of the geometry that suits a training of minutes, unless another is named.
     Raises `UserError` for what cannot be together or cannot be made.
     """
     if model is None and (stages or kernels or rigid):
         raise UserError("--stages, --kernels and --rigid say what of a network is elastic: they go with --model")
     if model is None and weights is None:
         images = load(data, image_size=image_size)
+        light = light or not published(images)
         if light and geometry is None and family is None and images.image_size > SMALLEST_LIGHT:
             geometry = "light"
         net = supernet_for(images, family=family, geometry=geometry, width=width, resolutions=resolutions, seed=seed)
@@ -160,9 +161,16 @@ def _of_run(
     return Beginning(data=images, net=net, start=start)
 
 
-def default_recipe(begun: Beginning, otherwise: str = "rss") -> str:
-    """The recipe for weights that were trained before, or the one `otherwise`."""
-    return "transfer" if begun.start and begun.start.trained else otherwise
+def published(images: DataSet) -> bool:
+    """Whether the images are a data set that is known by name, to which published settings belong."""
+    return images.source.name_or_path in DATASET_NAMES
+
+
+def default_recipe(begun: Beginning, for_published: str = "rss") -> str:
+    """For weights that were trained before, for a new network on a published data set, and else."""
+    if begun.start and begun.start.trained:
+        return "transfer"
+    return for_published if begun.start is None and published(begun.data) else "quick"
 
 
 def supernet_for(

@@ -12,7 +12,7 @@ from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.recipes import load_recipe
-from trainonce.run.directory import RunDirectory
+from trainonce.run.directory import RunDirectory, Start
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest network's MACs: the devices, where none is named."""
@@ -26,6 +26,8 @@ class FitPlan:
     data: DataSet
     net: Supernet
     settings: FitSettings
+    start: Start | None
+    """Where the network comes from, where it is a person's own or another run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +113,13 @@ def fit(
     }
     settings = FitSettings.parse(values, where=where)
     run = RunDirectory(out or Path("runs") / f"{images.name}-fit-{seed}")
-    plan = FitPlan(run=run, data=images, net=net, settings=settings)
+    plan = FitPlan(run=run, data=images, net=net, settings=settings, start=begun.start)
     on_plan(plan)
     on_start()
     began = time.monotonic()
     fitted = fit_supernet(
         net,
-        load_recipe(recipe or default_recipe(begun, "quick")),
+        load_recipe(recipe or default_recipe(begun, for_published="quick")),
         images,
         run,
         settings,

@@ -111,7 +111,8 @@ def train(
 
     `data` is a data set's name, an image folder or an .npz file; the run is in `out`, or runs/DATA-RECIPE-SEED.
     `model`, `weights`, `stages`, `kernels` and `rigid` say what to begin with, see `trainonce.pipeline.beginning`; the
-    recipe by default is `transfer` where weights were trained before, else `rss`. With `resume`, a run's directory, it
+    recipe by default is `transfer` where weights were trained before, `rss` for a new network on a data set known by
+    name, and else `quick`. With `resume`, a run's directory, it
     goes on from its newest checkpoint, to the weights of a run that never stopped; then `data` says where the images
     are now, if they have moved, and what the run is made of cannot be given.
     Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
