@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedKFold
 
 from trainonce.data.splits import Published, Sizes, Split, Splits, carve, default_sizes, fewer
 from trainonce.errors import UserError
@@ -176,3 +177,44 @@ class TestDefaultSizes:
             train=Split(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.int64)),
         )
         assert default_sizes(many).calibrate == 2000
+
+
+class TestFolds:
+    @given(data=st.data(), classes=st.integers(2, 5), folds=st.integers(2, 6), seed=st.integers(0, 999))
+    @settings(max_examples=30, deadline=None)
+    def test_every_image_is_tested_once(self, data: st.DataObject, classes: int, folds: int, seed: int) -> None:
+        """In shares of the classes that are as even as scikit-learn's."""
+        counts = [data.draw(st.integers(max(folds, 4), 40)) for _ in range(classes)]
+        labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), counts)).tolist()
+        sizes, tested = Sizes(0, classes, 1), list[int]()
+        theirs = StratifiedKFold(folds, shuffle=True, random_state=0).split(np.zeros(len(labels)), labels)
+        sums = []
+        for number, (_, their_test) in zip(range(1, folds + 1), theirs, strict=True):
+            splits = carve(published(labels, classes), sizes=sizes, seed=seed, where="x", fold=(number, folds))
+            check_partition(splits, labels)
+            tested += numbers(splits.test)
+            sums.append(len(splits.test))
+            ours = np.bincount(splits.test.labels, minlength=classes)
+            assert abs(ours - np.bincount(np.array(labels)[their_test], minlength=classes)).max() <= 1
+            assert ours.min() >= 1
+        assert sorted(tested) == list(range(len(labels)))
+        assert max(sums) - min(sums) <= 1
+
+    def test_a_seed_divides_otherwise(self) -> None:
+        labels = [0, 1] * 50
+        tests = [
+            numbers(carve(published(labels, 2), sizes=Sizes(2, 4, 9), seed=seed, where="x", fold=(2, 5)).test)
+            for seed in (0, 0, 1)
+        ]
+        assert tests[0] == tests[1] != tests[2]
+
+    def test_what_cannot_be_is_refused(self) -> None:
+        few = published([0] * 20 + [1] * 3, 2)
+        with pytest.raises(UserError, match="pets: class 'b' has 3 images, which is enough for so many folds at most"):
+            carve(few, sizes=Sizes(1, 2, 3), seed=0, where="pets", fold=(1, 4))
+        for fold in ((0, 2), (3, 2), (1, 1)):
+            with pytest.raises(UserError, match="2 folds or more, numbered from 1"):
+                carve(few, sizes=Sizes(1, 2, 3), seed=0, where="pets", fold=fold)
+        divided = Published(class_names=("a", "b"), train=few.train, test=numbered([0, 1]))
+        with pytest.raises(UserError, match="pets has a test split of its own"):
+            carve(divided, sizes=Sizes(1, 2, 0), seed=0, where="pets", fold=(1, 2))

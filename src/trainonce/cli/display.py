@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainonce.lab.studies.summary import ArmSummary
     from trainonce.models import Supernet
     from trainonce.pipeline.fitting import Fitted
+    from trainonce.pipeline.folds import OverFolds
     from trainonce.recipes import Recipe
     from trainonce.run.directory import RunDirectory, Start
     from trainonce.run.lines import SubnetScore
@@ -408,6 +409,33 @@ def recall_table(fitted: Sequence[Fitted], class_names: Sequence[str]) -> Table:
     for number in shown:
         recalls = (percent(one.per_class.recall[number]) for one in fitted)
         table.add_row(class_names[number], str(counts[number]), *recalls)
+    if len(shown) < len(class_names):
+        table.add_row(f"and {len(class_names) - len(shown)} more")
+    return table
+
+
+def folds_table(found: Sequence[OverFolds]) -> Table:
+    """What the networks for each device came to over the folds."""
+    from trainonce.pipeline.fitting import name_of
+
+    table = _table("device", "mean", "95% interval", "lowest fold", "highest fold")
+    for one in found:
+        interval = f"{one.low:.1f} to {one.high:.1f}"
+        row = (f"{one.mean:.2f}%", interval, f"{min(one.top1):.2f}%", f"{max(one.top1):.2f}%")
+        table.add_row(name_of(one.max_macs), *row)
+    return table
+
+
+def folds_recall_table(found: Sequence[OverFolds], class_names: Sequence[str]) -> Table:
+    """Recall over all folds by class and device; of many classes, of those found least in the mean."""
+    from trainonce.pipeline.fitting import name_of
+
+    table = _table("class", *(f"recall, {name_of(one.max_macs)}" for one in found))
+    shown = list(range(len(class_names)))
+    if len(shown) > CLASS_ROWS:
+        shown = sorted(shown, key=lambda number: sum(one.recall[number] or 0 for one in found))[:CLASS_ROWS]
+    for number in shown:
+        table.add_row(class_names[number], *(percent(one.recall[number]) for one in found))
     if len(shown) < len(class_names):
         table.add_row(f"and {len(class_names) - len(shown)} more")
     return table

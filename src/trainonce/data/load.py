@@ -19,7 +19,7 @@ from trainonce.data import formats
 from trainonce.data.augment import augment
 from trainonce.data.download import PublishedFile, fetch, missing_sentence
 from trainonce.data.folder import read_folder
-from trainonce.data.splits import Published, Split, carve, default_sizes, fewer
+from trainonce.data.splits import Fold, Published, Split, carve, default_sizes, fewer
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.data.trivial import GREY_WEIGHTS
 from trainonce.errors import UserError
@@ -55,6 +55,9 @@ class DataSource(Settings):
     split_seed: int = 0
     """Seed of the division into the four splits."""
 
+    fold: Fold | None = None
+    """Which fold is the test split, from 1, and of how many; None where there are none."""
+
     train_images: int | None = None
     """How many images of the training split are trained on; None for all. The other splits stay whole."""
 
@@ -83,7 +86,7 @@ class DataSource(Settings):
     def identity(self) -> JsonObject:
         """Which images these are: everything but whether they stay on disk."""
         values = self.model_dump(mode="json", exclude={"stream"})
-        for name in ("skipped", "mean", "std"):  # so that it is the identity of before they could be chosen
+        for name in ("skipped", "mean", "std", "fold"):  # so that it is the identity of before they could be chosen
             if not values[name]:
                 del values[name]
         return values
@@ -209,6 +212,7 @@ def load_dataset(
     image_size: int | None = None,
     grey: bool = False,
     split_seed: int = 0,
+    fold: Fold | None = None,
     train_images: int | None = None,
     train_images_seed: int = 0,
     download: bool = True,
@@ -227,7 +231,8 @@ def load_dataset(
 
     `data_dir` is where published files are or go to: None means the environment's TRAINONCE_DATA, else
     ./data. `image_size` in pixels resizes every image (folders: 64 unless told); `grey` turns colour into
-    grey. `split_seed` (0 or more) alone decides which images are held out. `train_images` keeps that many images of the
+    grey. `split_seed` (0 or more) alone decides which images are held out; with `fold`, such as (2, 5), the test
+    split is that fold of the images (see `trainonce.data.splits.carve`). `train_images` keeps that many images of the
     training split, a share of every class drawn from `train_images_seed`, and every other split whole. `stream` and
     `workers` say whether the images of a folder stay on disk, and how many processes decode them, `skip_broken` and
     `skipped` which files of it are left out: see `read_folder`; what was left out is in the `source` of what is given.
@@ -237,7 +242,7 @@ def load_dataset(
     `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
     if isinstance(name_or_path, DataSet):
-        if any((image_size, grey, split_seed, train_images, stream, skip_broken, skipped, mean, std)):
+        if any((image_size, grey, split_seed, fold, train_images, stream, skip_broken, skipped, mean, std)):
             raise UserError("the images of a DataSet are made already: choose their size, number and splits there")
         return name_or_path
     name_or_path = str(name_or_path)
@@ -255,6 +260,7 @@ def load_dataset(
         image_size=image_size,
         grey=grey,
         split_seed=split_seed,
+        fold=fold,
         train_images=train_images,
         train_images_seed=train_images_seed,
         stream=stream,
@@ -265,7 +271,13 @@ def load_dataset(
         folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
         entry = TABLE[name_or_path]
         data = load_entry(
-            entry, data_dir=folder, image_size=image_size, grey=grey, split_seed=split_seed, download=download
+            entry,
+            data_dir=folder,
+            image_size=image_size,
+            grey=grey,
+            split_seed=split_seed,
+            fold=fold,
+            download=download,
         )
         return as_asked(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
@@ -303,7 +315,7 @@ def load_dataset(
 def _of_function(name: str, source: Callable[..., DataSource], beside: str | Path | None) -> DataSet:
     """What a person's own function gives. Raises `UserError` where it gives something else."""
     asked = source(name_or_path=name)
-    for option in ("image_size", "grey", "split_seed", "stream"):
+    for option in ("image_size", "grey", "split_seed", "fold", "stream"):
         if getattr(asked, option):
             raise UserError(f"{name} makes its images itself: {option.replace('_', ' ')} cannot be chosen for it")
     made = import_named(name, "function", TABLE, beside=beside)()
@@ -330,7 +342,14 @@ def as_asked(data: DataSet) -> DataSet:
 
 
 def load_entry(
-    entry: TableEntry, *, data_dir: Path, image_size: int | None, grey: bool, split_seed: int, download: bool
+    entry: TableEntry,
+    *,
+    data_dir: Path,
+    image_size: int | None,
+    grey: bool,
+    split_seed: int,
+    download: bool,
+    fold: Fold | None = None,
 ) -> DataSet:
     """Load a data set of the table; arguments and errors as `load_dataset`."""
     if entry.layout == "sklearn":
@@ -344,7 +363,7 @@ def load_entry(
     if published.test is not None:
         _refuse_count(entry, "test", len(published.test), entry.test_images)
     published = fitted(published, image_size=image_size, grey=grey, where=entry.name)
-    splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name)
+    splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name, fold=fold)
     turned_grey = grey and entry.channels == 3
     return DataSet(
         name=entry.name,
@@ -423,7 +442,8 @@ def fitted(published: Published, *, image_size: int | None, grey: bool, where: s
 
 def divided(published: Published, source: DataSource, *, where: str) -> DataSet:
     """The data set of what was read from a path."""
-    splits = carve(published, sizes=default_sizes(published), seed=source.split_seed, where=where)
+    sizes = default_sizes(published)
+    splits = carve(published, sizes=sizes, seed=source.split_seed, where=where, fold=source.fold)
     colour = splits.train.shape[1] == 3
     return DataSet(
         name=source.name,

@@ -26,6 +26,9 @@ VALIDATE_FRACTION = 0.10
 CALIBRATE_FRACTION = 0.05
 CALIBRATE_MOST = 2000
 
+Fold = tuple[int, int]
+"""Which fold, from 1, and of how many."""
+
 
 class Batch(NamedTuple):
     """Some images of a split: their rows in it, the images as uint8 [B, C, H, W] in 0..255, and their labels."""
@@ -188,19 +191,32 @@ def default_sizes(published: Published) -> Sizes:
     )
 
 
-def carve(published: Published, *, sizes: Sizes, seed: int, where: str) -> Splits:
+def carve(published: Published, *, sizes: Sizes, seed: int, where: str, fold: Fold | None = None) -> Splits:
     """Carve calibrate, and the splits the publisher did not give, out of the training split.
 
     Stratified: every class keeps its share to within one image, and has at least one image in train
     and in a carved validate and test. What is drawn follows from `seed` (0 or more) alone; no global
-    generator is touched. `where` names the data in errors. Raises `UserError` where a class has too
-    few images, saying how many are needed.
+    generator is touched. `where` names the data in errors. With `fold` the test split is that fold: the folds of a
+    seed are disjoint, cover all the images, and are of sizes that differ by one at most, in every class too. Raises
+    `UserError` where a class has too few images, saying how many are needed, and for folds of images that have a test
+    split of their own.
     """
     assert (sizes.validate > 0) == (published.validate is None), sizes
     assert (sizes.test > 0) == (published.test is None), sizes
     if seed < 0:
         raise UserError(f"the split seed must be 0 or more, not {seed}")
-    train, calibrate, validate, test = _carve_indices(published, sizes=sizes, seed=seed, where=where)
+    labels = published.train.labels.cpu().numpy()
+    if fold is None:
+        parts = _carve_indices(labels, published.class_names, sizes=sizes, seed=seed, where=where)
+    else:
+        if published.test is not None:
+            raise UserError(f"{where} has a test split of its own: folds are of images that are not divided")
+        folds = _folds_of(labels, published.class_names, fold, seed=seed, where=where)
+        (held_out,), (rest,) = np.nonzero(folds == fold[0] - 1), np.nonzero(folds != fold[0] - 1)
+        inner = sizes._replace(test=0)
+        others = _carve_indices(labels[rest], published.class_names, sizes=inner, seed=seed, where=where)
+        parts = *(rest[indices] for indices in others[:3]), held_out
+    train, calibrate, validate, test = parts
     return Splits(
         train=published.train.take(train),
         calibrate=published.train.take(calibrate),
@@ -232,14 +248,36 @@ def fewer(split: Split, count: int, *, seed: int, where: str) -> Split:
     return split.take(_pick(shuffled, np.zeros_like(counts), quota))
 
 
-def _carve_indices(published: Published, *, sizes: Sizes, seed: int, where: str) -> tuple[Indices, ...]:
-    """Give the training-split indices of (train, calibrate, validate, test), each in rising order."""
+def _folds_of(labels: Indices, class_names: tuple[str, ...], fold: Fold, *, seed: int, where: str) -> Indices:
+    """Give the fold, from 0, of each image, int64 [N]."""
+    number, count = fold
+    if not 1 <= number <= count or count < 2:
+        raise UserError(f"there are 2 folds or more, numbered from 1: {number} of {count} is none of them")
+    shuffled = _shuffled(labels, len(class_names), seed)
+    rarest = min(range(len(class_names)), key=lambda c: len(shuffled[c]))
+    if len(shuffled[rarest]) < count:
+        raise UserError(
+            f"{where}: class '{class_names[rarest]}' has {len(shuffled[rarest])} images, which is enough for so "
+            f"many folds at most, not for {count}"
+        )
+    order, folds = np.concatenate(shuffled), np.empty(len(labels), dtype=np.int64)
+    folds[order] = np.arange(len(labels)) % count
+    return folds
+
+
+def _shuffled(labels: Indices, num_classes: int, seed: int) -> list[Indices]:
+    """Give the indices of each class's images in an order drawn from `seed`."""
     rng = np.random.default_rng(seed)
-    labels = published.train.labels.cpu().numpy()
-    num_classes = len(published.class_names)
-    shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    return [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+
+
+def _carve_indices(
+    labels: Indices, class_names: tuple[str, ...], *, sizes: Sizes, seed: int, where: str
+) -> tuple[Indices, ...]:
+    """Give the indices of (train, calibrate, validate, test) among images of these labels, each in rising order."""
+    shuffled = _shuffled(labels, len(class_names), seed)
     counts = np.array([len(indices) for indices in shuffled], dtype=np.int64)
-    _refuse_too_few(counts, published.class_names, sizes, where)
+    _refuse_too_few(counts, class_names, sizes, where)
 
     used = np.zeros_like(counts)  # [K], how many of each class's shuffled indices are taken
     parts = []

@@ -375,10 +375,16 @@ class _Fit:
                     f"{path} was begun with another {key.replace('_', ' ')} ({before[key]}): ask for the same, or name "
                     "another directory with --out"
                 )
+        config = self.run.checked_config()
+        if config.data_fingerprint != self.data.fingerprint():
+            raise UserError(
+                f"{path} was begun with other images, or other ones held out: ask for the same, or name another "
+                "directory with --out"
+            )
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
-        return self.run.checked_config().recipe
+        return config.recipe
 
 
 class _Chosen(NamedTuple):

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from trainonce.data import DataSet, load_dataset
+from trainonce.data import DataSet, DataSource, load_dataset
+from trainonce.data.splits import Fold
+from trainonce.errors import UserError
 from trainonce.models import Supernet
-from trainonce.pipeline.beginning import begin, default_recipe
+from trainonce.pipeline.beginning import Beginning, begin, default_recipe
 from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
+from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.recipes import load_recipe
 from trainonce.run.directory import RunDirectory, Start
@@ -40,6 +43,10 @@ class FittedDevices:
     seconds: float
     finished: bool
     """Whether all are there: not where the watch's `should_stop` said so."""
+    folds: tuple["FittedDevices", ...] = ()
+    """With `folds`, those that are finished; `devices` is then empty, and `plan` the first one's."""
+    over_folds: tuple[OverFolds, ...] = ()
+    """With `folds`, what each device's networks came to; none unless finished."""
 
 
 def fit(
@@ -61,6 +68,7 @@ def fit(
     grey: bool = False,
     train_images: int | None = None,
     split_seed: int = 0,
+    folds: int | None = None,
     skip_broken: bool = False,
     finetune_lr: float | None = None,
     data_dir: str | Path | None = None,
@@ -75,8 +83,10 @@ def fit(
     """Train once, and hand over a network for every device, in a given time: `trainonce fit`, whose options these are.
 
     `max_macs` are the devices, the most million MACs of each; the run is in `out` or runs/DATA-fit-SEED. Called again,
-    it goes on. `on_start` is called where the work begins: from there on the watch's `should_stop` is asked. `where` is
-    what refusals call the options. Raises `UserError` for what cannot be, before anything is written.
+    it goes on. With `folds` this is done so often, in a share of the time each, every time with another part of the
+    images as the test split; the runs are `fold-1`, … in `out`. `on_start` is called where the work begins: from there
+    on the watch's `should_stop` is asked. `where` is what refusals call the options. Raises `UserError` for what cannot
+    be, before anything is written.
     """
     use_threads(threads)
     load = partial(
@@ -87,9 +97,9 @@ def fit(
         split_seed=split_seed,
         skip_broken=skip_broken,
     )
-    begun = begin(
-        load,
-        data,
+    beginning = partial(
+        begin,
+        data=data,
         image_size=image_size,
         model=model,
         weights=weights,
@@ -102,33 +112,88 @@ def fit(
         width=width,
         seed=seed,
     )
-    images, net = begun.data, begun.net
-    largest = net.cost_of(net.space.largest()).macs
-    values = {
-        "minutes": minutes,
-        "max_macs": [million * 1e6 for million in max_macs] or [share * largest for share in SHARES],
-        "finetune_lr": finetune_lr,
-        "seed": seed,
-        "device": device_named(device),
-    }
-    settings = FitSettings.parse(values, where=where)
-    run = RunDirectory(out or Path("runs") / f"{images.name}-fit-{seed}")
-    plan = FitPlan(run=run, data=images, net=net, settings=settings, start=begun.start)
-    on_plan(plan)
-    on_start()
-    began = time.monotonic()
-    fitted = fit_supernet(
-        net,
-        load_recipe(recipe or default_recipe(begun, for_published="quick")),
-        images,
-        run,
-        settings,
-        watch or Watch(),
-        start=begun.start,
+    fitting = _Fitting(
+        begin=lambda fold: beginning(partial(load, fold=fold)),
+        name="images" if isinstance(data, DataSet) else DataSource(name_or_path=str(data)).name,
+        recipe=recipe,
+        max_macs=max_macs,
+        finetune_lr=finetune_lr,
+        seed=seed,
+        device=device_named(device),
+        watch=watch or Watch(),
+        on_plan=on_plan,
+        on_start=on_start,
+        where=where,
     )
-    return FittedDevices(
-        plan=plan,
-        devices=tuple(fitted or ()),
-        seconds=time.monotonic() - began,
-        finished=fitted is not None,
-    )
+    return fitting.whole(out, minutes) if folds is None else fitting.folded(out, minutes, folds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitting:
+    """What is the same for all folds."""
+
+    begin: Callable[[Fold | None], Beginning]
+    name: str
+    """Of the images, as the default directory of folds has it."""
+    recipe: str | Path | None
+    max_macs: Sequence[float]
+    finetune_lr: float | None
+    seed: int
+    device: str
+    watch: Watch
+    on_plan: Callable[[FitPlan], None]
+    on_start: Callable[[], None]
+    where: str
+
+    def whole(self, out: str | Path | None, minutes: float, fold: Fold | None = None) -> FittedDevices:
+        """Fit it once: all the images, or with a fold as the test split into `out`."""
+        begun = self.begin(fold)
+        images, net = begun.data, begun.net
+        largest = net.cost_of(net.space.largest()).macs
+        values = {
+            "minutes": minutes,
+            "max_macs": [million * 1e6 for million in self.max_macs] or [share * largest for share in SHARES],
+            "finetune_lr": self.finetune_lr,
+            "seed": self.seed,
+            "device": self.device,
+        }
+        settings = FitSettings.parse(values, where=self.where)
+        run = RunDirectory(out or Path("runs") / f"{images.name}-fit-{self.seed}")
+        plan = FitPlan(run=run, data=images, net=net, settings=settings, start=begun.start)
+        if fold is None or fold[0] == 1:
+            self.on_plan(plan)
+            self.on_start()
+        began = time.monotonic()
+        recipe = load_recipe(self.recipe or default_recipe(begun, for_published="quick"))
+        fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
+        seconds = time.monotonic() - began
+        return FittedDevices(plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None)
+
+    def folded(self, out: str | Path | None, minutes: float, folds: int) -> FittedDevices:
+        """Fit it once for each fold, each in its share of the time."""
+        refuse_folds(folds)
+        place, done = Path(out or f"runs/{self.name}-fit-{self.seed}-folds-{folds}"), list[FittedDevices]()
+        refuse_other_folds(place, folds)
+        for number in range(1, folds + 1):
+            self.watch.stage(f"Fold {number} of {folds}")
+            try:
+                found = self.whole(place / f"fold-{number}", minutes / folds, (number, folds))
+            except UserError as error:
+                share = f"{minutes / folds:.3g} of the {minutes:g} minutes"
+                raise UserError(f"fold {number} of {folds}, which has {share}: {error}") from error
+            if not found.finished:
+                break
+            done.append(found)
+        finished = len(done) == folds
+        over = over_folds([one.devices for one in done]) if finished else []
+        if finished:
+            write_folds(place, over)
+        first = done[0] if done else found
+        return FittedDevices(
+            plan=first.plan,
+            devices=(),
+            seconds=sum(one.seconds for one in done) + (0.0 if finished else found.seconds),
+            finished=finished,
+            folds=tuple(done),
+            over_folds=tuple(over),
+        )
