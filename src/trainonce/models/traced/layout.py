@@ -359,6 +359,8 @@ def _macs_of(found: Analysis, line: Line) -> tuple[int, Sequence[Dimension]] | N
     if line.op in ("conv2d.default", "conv2d.padding", "conv1d.default"):
         made, weight = found.of(f"%{line.out}"), found.of(line.args[1])
         return 1, (*made[2:], *weight)
+    if line.op.startswith("conv_transpose"):  # each value of its input meets the whole kernel
+        return 1, (*found.of(line.args[0])[2:], *found.of(line.args[1]))
     if line.op == "linear.default":
         made, weight = found.of(f"%{line.out}"), found.of(line.args[1])
         return _of_one_image(found, (*made[:-1], *weight))

@@ -12,12 +12,12 @@ from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.cost.macs import CostModel
+from trainonce.cost.macs import CostModel, counted_cost
 from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
-from trainonce.models.traced.rules import OUTPUT
+from trainonce.models.traced.rules import OUTPUT, RULES
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
 from trainonce.nn.ops import Slices
@@ -415,6 +415,20 @@ def elastic(
     )
     net = Traced(settings, seed=seed)
     net.network.load_state_dict(state)
+    _refuse_uncounted(net)
     if num_classes is not None and num_classes != spec.num_classes:
         return net.with_head(num_classes, seed=seed)
     return net
+
+
+def _refuse_uncounted(net: Traced) -> None:
+    """Raise `UserError` where an end of the space does not cost what torch counts: by an operation not known here."""
+    for arch in (net.space.largest(), net.space.smallest()):
+        ours, counted = net.cost_of(arch), counted_cost(net.describe(arch))
+        if ours != counted:
+            unknown = sorted({line.op for line in net.settings.network.lines if line.op not in RULES})
+            raise UserError(
+                f"what subnets of this network cost cannot be told: torch counts {counted.macs:,} MACs and "
+                f"{counted.params:,} parameters for {arch}, its operations as they are known {ours.macs:,} and "
+                f"{ours.params:,}; unknown are {', '.join(unknown) or 'none'}"
+            )
