@@ -21,7 +21,7 @@ from trainonce.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
-SHORTER = {"scaled(0.05)": "scaled(0.002)", "scores=100": "scores=20"}
+SHORTER = {"scaled(0.05)": "scaled(0.002)", "scores=100": "scores=10"}
 """What is made shorter where a page's Python is run."""
 
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         options = ("--epochs", "1", "--width", "0.25", "--probes", "0", "--out", "runs/rss")
         assert trainonce_says("train", "digits", *options).code == 0
         assert trainonce_says("evaluate", "runs/rss", "--per-bucket", "1").code == 0
-        assert trainonce_says("extract", "runs/rss", "--max-macs", "1", "--out", "runs/rss/subnets/ID").code == 0
+        assert trainonce_says("extract", "runs/rss", "--max-macs", "0.5", "--out", "runs/rss/subnets/ID").code == 0
         assert trainonce_says("export", "runs/rss/subnets/ID", "--to", "onnx").code == 0
         shutil.copy("runs/rss/subnets/ID/export/onnx/model.onnx", "model.onnx")
         for run in ("ps", "pets"):

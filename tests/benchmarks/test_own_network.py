@@ -18,14 +18,14 @@ def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_three_devices_from_one_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "own.jsonl"
-    asked = ["digits", *OWN, "--minutes", "0.1", "--seeds", "0", "--sides", "ours", "--out", str(out)]
+    asked = ["digits", *OWN, "--minutes", "0.05", "--seeds", "0", "--sides", "ours", "--out", str(out)]
     own_network = import_module("own_network")
     own_network.main(asked)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["device"] for line in lines] == [0.25, 0.5, 1.0]
     assert lines[0]["macs"] < lines[1]["macs"] <= 0.5 * lines[2]["macs"]
     assert all(line["side"] == "ours" and 0 <= line["test"] <= 100 for line in lines)
-    assert "| digits | 8 pixels | 0.1 | ours |" in capsys.readouterr().out
+    assert "| digits | 8 pixels | 0.05 | ours |" in capsys.readouterr().out
     own_network.main(asked)
     assert len(out.read_text().splitlines()) == 3, "what is there is not done again"
 

@@ -158,7 +158,7 @@ def test_timms_networks_are_the_same_for_all_devices(
 def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main, out, picture = import_module("worth").main, tmp_path / "worth.jsonl", tmp_path / "worth.svg"
     threads = torch.get_num_threads()
-    asked = ["digits", "--minutes", "0.03", "--seeds", "1", "--recipe", "spos", "--candidates", "2", "--out", str(out)]
+    asked = ["digits", "--minutes", "0.015", "--seeds", "1", "--recipe", "spos", "--candidates", "2", "--out", str(out)]
     try:
         main([*asked, "--sides", "ours", "alone", "resnet", "sklearn", "--picture", str(picture)])
         lines = read_lines(out)
@@ -176,6 +176,6 @@ def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert read_lines(out) == lines, "what is recorded is not done again"
         again = capsys.readouterr().out
         assert again[again.index("| set |") :] == said[said.index("| set |") :]
-        assert "| digits | default | 0.03 | svm |" in again
+        assert "| digits | default | 0.015 | svm |" in again
     finally:
         torch.set_num_threads(threads)

@@ -48,7 +48,7 @@ def commanded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train", "digits", *small, "--out", run, "--keep-at", "0.5", "--device", "cpu"),
         ("evaluate", run, "--buckets", "0.3,0.6", "--bucket-half-width", "0.1", "--per-bucket", "2", "--device", "cpu"),
         ("search", run, "--max-params", "0.6M", "--scores", "3", "--test", "--device", "cpu"),
-        ("extract", run, "--max-macs", "0.7", "--test", "--license", "mit", "--out", run / "subnet", "--device", "cpu"),
+        ("extract", run, "--max-macs", "0.4", "--test", "--license", "mit", "--out", run / "subnet", "--device", "cpu"),
         (
             "finetune",
             run / "subnet",
@@ -98,7 +98,7 @@ class Story:
         )
         self.searched: Searched = pipeline.search(self.run, max_params=0.6, scores=3, test=True, device="cpu")
         self.extracted: Extracted = pipeline.extract(
-            str(self.run), max_macs=0.7, test=True, license="mit", out=self.run / "subnet", device="cpu"
+            str(self.run), max_macs=0.4, test=True, license="mit", out=self.run / "subnet", device="cpu"
         )
         subnet = str(self.extracted.path)
         self.finetuned = pipeline.finetune(
@@ -159,7 +159,7 @@ def test_a_subnet_tells_what_is_written(story: Story) -> None:
         settled(json.loads((done.path / "config.json").read_text()))["scores"] == done.description.to_json()["scores"]
     )
     assert set(done.scores) == {"validate", "test"}
-    assert done.cost.macs <= 0.7e6
+    assert done.cost.macs <= 0.4e6
 
 
 def test_fine_tuning_tells_what_is_written(story: Story) -> None:
