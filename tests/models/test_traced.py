@@ -19,7 +19,7 @@ from trainonce.cost.macs import counted_cost
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
 from trainonce.models.traced import Traced, elastic, in_own_classes
-from trainonce.nn.plain_graph import GraphSpec
+from trainonce.nn.plain_graph import NORM, GraphSpec
 from trainonce.space import Architecture
 
 M = TypeVar("M", bound=nn.Module)
@@ -384,3 +384,15 @@ def test_a_network_that_is_read_refers_to_nothing_that_is_not_there() -> None:
     values["lines"][1][2][0] = "%elsewhere"
     with pytest.raises(ValueError, match="not there"):
         GraphSpec.from_json(values)
+
+
+def test_tensors_come_in_one_order_in_every_process() -> None:
+    """Ranks exchange them in turn, and a set of names has another order in each."""
+    net = elastic(Residual(), torch.zeros(1, 1, 8, 8))
+    spec = net.settings.network
+    norms = list(dict.fromkeys(str(line.args[1]) for line in spec.lines if line.op == NORM))
+    assert len(norms) > 4, "so that a chance order is noticed"
+    names = [name.removeprefix("network.") for name in net.state_dict()]
+    assert [name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")] == norms
+    rest = [tensor.name for tensor in spec.tensors if tensor.name.rpartition(".")[0] not in norms]
+    assert [name for name in names if name in rest] == rest

@@ -300,8 +300,8 @@ class TracedLayout:
             home = self._elastic(self.residuals.homes.get(line.out))
             macs = _macs_of(self.found, line)
             parts = [(factors, Cost(size, 0)) for factors, size in self._expanded(*macs, choices)] if macs else []
-            for name in learned.intersection(tensors_of(line, self.dimensions)):
-                learned.remove(name)  # counted
+            for name in [name for name in tensors_of(line, self.dimensions) if name in learned]:
+                learned.discard(name)  # counted
                 parts += [
                     (factors, Cost(0, size)) for factors, size in self._expanded(1, self.dimensions[name], choices)
                 ]

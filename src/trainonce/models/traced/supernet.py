@@ -363,7 +363,7 @@ def _tensors(spec: GraphSpec) -> nn.Module:
     """The tensors of a network under their names."""
     holder = nn.Module()
     of = {tensor.name: tensor for tensor in spec.tensors}
-    norms = {str(line.args[1]) for line in spec.lines if line.op == NORM}
+    norms = dict.fromkeys(str(line.args[1]) for line in spec.lines if line.op == NORM)  # ranks need one order
     for name in norms:
         own = {
             t.removeprefix(f"{name}."): of[t]
