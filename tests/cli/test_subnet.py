@@ -242,7 +242,7 @@ class TestEvaluateOne:
         for number, recall in enumerate(found["recall"]):
             assert rows[str(number)][1:3] == [str(sum(found["confusion"][number])), f"{recall:.1f}%"]
         worst = found["worst"][0]
-        named = f"image {worst['row']}: a {worst['actual']}, taken for {worst['taken_for']} with "
+        named = f"image {worst['row']}: {worst['actual']}, taken for {worst['taken_for']} with "
         assert f"{named}{worst['probability']:.1%}" in result.out
 
     def test_what_is_refused(self, run: Path, subnet: Path) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
 from torch import nn
 
+from trainonce.cli.display import per_class_table
 from trainonce.data import load_dataset
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import CONFIDENCE_BINS, WORST_IMAGES, by_class, score_by_class
@@ -113,3 +114,15 @@ def test_no_warning_reaches_a_person() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         by_class(torch.zeros(2, 12), torch.tensor([0, 5]))
+
+
+def test_of_many_classes_those_found_least_are_shown() -> None:
+    labels = torch.arange(30).repeat_interleave(4)
+    guess = labels.clone()
+    guess[[0, 1, 2, 3, 117]] = 7  # all of class 0, and one of class 29
+    found = by_class(torch.eye(30)[guess] * 9, labels)
+    table = per_class_table(found, [f"c{number:02d}" for number in range(30)])
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == ["c00", "c29", *(f"c{number:02d}" for number in range(1, 19)), "and 10 more, found better"]
+    assert columns[2][:3] == ["0.0%", "75.0%", "100.0%"]
+    assert columns[4][:3] == ["c07 4", "c07 1", ""]

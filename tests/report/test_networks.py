@@ -6,14 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from sklearn.metrics import recall_score
 from tests.support.command_line import trainonce
 
 from trainonce import RunDirectory
 from trainonce.errors import UserError
+from trainonce.evaluation.evaluator import Score
+from trainonce.evaluation.per_class import by_class
 from trainonce.records import read_document, to_json
 from trainonce.report import build_page, read_groups, read_run
 from trainonce.report.figures.classes import draw_confusion
+from trainonce.report.sections.networks import classes_section
+from trainonce.report.taken import TakenOut
 from trainonce.subnets import read_subnet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
@@ -107,6 +112,31 @@ def test_a_damaged_description_is_refused(run: Path, tmp_path: Path) -> None:
     (place / "config.json").write_bytes(to_json({**values, "per_class": {"split": "test", "recall": 3}}))
     with pytest.raises(UserError, match=r"config.json, per_class: the key 'confusion' is missing"):
         read_run(RunDirectory(tmp_path))
+
+
+def test_of_many_classes_the_pairs_confused_most_are_listed() -> None:
+    labels, names = torch.arange(40).repeat_interleave(3), tuple(f"c{i:02d}" for i in range(40))
+    guess = labels.clone()
+    guess[:3], guess[7] = 39, 5
+    one = TakenOut(
+        path=Path("it"),
+        name="it",
+        arch="a",
+        macs=1,
+        params=1,
+        size=None,
+        scores={"test": Score(top1=95.0, loss=1.0, images=120)},
+        classes=names,
+        per_class=by_class(torch.eye(40)[guess] * 9, labels),
+        split="test",
+        latency_ms={},
+    )
+    section = classes_section([one])
+    assert section.text == ["it finds c00 least: 0% of its test images; most of what it misses is taken for c39."]
+    [pairs] = [table for table in section.tables if "taken for" in table.columns and "image" not in table.columns]
+    assert [list(row) for row in pairs.rows] == [["it", "c00", "c39", 3], ["it", "c02", "c05", 1]]
+    assert sorted(str(row[1]) for row in section.tables[-1].rows) == ["row 0", "row 1", "row 2", "row 7"]
+    assert not section.figures
 
 
 @pytest.mark.parametrize("classes", [2, 20])

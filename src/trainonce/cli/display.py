@@ -458,7 +458,7 @@ def say_per_class(found: PerClass, class_names: Sequence[str]) -> None:
 def worst_lines(found: PerClass, class_names: Sequence[str], by: str = "") -> list[str]:
     """The images that are classified worst, one a line, under a heading that says by which network."""
     lines = [
-        f"  {one.file or f'image {one.row}'}: a {class_names[one.actual]}, taken for {class_names[one.taken_for]} with "
+        f"  {one.file or f'image {one.row}'}: {class_names[one.actual]}, taken for {class_names[one.taken_for]} with "
         f"{one.probability:.1%}"
         for one in found.worst[:WORST_SHOWN]
     ]

@@ -25,7 +25,7 @@ def networks_sections(run: RunRecord) -> list[Section]:
     by_class = [one for one in run.taken if one.per_class is not None]
     return [
         _networks(run),
-        *([_classes(by_class)] if by_class else []),
+        *([classes_section(by_class)] if by_class else []),
         _commands(run),
     ]
 
@@ -117,10 +117,11 @@ def _offered(run: RunRecord) -> Table:
     )
 
 
-def _classes(taken: Sequence[TakenOut]) -> Section:
+def classes_section(taken: Sequence[TakenOut]) -> Section:
+    """What these networks do class by class; `per_class` of each is there."""
     names, split = taken[0].classes, taken[0].split
     shown = [one for one in taken if (one.classes, one.split) == (names, split)]
-    title = _least(shown[-1], names, split)
+    title = _least(max(shown, key=lambda one: one.scores[split].top1 if split in one.scores else 0.0), names, split)
     figures = []
     if len(names) <= MOST_DRAWN:
         pictures = [Picture(label=one.name, spec=_confusion(one, names)) for one in shown]

@@ -1,5 +1,6 @@
 """The section on searches: each run's front beside that of random search."""
 
+from trainonce.evaluation.evaluator import wilson
 from trainonce.report.figures.charts import plural
 from trainonce.report.figures.population import extract_command
 from trainonce.report.figures.search import SearchInfo, draw_search, search_info, value_of
@@ -55,7 +56,10 @@ def _title(info: SearchInfo) -> str:
 
 
 def _test(info: SearchInfo) -> str:
-    return "" if info.test is None else f" On the test images the chosen one has {info.test.top1:.2f}%."
+    if info.test is None:
+        return ""
+    low, high = wilson(info.test.top1, info.test.images)
+    return f" On the test images the chosen one has {info.test.top1:.2f}% (95% interval {low:.1f} to {high:.1f})."
 
 
 def _predictor(info: SearchInfo) -> str:
