@@ -106,6 +106,18 @@ def test_a_fold_that_is_stopped_goes_on(tmp_path: Path) -> None:
     assert [len(fold.devices) for fold in done.folds] == [1, 1]
 
 
+def test_a_fold_can_be_trained_alone(tmp_path: Path) -> None:
+    asked = ("train", "digits", "--fold", "2/5", "--epochs", "1", "--width", "0.25", "--probes", "0", "--device", "cpu")
+    assert trainonce(*asked, "--out", tmp_path / "run").code == 0
+    run = RunDirectory(tmp_path / "run")
+    assert run.config().data.identity()["fold"] == [2, 5]
+    assert len(run.load_data().test) == pytest.approx(1797 / 5, abs=1)
+    assert run.load_data().fingerprint() == load_dataset("digits", fold=(2, 5)).fingerprint()
+    trainonce(*asked[:2], "--fold", "6/5", *asked[4:], "--out", tmp_path / "no").refused("6 of 5 is none of them")
+    trainonce(*asked[:2], "--fold", "2", *asked[4:], "--out", tmp_path / "no").refused("such as 2/5; not '2'")
+    trainonce("train", "--resume", run.path, "--fold", "1/5").refused("--fold cannot be given together with --resume")
+
+
 @given(top1=st.lists(st.floats(40, 60), min_size=2, max_size=10))
 def test_the_interval_is_students_with_the_variance_of_overlapping_trainings(top1: list[float]) -> None:
     """Nadeau and Bengio's (1/J + n2/n1) s², with J folds and n2/n1 = 1/(J - 1)."""

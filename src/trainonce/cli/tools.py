@@ -70,3 +70,11 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> tuple[Any,
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"{option} takes numbers with commas between, such as 4,6,8; not {text!r}") from None
+
+
+def fold_named(text: str) -> tuple[int, int]:
+    """The fold that --fold names: its number and how many there are. Raises `UserError` for another text."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise UserError(f"--fold takes a fold and how many there are, such as 2/5; not {text!r}")
+    return int(number), int(count)

@@ -36,7 +36,7 @@ from trainonce.cli.options import (
     Width,
 )
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import numbers, refuse_beside, work
+from trainonce.cli.tools import fold_named, numbers, refuse_beside, work
 from trainonce.names import command
 
 if TYPE_CHECKING:
@@ -160,6 +160,14 @@ def train(
     grey: Grey = False,
     train_images: TrainImages = None,
     split_seed: SplitSeed = 0,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Test on this part of the images: 2/5 is the second of five, of which each image is in one.",
+            show_default=False,
+        ),
+    ] = None,
     stream: Stream = None,
     decode_workers: DecodeWorkers = None,
     skip_broken: SkipBroken = False,
@@ -212,6 +220,7 @@ def train(
             grey=grey,
             train_images=train_images,
             split_seed=split_seed,
+            fold=None if fold is None else fold_named(fold),
             stream=stream,
             decode_workers=decode_workers,
             skip_broken=skip_broken,

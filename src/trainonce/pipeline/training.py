@@ -11,6 +11,7 @@ from pathlib import Path
 from trainonce.data import DataSet, load_dataset
 from trainonce.data.baseline import Baseline, baseline
 from trainonce.data.formats import FILES
+from trainonce.data.splits import Fold
 from trainonce.errors import UserError
 from trainonce.extras import try_import
 from trainonce.lab.measures.forgetting import PROBES, Prober, default_probes
@@ -84,6 +85,7 @@ def train(
     grey: bool = False,
     train_images: int | None = None,
     split_seed: int = 0,
+    fold: Fold | None = None,
     stream: bool | None = None,
     decode_workers: int | None = None,
     skip_broken: bool = False,
@@ -114,7 +116,8 @@ def train(
     recipe by default is `transfer` where weights were trained before, `rss` for a new network on a data set known by
     name, and else `quick`. With `resume`, a run's directory, it
     goes on from its newest checkpoint, to the weights of a run that never stopped; then `data` says where the images
-    are now, if they have moved, and what the run is made of cannot be given.
+    are now, if they have moved, and what the run is made of cannot be given. With `fold`, such as (2, 5), that fold of
+    the images is the test split.
     Under torchrun all processes call this, and train together. `on_start` is called where the training begins: from
     there on `should_stop` is asked, and ends it with everything saved. `on_look` is told the top-1 of the probes on
     validate, in percent, from the smallest to the largest, whenever they are looked at. `where` is what refusals call
@@ -135,6 +138,7 @@ def train(
                     grey=grey,
                     train_images=train_images,
                     split_seed=split_seed,
+                    fold=fold,
                     stream=stream,
                     workers=decode_workers,
                     skip_broken=skip_broken,
@@ -160,7 +164,7 @@ def train(
             else:
                 begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
                 long = (epochs, passes, minutes, batch_size)
-                images_are = (image_size, grey, train_images, split_seed, skip_broken)
+                images_are = (image_size, grey, train_images, split_seed, fold, skip_broken)
                 _refuse_beside_resume(*begun_with, *long, *images_are, out, seed, dry_run)
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
