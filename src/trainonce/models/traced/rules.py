@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from trainonce.models.traced.analysis import BATCH, MAPS, Analysis, Made, argument, dim_of, shapes_of
 from trainonce.models.traced.axes import Axes, AxisPart, Dimension, Misfit
-from trainonce.nn.plain_graph import IMAGES, ITEM, NORM, STATISTICS, GraphSpec, Line
+from trainonce.nn.plain_graph import DROPOUT, IMAGES, ITEM, NORM, STATISTICS, GraphSpec, Line
 
 FEW = 4
 """A dimension of C channels taken apart as [k, C / k], of which k is at most this, is k runs of channels: where other
@@ -46,6 +46,7 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
         "sub.Scalar",
         "feature_dropout.default",
         "to.dtype",
+        DROPOUT,
     ),
 )
 def _each_value(found: Analysis, line: Line) -> Made:
