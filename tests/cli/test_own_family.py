@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import trainonce
+from tests.support.warm_python import run_python
 
 from trainonce import records
 from trainonce.errors import UserError
@@ -54,7 +53,7 @@ def test_it_goes_through_every_stage(run: RunDirectory, tmp_path: Path) -> None:
     do("verify", subnet)
     do("report", run.path, "--out", tmp_path / "report.html")
     alone = "import torch; from model import load; print(tuple(load('.')(torch.zeros(2, 1, 8, 8)).shape))"
-    done = subprocess.run([sys.executable, "-c", alone], cwd=subnet, capture_output=True, text=True, check=False)
+    done = run_python(alone, folder=subnet)
     assert done.stdout.strip() == "(2, 10)", done.stderr
 
 

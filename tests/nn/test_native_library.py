@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.support.native import needs_native, run_script
+from tests.support.warm_python import run_python
 
 from trainonce.nn import native
 from trainonce.nn.native.library import FLAGS, TUNED
@@ -134,9 +135,7 @@ def test_a_slower_build_is_recorded_as_such(copier: Path, tmp_path: Path) -> Non
     copier.write_text(copier.read_text().replace("echo copier", "echo old").replace("while", REFUSING + "\nwhile"))
     script = "from trainonce.run.directory import provenance; print(provenance('cpu'))"
     environment = {"CC": str(copier), "TRAINONCE_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
+    done = run_python(script, environment=os.environ | environment)
     assert "'native_kernels': True, 'native_flags': '-fopenmp'}" in done.stdout
 
 
@@ -157,13 +156,7 @@ def said_without_account(temporary: Path, **environment: str) -> str:
     """What is said of the kernels to a user without an account, by a process without HOME."""
     unset = ("HOME", "XDG_CACHE_HOME", "TRAINONCE_CACHE")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_ACCOUNT],
-        env=inherited | {"TMPDIR": str(temporary)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(WITHOUT_ACCOUNT, environment=inherited | {"TMPDIR": str(temporary)} | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

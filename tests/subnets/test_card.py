@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.data.test_decode import MODES, STORED
+from tests.support.warm_python import run_python
 
 from trainonce.data import DataSet
 from trainonce.data.decode import decode_image
@@ -129,7 +128,7 @@ def test_its_code_does_what_predict_does(
     code = code.replace('"picture.jpg"', "name")
     each = f"for name in {[str(file) for file in pictures]!r}:\n    exec(code)\n    print(logits.tolist())"
     script = f"code = {code!r}\n{each}\nassert 'trainonce' not in sys.modules\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python(script, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     classifier = open_classifier(path)
     for picture, line in zip(pictures, done.stdout.splitlines(), strict=True):

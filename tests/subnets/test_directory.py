@@ -16,6 +16,7 @@ from tests.conftest import MakeData, MakeNet
 from tests.support.dying import deaths
 from tests.support.flat import FlatSpec
 from tests.support.subnets import FILES, SCORE
+from tests.support.warm_python import run_python
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,7 +122,8 @@ def test_reading_loads_no_compiler(net: MobileNetV3, make_data: MakeData, tmp_pa
     arch = net.space.smallest()
     write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()))
     code = "import sys; from trainonce.subnets import read_subnet; read_subnet(sys.argv[1]); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "subnet"], capture_output=True, text=True, check=True)
+    done = run_python(code, tmp_path / "subnet")
+    assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     assert "trainonce.subnets.directory" in loaded
     assert "torch._dynamo" not in loaded

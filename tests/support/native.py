@@ -1,10 +1,9 @@
 """What the tests of the native kernels share."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from tests.support.warm_python import run_python
 
 from trainonce.nn import native
 
@@ -13,7 +12,6 @@ SCRIPT = "from trainonce.nn import native; print(native.why_not() or 'native')"
 
 
 def run_script(**environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
+    done = run_python(SCRIPT, environment=os.environ | environment)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
