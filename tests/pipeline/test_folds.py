@@ -14,7 +14,7 @@ from tests.support.command_line import trainonce
 
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
-from trainonce.pipeline import evaluate_subnet, fit, fitting
+from trainonce.pipeline import evaluate_subnet, fit, fitting, train
 from trainonce.pipeline.folds import corrected_interval
 from trainonce.pipeline.pace import Pace
 from trainonce.run.directory import RunDirectory
@@ -116,6 +116,9 @@ def test_a_fold_can_be_trained_alone(tmp_path: Path) -> None:
     trainonce(*asked[:2], "--fold", "6/5", *asked[4:], "--out", tmp_path / "no").refused("6 of 5 is none of them")
     trainonce(*asked[:2], "--fold", "2", *asked[4:], "--out", tmp_path / "no").refused("such as 2/5; not '2'")
     trainonce("train", "--resume", run.path, "--fold", "1/5").refused("--fold cannot be given together with --resume")
+    with pytest.raises(UserError, match="--fold cannot be given together with --resume"):
+        train(resume=run.path, fold=(1, 5))
+    assert train(resume=run.path, device="cpu").finished
 
 
 @given(top1=st.lists(st.floats(40, 60), min_size=2, max_size=10))

@@ -218,7 +218,7 @@ def train(
 MADE_OF = (
     *("recipe", "model", "from", "stages", "kernels", "rigid", "family", "geometry", "width", "resolutions"),
     *("epochs", "passes", "minutes", "batch-size"),
-    *("image-size", "grey", "train-images", "split-seed", "skip-broken"),
+    *("image-size", "grey", "train-images", "split-seed", "fold", "skip-broken"),
     *("out", "seed", "dry-run"),
 )
 """The options that say what a new run is made of."""
