@@ -150,3 +150,37 @@ class Attention(nn.Module):
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.fc(x.mean(1))
         return logits
+
+
+class Branches(nn.Module):
+    """Convolutions of two sizes and the map itself, each with its norm, summed (RepVGG)."""
+
+    def __init__(self, channels: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        sizes = (kernel, 1)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, channels, size, padding=size // 2, groups=groups, bias=False) for size in sizes
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in sizes)
+        self.identity = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.identity(x)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            total = total + norm(convolution(x))
+        return F.relu(total)
+
+
+class Parallel(nn.Module):
+    """Blocks of parallel branches, which are one convolution when they are trained."""
+
+    def __init__(self, channels: int = 1, groups: int = 1, classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(Branches(16, 3, groups), Branches(16, 5, groups))
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        out: Tensor = self.fc(x.mean((2, 3)))
+        return out

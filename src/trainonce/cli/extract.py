@@ -46,6 +46,10 @@ def extract(
         bool,
         typer.Option(help="Give the subnet batch-norm statistics of its own; else they are cut from the supernet's."),
     ] = True,
+    fuse: Annotated[
+        bool,
+        typer.Option("--fuse", help="Merge parallel convolutions of a network of yours (RepVGG, MobileOne) into one."),
+    ] = False,
     test: Annotated[bool, typer.Option("--test", help="Also score it on the test split and record that.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory to write. Default: RUN/subnets/ID.")] = None,
     license_name: Annotated[
@@ -75,6 +79,7 @@ def extract(
         max_size=max_size,
         latency=latency,
         recalibrate=recalibrate,
+        fuse=fuse,
         test=test,
         out=out,
         license=license_name,

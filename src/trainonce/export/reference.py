@@ -134,6 +134,8 @@ def _supernet(run: RunDirectory, network: nn.Module, description: SubnetDescript
     trained = description.trained
     if trained is not None and trained.finetuned is not None:
         raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
+    if description.fused:
+        raise UserError("its parallel convolutions were merged, so its weights are not the supernet's any more")
     net, step = run.load_supernet()
     arch = net.space.parse(description.architecture)
     if net.describe(arch) != spec_of(network):

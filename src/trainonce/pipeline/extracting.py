@@ -4,13 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainonce.cost.macs import Cost
+from torch import nn
+
+from trainonce.cost.macs import Cost, counted_cost
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import best_within, newest_lines
 from trainonce.models import Supernet
+from trainonce.nn.fusing import fused
+from trainonce.nn.kinds import spec_of, written
+from trainonce.nn.plain_graph import GraphNetwork
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
 from trainonce.run.directory import RunDirectory
@@ -51,6 +56,7 @@ def extract(
     max_size: Amount | None = None,
     latency: str | None = None,
     recalibrate: bool = True,
+    fuse: bool = False,
     test: bool = False,
     out: str | Path | None = None,
     license: str | None = None,
@@ -65,9 +71,10 @@ def extract(
     """Take one subnet out of a run: `trainonce extract`, whose options these are.
 
     `arch` is an architecture, `largest` or `smallest`; without it the best under the budget of all that are scored is
-    taken. It is written to `out`, or to RUN/subnets/ID. `seed` is the calibration's: by default as the subnet was
-    scored, 0 where it was not. `on_data` is called with the images before the work. Raises `UserError` for what cannot
-    be, before anything is written, and `RunError` where its scores are not finite.
+    taken. It is written to `out`, or to RUN/subnets/ID. With `fuse`, parallel convolutions of a network of one's own
+    are merged into one (`trainonce.nn.fusing`), which changes nothing but rounding. `seed` is the calibration's: by
+    default as the subnet was scored, 0 where it was not. `on_data` is called with the images before the work. Raises
+    `UserError` for what cannot be, before anything is written, and `RunError` where its scores are not finite.
     """
     use_threads(threads)
     place = RunDirectory(run)
@@ -89,12 +96,16 @@ def extract(
     check_place(path)
     evaluator = Evaluator(images, "validate", settings)
     network = evaluator.recalibrated(net, chosen) if recalibrate else net.extract(chosen)
+    network = _fused(network, chosen) if fuse else network
     scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
     last = "test" if test else "validate"
     scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
     description |= {"per_class": classes.recorded(last)}
+    if fuse:
+        cost = counted_cost(spec_of(network))
+        description |= {"network": written(spec_of(network)), "macs": cost.macs, "params": cost.params, "fused": True}
     if license:
         description |= {"license": license}
     write_subnet(path, network, description)
@@ -103,12 +114,20 @@ def extract(
         run=place,
         path=path,
         arch=chosen,
-        cost=net.cost_of(chosen),
+        cost=Cost(description.macs, description.params),
         scores=scores,
         per_class=classes,
         class_names=tuple(images.class_names),
         description=description,
     )
+
+
+def _fused(network: nn.Module, arch: Architecture) -> nn.Module:
+    """The network with its parallel convolutions merged, where it was. Raises `UserError` where it has none."""
+    merged = fused(network) if isinstance(network, GraphNetwork) else network
+    if merged is network:
+        raise UserError(f"{arch} has no parallel convolutions to merge: leave out --fuse")
+    return merged.to(next(network.parameters()).device)
 
 
 def _best(run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None) -> SubnetScore:

@@ -134,6 +134,8 @@ class SubnetDescription(_Open):
     classes: list[str]
     """One name for each output."""
     preprocessing: Preprocessing
+    fused: bool | None = None
+    """Whether parallel convolutions were merged, so that its weights are not the supernet's; None for False."""
     recalibrated: JsonObject | None = None
     """`EvaluateSettings` of the version that took it out; None where the batch norms are the supernet's."""
     scores: dict[str, RecordedScore] | None = None
