@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tests.support.command_line import trainonce
 from tests.support.warm_python import run_python
 
-from trainonce import records
+from trainonce import pipeline, records
 from trainonce.errors import UserError
 from trainonce.models import FAMILIES, ResNet, build
+from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,6 +57,36 @@ def test_it_goes_through_every_stage(run: RunDirectory, tmp_path: Path) -> None:
     alone = "import torch; from model import load; print(tuple(load('.')(torch.zeros(2, 1, 8, 8)).shape))"
     done = run_python(alone, folder=subnet)
     assert done.stdout.strip() == "(2, 10)", done.stderr
+
+
+def test_stopped_it_goes_on_by_its_name(run: RunDirectory, tmp_path: Path) -> None:
+    """To the weights of a run that was not stopped, to the last bit."""
+    config, seen = run.config(), list[int]()
+
+    def soon() -> bool:
+        seen.append(len(seen))
+        return len(seen) == 5
+
+    width = None if config.family == OWN else 0.25
+    half = pipeline.train(
+        "digits",
+        family=config.family,
+        recipe="ps",
+        epochs=2,
+        train_images=400,
+        width=width,
+        out=tmp_path / "run",
+        should_stop=soon,
+    )
+    assert not half.finished
+    done = trainonce("train", "--resume", tmp_path / "run")
+    assert done.code == 0, done.err
+    ends = [checkpoint.load_latest(folder.checkpoints) for folder in (run, RunDirectory(tmp_path / "run"))]
+    assert all(end is not None for end in ends)
+    (step, weights), (other_step, other_weights) = ((e.step, e.tensors["weights"]) for e in ends if e is not None)
+    assert step == other_step > 5
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(tensor, other_weights[name]) for name, tensor in weights.items())
 
 
 def test_names_that_are_no_family(tmp_path: Path) -> None:
