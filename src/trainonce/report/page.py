@@ -1,5 +1,6 @@
 """The page: one HTML file with its charts, their library and all numbers inside, that asks for nothing from outside."""
 
+import functools
 import html
 import json
 from collections.abc import Sequence
@@ -46,7 +47,6 @@ def write_report(groups: Sequence[Group], path: str | Path) -> None:
 def build_page(groups: Sequence[Group]) -> str:
     """The page of these groups as HTML. Raises `UserError` without the extra that draws."""
     require_plotting()
-    import vl_convert
     from altair.utils.schemapi import debug_mode
 
     static = files("trainonce.report") / "static"
@@ -57,11 +57,6 @@ def build_page(groups: Sequence[Group]) -> str:
     )
     themes = {"light": theme(), "dark": theme(dark=True)}
     titles = ", ".join(group.title for group in groups)
-    library = (
-        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-        .replace("</script", "<\\/script")
-        .replace("<!--", "<\\!--")
-    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -85,12 +80,21 @@ def build_page(groups: Sequence[Group]) -> str:
 <footer><p>Written by trainonce {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. This file holds everything
 that it shows and needs no connection.</p></footer>
 <script type="application/json" id="themes">{_json(themes)}</script>
-<script>{library}</script>
+<script>{_library()}</script>
 <script>
 {(static / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """
+
+
+@functools.cache
+def _library() -> str:
+    """The charts' library as a script that fits into a page; bundling it takes a second, so once for all pages."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _explanation() -> str:
