@@ -4,6 +4,7 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,13 +105,26 @@ def test_a_run_of_which_nothing_was_taken_out_says_how(run: Path, tmp_path: Path
     assert "Class by class" not in text
 
 
-def test_a_damaged_description_is_refused(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"per_class": {"split": "test", "recall": [3]}}, "per_class: the key 'confusion' is missing"),
+        ({"recall": [1.0]}, "per_class: .*confusion, recall and precision are of different numbers of classes"),
+        (
+            {"worst": [{"row": 0, "file": None, "actual": 10, "taken_for": 0, "probability": 1, "of_actual": 0}]},
+            "no class",
+        ),
+        ({"confusion": [[1]], "recall": [1.0], "precision": [1.0], "worst": []}, "it is of another number of classes"),
+    ],
+)
+def test_a_damaged_description_is_refused(run: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
     place = tmp_path / "subnets" / "one"
     place.mkdir(parents=True)
     values = json.loads((run / "subnets" / "large" / "config.json").read_text())
-    (place / "config.json").write_bytes(to_json({**values, "per_class": {"split": "test", "recall": 3}}))
-    with pytest.raises(UserError, match=r"config.json, per_class: the key 'confusion' is missing"):
+    changed = changes if "per_class" in changes else {"per_class": {**values["per_class"], **changes}}
+    (place / "config.json").write_bytes(to_json({**values, **changed}))
+    with pytest.raises(UserError, match=rf"config.json, .*{says}"):
         read_run(RunDirectory(tmp_path))
 
 

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import final
+from typing import Self, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trainonce.data import DataSet
@@ -61,6 +61,15 @@ class PerClass(Settings):
     worst: tuple[WorstImage, ...] = ()
     """The images that are taken for another class, those whose own class gets the least probability first; at most
     `WORST_IMAGES`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        classes = len(self.recall)
+        if {len(self.confusion), len(self.precision), *map(len, self.confusion)} != {classes}:
+            raise ValueError("its confusion, recall and precision are of different numbers of classes")
+        if any(not 0 <= number < classes for one in self.worst for number in (one.actual, one.taken_for)):
+            raise ValueError("an image in its 'worst' is of no class")
+        return self
 
     def sentences(self, class_names: Sequence[str]) -> list[str]:
         """The classes that are found least, in words, those that are never found, top-5 and the calibration error."""

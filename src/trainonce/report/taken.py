@@ -66,6 +66,9 @@ def read_taken(run: RunDirectory) -> list[TakenOut]:
 def _taken(run: RunDirectory, path: Path, described: SubnetDescription) -> TakenOut:
     classes = dict(described.per_class or {})
     split = str(classes.pop("split", ""))
+    found = PerClass.parse(classes, where=f"{path / 'config.json'}, per_class") if split else None
+    if found is not None and len(found.recall) != len(described.classes):
+        raise UserError(f"{path / 'config.json'}, per_class: it is of another number of classes")
     weights = path / "model.safetensors"
     return TakenOut(
         path=path,
@@ -76,7 +79,7 @@ def _taken(run: RunDirectory, path: Path, described: SubnetDescription) -> Taken
         size=weights.stat().st_size if is_there(weights) else None,
         scores={name: score.score() for name, score in (described.scores or {}).items()},
         classes=tuple(described.classes),
-        per_class=PerClass.parse(classes, where=f"{path / 'config.json'}, per_class") if split else None,
+        per_class=found,
         split=split,
         latency_ms=_exported(path) | _by_tables(run, path, described),
     )
