@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,8 @@ PLANNED: dict[str, Planned] = {
     "full": Planned(number="3", design="baseline", data="cifar100", train_images=None, arms=PAPERS_ARMS, per_bucket=25),
 }
 """Every study by name. `full` is the paper itself: some two hours of a GPU for a run of `ps`."""
-FIRST = ("rss", "rss-short", "stratified", "ps")
-"""Arms that are run first, in all studies named: a time that is too short leaves out the others."""
+FIRST = ("ps", "rss", "rss-short", "stratified")
+"""Arms that are run first, in all studies named: the longest of the main comparison, then what goes with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,13 +259,14 @@ class Queue:
     runners: dict[str, StudyRunner] = field(default_factory=dict)
     tasks: list[Task] = field(default_factory=list)
 
-    def add(self, name: str, study: Study, data: DataSet) -> None:
-        """Take in what is missing of a study. Raises `UserError` where its directory is another study's."""
+    def add(self, name: str, study: Study, data: DataSet, arms: Collection[str]) -> None:
+        """Take in what is missing of a study, of these arms or where none are named of all. Raises `UserError` where its directory is another study's."""
         directory = self.directories[name] = StudyDirectory(self.out / name)
         directory.claim(study, data, provenance=provenance(self.device))
         directory.drop_unfinished()
         done = {line.run for line in directory.finished()}
-        self.tasks += [Task(name, run) for run in study.runs if run.name not in done]
+        wanted = [run for run in study.runs if not arms or run.arm in arms]
+        self.tasks += [Task(name, run) for run in wanted if run.name not in done]
         self.runners[name] = StudyRunner(
             root=directory.path.resolve(),
             plan=study.evaluate,
@@ -285,7 +286,14 @@ class Queue:
                 self.directories[task.study].record(result)
                 print(f"{task}: trained in {result.time.train_seconds:.0f} s", flush=True)
 
-        return fan_out(Doer(self.runners), self.tasks, on_result=record, workers=self.workers, should_stop=should_stop)
+        order = {name: place for place, name in enumerate(self.directories)}
+
+        def place(task: Task) -> tuple[int, int]:
+            arm = task.run.arm
+            return FIRST.index(arm) if arm in FIRST else len(FIRST), order[task.study]
+
+        tasks = sorted(self.tasks, key=place)
+        return fan_out(Doer(self.runners), tasks, on_result=record, workers=self.workers, should_stop=should_stop)
 
 
 def options() -> argparse.Namespace:
@@ -295,6 +303,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("studies"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--arms", nargs="*", default=[], help="leave the others for another call")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--list", action="store_true", help="say what each study is and end")
     parser.add_argument("--miniature", action="store_true")
@@ -330,7 +339,7 @@ def main() -> int:
         check_agreement(data, device, given.out)
         study = planned.study(data)
         runs[name] = len(study.runs)
-        queue.add(name, study, data)
+        queue.add(name, study, data, given.arms)
     complete = queue.work(lambda: time.monotonic() > ends)
     for name, directory in queue.directories.items():
         done = len(directory.finished())
