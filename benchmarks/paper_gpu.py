@@ -260,7 +260,10 @@ class Queue:
     tasks: list[Task] = field(default_factory=list)
 
     def add(self, name: str, study: Study, data: DataSet, arms: Collection[str]) -> None:
-        """Take in what is missing of a study, of these arms or where none are named of all. Raises `UserError` where its directory is another study's."""
+        """Take in what is missing of a study: of these arms, or where none are named of all.
+
+        Raises `UserError` where its directory is another study's.
+        """
         directory = self.directories[name] = StudyDirectory(self.out / name)
         directory.claim(study, data, provenance=provenance(self.device))
         directory.drop_unfinished()
