@@ -16,6 +16,7 @@ def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.mark.long
 def test_three_devices_from_one_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "own.jsonl"
     asked = ["digits", *OWN, "--minutes", "0.05", "--seeds", "0", "--sides", "ours", "--out", str(out)]

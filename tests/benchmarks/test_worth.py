@@ -155,6 +155,7 @@ def test_timms_networks_are_the_same_for_all_devices(
     assert "| 0.01 | resnet10t |" in import_module("worth_table").table(found)
 
 
+@pytest.mark.long
 def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main, out, picture = import_module("worth").main, tmp_path / "worth.jsonl", tmp_path / "worth.svg"
     threads = torch.get_num_threads()

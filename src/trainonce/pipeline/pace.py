@@ -1,5 +1,6 @@
 """How fast this machine trains a recipe and scores a subnet, measured by doing a little of it."""
 
+import math
 import random
 import tempfile
 import time
@@ -91,10 +92,10 @@ def for_minutes(
     timing = time.monotonic() - began
     epochs = recipe.epochs * share * (60 * minutes - timing) / whole
     if epochs < FEWEST_EPOCHS:
-        needed = (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60
+        needed = math.ceil(100 * (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60) / 100
         raise UserError(
             f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
-            f"give at least {needed:.1f}, or smaller images with --image-size"
+            f"give at least {needed:g}, or smaller images with --image-size"
         )
     return recipe.scaled(epochs / recipe.epochs)
 
