@@ -10,7 +10,7 @@ import pytest
 from tests.support.lines import a_stretch
 
 from trainonce.errors import UserError
-from trainonce.records import count_file, read_lines, to_json, write_lines
+from trainonce.records import UncheckedWarning, count_file, read_lines, to_json, write_lines
 from trainonce.report.loading import read_groups
 from trainonce.report.sections.all import sections_of
 from trainonce.run.directory import RunDirectory
@@ -178,3 +178,19 @@ def test_a_conclusion_that_is_not_whole_is_made_again(studies: Path, tmp_path: P
 def test_a_study_none_of_whose_runs_has_finished_shows_their_training(studies: Path, tmp_path: Path) -> None:
     [group] = read_groups([shortened(studies, tmp_path / "study", set())])
     assert (len(group.runs), group.conclusion) == (6, None)
+
+
+def test_a_study_whose_runs_directories_are_gone_has_its_results() -> None:
+    """As one whose results alone were committed: docs/paper_schedule.md."""
+    path = Path(__file__).parents[2] / "docs/results/paper-mnist"
+    with pytest.warns(UncheckedWarning, match="has no sum"):
+        [group] = read_groups([path])
+    assert {(run.arm, run.seed) for run in group.runs} == {
+        (arm, seed) for arm in ("rss", "rss-short", "ps") for seed in range(3)
+    }
+    by_arm = {run.arm: run for run in group.runs}
+    assert {arm: run.passes for arm, run in by_arm.items()} == {"rss": 590, "rss-short": 180, "ps": 1170}
+    assert {run.recipe for run in group.runs} == {"rss", "rss-short", "ps"}
+    assert all(len(run.scores["test"]) == 60 and run.data == "mnist" for run in group.runs)
+    assert len(group.missing) == 18
+    assert {"The answer", "The population"} <= {section.heading for section in sections_of(group)}

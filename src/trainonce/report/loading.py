@@ -5,7 +5,7 @@ out. What is there but damaged is refused with its file and line.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -23,10 +23,12 @@ from trainonce.lab.studies.results import (
     Factors,
     FinishedRun,
     RecordedConclusion,
+    RecordedRun,
     RecordedStudy,
     StudyResult,
 )
 from trainonce.lab.studies.run_study import StudyDirectory
+from trainonce.models import MobileNetV3
 from trainonce.names import printable
 from trainonce.records import read_json
 from trainonce.report.taken import TakenOut, read_taken
@@ -82,6 +84,7 @@ class RunRecord:
     fingerprint: str
     model: JsonObject
     provenance: JsonObject
+    family: str = MobileNetV3.family
     factors: Factors = field(default_factory=dict)
     scores: dict[SplitName, list[PlottedScore]] = field(default_factory=dict)
     metrics: list[MetricsLine] = field(default_factory=list)
@@ -167,6 +170,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         passes=config.recipe.passes,
         data=config.data.name,
         fingerprint=config.data_fingerprint,
+        family=config.family,
         model=config.model,
         provenance=config.provenance,
         scores={
@@ -220,19 +224,20 @@ def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
 def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     """What a study's directory holds: the plan, the results, and what its runs left.
 
-    Runs that still train are left out, where any has finished. What conclusion.json does not say, since the study is
-    not finished, is concluded from the results so far.
+    Runs that still train are left out, where any has finished; of one whose directory is gone there are its results.
+    What conclusion.json does not say, since the study is not finished, is concluded from the results so far.
     """
     directory = StudyDirectory(path)
     study = RecordedStudy.read(read_json(directory.study_file), where=str(directory.study_file))
     arms = {arm.name: arm.about for arm in study.arms}
     chosen: SplitName = split or ("validate" if study.evaluate.split == "validate" else "test")
     results, times = directory.all_results(), {line.run: line for line in directory.finished()}
-    there = [one for one in study.runs if directory.run(one.name).config_file.exists()]
     finished = times.keys() | {line.run for line in results}
+    there = [one for one in study.runs if one.name in finished or directory.run(one.name).config_file.exists()]
     runs = []
     for planned in [one for one in there if one.name in finished] or there:
-        run = read_run(directory.run(planned.name))
+        place = directory.run(planned.name)
+        run = read_run(place) if place.config_file.exists() else _planned(study, planned, place, times)
         lines = [_scored(line, run.path) for line in results if (line.run, line.split) == (planned.name, chosen)]
         time = times.get(planned.name)
         runs.append(
@@ -263,6 +268,26 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
         half_m=study.evaluate.half_m,
         probes=study.evaluate.probes,
         conclusion=_read_conclusion(directory.conclusion_file) or _conclude(study, results, list(times.values())),
+    )
+
+
+def _planned(
+    study: RecordedStudy, run: RecordedRun, place: RunDirectory, times: Mapping[str, FinishedRun]
+) -> RunRecord:
+    """A run whose directory is gone, as study.json and times.jsonl have it."""
+    time = times.get(run.name)
+    return RunRecord(
+        path=place.path,
+        name=run.name,
+        arm=run.arm,
+        seed=run.seed,
+        recipe=run.recipe.name,
+        passes=0.0 if time is None else time.passes,
+        data=Path(study.data.name_or_path).name if study.data else "",
+        fingerprint=study.data_fingerprint,
+        family=run.family,
+        model=run.model,
+        provenance=study.provenance,
     )
 
 

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from trainonce.models import MobileNetV3
 from trainonce.settings import JsonObject, Number, Record, Whole
 
 Factors = dict[str, str | float | int]
@@ -56,13 +57,22 @@ class RecordedArm(Record):
     about: str = ""
 
 
+class RecordedRecipe(Record):
+    """A recipe in study.json, by name alone."""
+
+    name: str = ""
+
+
 class RecordedRun(Record):
-    """A run in study.json, without what it trains."""
+    """A run in study.json, without how it trains."""
 
     name: str
     arm: str
     seed: Whole
     factors: Factors = Field(default_factory=dict)
+    recipe: RecordedRecipe = RecordedRecipe()
+    family: str = MobileNetV3.family
+    model: JsonObject = Field(default_factory=dict)
 
 
 class RecordedPlan(Record):
@@ -84,6 +94,8 @@ class RecordedStudy(Record):
     """What study.json says of a study that may be of an earlier version."""
 
     data: RecordedImages | None = None
+    data_fingerprint: str = ""
+    provenance: JsonObject = Field(default_factory=dict)
     name: str
     design: str | None = None
     about: str = ""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from trainonce.evaluation.evaluator import wilson
 from trainonce.evaluation.population import Bucket, make_buckets
+from trainonce.models import build
 from trainonce.report.figures.charts import millions, plural
 from trainonce.report.figures.population import (
     ArmPopulation,
@@ -16,7 +17,6 @@ from trainonce.report.figures.population import (
 )
 from trainonce.report.loading import Group, PlottedScore, RunRecord
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, picture
-from trainonce.run.directory import RunDirectory
 
 LISTED = 2000
 """At most so many subnets are listed one by one; all are in the results' files."""
@@ -53,7 +53,8 @@ def _in_order(runs: Sequence[RunRecord], arms: list[str]) -> list[RunRecord]:
 
 
 def _buckets(run: RunRecord, group: Group) -> list[Bucket]:
-    return make_buckets(RunDirectory(run.path).build_supernet().cost, group.buckets_m, group.half_m)
+    net = build(run.family, run.model, where=f"run {run.name}", beside=run.path)
+    return make_buckets(net.cost, group.buckets_m, group.half_m)
 
 
 def population_section(group: Group, infos: Sequence[PopulationInfo]) -> Section:
