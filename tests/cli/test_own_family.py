@@ -22,7 +22,7 @@ OWN = "tests.support.small_resnet:SmallResNet"
 NARROW = ("--width", "0.25")
 
 
-@pytest.fixture(scope="module", params=[OWN, "resnet", "proxyless_nas"])
+@pytest.fixture(scope="module", params=[OWN, "resnet", pytest.param("proxyless_nas", marks=pytest.mark.long)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run of each family, trained for a moment by progressive shrinking."""
     path = tmp_path_factory.mktemp("runs") / "run"
