@@ -69,8 +69,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def stepper_for(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     """What takes a step of an optimizer whose state is there; the parameters and their state must stay the same.
 
-    For SGD it is torch's own function without its search, each step, for what each parameter's state is: a tenth of the
-    time of a small network's step. The numbers are those of `optimizer.step`.
+    For SGD it is torch's own function without its search, in each step, for each parameter's state, which on a GPU's
+    host was a tenth of a step. The numbers are those of `optimizer.step`.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return optimizer.step
