@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +18,10 @@ from tests.support.made_up import replaced, sealed, shifted
 
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
-from trainonce.export import TARGETS, certificate
+from trainonce.export import TARGETS, certificate, compare
 from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
-from trainonce.export.description import Opened, Quantised
+from trainonce.export.description import Opened, Precision, Quantised
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
@@ -216,9 +216,7 @@ class TestFailures:
             export_subnet(broken, shifted(0.0), tmp_path)
 
     @pytest.mark.parametrize("precision", ["float32", "int8"])
-    def test_numbers_that_are_not_finite(
-        self, exported: Export, tmp_path: Path, precision: Literal["float32", "int8"]
-    ) -> None:
+    def test_numbers_that_are_not_finite(self, exported: Export, tmp_path: Path, precision: Precision) -> None:
         with pytest.raises(RunError, match=r"the exported file is not the extracted network: .* not finite"):
             export_subnet(exported(0).expected, shifted(float("nan"), precision), tmp_path)
         assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["largest_difference"] is None
@@ -309,14 +307,14 @@ class TestCheck:
 
 
 def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: RunDirectory) -> None:
-    """A file that gives every image class 2 loses what the network was right about elsewhere."""
+    """A file that gives every image class 2, more or less, loses what the network was right about elsewhere."""
     reference = exported(0).expected.reference
     data = home.load_data()
     relabelled = dataclasses.replace(
         data.test, labels=torch.cat([reference.network(x).argmax(1) for x in reference.inputs(data.test)])
     )
     right = dataclasses.replace(reference, data=dataclasses.replace(data, test=relabelled))
-    opened = Opened(description=reference.file, run=lambda x: torch.tensor([[0.0, 0.0, 1.0]]).repeat(len(x), 1))
+    opened = Opened(description=reference.file, run=lambda x: torch.tensor([[0.0, 0.0, 9.0]]) + x[:, 0, 0, :3])
     share = 100 * float((relabelled.labels != 2).double().mean())
     assert share > 0
 
@@ -337,6 +335,34 @@ def test_int8_fails_where_it_loses_more_than_allowed(exported: Export, home: Run
     assert isinstance(failed.extracted_and_exported, LogitComparison)
     assert certified(share + 1).passed
     assert certified(share + 1).verdict.endswith(f"; int8 changes top-1 by -{share:.2f} points")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_the_same_logits_for_every_image_are_no_network(exported: Export, tmp_path: Path, precision: Precision) -> None:
+    """Whatever top-1 they have: of images of one class they would have all of it."""
+    target = shifted(0.0, precision)
+    opened = target.open
+    constant = dataclasses.replace(
+        target,
+        open=lambda *given: dataclasses.replace(
+            opened(*given), run=lambda x: torch.tensor([[0.0, 1.0, 0.0]]).repeat(len(x), 1)
+        ),
+    )
+    with pytest.raises(RunError, match=r"the exported file .*: it gives the same logits for every image"):
+        export_subnet(exported(0).expected, constant, tmp_path, max_loss=100)
+    assert written(tmp_path / "shifted.failed")["extracted_and_exported"]["constant"] is True
+
+
+def test_float16_may_be_less_exact_and_is_judged_by_top1_too(exported: Export, tmp_path: Path) -> None:
+    expected = exported(0).expected
+    _, certificate = export_subnet(expected, shifted(0.9 * compare.FLOAT16_TOLERANCE, "float16"), tmp_path)
+    assert certificate.tolerance == compare.FLOAT16_TOLERANCE
+    assert certificate.verdict.endswith("; float16 changes top-1 by +0.00 points")
+    with pytest.raises(RunError, match="shifted: the exported file is not the extracted network: logits differ by"):
+        export_subnet(expected, shifted(10.0, "float16"), tmp_path)
+    reference = dataclasses.replace(expected.reference, data=None, no_data="they are gone")
+    _, certificate = export_subnet(ReferenceLogits.of(reference), shifted(0.01, "float16"), tmp_path)
+    assert certificate.passed
 
 
 def test_int8_is_not_certified_without_images(exported: Export, tmp_path: Path) -> None:

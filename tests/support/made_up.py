@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainonce.export import Target
-from trainonce.export.description import Opened, Written
+from trainonce.export.description import Opened, Precision, Written
 from trainonce.export.onnx import FILE, SEAL
 from trainonce.records import to_json
 
@@ -28,7 +28,7 @@ def sealed(model: Any) -> dict[str, bytes]:
     return {FILE: SEAL.put(model.SerializeToString(deterministic=True))}
 
 
-def shifted(by: float, precision: Literal["float32", "int8"] = "float32") -> Target:
+def shifted(by: float, precision: Precision = "float32") -> Target:
     """A target whose file is the extracted network with every logit moved."""
 
     def open_it(files: Any, _threads: int, _where: str) -> Opened:

@@ -35,7 +35,7 @@ def export(
     images: Annotated[
         int, typer.Option(min=1, help="Random images to compare, beside the whole test split of the run.")
     ] = 64,
-    max_loss: Annotated[float, typer.Option(min=0, help="Points of top-1 that int8 may lose.")] = 1.0,
+    max_loss: Annotated[float, typer.Option(min=0, help="Points of top-1 that float16 and int8 may lose.")] = 1.0,
     check: Annotated[
         bool, typer.Option("--check", help="Write no files: compare those that are there with the subnet again.")
     ] = False,

@@ -6,10 +6,9 @@ their certificate.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from trainonce.export import executorch, int8, onnx, openvino, torch_export
-from trainonce.export.description import FileDescription, Opened, Written
+from trainonce.export import executorch, int8, litert, onnx, openvino, torch_export
+from trainonce.export.description import FileDescription, Opened, Precision, Written
 from trainonce.export.reference import Reference
 
 
@@ -24,10 +23,10 @@ class Target:
     files: tuple[str, ...]
     """The names of its files; the first is the one to give to a runtime."""
     write: Callable[[Reference, float], Written]
-    """Make the files of a subnet; the number is how many points of top-1 int8 may lose."""
+    """Make the files of a subnet; the number is how many points of top-1 float16 and int8 may lose."""
     open: Callable[[Mapping[str, bytes], int, str], Opened]
     """Make files that were read ready to compute, with so many threads; the text names them in errors."""
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Precision = "float32"
     """The numbers it computes in."""
     describe: Callable[[Mapping[str, bytes], str], FileDescription] | None = None
     """For files from disk that may not be opened, since that could unpickle: their description, read without."""
@@ -64,6 +63,29 @@ TARGETS: dict[str, Target] = {
             files=(executorch.FILE, executorch.SIDECAR),
             write=lambda reference, _: executorch.write_executorch(reference.network, reference.file),
             open=executorch.open_executorch,
+        ),
+        Target(
+            name="litert",
+            about="LiteRT (TensorFlow Lite), float32, one image a call",
+            files=(litert.FILE,),
+            write=lambda reference, _: litert.write_litert(reference),
+            open=litert.open_litert,
+        ),
+        Target(
+            name="litert-fp16",
+            about="LiteRT (TensorFlow Lite), weights in float16, one image a call",
+            files=(litert.FILE,),
+            write=lambda reference, _: litert.write_litert_fp16(reference),
+            open=litert.open_litert,
+            precision="float16",
+        ),
+        Target(
+            name="litert-int8",
+            about="LiteRT (TensorFlow Lite), 8-bit integers, one image a call",
+            files=(litert.FILE,),
+            write=lambda reference, max_loss: litert.write_litert_int8(reference, max_loss=max_loss),
+            open=litert.open_litert,
+            precision="int8",
         ),
         Target(
             name="torch",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
-from trainonce.export.compare import TOLERANCE, LogitComparison, compare
+from trainonce.export.compare import FLOAT16_TOLERANCE, TOLERANCE, LogitComparison, compare
 from trainonce.export.description import Opened, Quantised, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
@@ -23,7 +23,7 @@ LATENCY_ROUNDS, FEWEST_ROUNDS, LATENCY_S = 50, 10, 2.0
 """How often the networks are timed: at most, at least, and in between as often as these seconds allow."""
 LOOKED_INSIDE = 8
 """How many images of each kind are followed from layer to layer where something differs."""
-PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "ai-edge-litert")
 
 
 class ExportedFile(Record):
@@ -120,25 +120,29 @@ def certify(
 ) -> Certificate:
     """Compare an exported file with the networks that it was made from.
 
-    `max_loss` is how many points of top-1 an int8 file may lose. Without `opened` only what does not need the file's
-    computing is said, and `not_opened` says why.
+    `max_loss` is how many points of top-1 a float16 or int8 file may lose. Without `opened` only what does not need
+    the file's computing is said, and `not_opened` says why.
     """
     reference = expected.reference
     supernet = f"not compared: {reference.no_supernet}"
     above = supernet if expected.supernet is None else compare(_all(expected.extracted), _all(expected.supernet))
     logits = None if opened is None else reference.logits(opened.run)
-    below = f"not compared: {not_opened}" if logits is None else compare(_all(expected.extracted), _all(logits))
+    tolerance = FLOAT16_TOLERANCE if precision == "float16" else TOLERANCE
+    below: LogitComparison | str = f"not compared: {not_opened}"
+    if logits is not None:
+        below = compare(_all(expected.extracted), _all(logits), tolerance)
     top1 = _top1(reference, {"supernet": expected.supernet, "extracted": expected.extracted, "exported": logits})
     first = None
-    if opened is not None and precision == "float32" and isinstance(below, LogitComparison) and not below.agrees:
-        first = _first_difference(reference, opened)
+    if opened is not None and precision != "int8" and isinstance(below, LogitComparison) and not below.agrees:
+        first = _first_difference(reference, opened, tolerance)
     verdict = _verdict(above, below, first, top1, precision=precision, max_loss=max_loss)
     return Certificate(
         format=FORMAT,
         target=target,
         precision=precision,
         passed=not verdict,
-        verdict=verdict or _in_words(above, below) + (_loss_in_words(top1) if precision == "int8" else ""),
+        verdict=verdict
+        or _in_words(above, below) + ("" if precision == "float32" else _loss_in_words(top1, precision)),
         architecture=reference.file.architecture,
         weights_sha256=reference.file.weights_sha256,
         description=reference.file.of_subnet(),
@@ -156,7 +160,7 @@ def certify(
         latency_ms=ExportTimes() if opened is None else _latency(reference, opened.run),
         first_difference=first,
         details=details,
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
         provenance=_provenance(),
     )
 
@@ -178,11 +182,11 @@ def _top1(reference: Reference, logits: Mapping[str, tuple[Tensor, Tensor | None
     return found
 
 
-def _first_difference(reference: Reference, opened: Opened) -> FirstDifference | None:
+def _first_difference(reference: Reference, opened: Opened, tolerance: float) -> FirstDifference | None:
     images = [reference.random_BCHW[:LOOKED_INSIDE]]
     if reference.data is not None:
         images.append(next(reference.inputs(reference.data.test.drawn(LOOKED_INSIDE, seed=0))))
-    return first_difference(reference.network, opened, torch.cat(images))
+    return first_difference(reference.network, opened, torch.cat(images), tolerance)
 
 
 def _verdict(
@@ -199,22 +203,29 @@ def _verdict(
         return f"the extracted network is not the supernet's subnet: {_apart(above)}"
     if isinstance(below, str):
         return ""
-    if precision == "int8":
-        if below.largest_difference is None:
-            return f"the exported file is not the extracted network: {_apart(below)}"
-        floating, quantised = top1["extracted"], top1["exported"]
-        if isinstance(floating, str) or isinstance(quantised, str):
-            return f"what int8 loses of top-1 is {floating}"
-        lost = floating - quantised
-        return f"int8 loses {lost:.2f} points of top-1, more than the {max_loss:g} allowed" if lost > max_loss else ""
-    if below.agrees:
-        return ""
+    if below.constant:
+        return "the exported file is not the extracted network: it gives the same logits for every image"
+    if precision == "int8" and below.largest_difference is None:
+        return f"the exported file is not the extracted network: {_apart(below)}"
+    if precision == "int8" or below.agrees:
+        return "" if precision == "float32" else _too_much_lost(top1, precision=precision, max_loss=max_loss)
     if first is None:
         where = "no single layer stands out, or the file does not let one look inside"
     else:
         off = "not finite" if first.largest_difference is None else f"off by up to {first.largest_difference:.2g}"
         where = f"the first layer that differs is {first.layer}, {off} where values reach {first.largest_value:.2g}"
     return f"the exported file is not the extracted network: {_apart(below)}; {where}"
+
+
+def _too_much_lost(top1: Mapping[str, float | str], *, precision: str, max_loss: float) -> str:
+    """What is wrong with a file's top-1, in a sentence; float16 is judged by its logits alone where there is none."""
+    floating, found = top1["extracted"], top1["exported"]
+    if isinstance(floating, str) or isinstance(found, str):
+        return f"what int8 loses of top-1 is {floating}" if precision == "int8" else ""
+    lost = floating - found
+    return (
+        f"{precision} loses {lost:.2f} points of top-1, more than the {max_loss:g} allowed" if lost > max_loss else ""
+    )
 
 
 def _apart(found: LogitComparison) -> str:
@@ -241,11 +252,11 @@ def _in_words(above: LogitComparison | str, below: LogitComparison | str) -> str
     )
 
 
-def _loss_in_words(top1: Mapping[str, float | str]) -> str:
+def _loss_in_words(top1: Mapping[str, float | str], precision: str) -> str:
     floating, quantised = top1["extracted"], top1["exported"]
     if not isinstance(floating, float) or not isinstance(quantised, float):
         return ""
-    return f"; int8 changes top-1 by {quantised - floating:+.2f} points"
+    return f"; {precision} changes top-1 by {quantised - floating:+.2f} points"
 
 
 def _latency(reference: Reference, run: Run) -> ExportTimes:

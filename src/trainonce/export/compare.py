@@ -7,6 +7,9 @@ from trainonce.settings import Record, Whole
 
 TOLERANCE = 1e-4
 """How far an image's float32 outputs may be apart: as a part of the largest, or absolutely where that is below 1."""
+FLOAT16_TOLERANCE = 5e-2
+"""The same of float16. Its numbers have 11 bits, so a rounding is off by up to 5e-4 of a number; those of all weights
+and, where maps are float16 too, of all layers' outputs add up."""
 
 
 class LogitComparison(Record):
@@ -18,10 +21,12 @@ class LogitComparison(Record):
     largest_difference: float | None
     """The largest absolute difference of two logits; None where one is not a finite number."""
     largest_ratio: float | None = None
-    """The largest difference of two logits as a part of what `TOLERANCE` allows for their image; None likewise. It need
-    not be the image with the largest difference: what is allowed grows with an image's logits."""
+    """The largest difference of two logits as a part of what the tolerance allows for their image; None likewise. It
+    need not be the image with the largest difference: what is allowed grows with an image's logits."""
     largest_logit: float
     """The largest absolute value of a logit of the network that is held to be right."""
+    constant: bool = False
+    """Whether the logits that are compared are the same for every image, while those held to be right are not."""
     unequal_top1: Whole
     """Images whose best class differs. Within the tolerance those are near ties: rounding alone decides there."""
 
@@ -31,21 +36,26 @@ class LogitComparison(Record):
         return self.largest_ratio is not None and self.largest_ratio <= 1
 
 
-def compare(expected_NK: Tensor, found_NK: Tensor) -> LogitComparison:
+def compare(expected_NK: Tensor, found_NK: Tensor, tolerance: float = TOLERANCE) -> LogitComparison:
     """Compare logits [N, classes], finite in `expected_NK`, with others of the same images."""
     apart = expected_NK.shape != found_NK.shape or not found_NK.isfinite().all()
     return LogitComparison(
         images=len(expected_NK),
         identical=torch.equal(expected_NK, found_NK),
         largest_difference=None if apart else float((expected_NK.double() - found_NK.double()).abs().max()),
-        largest_ratio=None if apart else float(ratios(expected_NK, found_NK).max()),
+        largest_ratio=None if apart else float(ratios(expected_NK, found_NK, tolerance).max()),
         largest_logit=float(expected_NK.abs().max()),
+        constant=_constant(found_NK) and not _constant(expected_NK),
         unequal_top1=len(expected_NK) if apart else int((expected_NK.argmax(1) != found_NK.argmax(1)).sum()),
     )
 
 
-def ratios(expected: Tensor, found: Tensor) -> Tensor:
-    """For each image the largest difference of outputs [N, …], as a part of what `TOLERANCE` allows there, [N]."""
+def _constant(logits_NK: Tensor) -> bool:
+    return bool((logits_NK == logits_NK[:1]).all())
+
+
+def ratios(expected: Tensor, found: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """For each image the largest difference of outputs [N, …], as a part of what the tolerance allows there, [N]."""
     expected_NM, found_NM = expected.flatten(1).double(), found.flatten(1).double()
-    allowed_N = TOLERANCE * expected_NM.abs().amax(1).clamp(min=1)
+    allowed_N = tolerance * expected_NM.abs().amax(1).clamp(min=1)
     return (expected_NM - found_NM).abs().amax(1) / allowed_N

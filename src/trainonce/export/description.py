@@ -18,6 +18,8 @@ KEY = "trainonce"
 """The name under which the description stands in a file's metadata."""
 INPUT, OUTPUT = "images", "logits"
 
+Precision = Literal["float32", "float16", "int8"]
+"""The numbers of a file's weights, and what it computes in where the processor has arithmetic for them."""
 Run = Callable[[Tensor], Tensor]
 """Float32 images [B, C, H, W], normalised and of the right size, to logits [B, classes]."""
 
@@ -37,7 +39,7 @@ class FileDescription(Settings):
     """The sizes of the network."""
     weights_sha256: str
     """Hash of the subnet's weights."""
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Precision = "float32"
     """The numbers that the file computes in."""
     batch: int | None = None
     """How many images a call takes; None: any number."""

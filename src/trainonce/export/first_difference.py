@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainonce.export.compare import ratios
+from trainonce.export.compare import TOLERANCE, ratios
 from trainonce.export.description import Opened
 from trainonce.export.tools import layer_names
 from trainonce.settings import Record
@@ -42,10 +42,12 @@ def layer_outputs(network: nn.Module, names: Sequence[str], x_BCHW: Tensor) -> d
     return found
 
 
-def first_difference(network: nn.Module, opened: Opened, x_BCHW: Tensor) -> FirstDifference | None:
+def first_difference(
+    network: nn.Module, opened: Opened, x_BCHW: Tensor, tolerance: float = TOLERANCE
+) -> FirstDifference | None:
     """The first layer, in the order of execution, whose outputs are further off than the tolerance of logits allows.
 
-    It applies to each image and layer: `TOLERANCE` times the largest output in size, or times 1 where that is less.
+    It applies to each image and layer: the tolerance times the largest output in size, or times 1 where that is less.
     Everything before agrees, so the layer itself is at fault, not what it is given. None where no layer is, and where
     the file does not let one look inside.
     """
@@ -62,7 +64,7 @@ def first_difference(network: nn.Module, opened: Opened, x_BCHW: Tensor) -> Firs
         scale = float(expected[name].abs().max())
         if expected[name].shape != found[name].shape or not found[name].isfinite().all():
             return FirstDifference(layer=name, largest_difference=None, largest_value=scale)
-        if (ratios(expected[name], found[name]) > 1).any():
+        if (ratios(expected[name], found[name], tolerance) > 1).any():
             off = float((expected[name] - found[name]).abs().max())
             return FirstDifference(layer=name, largest_difference=off, largest_value=scale)
     return None

@@ -2,8 +2,7 @@
 
 Weights are quantised symmetrically for each output channel, to 7 bits: products of 8-bit weights and 8-bit activations,
 added in pairs, saturate in 16 bits on processors without VNNI, which would then give other logits than those with it.
-Where more than the allowed top-1 is lost on the validate split, each layer is quantised by itself, which says what it
-costs, and those that cost most stay in float32 until the loss is small enough.
+What layers stay in float32 is found as for every int8 target: `trainonce.export.sensitive`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,18 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainonce.data import Split
-from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, FileDescription, Opened, Quantised, Run, Written
-from trainonce.export.onnx import EXTRA, FILE, belongs, open_onnx, parsed, redescribed
+from trainonce.export.description import INPUT, KEY, FileDescription, Run, Written
+from trainonce.export.onnx import EXTRA, FILE, open_onnx, parsed, redescribed
 from trainonce.export.reference import Reference
+from trainonce.export.sensitive import calibration, cheapest
 from trainonce.export.tools import quiet
 from trainonce.extras import try_import
 
-CALIBRATION_IMAGES = 512
-CALIBRATION_BATCH = 64
-VALIDATE_IMAGES = 2000
-"""How many images of the validate split the choice of float32 layers is made on."""
 QUANTISED = ("Conv", "Gemm", "Relu", "Add")
 
 
@@ -35,39 +29,16 @@ def write_int8(reference: Reference, *, max_loss: float) -> Written:
 
     `max_loss` is in points of top-1. Raises `UserError` without the run's images or the extra `onnx`.
     """
-    if reference.data is None:
-        raise UserError(f"int8 needs the run's images to calibrate with, and {reference.no_data}")
+    calibrate = calibration(reference)
     floating = reference.onnx
-    validate = reference.data.validate.drawn(VALIDATE_IMAGES, seed=0)
-    calibrate = list(_inputs(reference, reference.data.calibrate.drawn(CALIBRATION_IMAGES, seed=0)))
-    float_top1 = _top1(reference, open_onnx({FILE: floating}, torch.get_num_threads(), FILE), validate)
+    opened = open_onnx({FILE: floating}, torch.get_num_threads(), FILE)
 
-    def quantised(in_float32: Callable[[str], bool]) -> tuple[bytes, float]:
+    def quantised(in_float32: Callable[[str], bool]) -> tuple[bytes, Run]:
         content = quantise(floating, calibrate, in_float32=in_float32)
-        return content, _top1(reference, open_onnx({FILE: content}, torch.get_num_threads(), FILE), validate)
+        return content, open_onnx({FILE: content}, torch.get_num_threads(), FILE).run
 
-    content, top1 = quantised(lambda _node: False)
-    kept: list[str] = []
-    loss_by_layer: dict[str, float] = {}
-    if float_top1 - top1 > max_loss:
-        lost = {
-            layer: float_top1 - quantised(lambda node, layer=layer: not belongs(node, layer))[1]  # type: ignore[misc]
-            for layer in open_onnx({FILE: floating}, 1, FILE).description.layers
-        }
-        ranked = sorted(lost, key=lambda layer: -lost[layer])
-        loss_by_layer = {layer: lost[layer] for layer in ranked}
-        while ranked and float_top1 - top1 > max_loss:
-            kept.append(ranked.pop(0))
-            content, top1 = quantised(lambda node: any(belongs(node, layer) for layer in kept))
-    details = Quantised(
-        calibration_images=min(CALIBRATION_IMAGES, len(reference.data.calibrate)),
-        validate_images=len(validate),
-        validate_top1_float32=float_top1,
-        validate_top1_int8=top1,
-        validate_loss=float_top1 - top1,
-        kept_in_float32=kept,
-        loss_by_layer=loss_by_layer,
-    )
+    layers = list(opened.description.layers)
+    content, details = cheapest(reference, opened.run, quantised, layers, max_loss=max_loss)
     return Written(files={FILE: content}, details=details)
 
 
@@ -110,14 +81,3 @@ class _CalibrationReader:
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         x_BCHW = next(self._batches, None)
         return None if x_BCHW is None else {INPUT: x_BCHW.contiguous().numpy()}
-
-
-def _inputs(reference: Reference, split: Split) -> Iterator[Tensor]:
-    for x_BCHW in reference.inputs(split):
-        yield from torch.split(x_BCHW, CALIBRATION_BATCH)
-
-
-def _top1(reference: Reference, opened: Opened, split: Split) -> float:
-    run: Run = opened.run
-    best_N = torch.cat([run(x_BCHW).argmax(1) for x_BCHW in reference.inputs(split)])
-    return 100 * int((best_N == split.labels.cpu()).sum()) / len(split)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainonce.errors import UserError
-from trainonce.export import executorch, onnx, openvino, torch_export
+from trainonce.export import executorch, litert, onnx, openvino, torch_export
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
 from trainonce.files import read_bytes
@@ -78,6 +78,8 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
             return openvino.SEAL.holds(content, other or b"")
         case ".bin":
             return None if other is None else openvino.SEAL.holds(other, content)
+        case ".tflite":
+            return litert.SEAL.holds(content)
         case ".pte":
             return None if other is None else executorch.SEAL.holds(other, content)
         case ".json":

@@ -5,7 +5,7 @@ rest of the exporter's notes, which hold paths of this machine, are taken out.
 """
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +138,27 @@ def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
     return Opened(description=description, run=_runner(session, where), layers=layers if description.layers else None)
+
+
+def tensor_ranges(content: bytes, names: Collection[str], batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest value that tensors in an ONNX file take over batches of images [B, C, H, W].
+
+    Names that are not in the file are left out.
+    """
+    with try_import("this", EXTRA, told=True):
+        import onnx
+    model = parsed(content, where=FILE)
+    made = [tensor for node in model.graph.node for tensor in node.output if tensor in names]
+    there = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in there)
+    session = _session(model.SerializeToString(), torch.get_num_threads(), FILE)
+    found: dict[str, tuple[float, float]] = {}
+    for x_BCHW in batches:
+        given = x_BCHW.contiguous().numpy()
+        for name, value in zip((INPUT, *made), (given, *session.run(made, {INPUT: given})), strict=True):
+            low, high = found.get(name, (float("inf"), -float("inf")))
+            found[name] = min(low, float(value.min())), max(high, float(value.max()))
+    return found
 
 
 def _runner(session: Any, where: str) -> Run:

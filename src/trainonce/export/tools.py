@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from trainonce.errors import UserError
 
 REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 """What a runtime raises on a file or on images that it cannot take."""
+
+TERMINAL = (1, 2)
+"""The descriptors of standard output and error."""
 
 ANY_BATCH = ({0: Dim("batch", min=1)},)
 """Of a network's one input: its first dimension is not fixed."""
@@ -41,6 +46,24 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Inside, nothing that a library writes to the terminal by itself, past Python, is shown."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(place) for place in TERMINAL]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for place in TERMINAL:
+            os.dup2(nowhere, place)
+        yield
+    finally:
+        for place, before in zip(TERMINAL, kept, strict=True):
+            os.dup2(before, place)
+            os.close(before)
+        os.close(nowhere)
 
 
 def layer_names(network: nn.Module) -> list[str]:

@@ -1,0 +1,151 @@
+"""LiteRT (formerly TensorFlow Lite): a .tflite file for one image a call, in float32, float16 or int8.
+
+The file is written here, from the operators of the ONNX file: the converters from PyTorch and from ONNX that are
+published want TensorFlow, JAX or versions of libraries that trainonce cannot share. LiteRT itself computes it.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainonce.errors import UserError
+from trainonce.export.description import KEY, FileDescription, Opened, Run, Written, check_shapes
+from trainonce.export.onnx import FILE as ONNX_FILE
+from trainonce.export.onnx import open_onnx
+from trainonce.export.reference import Reference
+from trainonce.export.seal import Seal
+from trainonce.export.sensitive import calibration, cheapest
+from trainonce.export.tflite_file import IDENTIFIER, FileGraph, in_float16, in_float32, to_tflite
+from trainonce.export.tflite_graph import Graph, graph_of
+from trainonce.export.tflite_int8 import in_int8, ranges_of
+from trainonce.export.tools import REFUSALS, hushed, sentence
+from trainonce.extras import try_import
+
+FILE = "model.tflite"
+EXTRA = "litert"
+SEAL = Seal(head=f"{KEY} sha256 ".encode())
+"""After the FlatBuffer, which says itself where its parts are."""
+UNREADABLE: tuple[type[Exception], ...] = (*REFUSALS, struct.error, IndexError, KeyError)
+"""What reading a FlatBuffer that is none raises."""
+
+
+def write_litert(reference: Reference) -> Written:
+    """The file in float32. Raises `UserError` without the extras litert and onnx, and for what cannot be written."""
+    graph = graph_of(reference.onnx)
+    return Written(files={FILE: _file(in_float32(graph), graph, "float32")})
+
+
+def write_litert_fp16(reference: Reference) -> Written:
+    """The file with weights in float16."""
+    graph = graph_of(reference.onnx)
+    return Written(files={FILE: _file(in_float16(graph), graph, "float16")})
+
+
+def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
+    """The file in int8, images and logits in float32; `details` say what it loses on the validate split.
+
+    `max_loss` is in points of top-1. Raises `UserError` without the run's images too.
+    """
+    calibrate = calibration(reference)
+    graph = graph_of(reference.onnx)
+    ranges = ranges_of(graph, reference.onnx, calibrate)
+
+    def quantised(in_float: Callable[[str], bool]) -> tuple[bytes, Run]:
+        content = _file(in_int8(graph, ranges, in_float=in_float), graph, "int8")
+        return content, open_litert({FILE: content}, torch.get_num_threads(), FILE).run
+
+    floating = open_onnx({ONNX_FILE: reference.onnx}, torch.get_num_threads(), ONNX_FILE).run
+    layers = list(graph.description.layers)
+    content, details = cheapest(reference, floating, quantised, layers, max_loss=max_loss)
+    return Written(files={FILE: content}, details=details)
+
+
+def _file(made: FileGraph, graph: Graph, precision: str) -> bytes:
+    with try_import("this", EXTRA, told=True):
+        import flatbuffers  # noqa: F401 - `to_tflite` needs it
+        from ai_edge_litert import schema_py_generated as schema
+    layers = graph.layers if precision == "float32" else {}
+    how = {"precision": precision, "batch": 1, "layers": layers}
+    return SEAL.put(to_tflite(made, schema, graph.description.model_copy(update=how)))
+
+
+def open_litert(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
+    """A .tflite file that trainonce wrote, ready to compute with LiteRT on the CPU.
+
+    Raises `UserError` for a file that is damaged or foreign, and without the extra.
+    """
+    content = files[FILE]
+    with try_import("this", EXTRA, told=True):
+        from ai_edge_litert import schema_py_generated as schema
+    interpreter = _interpreter(content, threads, where)
+    with sentence(f"{where} holds no description that can be read", UNREADABLE):
+        text = note_in(content, schema)
+    if text is None:
+        raise UserError(
+            f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
+        )
+    description = FileDescription.from_text(text, where=where)
+    given, returned = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(given) != 1 or len(returned) != 1 or {end["dtype"] for end in (*given, *returned)} != {np.float32}:
+        raise UserError(f"{where} has other inputs and outputs than a file of `trainonce export`")
+    check_shapes(description, given[0]["shape"].tolist()[1:], returned[0]["shape"].tolist()[1:], where)
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        return torch.cat([logits for (logits,) in _outputs(interpreter, x_BCHW, where)])
+
+    def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        with sentence(f"{where} does not have all the layers that its description names", UNREADABLE):
+            more = with_outputs(content, schema, [description.layers[name] for name in names])
+        inside = _interpreter(more, threads, where)
+        images = list(_outputs(inside, x_BCHW, where))
+        maps = {name: torch.cat([outputs[1 + place] for outputs in images]) for place, name in enumerate(names)}
+        return {name: t.permute(0, 3, 1, 2) if t.ndim == 4 else t for name, t in maps.items()}
+
+    return Opened(description=description, run=run, layers=layers if description.layers else None)
+
+
+def _interpreter(content: bytes, threads: int, where: str) -> Any:
+    with try_import("this", EXTRA, told=True):
+        from ai_edge_litert.interpreter import Interpreter
+    if content[4:8] != IDENTIFIER:
+        raise UserError(f"{where} is not a LiteRT file")
+    with sentence(f"{where} is not a LiteRT file that can be computed here"), hushed():
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def _outputs(interpreter: Any, x_BCHW: Tensor, where: str) -> Any:
+    (place,) = (end["index"] for end in interpreter.get_input_details())
+    with sentence(f"{where} cannot be computed"):
+        for x_1CHW in torch.split(x_BCHW.contiguous(), 1):
+            interpreter.set_tensor(place, x_1CHW.numpy())
+            interpreter.invoke()
+            yield [torch.from_numpy(interpreter.get_tensor(end["index"])) for end in interpreter.get_output_details()]
+
+
+def note_in(content: bytes, schema: Any) -> str | None:
+    """The description in a .tflite file; None where there is none. Raises `UNREADABLE`."""
+    model = schema.Model.GetRootAs(content, 0)
+    for number in range(model.MetadataLength()):
+        note = model.Metadata(number)
+        if note.Name() == KEY.encode():
+            return bytes(model.Buffers(note.Buffer()).DataAsNumpy()).decode()
+    return None
+
+
+def with_outputs(content: bytes, schema: Any, tensors: Sequence[str]) -> bytes:
+    """A .tflite file that gives more of its tensors, after the logits. Raises `UNREADABLE` where one is not there."""
+    import flatbuffers
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    (subgraph,) = model.subgraphs
+    places = {tensor.name.decode(): place for place, tensor in enumerate(subgraph.tensors)}
+    subgraph.outputs = [*subgraph.outputs, *(places[name] for name in tensors)]
+    builder = flatbuffers.Builder(2 * len(content))
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
