@@ -13,6 +13,7 @@ from trainonce.lab.studies import built_in, study
 from trainonce.latency import table
 from trainonce.models import ofa
 from trainonce.parallel import fan_out
+from trainonce.pipeline import devices
 from trainonce.search import algorithm, resources
 
 OWNERS: dict[str, object] = {
@@ -27,6 +28,7 @@ OWNERS: dict[str, object] = {
     "RESOURCES": resources.NAMES,
     "TARGETS": export.TARGETS,
     "RUNTIMES": latency.RUNTIMES,
+    "DEVICES": devices.BUILT_IN,
     "LOCAL": fan_out.LOCAL,
     "MOST_PER_BUCKET": population.MOST_PER_BUCKET,
     "MOST_PROBES": forgetting.MOST_PROBES,

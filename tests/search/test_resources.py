@@ -128,3 +128,24 @@ def test_where_tables_are(tmp_path: Path) -> None:
         table_at(run, "watch")
     (run.latency / "laptop.json").write_text("{}")
     assert table_at(run, None) is None, "one of several must be named"
+
+
+def test_memory_and_size_are_counted_in_the_targets_numbers(net: MobileNetV3) -> None:
+    arch = net.space.largest()
+    plain = net.extract(arch)
+    narrow = {name: resource_named(name, net, numbers="int8") for name in ("memory", "size", "macs")}
+    assert narrow["memory"].of(arch) * 4 == peak_memory(plain.spec)
+    matrices = sum(tensor.numel() for tensor in plain.state_dict().values() if tensor.dim() > 1)
+    saved = model_size(plain.spec) - narrow["size"].of(arch)
+    assert abs(saved - 3 * matrices) < 1000, "but for the digits of offsets in the header"
+    assert narrow["size"].text(512_000) == "0.512 MB file in int8"
+    assert narrow["macs"].text(1e6) == "1 M MACs"
+
+
+def test_a_search_in_other_numbers_is_another_search(net: MobileNetV3) -> None:
+    problems = [
+        Problem(cost=net.cost, limits=(Limit(resource=resource_named("size", net, numbers=numbers), most=1e6),))
+        for numbers in ("float32", "int8")
+    ]
+    assert problems[0].to_json() == {"limits": {"size": 1e6}, "minimised": []}, "as it was before there were others"
+    assert problems[1].to_json() == {"limits": {"size": 1e6}, "numbers": "int8", "minimised": []}

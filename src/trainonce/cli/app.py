@@ -32,6 +32,7 @@ from trainonce.cli.predict import predict
 from trainonce.cli.push import push
 from trainonce.cli.report import draw, report
 from trainonce.cli.search import search
+from trainonce.cli.ship import ship
 from trainonce.cli.study import study
 from trainonce.cli.train import train
 from trainonce.cli.verify import verify
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_names,
     "search": search,
     "export": export,
+    "ship": ship,
     "predict": predict,
     "fit": fit,
     "finetune": finetune,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainonce.models import Supernet
     from trainonce.pipeline.fitting import Fitted
     from trainonce.pipeline.folds import OverFolds
+    from trainonce.pipeline.shipping import Shipped
     from trainonce.recipes import Recipe
     from trainonce.run.directory import RunDirectory, Start
     from trainonce.run.lines import SubnetScore
@@ -55,6 +56,9 @@ CONFUSED_WITH = 3
 """So many other classes that a class is taken for are shown."""
 WORST_SHOWN = 5
 """So many of the images that are classified worst are shown."""
+
+SHIPPED_WIDTH = 120
+"""The table of devices is at least so wide: where a line is longer than the terminal, that breaks it."""
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""
@@ -268,6 +272,43 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
             "{:.1f} to {:.1f}".format(*one.test.interval()),
         )
     return table
+
+
+def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Table:
+    """What each device got; those that failed are named below."""
+    columns = ("M MACs", "validate", "test", "95% interval", "KB file", "KB RAM", "ms", "certificate")
+    table = _table("device", "target", *columns, left=2)
+    for one in shipped:
+        ms = "-" if one.latency_ms is None else f"{one.latency_ms:.3g}{'' if one.latency_table else '*'}"
+        table.add_row(
+            one.name,
+            str(one.device["target"]),
+            f"{one.macs / 1e6:.2f}",
+            f"{one.validate_score.top1:.2f}%",
+            f"{one.test_top1:.2f}%",
+            "{:.1f} to {:.1f}".format(*one.test_interval),
+            f"{one.file_bytes / 1e3:,.0f}",
+            f"{one.ram_bytes / 1e3:,.0f}",
+            ms,
+            "passed",
+        )
+    for name in failed:
+        table.add_row(name, *["-"] * 8, "failed")
+    return table
+
+
+def shipped_sentences(shipped: Sequence[Shipped]) -> Iterator[str]:
+    """What the columns of `shipped_table` mean, and what the certificates say."""
+    first = shipped[0]
+    yield (
+        f"Validate: of the network, on {first.validate_score.images} images, by which it was chosen. Test: of the "
+        f"file, on {first.test_images} images. File and RAM: without the runtime and the program; RAM is what the "
+        "activations take that are live at once."
+    )
+    if any(one.latency_table is None for one in shipped):
+        yield "* measured on this machine, not on the device: a latency table says that (docs/latency.md)."
+    for one in shipped:
+        yield f"{one.name}: {one.verdict}."
 
 
 def subnet_line(line: SubnetScore) -> str:

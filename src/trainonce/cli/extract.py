@@ -7,6 +7,7 @@ import typer
 
 from trainonce.cli import display
 from trainonce.cli.options import (
+    CountedFor,
     DataDir,
     DecodeWorkers,
     Device,
@@ -41,6 +42,7 @@ def extract(
     max_latency: MaxLatency = None,
     max_memory: MaxMemory = None,
     max_size: MaxSize = None,
+    target: CountedFor = None,
     latency: Latency = None,
     recalibrate: Annotated[
         bool,
@@ -77,6 +79,7 @@ def extract(
         max_latency=max_latency,
         max_memory=max_memory,
         max_size=max_size,
+        target=target,
         latency=latency,
         recalibrate=recalibrate,
         fuse=fuse,

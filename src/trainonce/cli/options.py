@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainonce.cli.known import DEFAULT_FAMILY, FAMILIES
+from trainonce.cli.known import DEFAULT_FAMILY, FAMILIES, TARGETS
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
 DataDir = Annotated[
@@ -130,10 +130,31 @@ MaxLatency = Annotated[
     str | None, typer.Option(help="Most time for one image, as a latency table says, such as 5ms.", show_default=False)
 ]
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Most memory of activations at once, such as 500kB.", show_default=False)
+    str | None,
+    typer.Option(
+        "--max-memory",
+        "--max-ram",
+        help="Most memory of activations at once, such as 256KB, in the numbers of --target.",
+        show_default=False,
+    ),
 ]
 MaxSize = Annotated[
-    str | None, typer.Option(help="Largest file of the weights in float32, such as 10MB.", show_default=False)
+    str | None,
+    typer.Option(
+        "--max-size",
+        "--max-flash",
+        help="Largest file of the weights, such as 512KB, in the numbers of --target.",
+        show_default=False,
+    ),
+]
+CountedFor = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="|".join(TARGETS),
+        help="What will be exported to: memory and size are counted in its numbers. Default: float32.",
+        show_default=False,
+    ),
 ]
 Latency = Annotated[
     str | None,

@@ -10,6 +10,7 @@ from trainonce.cli import display
 from trainonce.cli.known import LOCAL, MOST_SCORES, RESOURCES
 from trainonce.cli.options import (
     Cluster,
+    CountedFor,
     DataDir,
     DecodeWorkers,
     Device,
@@ -43,6 +44,7 @@ def search(
     max_latency: MaxLatency = None,
     max_memory: MaxMemory = None,
     max_size: MaxSize = None,
+    target: CountedFor = None,
     latency: Latency = None,
     minimise: Annotated[
         str,
@@ -93,6 +95,7 @@ def search(
             max_latency=max_latency,
             max_memory=max_memory,
             max_size=max_size,
+            target=target,
             latency=latency,
             minimise=[name.strip() for name in minimise.split(",")] if minimise else (),
             scores=scores,

@@ -12,9 +12,12 @@ Weights, and what an operation uses inside itself, are not counted. The image ha
 """
 
 import json
+import math
 from functools import singledispatch
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from trainonce.cost.liveness import traced_peak
 from trainonce.limits import refuse_beyond_memory
@@ -23,6 +26,8 @@ from trainonce.nn.kinds import PlainSpec
 WEIGHTS_METADATA = {"format": "pt"}
 """What the file of a subnet's weights says of itself: that its tensors are torch's."""
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.int64: "I64"}
+BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
+"""What a weight and a value of an activation take in the numbers that a network computes in."""
 
 
 def peak_memory(spec: PlainSpec, *, bytes_per_value: int = 4) -> int:
@@ -58,17 +63,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def model_size(spec: PlainSpec) -> int:
-    """Bytes of `model.safetensors` of an extracted subnet: its tensors in float32 and the file's header."""
+class TensorShape(NamedTuple):
+    """A tensor of a network's state."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def shapes_in(module: nn.Module, under: str = "") -> list[TensorShape]:
+    """The tensors of a module's state, their names below `under`."""
+    return [TensorShape(under + name, tuple(t.shape), t.dtype) for name, t in module.state_dict().items()]
+
+
+@singledispatch
+def tensors_of(spec: PlainSpec) -> list[TensorShape]:
+    """The tensors of a plain network's state, by building it without memory. Kinds with a quicker way register it."""
     with torch.device("meta"):
-        state = spec.build().state_dict()
-    ordered = sorted(state.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as safetensors writes them
+        return shapes_in(spec.build())
+
+
+def model_size(spec: PlainSpec, *, bytes_per_value: int = 4) -> int:
+    """Bytes of `model.safetensors` of an extracted subnet: its tensors in float32 and the file's header.
+
+    With fewer bytes a value, about what a file in such numbers takes: matrices and kernels have so many, the rest
+    (biases, statistics, scales) four, and the header stays.
+    """
+    ordered = sorted(tensors_of(spec), key=lambda one: (-one.dtype.itemsize, one.name))  # as safetensors writes them
     header: dict[str, object] = {"__metadata__": WEIGHTS_METADATA}
     total = 0
-    for name, tensor in ordered:
-        end = total + tensor.numel() * tensor.itemsize
-        kind = SAFETENSORS_TYPES[tensor.dtype]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [total, end]}
+    for name, shape, dtype in ordered:
+        end = total + math.prod(shape) * (bytes_per_value if len(shape) > 1 else dtype.itemsize)
+        header[name] = {"dtype": SAFETENSORS_TYPES[dtype], "shape": list(shape), "data_offsets": [total, end]}
         total = end
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + total

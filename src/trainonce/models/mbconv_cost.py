@@ -1,8 +1,13 @@
 """What networks of MBConv blocks cost, in closed form: multiply-accumulates, parameters, activations at their peak."""
 
+from dataclasses import replace
+from functools import cache
+
+import torch
+
 from trainonce.cost.macs import Cost, bn_cost, conv_cost
-from trainonce.cost.memory import peak_values
-from trainonce.nn.plain import BlockSpec, NetworkSpec
+from trainonce.cost.memory import TensorShape, peak_values, shapes_in, tensors_of
+from trainonce.nn.plain import BlockSpec, MBConv, NetworkSpec
 from trainonce.nn.sizes import out_size
 
 
@@ -38,6 +43,27 @@ def network_cost(spec: NetworkSpec) -> Cost:
         total += block_cost(block, size)
         size = out_size(size, block.stride)
     return total
+
+
+@tensors_of.register
+def _(spec: NetworkSpec) -> list[TensorShape]:
+    """Each kind of block, and what lies around the last of them, is built once: building takes ten times as long."""
+    found = list(_around(replace(spec, blocks=spec.blocks[-1:])))
+    for number, block in enumerate(spec.blocks):
+        found += [TensorShape(f"blocks.{number}.{name}", shape, dtype) for name, shape, dtype in _inside(block)]
+    return found
+
+
+@cache
+def _inside(spec: BlockSpec) -> tuple[TensorShape, ...]:
+    with torch.device("meta"):
+        return tuple(shapes_in(MBConv(spec)))
+
+
+@cache
+def _around(spec: NetworkSpec) -> tuple[TensorShape, ...]:
+    with torch.device("meta"):
+        return tuple(one for one in shapes_in(spec.build()) if not one.name.startswith("blocks."))
 
 
 @peak_values.register

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainonce.pipeline.measuring import measure
     from trainonce.pipeline.reporting import draw, report
     from trainonce.pipeline.searching import search
+    from trainonce.pipeline.shipping import ship
     from trainonce.pipeline.studying import study
     from trainonce.pipeline.training import train
     from trainonce.pipeline.verifying import verify
@@ -36,6 +37,7 @@ else:
             "measuring": ("measure",),
             "reporting": ("draw", "report"),
             "searching": ("search",),
+            "shipping": ("ship",),
             "studying": ("study",),
             "training": ("train",),
             "verifying": ("verify",),
@@ -55,6 +57,7 @@ __all__ = [
     "push_to_hub",
     "report",
     "search",
+    "ship",
     "study",
     "train",
     "verify",

@@ -64,7 +64,7 @@ def export(
     same network; of several targets, `failed` says of which.
     """
     use_threads(threads)
-    targets = [_target(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
+    targets = [target_named(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
     subnet = Path(subnet)
     place = Path(out or subnet / "export")
     reference = read_reference(
@@ -87,7 +87,8 @@ def export(
     return Exports(done=tuple(done), failed=failed)
 
 
-def _target(name: str) -> Target:
+def target_named(name: str) -> Target:
+    """The target of that name. Raises `UserError` that names the targets for another."""
     if name not in TARGETS:
         raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
     return TARGETS[name]

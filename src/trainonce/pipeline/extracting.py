@@ -17,7 +17,7 @@ from trainonce.nn.fusing import fused
 from trainonce.nn.kinds import spec_of, written
 from trainonce.nn.plain_graph import GraphNetwork
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
+from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of, numbers_of
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.search.resources import table_at
@@ -54,6 +54,7 @@ def extract(
     max_latency: Amount | None = None,
     max_memory: Amount | None = None,
     max_size: Amount | None = None,
+    target: str | None = None,
     latency: str | None = None,
     recalibrate: bool = True,
     fuse: bool = False,
@@ -71,10 +72,11 @@ def extract(
     """Take one subnet out of a run: `trainonce extract`, whose options these are.
 
     `arch` is an architecture, `largest` or `smallest`; without it the best under the budget of all that are scored is
-    taken. It is written to `out`, or to RUN/subnets/ID. With `fuse`, parallel convolutions of a network of one's own
-    are merged into one (`trainonce.nn.fusing`), which changes nothing but rounding. `seed` is the calibration's: by
-    default as the subnet was scored, 0 where it was not. `on_data` is called with the images before the work. Raises
-    `UserError` for what cannot be, before anything is written, and `RunError` where its scores are not finite.
+    taken; `max_memory`, `max_size` and `target` are `search`'s. It is written to `out`, or to RUN/subnets/ID. With
+    `fuse`, parallel convolutions of a network of one's own are merged into one (`trainonce.nn.fusing`), which changes
+    nothing but rounding. `seed` is the calibration's: by default as the subnet was scored, 0 where it was not.
+    `on_data` is called with the images before the work. Raises `UserError` for what cannot be, before anything is
+    written, and `RunError` where its scores are not finite.
     """
     use_threads(threads)
     place = RunDirectory(run)
@@ -85,11 +87,11 @@ def extract(
     net, settings = net.to(settled), EvaluateSettings(seed=seed or 0)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
     if arch is None:
-        best = _best(place, net, step, most, latency)
+        best = _best(place, net, step, most, latency, numbers_of(target))
         arch = best.arch
         settings = calibration_of(place, best) if seed is None else settings
-    elif most or latency:
-        option = f"max-{next(iter(most))}" if most else "latency"
+    elif most or latency or target:
+        option = f"max-{next(iter(most))}" if most else "latency" if latency else "target"
         raise UserError(f"--{option} cannot be given together with an architecture")
     chosen = net.space.parse(arch)
     path = Path(out or place.subnets / chosen.id)
@@ -130,9 +132,11 @@ def _fused(network: nn.Module, arch: Architecture) -> nn.Module:
     return merged.to(next(network.parameters()).device)
 
 
-def _best(run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None) -> SubnetScore:
+def _best(
+    run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None, numbers: str
+) -> SubnetScore:
     """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
-    limits = limits_of(net, most, table_at(run, latency))
+    limits = limits_of(net, most, table_at(run, latency), numbers=numbers)
     lines = newest_lines((line for line in (*run.population(), *run.searched()) if line.step == step), "validate")
     return best_within(
         lines, fits=lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits)

@@ -96,6 +96,7 @@ def search(
     max_latency: Amount | None = None,
     max_memory: Amount | None = None,
     max_size: Amount | None = None,
+    target: str | None = None,
     latency: str | None = None,
     minimise: Sequence[str] = (),
     scores: int = 100,
@@ -119,9 +120,10 @@ def search(
 ) -> Searched:
     """Search a run for its best subnets under a budget: `trainonce search`, whose options these are.
 
-    It writes RUN/front.json; every score is recorded in RUN/search.jsonl and never made again. `on_start` is called
-    where the search begins: from there on `should_stop` is asked. Under torchrun, call it inside
-    `trainonce.parallel.fan_out.ranks_at_work`, on the rank that leads.
+    `max_memory` is a device's RAM and `max_size` its flash, both counted in the numbers of the export target `target`
+    (`numbers_of`), in float32 without one. It writes RUN/front.json; every score is recorded in RUN/search.jsonl and
+    never made again. `on_start` is called where the search begins: from there on `should_stop` is asked. Under
+    torchrun, call it inside `trainonce.parallel.fan_out.ranks_at_work`, on the rank that leads.
     Raises `UserError` for what cannot be, for a budget that no subnet meets, and without the extra `search`.
     """
     require_optuna()
@@ -130,7 +132,8 @@ def search(
     place = RunDirectory(run)
     net, step = place.load_supernet()
     table = table_at(place, latency)
-    problem = _problem(net, budget(max_macs, max_params, max_latency, max_memory, max_size), table, minimise)
+    most = budget(max_macs, max_params, max_latency, max_memory, max_size)
+    problem = problem_of(net, most, table, minimise, numbers=numbers_of(target))
     feasible = feasible_subnet(problem)
     settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
@@ -257,11 +260,27 @@ def budget(
     return {name: amount for name, amount in most if amount is not None}
 
 
-def limits_of(net: Supernet, most: Mapping[str, Amount], table: str | Path | None) -> list[Limit]:
+def numbers_of(target: str | None) -> str:
+    """The numbers that the files of an export target compute in; float32 without one. Raises `UserError` for no target.
+
+    They say what memory and file size are where no runtime has measured them: the activations that are live at once,
+    and the weights, in such numbers (`trainonce.cost.memory`).
+    """
+    if target is None:
+        return "float32"
+    from trainonce.pipeline.exporting import target_named  # what exports is loaded by those that ask for it
+
+    return target_named(target).precision
+
+
+def limits_of(
+    net: Supernet, most: Mapping[str, Amount], table: str | Path | None, *, numbers: str = "float32"
+) -> list[Limit]:
     """The limits of a budget. Raises `UserError` for what is no quantity, and for a table missing."""
     values = {name: quantity(name, str(amount)) for name, amount in most.items()}
     return [
-        Limit(resource=resource_named(name, net, latency_table=table), most=value) for name, value in values.items()
+        Limit(resource=resource_named(name, net, latency_table=table, numbers=numbers), most=value)
+        for name, value in values.items()
     ]
 
 
@@ -272,13 +291,21 @@ def calibration_of(run: RunDirectory, line: SubnetScore) -> EvaluateSettings:
     return EvaluateSettings() if said is None else EvaluateSettings.parse(said, where=str(file))
 
 
-def _problem(net: Supernet, most: Mapping[str, Amount], table: str | Path | None, minimise: Sequence[str]) -> Problem:
-    limits = limits_of(net, most, table)
+def problem_of(
+    net: Supernet,
+    most: Mapping[str, Amount],
+    table: str | Path | None,
+    minimise: Sequence[str] = (),
+    *,
+    numbers: str = "float32",
+) -> Problem:
+    """High top-1 within a budget. Raises `UserError` as `limits_of`, and where `minimise` names a resource twice."""
+    limits = limits_of(net, most, table, numbers=numbers)
     limited = {limit.resource.name: limit.resource for limit in limits}
     names = list(minimise) or list(limited) or ["macs"]
     if len(set(names)) < len(names):
         raise UserError(f"--minimise names a resource twice: {','.join(minimise)}")
-    resources = [limited.get(name) or resource_named(name, net, latency_table=table) for name in names]
+    resources = [limited.get(name) or resource_named(name, net, latency_table=table, numbers=numbers) for name in names]
     return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(resources))
 
 

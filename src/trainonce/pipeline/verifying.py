@@ -30,6 +30,7 @@ DOCUMENTS = {
     "run.json",
     "baseline.json",
     "fit.json",
+    "ship.json",
     "front.json",
     "interference.json",
     "study.json",
@@ -38,7 +39,7 @@ DOCUMENTS = {
     CERTIFICATE,
 }
 LINES = {"metrics.jsonl", "forgetting.jsonl", "population.jsonl", "search.jsonl", "results.jsonl", "times.jsonl"}
-FOLDERS = {"checkpoints", "kept", "latency", "subnets", "runs", "export"}
+FOLDERS = {"checkpoints", "kept", "latency", "subnets", "runs", "export", "ship"}
 FOREIGN = "is nothing that trainonce reads"
 
 

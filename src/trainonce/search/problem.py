@@ -35,8 +35,11 @@ class Problem:
 
     def to_json(self) -> JsonObject:
         """The limits by resource, and what is minimised, as JSON values."""
+        resources = (*self.minimised, *(limit.resource for limit in self.limits))
+        narrow = {resource.numbers for resource in resources} - {"float32"}
         return {
             "limits": {limit.resource.name: limit.most for limit in self.limits},
+            **({"numbers": narrow.pop()} if narrow else {}),  # a search in float32 is called what it was
             "minimised": [resource.name for resource in self.minimised],
         }
 

@@ -68,6 +68,8 @@ class RecordedFront(Record):
     """`SearchSettings` of the version that searched."""
     limits: dict[str, Number]
     """The most of each limited resource, in its own unit."""
+    numbers: str = "float32"
+    """What memory and size are counted in; earlier versions did not write it."""
     minimised: list[str]
     """The resources that are to be small, beside a high top-1."""
     latency_sha256: str | None = None

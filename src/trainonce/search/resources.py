@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trainonce.cost.memory import model_size, peak_memory
+from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
@@ -44,11 +44,13 @@ class Resource:
 
     name: str
     of: Callable[[Architecture], float]
+    numbers: str = "float32"
+    """Of memory and size: the numbers that are counted, of `BYTES_PER_VALUE`."""
 
     def text(self, value: float) -> str:
         """A value with its unit, such as 4.05 M MACs; a resource of your own is its unit."""
         unit, worth = SHOWN.get(self.name, (self.name, 1.0))
-        return f"{value / worth:.4g} {unit}"
+        return f"{value / worth:.4g} {unit}{'' if self.numbers == 'float32' else f' in {self.numbers}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +69,28 @@ class Limit:
         return f"at most {self.resource.text(self.most)}"
 
 
-def quantity(name: str, text: str) -> float:
-    """What a person wrote as a limit on a resource (10, 10M, 5ms, 2.5MB), in the resource's own unit.
+def quantity(name: str, text: str, *, said: str = "") -> float:
+    """What a person wrote as a limit on a resource (10, 10M, 5ms, 2.5MB, 512KiB), in the resource's own unit.
 
-    Raises `UserError` that says what would be right.
+    Raises `UserError` that says what would be right; `said` is what it calls the limit, --max-NAME by default.
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})\s*([a-zµ]*)\s*", text, re.IGNORECASE)
     worth = UNITS[name].get(found[2].lower()) if found else None
     if found is None or worth is None:
-        raise UserError(f"--max-{name} takes a number and its unit, such as {EXAMPLES[name]}, not {text!r}")
+        raise UserError(
+            f"{said or f'--max-{name}'} takes a number and its unit, such as {EXAMPLES[name]}, not {text!r}"
+        )
     return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 
 
-def resource_named(name: str, net: Supernet, *, latency_table: str | Path | None = None) -> Resource:
+def resource_named(
+    name: str, net: Supernet, *, latency_table: str | Path | None = None, numbers: str = "float32"
+) -> Resource:
     """The resource of that name for the subnets of a supernet, each counted once.
 
-    Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet or
-    is of several images in a call.
+    Memory and size are those of a network that computes in `numbers`: float32, float16 or int8. Raises `UserError` for
+    another name, for latency without a table, and for a table that does not fit the supernet or is of several images
+    in a call.
     """
     if name not in NAMES:
         raise UserError(f"no resource {name!r}; the resources are {', '.join(NAMES)}")
@@ -91,13 +98,14 @@ def resource_named(name: str, net: Supernet, *, latency_table: str | Path | None
         if latency_table is None:
             raise UserError("latency needs a table of this device: trainonce latency build, then --latency TABLE")
         return Resource(name=name, of=_latency(net, latency_table))
+    width = BYTES_PER_VALUE[numbers]
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
         "params": lambda arch: net.cost(arch).params,
-        "memory": lambda arch: peak_memory(net.describe(arch)),
-        "size": lambda arch: model_size(net.describe(arch)),
+        "memory": lambda arch: peak_memory(net.describe(arch), bytes_per_value=width),
+        "size": lambda arch: model_size(net.describe(arch), bytes_per_value=width),
     }
-    return Resource(name=name, of=cache(of[name]))
+    return Resource(name=name, of=cache(of[name]), numbers=numbers if name in ("memory", "size") else "float32")
 
 
 def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:

@@ -42,6 +42,8 @@ class SearchInfo:
     """The name of the resource along the axis: the first that was kept small."""
     minimised: Sequence[str]
     limits: Mapping[str, float]
+    numbers: str
+    """What memory and size are counted in."""
     sides: Sequence[Found]
     predictor: PredictorReport | None
     """The report on the last round's predictor."""
@@ -65,6 +67,7 @@ def _info(run: RunRecord, found: RecordedFront) -> SearchInfo:
         resource=found.minimised[0],
         minimised=found.minimised,
         limits=found.limits,
+        numbers=found.numbers,
         sides=[
             Found(
                 label=label,

@@ -43,6 +43,7 @@ def _figure(number: int, info: SearchInfo, *, several: bool) -> Figure:
 def _title(info: SearchInfo) -> str:
     found, *others = info.sides
     limits = " and ".join(f"{most / SHOWN[name][1]:.4g} {SHOWN[name][0]}" for name, most in info.limits.items())
+    limits += "" if info.numbers == "float32" else f", counted in {info.numbers}"
     title = (
         f"{'Within ' + limits if limits else 'Without a limit'}, search found {found.front[0].top1:.2f}% with "
         f"{plural(found.evaluations, 'true score')}"

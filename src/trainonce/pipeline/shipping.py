@@ -1,0 +1,458 @@
+"""A network for each of several devices, from one run: searched for, taken out, fine-tuned, exported, certified.
+
+OUT/DEVICE is the subnet, OUT/DEVICE/export/TARGET its file and certificate, and OUT/ship.json says what each device
+got. A device that is done is not done again; scores are recorded in the run and never made twice; so the same call goes
+on.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
+from trainonce.data import DataSet
+from trainonce.errors import RunError, UserError
+from trainonce.evaluation.evaluator import Score, wilson
+from trainonce.export.certificate import FILE as CERTIFICATE
+from trainonce.export.certificate import Certificate
+from trainonce.export.integrity import check_file
+from trainonce.files import is_there, locked, write_atomic
+from trainonce.latency import LatencyTable
+from trainonce.models import Supernet
+from trainonce.nn.kinds import spec_of
+from trainonce.pipeline.devices import Device, load_devices
+from trainonce.pipeline.exporting import Exported, export, target_named
+from trainonce.pipeline.extracting import Extracted, extract
+from trainonce.pipeline.finetuning import finetune
+from trainonce.pipeline.machine import use_threads
+from trainonce.pipeline.searching import Amount, Searched, SearchProgress, problem_of, search
+from trainonce.pipeline.turns import for_each
+from trainonce.records import to_json
+from trainonce.run.directory import RunDirectory
+from trainonce.search import feasible_subnet
+from trainonce.search.resources import quantity, table_at
+from trainonce.settings import JsonObject, Number, Record, Whole
+from trainonce.subnets import read_subnet
+from trainonce.subnets.description import RecordedScore
+
+FORMAT = "trainonce-ship-1"
+FILE = "ship.json"
+TRIES = 3
+"""How often a smaller subnet is looked for where the file turns out larger than was predicted."""
+
+
+class ShipOptions(Record):
+    """What a device's network follows from, beside the device and the run's weights."""
+
+    step: Whole
+    """The training step of the weights."""
+    scores: Whole
+    """True scores that its search asked for."""
+    finetune_epochs: Whole
+    seed: int
+
+
+class Shipped(Record):
+    """What a device got."""
+
+    device: JsonObject
+    """What was asked for: `Device`, without its place in the list."""
+    options: ShipOptions
+    subnet: str
+    """Its directory, in that of ship.json, as the paths below."""
+    arch: str
+    id: str
+    macs: Whole
+    params: Whole
+    validate_score: RecordedScore
+    """Of the network as it is handed over; it was chosen by it, which flatters a little."""
+    test_top1: Number
+    """Percent of the whole test split that the exported file classifies correctly."""
+    test_interval: list[Number]
+    """Its 95% interval (Wilson)."""
+    test_images: Whole
+    file: str
+    """What to give to the runtime."""
+    file_bytes: Whole
+    """Of all its files together: flash, without the runtime and the program."""
+    predicted_bytes: Whole
+    """What the search took it to be."""
+    ram_bytes: Whole
+    """Activations that are live at once for one image, in the target's numbers, by following the network."""
+    latency_ms: Number | None
+    """Of one image: by the device's latency table; else measured here, beside other work as it may be."""
+    latency_table: str | None
+    """The table; None where it was measured here."""
+    certificate: str
+    verdict: str
+    seconds: Number
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return str(self.device["name"])
+
+
+class ShipRecord(Record):
+    """What ship.json holds."""
+
+    format: str
+    run: str
+    shipped: list[Shipped]
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Why, of each device that failed when it was last tried."""
+
+
+class ShipProgress(NamedTuple):
+    """Where the work for a device stands."""
+
+    device: Device
+    stage: str
+    """What is being done, in words."""
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipment:
+    """What became of the devices."""
+
+    out: Path
+    done: tuple[Shipped, ...]
+    """In the order in which the devices were named."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why, of each device that failed beside others."""
+    seconds: float
+    """What it took; after a dry run, about what searching would take."""
+    finished: bool
+    """Whether all were tried: not where `should_stop` said so, nor after a dry run."""
+
+
+class _StoppedShippingError(Exception):
+    """It was asked to stop."""
+
+
+def ship(
+    run: str | Path,
+    devices: Sequence[str | Path | Device],
+    *,
+    scores: int = 40,
+    finetune_epochs: int = 0,
+    images: int = 64,
+    calibration_images: int | None = None,
+    out: str | Path | None = None,
+    data: DataSet | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    compute: str = "auto",
+    threads: int | None = None,
+    workers: int | None = None,
+    decode_workers: int | None = None,
+    dry_run: bool = False,
+    on_start: Callable[[], None] = lambda: None,
+    on_stage: Callable[[Device, str], None] = lambda _device, _sentence: None,
+    on_progress: Callable[[ShipProgress], None] = lambda _: None,
+    on_shipped: Callable[[Shipped], None] = lambda _: None,
+    on_failed: Callable[[Device, UserError | RunError], None] = lambda _device, _error: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Shipment:
+    """Make a certified file for each device: `trainonce ship`, whose options these are.
+
+    `devices` are built-in ones by name, TOML files, or `Device`s. For each, `scores` true scores are spent on a search
+    within its limits (0: the best of what is scored already); the subnet is taken out, fine-tuned where asked, exported
+    and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `should_stop` is asked
+    between stages and after each score. Raises `UserError` before any work for devices that cannot be; of several
+    devices, `failed` says which failed later; of an only one the refusal is raised.
+    """
+    use_threads(threads)
+    asked, place, began = load_devices(devices), RunDirectory(run), time.monotonic()
+    net, step = place.load_supernet()
+    loaded = place.load_data(data_dir, moved_to=data, workers=decode_workers)
+    if len(loaded.validate) == 0 or len(loaded.test) == 0:
+        raise UserError(f"{loaded.name} lacks validate or test images, by which a network is chosen and certified")
+    folder = Path(out or place.path / "ship")
+    work = _Work(
+        run=place,
+        net=net,
+        data=loaded,
+        out=folder,
+        options=ShipOptions(step=step, scores=scores, finetune_epochs=finetune_epochs, seed=seed),
+        images=images,
+        calibration_images=calibration_images,
+        compute=compute,
+        workers=workers,
+        on_stage=on_stage,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    done: dict[str, Shipped] = {}
+    failed: dict[str, str] = {}
+
+    def note(device: Device, found: Shipped | UserError | RunError) -> None:
+        if isinstance(found, UserError | RunError):
+            failed[device.name] = str(found)
+            on_failed(device, found)
+        else:
+            done[device.name] = found
+            on_shipped(found)
+
+    fitting = []
+    for device, refused in for_each(asked, work.check):
+        if isinstance(refused, UserError | RunError):
+            note(device, refused)
+        else:
+            fitting.append(device)
+    if dry_run:
+        seconds = sum(work.search_seconds(device) for device in fitting)
+        return Shipment(out=folder, done=(), failed=failed, seconds=seconds, finished=False)
+    finished, alone = True, len(asked) == 1
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", f"another process is working in {folder}"):
+        on_start()
+        try:
+            for device in fitting:
+                try:
+                    note(device, work.ship(device))
+                except (UserError, RunError) as error:
+                    if alone:
+                        raise
+                    note(device, error)
+                finally:
+                    _record(place, folder, done, failed)
+        except _StoppedShippingError:
+            finished = False
+    return Shipment(
+        out=folder,
+        done=tuple(done[device.name] for device in asked if device.name in done),
+        failed=failed,
+        seconds=time.monotonic() - began,
+        finished=finished,
+    )
+
+
+def _record(run: RunDirectory, out: Path, done: dict[str, Shipped], failed: dict[str, str]) -> None:
+    """Write what is done, beside what other calls did for other devices."""
+    if not done and not failed:
+        return
+    before = {one.name: one for one in _recorded(out)}
+    known = {name: one for name, one in (before | done).items() if name not in failed}
+    record = {
+        "format": FORMAT,
+        "run": str(run.path.resolve()),
+        "shipped": [one.to_json() for one in known.values()],
+        "failed": failed,
+    }
+    try:
+        write_atomic(out / FILE, to_json(ShipRecord.read(record, where=FILE).to_json()))
+    except OSError as error:
+        raise RunError(f"cannot write {out / FILE}: {error.strerror}") from error
+
+
+def _recorded(out: Path) -> list[Shipped]:
+    """What ship.json says of each device; nothing without one. Raises `UserError` where it is damaged."""
+    if not is_there(out / FILE):
+        return []
+    found = ShipRecord.read_file(out / FILE)
+    if found.format != FORMAT:
+        raise UserError(f"{out / FILE} is not what this version writes ({FORMAT})")
+    return found.shipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the devices share."""
+
+    run: RunDirectory
+    net: Supernet
+    data: DataSet
+    out: Path
+    options: ShipOptions
+    images: int
+    calibration_images: int | None
+    compute: str
+    workers: int | None
+    on_stage: Callable[[Device, str], None]
+    on_progress: Callable[[ShipProgress], None]
+    should_stop: Callable[[], bool]
+
+    def options_of(self, device: Device) -> ShipOptions:
+        """The options, with the device's own epochs of fine-tuning."""
+        epochs = device.finetune_epochs
+        return self.options if epochs is None else self.options.model_copy(update={"finetune_epochs": epochs})
+
+    def check(self, device: Device) -> None:
+        """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
+        target_named(device.target)
+        table = table_at(self.run, device.latency)
+        feasible_subnet(problem_of(self.net, device.budget(), table, numbers=device.numbers))
+
+    def search_seconds(self, device: Device) -> float:
+        """About how long its search takes, were none of it recorded."""
+        if self._done(device) is not None or not self.options.scores:
+            return 0.0
+        return self._search(device, device.budget(), dry_run=True).seconds
+
+    def ship(self, device: Device) -> Shipped:
+        """What a device gets, made or found. Raises as the stages do."""
+        known = self._done(device)
+        if known is not None:
+            return known
+        began, most = time.monotonic(), device.budget()
+        allowed = quantity("size", str(most["size"])) if "size" in most else float("inf")
+        made = self._made(device, most, began)
+        for _ in range(TRIES - 1):
+            if made.file_bytes <= allowed:
+                break
+            told = f"{made.file_bytes:,} bytes where {made.predicted_bytes:,} were predicted, and {allowed:,.0f} may be"
+            self._stage(device, f"the file has {told}: looking for a smaller one")
+            most = most | {"size": f"{0.99 * allowed * made.predicted_bytes / made.file_bytes:.0f}B"}
+            try:
+                made = self._made(device, most, began, anew=False)
+            except UserError as error:
+                raise UserError(f"its file has {told}; of one that is as much smaller: {error}") from error
+        if made.file_bytes > allowed:
+            raise RunError(f"its file has {made.file_bytes:,} bytes, more than the {allowed:,.0f} that may be")
+        return made
+
+    def _done(self, device: Device) -> Shipped | None:
+        """What the device has already, if it is what would be made now and its files are whole."""
+        asked, options = device.model_dump(mode="json"), self.options_of(device)
+        for known in _recorded(self.out):
+            if known.device == asked and known.options == options and self._whole(known):
+                return known
+        return None
+
+    def _whole(self, known: Shipped) -> bool:
+        """Whether the files and the certificate are what they were."""
+        try:
+            description = read_subnet(self.out / known.subnet)[1]
+            certificate = Certificate.read_file(self.out / known.certificate)
+            checked = check_file(self.out / known.file)
+        except UserError:
+            return False
+        same = certificate.architecture == description.architecture == known.arch
+        return same and certificate.passed and checked.state == "whole"
+
+    def _search(self, device: Device, most: Mapping[str, Amount], *, dry_run: bool = False) -> Searched:
+        """Search within a budget. Random search has no part in it: what it would find is not handed over alone."""
+
+        def note(at: SearchProgress) -> None:
+            self.on_progress(ShipProgress(device, "subnets scored", at.done, at.total))
+
+        return search(
+            self.run.path,
+            max_macs=most.get("macs"),
+            max_params=most.get("params"),
+            max_latency=most.get("latency"),
+            max_memory=most.get("memory"),
+            max_size=most.get("size"),
+            target=device.target,
+            latency=device.latency,
+            scores=self.options.scores,
+            control=False,
+            calibration_images=self.calibration_images,
+            data=self.data,
+            seed=self.options.seed,
+            device=self.compute,
+            workers=self.workers,
+            dry_run=dry_run,
+            on_progress=note,
+            should_stop=self.should_stop,
+        )
+
+    def _made(self, device: Device, most: Mapping[str, Amount], began: float, *, anew: bool = True) -> Shipped:
+        """All stages for a device within a budget; not `anew`, the search is left out where a subnet is scored."""
+        if self.options.scores and (anew or not self._scored_within(device, most)):
+            self._stage(device, f"searching, {self.options.scores} scores")
+            if not self._search(device, most).finished:
+                raise _StoppedShippingError
+        self._stage(device, "taking out the best subnet within the limits")
+        epochs, place = self.options_of(device).finetune_epochs, self.out / device.name
+        taken = extract(
+            self.run.path,
+            max_macs=most.get("macs"),
+            max_params=most.get("params"),
+            max_latency=most.get("latency"),
+            max_memory=most.get("memory"),
+            max_size=most.get("size"),
+            target=device.target,
+            latency=device.latency,
+            out=self.run.subnets / f"{device.name}-untuned" if epochs else place,
+            data=self.data,
+            device=self.compute,
+        )
+        score = taken.scores["validate"]
+        if epochs:
+            score = self._finetuned(device, taken.path, place, epochs)
+        self._stage(device, f"exporting to {device.target}, and holding the file against the network")
+        made = export(
+            place, device.target, run=self.run.path, images=self.images, max_loss=device.max_loss, data=self.data
+        ).done[0]
+        return self._shipped(device, taken, made, score, time.monotonic() - began)
+
+    def _scored_within(self, device: Device, most: Mapping[str, Amount]) -> bool:
+        """Whether a subnet within a budget is scored already."""
+        problem = problem_of(self.net, most, table_at(self.run, device.latency), numbers=device.numbers)
+        lines = (line for line in self.run.searched() if line.step == self.options.step and line.split == "validate")
+        return any(problem.feasible(self.net.space.parse(line.arch)) for line in lines)
+
+    def _finetuned(self, device: Device, subnet: Path, place: Path, epochs: int) -> Score:
+        """Train the subnet further, into `place`; its score on validate."""
+        self._stage(device, f"fine-tuning, {epochs} epochs")
+        tuned = finetune(
+            subnet,
+            epochs,
+            run=self.run.path,
+            out=place,
+            seed=self.options.seed,
+            data=self.data,
+            device=self.compute,
+            on_progress=lambda at: self.on_progress(ShipProgress(device, "steps of fine-tuning", at.step, at.steps)),
+            should_stop=self.should_stop,
+        )
+        if tuned.result is None:
+            raise _StoppedShippingError
+        return tuned.result.after
+
+    def _stage(self, device: Device, sentence: str) -> None:
+        """Tell of the next stage, unless it is to stop before it."""
+        if self.should_stop():
+            raise _StoppedShippingError
+        self.on_stage(device, sentence)
+
+    def _shipped(self, device: Device, taken: Extracted, made: Exported, score: Score, seconds: float) -> Shipped:
+        certificate = made.certificate
+        spec, width = spec_of(read_subnet(self.out / device.name)[0]), BYTES_PER_VALUE[device.numbers]
+        top1 = certificate.top1["exported"]
+        if isinstance(top1, str):
+            raise RunError(f"the file's top-1 on the test split is {top1}")
+        table = table_at(self.run, device.latency)
+        values = {
+            "device": device.model_dump(mode="json"),
+            "options": self.options_of(device).to_json(),
+            "subnet": device.name,
+            "arch": str(taken.arch),
+            "id": taken.arch.id,
+            "macs": taken.cost.macs,
+            "params": taken.cost.params,
+            "validate_score": RecordedScore.of(score).to_json(),
+            "test_top1": top1,
+            "test_interval": list(wilson(top1, certificate.images.test)),
+            "test_images": certificate.images.test,
+            "file": str(made.file.relative_to(self.out)),
+            "file_bytes": sum(file.bytes for file in certificate.files.values()),
+            "predicted_bytes": model_size(spec, bytes_per_value=width),
+            "ram_bytes": peak_memory(spec, bytes_per_value=width),
+            "latency_ms": certificate.latency_ms.exported
+            if table is None
+            else LatencyTable.read(table).predict_ms(spec),
+            "latency_table": None if table is None else str(table),
+            "certificate": str((made.place / CERTIFICATE).relative_to(self.out)),
+            "verdict": certificate.verdict,
+            "seconds": seconds,
+        }
+        return Shipped.read(values, where=f"what was made for {device.name}")

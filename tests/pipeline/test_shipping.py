@@ -1,0 +1,213 @@
+"""`trainonce ship`: each device's file is within its limits and certified; what is done is not done again."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import trainonce
+from tests.support.plain_target import PLAIN
+
+from trainonce.data import load_dataset
+from trainonce.errors import RunError, UserError
+from trainonce.export import TARGETS, certificate
+from trainonce.export.certificate import Certificate
+from trainonce.export.predict import open_classifier
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.pipeline import shipping, verify
+from trainonce.pipeline.devices import Device
+from trainonce.pipeline.searching import Amount
+from trainonce.pipeline.shipping import ShipRecord, ship
+from trainonce.recipes import RECIPES
+from trainonce.run.directory import RunDirectory
+from trainonce.subnets import read_subnet
+from trainonce.training.loop import train_supernet
+
+HERE = ("--compute", "cpu", "--workers", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_target() -> Iterator[None]:
+    """Beside the targets there is one that takes no time, and files are timed for a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "plain", PLAIN)
+        patch.setattr(certificate, "LATENCY_S", 0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDirectory(tmp_path_factory.mktemp("ship") / "run")
+    settings = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10, width_mult=0.25)
+    recipe = RECIPES["spos"].with_batch_size(256).scaled(1 / RECIPES["spos"].epochs)
+    train_supernet(MobileNetV3(settings), recipe, load_dataset("digits"), run)
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def devices() -> list[Device]:
+    return [
+        Device(name="board", target="plain", max_flash="2MB", max_ram="20KB"),
+        Device(name="desk", target="plain", max_macs="0.6M", finetune_epochs=1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def shipped(trained: Path, devices: list[Device]) -> shipping.Shipment:
+    return ship(trained, devices, scores=2, images=4, calibration_images=20, compute="cpu", workers=1)
+
+
+class TestShip:
+    def test_each_file_is_within_the_limits_and_certified(self, trained: Path, shipped: shipping.Shipment) -> None:
+        assert [one.name for one in shipped.done] == ["board", "desk"]
+        assert shipped.finished
+        board, desk = shipped.done
+        file = shipped.out / board.file
+        assert file == trained / "ship" / "board" / "export" / "plain" / "model.bin"
+        assert board.file_bytes == file.stat().st_size <= 2_000_000
+        assert board.ram_bytes <= 20_000
+        assert desk.macs <= 600_000
+        for one in shipped.done:
+            certified = Certificate.read_file(shipped.out / one.certificate)
+            assert certified.passed
+            assert one.test_top1 == certified.top1["exported"]
+            assert one.test_images == 359
+            assert one.test_interval[0] < one.test_top1 < one.test_interval[1]
+            assert certified.architecture == one.arch == read_subnet(shipped.out / one.subnet)[1].architecture
+
+    def test_where_it_is_asked_for_the_network_is_finetuned(self, shipped: shipping.Shipment) -> None:
+        board, desk = (read_subnet(shipped.out / one.subnet)[1].trained for one in shipped.done)
+        assert board is not None
+        assert desk is not None
+        assert board.finetuned is None
+        assert desk.finetuned is not None
+        assert desk.finetuned.after["validate"] == shipped.done[1].validate_score
+
+    def test_what_is_written_is_what_came_back(self, trained: Path, shipped: shipping.Shipment) -> None:
+        record = ShipRecord.read_file(shipped.out / shipping.FILE)
+        assert tuple(record.shipped) == shipped.done
+        assert record.failed == {}
+        assert {finding.state for finding in verify(trained)} <= {"whole", "unchecked"}
+
+    def test_what_is_done_is_not_done_again(
+        self, trained: Path, shipped: shipping.Shipment, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
+    ) -> None:
+        monkeypatch.setattr(shipping, "export", lambda *_, **__: pytest.fail("exported again"))
+        monkeypatch.setattr(shipping, "search", lambda *_, **__: pytest.fail("searched again"))
+        again = ship(trained, devices[::-1], scores=2, images=4, calibration_images=20, compute="cpu", workers=1)
+        assert again.done == shipped.done[::-1]
+        assert ship(trained, devices, scores=2, compute="cpu", dry_run=True).seconds == 0
+
+    def test_a_damaged_file_is_made_again(
+        self, trained: Path, shipped: shipping.Shipment, tmp_path: Path, devices: list[Device]
+    ) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        file = run / "ship" / shipped.done[0].file
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b"x")
+        stages: list[str] = []
+        again = ship(
+            *(run, devices[:1]),
+            scores=2,
+            images=4,
+            compute="cpu",
+            workers=1,
+            on_stage=lambda _, text: stages.append(text),
+        )
+        assert file.read_bytes() == whole
+        assert again.done[0].arch == shipped.done[0].arch
+        assert len(stages) == 3
+
+
+class TestFailure:
+    def test_the_others_go_on(
+        self, trained: Path, shipped: shipping.Shipment, tmp_path: Path, devices: list[Device]
+    ) -> None:
+        (tmp_path / "pea.toml").write_text('target = "onnx"\nmax_ram = "1KB"\n')
+        (tmp_path / "desk.toml").write_text('target = "plain"\nmax_macs = "0.6M"\nfinetune_epochs = 1\n')
+        options = ("--scores", "2", "--images", "4", "--calibration-images", "20", "--json", *HERE)
+        said = trainonce("ship", trained, "--device", tmp_path / "pea.toml", tmp_path / "desk.toml", *options)
+        said.refused("1 of 2 devices failed", code=1)
+        found = json.loads(said.out)
+        assert [one["device"]["name"] for one in found["shipped"]] == ["desk"]
+        smallest = (
+            r"no subnet of this supernet has at most 0\.001 MB peak memory; the smallest has 0\.\d+ MB peak memory"
+        )
+        assert found["failed"].keys() == {"pea"}
+        assert pytest.approx(1) == len(
+            [line for line in said.err.splitlines() if line.startswith("pea failed: no subnet")]
+        )
+        with pytest.raises(UserError, match=smallest):
+            ship(trained, [tmp_path / "pea.toml"])
+
+    def test_a_file_that_is_larger_than_predicted(
+        self,
+        trained: Path,
+        shipped: shipping.Shipment,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        devices: list[Device],
+    ) -> None:
+        """A subnet is looked for that is smaller by as much, twice."""
+        budgets: list[str] = []
+        sizes = iter([800_000, 620_000, 600_000, 800_000, 700_000, 620_000])
+
+        def made(
+            _work: object, _device: Device, most: Mapping[str, Amount], _began: float, *, anew: bool = True
+        ) -> shipping.Shipped:
+            assert anew == (not budgets or len(budgets) == 3)
+            budgets.append(str(most["size"]))
+            return shipped.done[0].model_copy(update={"file_bytes": next(sizes), "predicted_bytes": 590_000})
+
+        monkeypatch.setattr(shipping._Work, "_made", made)
+        board = devices[0].model_copy(update={"max_flash": "600KB"})
+        found = ship(trained, [board], scores=3, out=tmp_path / "out").done[0]
+        assert found.file_bytes == 600_000
+        assert budgets == ["600KB", "438075B", "565258B"], "0.99 * 600 * 590 / 800, or 620"
+        with pytest.raises(RunError, match="its file has 620,000 bytes, more than the 600,000 that may be"):
+            ship(trained, [board], scores=4, out=tmp_path / "out")
+
+    def test_bad_input_is_a_sentence(self, trained: Path, tmp_path: Path, devices: list[Device]) -> None:
+        trainonce("ship", trained).refused("name a device")
+        trainonce("ship", trained, "phone", "phone").refused("two devices are called phone")
+        trainonce("ship", trained, "fridge").refused("no device 'fridge'")
+        trainonce("ship", tmp_path, "phone").refused("holds no run")
+        (tmp_path / "slow.toml").write_text('target = "onnx"\nmax_latency = "3ms"\n')
+        trainonce("ship", trained, tmp_path / "slow.toml").refused("latency needs a table of this device")
+
+    def test_a_run_whose_images_are_gone(self, trained: Path, tmp_path: Path) -> None:
+        said = trainonce("ship", trained, "phone", "--data", tmp_path / "nowhere.npz")
+        said.refused("nowhere.npz")
+
+
+def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    said = ship(
+        trained,
+        [Device(name="one", target="plain"), Device(name="two", target="plain", max_macs="0.5M")],
+        scores=0,
+        images=1,
+        compute="cpu",
+        out=tmp_path / "out",
+        on_stage=lambda _, text: stages.append(text),
+        should_stop=lambda: len(stages) == 2,
+    )
+    assert not said.finished
+    assert [one.name for one in said.done] == ["one"]
+    assert [one.name for one in ShipRecord.read_file(tmp_path / "out" / "ship.json").shipped] == ["one"]
+
+
+@pytest.mark.long
+def test_a_file_in_int8_is_within_the_limits(trained: Path, tmp_path: Path) -> None:
+    """Memory and size are counted in its numbers; the file is the one that the command names."""
+    limits = 'max_flash = "400KB"\nmax_ram = "5KB"\nmax_loss = 100\n'
+    (tmp_path / "chip.toml").write_text(f'target = "onnx-int8"\n{limits}')
+    said = trainonce(
+        "ship", trained, tmp_path / "chip.toml", "--scores", "2", "--images", "4", "--calibration-images", "20", *HERE
+    )
+    assert said.code == 0, said.err
+    file = trained / "ship" / "chip" / "export" / "onnx-int8" / "model.onnx"
+    assert file.stat().st_size <= 400_000
+    assert open_classifier(file).classes == tuple(map(str, range(10)))
+    assert str(Path(trained, "ship", "ship.json")) in said.out
