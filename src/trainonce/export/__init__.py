@@ -7,7 +7,7 @@ their certificate.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainonce.export import executorch, int8, litert, onnx, openvino, torch_export
+from trainonce.export import executorch, int8, litert, ncnn, onnx, openvino, torch_export
 from trainonce.export.description import FileDescription, Opened, Precision, Written
 from trainonce.export.reference import Reference
 
@@ -86,6 +86,21 @@ TARGETS: dict[str, Target] = {
             write=lambda reference, max_loss: litert.write_litert_int8(reference, max_loss=max_loss),
             open=litert.open_litert,
             precision="int8",
+        ),
+        Target(
+            name="ncnn",
+            about="ncnn, float32, one image a call",
+            files=(ncnn.PARAM, ncnn.BIN),
+            write=lambda reference, _: ncnn.write_ncnn(reference.onnx),
+            open=ncnn.open_ncnn,
+        ),
+        Target(
+            name="ncnn-fp16",
+            about="ncnn, weights in float16, one image a call",
+            files=(ncnn.PARAM, ncnn.BIN),
+            write=lambda reference, _: ncnn.write_ncnn(reference.onnx, precision="float16"),
+            open=ncnn.open_ncnn,
+            precision="float16",
         ),
         Target(
             name="torch",

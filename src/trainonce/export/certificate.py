@@ -23,7 +23,7 @@ LATENCY_ROUNDS, FEWEST_ROUNDS, LATENCY_S = 50, 10, 2.0
 """How often the networks are timed: at most, at least, and in between as often as these seconds allow."""
 LOOKED_INSIDE = 8
 """How many images of each kind are followed from layer to layer where something differs."""
-PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "ai-edge-litert")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "ncnn", "pnnx")
 
 
 class ExportedFile(Record):

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Literal
 
 from trainonce.errors import UserError
-from trainonce.export import executorch, litert, onnx, openvino, torch_export
+from trainonce.export import executorch, litert, ncnn, onnx, openvino, torch_export
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
 from trainonce.files import read_bytes
 
-PARTNERS = {".xml": ".bin", ".bin": ".xml", ".pte": ".json", ".json": ".pte"}
-"""Of files that belong together and have one name: the suffix of the other."""
+PARTNERS: Mapping[str, tuple[str, ...]] = {
+    ".xml": (".bin",),
+    ".param": (".bin",),
+    ".bin": (".xml", ".param"),
+    ".pte": (".json",),
+    ".json": (".pte",),
+}
+"""Of files that belong together and have one name: the suffixes that the other may have."""
 
 DESCRIBED = b"trainonce-export-"
 """What a description names as its format begins with this, in every version."""
@@ -35,8 +41,8 @@ def check_file(path: Path) -> Verdict:
 
     Raises `UserError` where there is no file or where it cannot be read.
     """
-    partner = path.with_suffix(PARTNERS.get(path.suffix, path.suffix))
-    return judged(path, {each.name: read_bytes(each) for each in {path, partner} if each == path or each.exists()})
+    partners = [path.with_suffix(suffix) for suffix in PARTNERS.get(path.suffix, ())]
+    return judged(path, {each.name: read_bytes(each) for each in (path, *partners) if each == path or each.exists()})
 
 
 def judged(path: Path, files: Mapping[str, bytes]) -> Verdict:
@@ -68,7 +74,10 @@ def judged(path: Path, files: Mapping[str, bytes]) -> Verdict:
 
 def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
     """Whether the hash in the file, or for it in its partner, holds; None where there is none."""
-    content, other = files[path.name], files.get(path.with_suffix(PARTNERS.get(path.suffix, "")).name)
+    content = files[path.name]
+    names = [path.with_suffix(suffix).name for suffix in PARTNERS.get(path.suffix, ())]
+    partner = next((name for name in names if name in files), None)
+    other = None if partner is None else files[partner]
     match path.suffix:
         case ".onnx":
             return onnx.SEAL.holds(content)
@@ -76,8 +85,11 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
             return torch_export.is_whole(content)
         case ".xml":
             return openvino.SEAL.holds(content, other or b"")
+        case ".param":
+            return ncnn.SEAL.holds(content, other or b"")
         case ".bin":
-            return None if other is None else openvino.SEAL.holds(other, content)
+            seal = ncnn.SEAL if partner is not None and partner.endswith(".param") else openvino.SEAL
+            return None if other is None else seal.holds(other, content)
         case ".tflite":
             return litert.SEAL.holds(content)
         case ".pte":
