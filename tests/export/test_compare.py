@@ -57,3 +57,14 @@ def test_what_is_not_finite_never_agrees(bad: float) -> None:
 
 def test_another_number_of_classes_never_agrees() -> None:
     assert not compare(torch.zeros(2, 3), torch.zeros(2, 4)).agrees
+
+
+def test_the_same_class_for_every_image_is_no_answer() -> None:
+    """Unless nearly all images should have it."""
+    several = torch.eye(3).repeat(4, 1)
+    found = torch.tensor([[1.0, 0.0, 0.0]]) + 0.01 * several
+    assert compare(several, found).constant
+    assert compare(several, torch.ones(12, 3)).constant
+    mostly = torch.tensor([[1.0, 0.0, 0.0]]).repeat(12, 1) + 0.02 * several
+    assert not compare(mostly, found).constant
+    assert not compare(several, several + 5).constant

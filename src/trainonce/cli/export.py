@@ -127,5 +127,8 @@ def _say_certificate(one: Exported) -> None:
     kept = certificate.details.kept_in_float32
     if kept:
         lines.append(f"Left in float32, because int8 there costs most: {', '.join(kept)}.")
+    arena, flash = certificate.details.arena_bytes, certificate.details.flash_bytes
+    if arena is not None and flash is not None:
+        lines.append(f"Needs {arena:,} bytes of memory and {flash:,} of flash, beside the runtime itself.")
     lines.append(f"{one.file}; certificate: {one.place / CERTIFICATE}")
     display.out.print("\n".join(lines))

@@ -22,7 +22,7 @@ STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab
 RESOURCES = ("macs", "params", "latency", "memory", "size")  # search.resources.NAMES
 TARGETS = (  # export.TARGETS
     *("onnx", "onnx-int8", "openvino", "executorch", "litert", "litert-fp16", "litert-int8"),
-    *("ncnn", "ncnn-fp16", "torch"),
+    *("ncnn", "ncnn-fp16", "tflite-micro", "torch"),
 )
 RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL

@@ -7,7 +7,7 @@ their certificate.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainonce.export import executorch, int8, litert, ncnn, onnx, openvino, torch_export
+from trainonce.export import executorch, int8, litert, ncnn, onnx, openvino, tflite_micro, torch_export
 from trainonce.export.description import FileDescription, Opened, Precision, Written
 from trainonce.export.reference import Reference
 
@@ -101,6 +101,14 @@ TARGETS: dict[str, Target] = {
             write=lambda reference, _: ncnn.write_ncnn(reference.onnx, precision="float16"),
             open=ncnn.open_ncnn,
             precision="float16",
+        ),
+        Target(
+            name="tflite-micro",
+            about="LiteRT for Microcontrollers (TFLite Micro), 8-bit integers, one image a call",
+            files=(tflite_micro.FILE, tflite_micro.SIDECAR),
+            write=lambda reference, max_loss: tflite_micro.write_tflite_micro(reference, max_loss=max_loss),
+            open=tflite_micro.open_tflite_micro,
+            precision="int8",
         ),
         Target(
             name="torch",

@@ -23,7 +23,17 @@ LATENCY_ROUNDS, FEWEST_ROUNDS, LATENCY_S = 50, 10, 2.0
 """How often the networks are timed: at most, at least, and in between as often as these seconds allow."""
 LOOKED_INSIDE = 8
 """How many images of each kind are followed from layer to layer where something differs."""
-PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "ncnn", "pnnx")
+PACKAGES = (
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "executorch",
+    "ai-edge-litert",
+    "ncnn",
+    "pnnx",
+    "tflite-micro",
+)
 
 
 class ExportedFile(Record):
@@ -78,7 +88,7 @@ class Certificate(Record):
     first_difference: FirstDifference | None
     """The first layer that computes something else, where one does and can be seen."""
     details: Quantised
-    """For int8 how it was quantised and what that cost; nothing for other targets."""
+    """For int8 how it was quantised and what that cost, for a microcontroller what it needs; nothing for others."""
     tolerance: Number
     """How far an image's logits may be apart, as a part of its largest one, or absolutely where that is below 1."""
     provenance: JsonObject
@@ -204,7 +214,7 @@ def _verdict(
     if isinstance(below, str):
         return ""
     if below.constant:
-        return "the exported file is not the extracted network: it gives the same logits for every image"
+        return "the exported file is not the extracted network: it gives the same answer for every image"
     if precision == "int8" and below.largest_difference is None:
         return f"the exported file is not the extracted network: {_apart(below)}"
     if precision == "int8" or below.agrees:

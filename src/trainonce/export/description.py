@@ -96,7 +96,10 @@ def describe_file(description: SubnetDescription, weights_sha256: str, *, where:
 
 
 class Quantised(Record):
-    """How a file was made int8 and what that cost; nothing of another. Top-1 is in percent of the validate images."""
+    """How a file was made int8, what that cost, and what a microcontroller needs for it; nothing of another file.
+
+    Top-1 is in percent of the validate images.
+    """
 
     calibration_images: Whole | None = None
     validate_images: Whole | None = None
@@ -108,6 +111,12 @@ class Quantised(Record):
     """The layers that are not int8."""
     loss_by_layer: dict[str, Number] = Field(default_factory=dict)
     """What each layer alone costs in int8, where it was looked at."""
+    arena_bytes: Whole | None = None
+    """For a microcontroller: what its runtime plans in memory, maps and the runtime's records, on this machine."""
+    flash_bytes: Whole | None = None
+    """For a microcontroller: the file without what it does not need; the runtime's own code comes on top."""
+    operators: dict[str, Whole] = Field(default_factory=dict)
+    """For a microcontroller: the kernels that it must have, and how often each is called for an image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
+from trainonce.export import sidecar
 from trainonce.export.description import FileDescription, Opened, Written, check_shapes
-from trainonce.export.seal import Seal
 from trainonce.export.tools import quiet, sentence
 from trainonce.extras import try_import
 
-FILE, SIDECAR = "model.pte", "model.json"
+FILE, SIDECAR = "model.pte", sidecar.FILE
 EXTRA = "executorch"
-LAST_KEY = "sha256_with_program"
-SEAL = Seal(head=f', "{LAST_KEY}": "'.encode(), tail=b'"}')
-"""The end of the description; the hash is of what is before it and then of the program."""
 
 
 def write_executorch(network: nn.Module, description: FileDescription) -> Written:
@@ -33,9 +30,8 @@ def write_executorch(network: nn.Module, description: FileDescription) -> Writte
         exported = torch.export.export(network, (example_BCHW,))
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         program = bytes(lowered.to_executorch().buffer)
-    text = description.model_copy(update={"batch": 1}).to_text()
-    sidecar = SEAL.put(text.removesuffix(f', "{LAST_KEY}": null}}').encode(), program)
-    return Written(files={FILE: program, SIDECAR: sidecar})
+    described = description.model_copy(update={"batch": 1})
+    return Written(files={FILE: program, SIDECAR: sidecar.beside(program, described)})
 
 
 def open_executorch(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

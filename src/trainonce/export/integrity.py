@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainonce.errors import UserError
-from trainonce.export import executorch, litert, ncnn, onnx, openvino, torch_export
+from trainonce.export import litert, ncnn, onnx, openvino, sidecar, torch_export
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
 from trainonce.files import read_bytes
@@ -20,7 +20,8 @@ PARTNERS: Mapping[str, tuple[str, ...]] = {
     ".param": (".bin",),
     ".bin": (".xml", ".param"),
     ".pte": (".json",),
-    ".json": (".pte",),
+    ".tflite": (".json",),
+    ".json": (".pte", ".tflite"),
 }
 """Of files that belong together and have one name: the suffixes that the other may have."""
 
@@ -91,11 +92,12 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
             seal = ncnn.SEAL if partner is not None and partner.endswith(".param") else openvino.SEAL
             return None if other is None else seal.holds(other, content)
         case ".tflite":
-            return litert.SEAL.holds(content)
+            inside = litert.SEAL.holds(content)
+            return inside if inside is not None or other is None else sidecar.SEAL.holds(other, content)
         case ".pte":
-            return None if other is None else executorch.SEAL.holds(other, content)
+            return None if other is None else sidecar.SEAL.holds(other, content)
         case ".json":
-            return None if other is None else executorch.SEAL.holds(content, other)
+            return None if other is None else sidecar.SEAL.holds(content, other)
         case _:
             return None
 

@@ -39,14 +39,16 @@ def cheapest(
     layers: Sequence[str],
     *,
     max_loss: float,
+    images: int = VALIDATE_IMAGES,
 ) -> tuple[Made, Quantised]:
     """What `quantised` makes with the fewest layers in float32 that lose no more than `max_loss` points of top-1.
 
     `floating` is the network in float32; `quantised` is given what says by the name of a node of the ONNX file whether
-    it stays so, and gives what it made and how to compute it. Every one of `layers` may end up in float32.
+    it stays so, and gives what it made and how to compute it. Every one of `layers` may end up in
+    float32. `images` of the validate split are looked at.
     """
     assert reference.data is not None
-    validate = reference.data.validate.drawn(VALIDATE_IMAGES, seed=0)
+    validate = reference.data.validate.drawn(images, seed=0)
     float_top1 = _top1(reference, floating, validate)
 
     def tried(in_float32: Callable[[str], bool]) -> tuple[Made, float]:

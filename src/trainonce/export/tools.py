@@ -5,8 +5,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from torch import nn
 from torch.export import Dim
@@ -51,19 +54,32 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def hushed() -> Iterator[None]:
     """Inside, nothing that a library writes to the terminal by itself, past Python, is shown."""
+    with Path(os.devnull).open("wb") as nowhere, _written_to(nowhere):
+        yield
+
+
+def printed(call: Callable[[], object]) -> str:
+    """What a library writes to the terminal by itself, past Python, when it is called."""
+    with TemporaryFile() as kept:
+        with _written_to(kept):
+            call()
+        kept.seek(0)
+        return kept.read().decode(errors="replace")
+
+
+@contextmanager
+def _written_to(file: IO[bytes]) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(place) for place in TERMINAL]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    before = [os.dup(place) for place in TERMINAL]
     try:
         for place in TERMINAL:
-            os.dup2(nowhere, place)
+            os.dup2(file.fileno(), place)
         yield
     finally:
-        for place, before in zip(TERMINAL, kept, strict=True):
-            os.dup2(before, place)
-            os.close(before)
-        os.close(nowhere)
+        for place, kept in zip(TERMINAL, before, strict=True):
+            os.dup2(kept, place)
+            os.close(kept)
 
 
 def layer_names(network: nn.Module) -> list[str]:
