@@ -50,6 +50,7 @@ fuzz: $(INSTALLED)
 	python -m tests.fuzzing --damages $(DAMAGES) --seed $(SEED) --out docs/results/fuzz.json
 
 test-browser: $(INSTALLED)
+	-python -c "from trainonce.export.web import runtime_files; runtime_files('npm')"  # else pages that compute are skipped
 	python -m pytest -q -m browser
 
 test-ray: $(INSTALLED)

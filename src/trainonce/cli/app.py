@@ -19,6 +19,7 @@ from rich.text import Text
 
 from trainonce.cli import display
 from trainonce.cli.conclude import conclude
+from trainonce.cli.demo import demo
 from trainonce.cli.evaluate import evaluate
 from trainonce.cli.export import export
 from trainonce.cli.extract import extract
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "ship": ship,
     "predict": predict,
+    "demo": demo,
     "fit": fit,
     "finetune": finetune,
     "push": push,

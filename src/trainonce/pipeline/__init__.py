@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trainonce.lazy import names_from
 
 if TYPE_CHECKING:
+    from trainonce.pipeline.demonstrating import demo
     from trainonce.pipeline.evaluating import evaluate
     from trainonce.pipeline.evaluating_one import evaluate_subnet
     from trainonce.pipeline.exporting import export
@@ -27,6 +28,7 @@ else:
     __getattr__ = names_from(
         __name__,
         {
+            "demonstrating": ("demo",),
             "evaluating": ("evaluate",),
             "evaluating_one": ("evaluate_subnet",),
             "exporting": ("export",),
@@ -45,6 +47,7 @@ else:
     )
 
 __all__ = [
+    "demo",
     "draw",
     "evaluate",
     "evaluate_subnet",

@@ -170,7 +170,7 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
     made_from = (SOURCE.read_bytes(), LOOPS.read_bytes(), version, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:16]}"
     try:
-        return ctypes.CDLL(str(_kept_or_built(_cache_folder(), name, command))), ""
+        return ctypes.CDLL(str(_kept_or_built(cache_folder(), name, command))), ""
     except OSError as error:
         folder = private_folder()
         why = f"{error.filename}: {error.strerror}" if error.filename else error
@@ -207,7 +207,7 @@ def _summed(name: str, content: bytes) -> str:
     return f"{name}-{hashlib.sha256(content).hexdigest()}.so"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Where this user's programs keep what they can make again. Raises `OSError` where there is no home directory."""
     given, cache = os.environ.get(CACHE), os.environ.get("XDG_CACHE_HOME")
     if given or cache:
