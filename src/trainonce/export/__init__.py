@@ -7,7 +7,7 @@ their certificate.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainonce.export import executorch, int8, litert, ncnn, onnx, openvino, tflite_micro, torch_export
+from trainonce.export import executorch, float16, int8, litert, ncnn, onnx, openvino, tflite_micro, torch_export
 from trainonce.export.description import FileDescription, Opened, Precision, Written
 from trainonce.export.reference import Reference
 
@@ -41,6 +41,14 @@ TARGETS: dict[str, Target] = {
             files=(onnx.FILE,),
             write=lambda reference, _: Written(files={onnx.FILE: reference.onnx}),
             open=onnx.open_onnx,
+        ),
+        Target(
+            name="onnx-fp16",
+            about="ONNX, float16 with float32 images and logits, any batch",
+            files=(onnx.FILE,),
+            write=lambda reference, _: float16.write_float16(reference.onnx),
+            open=onnx.open_onnx,
+            precision="float16",
         ),
         Target(
             name="onnx-int8",
