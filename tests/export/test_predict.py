@@ -159,7 +159,7 @@ class TestRefusals:
         refused(trainonce("predict", folder, image), r"cannot read .*config\.json: No such file")
 
     def test_exporting(self, subnet: Path, onnx_file: Path, tmp_path: Path) -> None:
-        refused(trainonce("export", subnet, "--to", "tflite"), "the targets are onnx, onnx-int8, openvino")
+        refused(trainonce("export", subnet, "--to", "tflite"), "the targets are onnx, onnx-fp16, onnx-int8, openvino")
         refused(trainonce("export", tmp_path, "--to", "onnx"), r"cannot read .*config\.json: No such file")
         refused(trainonce("export", subnet, "--to", "onnx", "--run", tmp_path), "holds no run")
         refused(trainonce("export", subnet, "--to", "onnx-int8"), "int8 needs the run's images")
