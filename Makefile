@@ -41,7 +41,7 @@ demo: $(INSTALLED)
 	@echo "  trainonce list                                     # the training strategies"
 
 test: $(INSTALLED)
-	python -m pytest -q -n 2 --dist loadfile -m "not long and not browser and not ray and not lowest and not export"
+	python -m pytest -q -n 3 --dist loadfile -m "not long and not browser and not ray and not lowest and not export"
 
 test-long: $(INSTALLED)
 	python -m pytest -q -m long

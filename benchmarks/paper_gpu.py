@@ -9,7 +9,7 @@ through; each study gets a directory under `--out` like one of `trainonce study`
 
 First the GPU is held against the CPU: losses and gradients of some subnets, and 200 steps of one recipe, from the same
 weights on the same images, without dropout and augmentation, whose draws differ between devices. After `--minutes` the
-call ends; the same call goes on, with each run from its last checkpoint. `--miniature` does the same on 512 images of
+call ends; the same call goes on, with each run from its last checkpoint. `--miniature` does the same on 256 images of
 the digits in a tenth of the length, on any device. NVIDIA's multi-process service, where it runs, lets kernels of
 several processes overlap.
 """
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ ALIKE = 0.25
 """How far the mean losses of a short training may differ, as a share. Rounding alone grows some twentyfold a step at
 first: weights moved by 1e-7, or other kernels on the same CPU, change the fifth loss by 1%, the mean of 200 by 4%."""
 SAVE_EVERY_S = 30.0
-MINIATURE_IMAGES, MINIATURE_SCALE = 512, 0.1
+MINIATURE_IMAGES, MINIATURE_SCALE = 256, 0.1
 TUNED = {"rss": 3.0, "ps": 8.0}
 """Factors on the published rates that run 1 found on MNIST."""
 PAPERS_ARMS = ("rss-short", "rss", "ps", "ps-released")
@@ -299,7 +299,7 @@ class Queue:
         return fan_out(Doer(self.runners), tasks, on_result=record, workers=self.workers, should_stop=should_stop)
 
 
-def options() -> argparse.Namespace:
+def options(words: Sequence[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(PLANNED))
@@ -310,12 +310,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--list", action="store_true", help="say what each study is and end")
     parser.add_argument("--miniature", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run what the time allows; 0 when all runs are done, 3 when the same call is to go on."""
-    given = options()
+    given = options(words)
     if given.list:
         for name, planned in PLANNED.items():
             print(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainonce.data import load_dataset
+from trainonce.errors import UserError
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.records import read_json
 
@@ -50,13 +51,11 @@ def test_in_miniature(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it would run")
-def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:
-    found = call("mnist", "--out", tmp_path / "out")
-    assert found.returncode == 1
-    assert found.stderr.strip() == "paper_gpu: there is no CUDA device here: --miniature shows that it works"
-    unknown = call("mnits", "--out", tmp_path / "out")
-    assert unknown.returncode == 1
-    assert unknown.stderr.startswith("paper_gpu: name one or more of mnist, cifar10, ")
+def test_without_a_gpu_nothing_is_run(paper_gpu: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^there is no CUDA device here: --miniature shows that it works$"):
+        paper_gpu.main(["mnist", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"^name one or more of mnist, cifar10, "):
+        paper_gpu.main(["mnits", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

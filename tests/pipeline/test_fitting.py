@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import trainonce
+from tests.support.own_images import few_digits
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
@@ -151,19 +152,20 @@ def test_what_cannot_be_is_refused(
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     small = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
-    asked = ("fit", "digits", "--minutes", "0.0667", *small, "--out", tmp_path / "run")
+    few = str(few_digits(tmp_path))
+    asked = ("fit", few, "--minutes", "0.0667", *small, "--out", tmp_path / "run")
     result = trainonce(*asked)
     assert result.code == 0, result.err
-    assert "180 validate and 359 test images" in result.out
+    assert "30 validate and 45 test images" in result.out
     rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M ", "9M "))]
     assert [row[0] for row in rows] == ["0.4M", "9M"]
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
         assert row[1] == f"{device['macs'] / 1e6:.3f}"
         assert row[-4] == f"{device['test']['top1']:.2f}%"
-        assert device["test"]["images"] == 359
+        assert device["test"]["images"] == 45
     how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4, 9)}
-    again = fit("digits", 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
+    again = fit(few, 0.0667, out=tmp_path / "run", **how)  # type: ignore[arg-type]
     assert again.finished
     for one, device in zip(again.devices, told["devices"], strict=True):
         assert device.pop("interval") == list(one.test.interval())
@@ -173,5 +175,5 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert len(shown) == 10
     for number, row in enumerate(shown):
         assert row[2:] == [f"{device['per_class']['recall'][number]:.1f}%" for device in told["devices"]]
-    trainonce("fit", "digits", "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
+    trainonce("fit", few, "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
     trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import recall_score
 from tests.support.command_line import trainonce
+from tests.support.own_images import few_digits
 
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
@@ -20,7 +21,8 @@ from trainonce.pipeline.pace import Pace
 from trainonce.run.directory import RunDirectory
 
 SMALL = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
-ASKED = ("fit", "digits", "--minutes", "0.1334", *SMALL, "--folds", "2")
+ASKED = ("--minutes", "0.1334", *SMALL, "--folds", "2")
+IMAGES = 300
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,12 +37,18 @@ def pace() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], str]:
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """So many of the digits."""
+    return str(few_digits(tmp_path_factory.mktemp("few"), IMAGES))
+
+
+@pytest.fixture(scope="module")
+def told(few: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], str]:
     """Two folds of the digits: where they are, what is told as JSON, and what a person reads."""
     place = tmp_path_factory.mktemp("folds") / "digits"
-    first = trainonce(*ASKED, "--out", place)
+    first = trainonce("fit", few, *ASKED, "--out", place)
     assert first.code == 0, first.err
-    again = trainonce(*ASKED, "--out", place, "--json")
+    again = trainonce("fit", few, *ASKED, "--out", place, "--json")
     assert "Training:" not in again.err, "nothing is done again"
     return place, json.loads(again.out), first.out
 
@@ -58,7 +66,7 @@ def test_each_fold_is_tested_on_what_it_was_not_trained_on(told: tuple[Path, dic
             one = evaluate_subnet(run / "subnets" / f"{device['max_macs'] / 1e6:g}M", split="test", device="cpu")
             assert one.score.top1 == pytest.approx(top1)
             confusion += np.array(one.per_class.confusion)
-        assert confusion.sum() == device["images"] == 1797
+        assert confusion.sum() == device["images"] == IMAGES
         is_, taken_for = (np.repeat(index, confusion.ravel()) for index in np.indices((10, 10)).reshape(2, -1))
         assert device["recall"] == pytest.approx(100 * recall_score(is_, taken_for, average=None))
         assert device["mean"] == pytest.approx(np.mean(device["top1"]))
@@ -74,17 +82,17 @@ def test_what_a_person_reads(told: tuple[Path, dict[str, object], str]) -> None:
             *(f"{device['low']:.1f}", "to", f"{device['high']:.1f}"),
             *(f"{min(device['top1']):.2f}%", f"{max(device['top1']):.2f}%"),
         ]
-    assert "each of 1797 images was tested once" in out
+    assert f"each of {IMAGES} images was tested once" in out
     assert "rough with so few folds" in out
 
 
-def test_what_cannot_be_is_refused(told: tuple[Path, dict[str, object], str], tmp_path: Path) -> None:
-    place = told[0]
-    trainonce(*ASKED[:-1], "3", "--out", place).refused("fold 1 of 3, which has .* begun with another minutes")
-    trainonce(*ASKED, "--split-seed", "4", "--out", place).refused("begun with other images, or other ones held out")
-    trainonce(*ASKED[:-2], "--out", place / "fold-1").refused("begun with another minutes")
-    trainonce(*ASKED, "--out", place / "fold-1").refused("holds other runs than 2 folds")
-    trainonce("fit", "digits", "--minutes", "0.01", *SMALL, "--folds", "5", "--out", tmp_path / "a").refused(
+def test_what_cannot_be_is_refused(few: str, told: tuple[Path, dict[str, object], str], tmp_path: Path) -> None:
+    place, again = told[0], ("fit", few, *ASKED)
+    trainonce(*again[:-1], "3", "--out", place).refused("fold 1 of 3, which has .* begun with another minutes")
+    trainonce(*again, "--split-seed", "4", "--out", place).refused("begun with other images, or other ones held out")
+    trainonce(*again[:-2], "--out", place / "fold-1").refused("begun with another minutes")
+    trainonce(*again, "--out", place / "fold-1").refused("holds other runs than 2 folds")
+    trainonce("fit", few, "--minutes", "0.01", *SMALL, "--folds", "5", "--out", tmp_path / "a").refused(
         "fold 1 of 5, which has 0.002 of the 0.01 minutes: .* give at least"
     )
     with pytest.raises(UserError, match="the images of a DataSet are made already"):
@@ -94,14 +102,14 @@ def test_what_cannot_be_is_refused(told: tuple[Path, dict[str, object], str], tm
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fold_that_is_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_fold_that_is_stopped_goes_on(few: str, tmp_path: Path) -> None:
     seen: list[object] = []
     how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4,), "folds": 2, "out": tmp_path / "it"}
     watch = fitting.Watch(training=lambda at: seen.append(at), should_stop=lambda: bool(seen))
-    stopped = fit("digits", 0.1334, **how, watch=watch)  # type: ignore[arg-type]
+    stopped = fit(few, 0.1334, **how, watch=watch)  # type: ignore[arg-type]
     assert (stopped.finished, stopped.folds, stopped.over_folds, stopped.devices) == (False, (), (), ())
     assert not (tmp_path / "it" / "folds.json").exists()
-    done = fit("digits", 0.1334, **how)  # type: ignore[arg-type]
+    done = fit(few, 0.1334, **how)  # type: ignore[arg-type]
     assert done.finished
     assert [len(fold.devices) for fold in done.folds] == [1, 1]
 

@@ -60,13 +60,20 @@ def parameters(network: nn.Module) -> dict[str, Tensor]:
 
 
 class TestSteps:
-    @pytest.mark.parametrize("distill", [False, True])
-    def test_against_a_loop_by_hand(self, net: MobileNetV3, make_data: MakeData, distill: bool) -> None:
+    @pytest.mark.parametrize(("distill", "balance"), [(False, 0.0), (True, 0.0), (False, 1.0)])
+    def test_against_a_loop_by_hand(self, net: MobileNetV3, make_data: MakeData, distill: bool, balance: float) -> None:
         """Batches of all the images, so that their order is of no account: plain torch, its formulas written out."""
         data = make_data(train=16)
         evaluator = Evaluator(data, settings=CALIBRATION)
         settings = FinetuneSettings(
-            epochs=3, lr=0.05, batch_size=64, weight_decay=1e-2, distill=distill, distillation_weight=0.7, seed=1
+            epochs=3,
+            lr=0.05,
+            batch_size=64,
+            weight_decay=1e-2,
+            class_balance=balance,
+            distill=distill,
+            distillation_weight=0.7,
+            seed=1,
         )
         teacher = evaluator.recalibrated(net, net.space.largest())
         result = finished(taken_out(net), evaluator, settings, teacher=largest_as_teacher(net, evaluator))
@@ -78,7 +85,10 @@ class TestSteps:
             lr = 0.05 * 0.5 * (1 + math.cos(math.pi * step / 3))
             network.zero_grad()
             logits = network(x)
-            loss = -logits.log_softmax(1)[range(16), data.train.labels].mean()
+            loss_B = -logits.log_softmax(1)[range(16), data.train.labels]
+            loss = loss_B.mean()
+            if balance:  # each class has the same part
+                loss = torch.stack([loss_B[data.train.labels == k].mean() for k in range(3)]).mean()
             if distill:
                 taught = teacher(x).detach()
                 probabilities = taught.exp() / taught.exp().sum(1, keepdim=True)

@@ -83,15 +83,21 @@ class TestReference:
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
-    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-    def test_label_gradient(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, smoothing: float) -> None:
+    @pytest.mark.parametrize(("smoothing", "balance"), [(0.0, 0.0), (0.2, 0.0), (0.2, 0.5)])
+    def test_label_gradient(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, smoothing: float, balance: float
+    ) -> None:
         data, net = make_data(), make_net(dropout=0.0)
-        train_supernet(net, one_step(label_smoothing=smoothing), data, RunDirectory(tmp_path))
+        recipe = one_step(label_smoothing=smoothing).model_copy(update={"class_balance": balance})
+        train_supernet(net, recipe, data, RunDirectory(tmp_path))
         reference = make_net(dropout=0.0).train()
         x, y = images_of(data, seed=0, phase=0, step=0)
         arch = uniform(reference, 0, 0, 0)
         target = (1 - smoothing) * F.one_hot(y, 3) + smoothing / 3
         gradient = (copy.deepcopy(reference)(x, arch).detach().softmax(1) - target) / 8
+        counts = [data.train.labels.tolist().count(label) for label in y.tolist()]
+        mean = sum(count**-balance for count in map(data.train.labels.tolist().count, data.train.labels.tolist())) / 32
+        gradient *= torch.tensor([count**-balance / mean for count in counts])[:, None]
         self.assert_close(state_of(net), self.stepped(reference, [(arch, x, gradient)], None))
 
     @pytest.mark.parametrize("distillation", ["soft", "kl"])

@@ -1,4 +1,4 @@
-"""The distillation losses against loops over images and classes, and against each other."""
+"""Losses against labels and a teacher: against loops over images and classes, and against each other."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainonce.recipes import DISTILLATIONS
-from trainonce.training.losses import adaptive_alpha_divergence, distillation, kl_divergence, soft_cross_entropy
+from trainonce.training.losses import (
+    adaptive_alpha_divergence,
+    class_weights,
+    distillation,
+    kl_divergence,
+    label_loss,
+    soft_cross_entropy,
+)
 
 
 def logits(seed: int, *, batch: int = 6, classes: int = 5, scale: float = 2.0) -> Tensor:
@@ -135,3 +142,43 @@ def test_far_apart_logits_stay_finite(name: str) -> None:
 def test_names() -> None:
     named = {"soft": soft_cross_entropy, "kl": kl_divergence, "alpha": adaptive_alpha_divergence}
     assert {name: distillation(name) for name in DISTILLATIONS} == named
+
+
+class TestClassBalance:
+    @given(
+        labels=st.lists(st.integers(0, 4), min_size=1, max_size=40).map(lambda found: torch.tensor(found)),
+        balance=st.floats(0.01, 1),
+    )
+    def test_rare_classes_count_more_and_an_image_counts_one_on_average(self, labels: Tensor, balance: float) -> None:
+        weights_K = class_weights(labels, 6, balance)
+        assert weights_K is not None
+        assert weights_K[labels].mean().item() == pytest.approx(1, rel=1e-5)
+        counts = torch.bincount(labels, minlength=6).tolist()
+        there = [k for k in range(6) if counts[k]]
+        for k in there:
+            expected = (counts[there[0]] / counts[k]) ** balance
+            assert (weights_K[k] / weights_K[there[0]]).item() == pytest.approx(expected, rel=1e-4)
+        assert all(weights_K[k] == 1 for k in range(6) if not counts[k])
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_wholly_balanced_is_as_if_each_class_had_as_many_images(self, smoothing: float) -> None:
+        """Three images of class 0 and one of class 2, against the same with that one three times."""
+        labels, x = torch.tensor([0, 0, 0, 2]), logits(3, batch=4, classes=3)
+        weights_K = class_weights(labels, 3, 1.0)
+        assert weights_K is not None
+        found = label_loss(x, labels, weights_K.double(), label_smoothing=smoothing)
+        rows = torch.tensor([0, 1, 2, 3, 3, 3])
+        expected = label_loss(x[rows], labels[rows], None, label_smoothing=smoothing)
+        assert found.item() == pytest.approx(expected.item())
+
+    def test_mixed_labels_count_by_their_parts(self) -> None:
+        x, weights_K = logits(5, batch=2, classes=2), torch.tensor([0.5, 2.0], dtype=torch.float64)
+        labels = torch.tensor([[1.0, 0.0], [0.25, 0.75]], dtype=torch.float64)
+        whole = label_loss(x[:1], torch.tensor([0]), weights_K)
+        assert label_loss(x[:1], labels[:1], weights_K).item() == pytest.approx(whole.item())
+        log_p = x[1].log_softmax(0)
+        by_hand = (0.25 * 0.5 + 0.75 * 2.0) * -(0.25 * log_p[0] + 0.75 * log_p[1])
+        assert label_loss(x[1:], labels[1:], weights_K).item() == pytest.approx(by_hand.item())
+
+    def test_none_is_none(self) -> None:
+        assert class_weights(torch.tensor([0, 1, 1]), 2, 0.0) is None

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainonce.cli import display
-from trainonce.cli.options import DataDir, DecodeWorkers, Device, DryRun, Json, MovedData, Seed, SubnetArgument, Threads
+from trainonce.cli.options import (
+    ClassBalance,
+    DataDir,
+    DecodeWorkers,
+    Device,
+    DryRun,
+    Json,
+    MovedData,
+    Seed,
+    SubnetArgument,
+    Threads,
+)
 from trainonce.cli.stopping import importing, stoppable
 from trainonce.cli.tools import work
 from trainonce.errors import Stopped
@@ -35,6 +46,7 @@ def finetune(
         str, typer.Option(metavar="sgd|adamw", help="sgd on a cosine, or adamw in one cycle.")
     ] = "sgd",
     batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = 64,
+    class_balance: ClassBalance = None,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Also learn from the supernet's largest network.")
     ] = False,
@@ -65,6 +77,7 @@ def finetune(
             lr=lr,
             optimizer=optimizer,
             batch_size=batch_size,
+            class_balance=class_balance,
             distill=distill,
             out=out,
             seed=seed,

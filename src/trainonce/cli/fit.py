@@ -11,6 +11,7 @@ import typer
 from trainonce.cli import display
 from trainonce.cli.known import DATA_SETS, FILES
 from trainonce.cli.options import (
+    ClassBalance,
     DataDir,
     Device,
     Family,
@@ -59,6 +60,7 @@ def fit(
         ),
     ] = None,
     recipe: Recipe = None,
+    class_balance: ClassBalance = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory. Default: runs/DATA-fit-SEED.")] = None,
     model: Model = None,
     weights: From = None,
@@ -111,6 +113,7 @@ def fit(
             minutes,
             max_macs=max_macs or (),
             recipe=recipe,
+            class_balance=class_balance,
             out=out,
             model=model,
             weights=weights,

@@ -71,6 +71,16 @@ Geometry = Annotated[
         show_default=False,
     ),
 ]
+ClassBalance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="How far rare classes make up for their number in the loss: 0 not at all, 1 wholly. "
+        "Default: the recipe's.",
+        show_default=False,
+    ),
+]
 Width = Annotated[float | None, typer.Option(min=0.05, max=4, help="Width multiplier on channels.")]
 ImageSize = Annotated[
     int | None,

@@ -13,6 +13,7 @@ import typer
 from trainonce.cli import display
 from trainonce.cli.known import DATA_SETS, FILES, MOST_PROBES
 from trainonce.cli.options import (
+    ClassBalance,
     DataDir,
     DecodeWorkers,
     Device,
@@ -147,6 +148,7 @@ def train(
     passes: Passes = None,
     minutes: Minutes = None,
     batch_size: BatchSize = None,
+    class_balance: ClassBalance = None,
     model: Model = None,
     weights: From = None,
     stages: Stages = False,
@@ -207,6 +209,7 @@ def train(
             passes=passes,
             minutes=minutes,
             batch_size=batch_size,
+            class_balance=class_balance,
             model=model,
             weights=weights,
             stages=stages,

@@ -51,6 +51,7 @@ def finetune(
     lr: float | None = None,
     optimizer: str = "sgd",
     batch_size: int = 64,
+    class_balance: float | None = None,
     distill: bool = False,
     out: str | Path | None = None,
     seed: int = 0,
@@ -70,14 +71,22 @@ def finetune(
     """Train a subnet further on its run's training images: `trainonce finetune`, whose options these are.
 
     The epoch that is best on the validate split is kept, in `out` or SUBNET-finetuned. `run` and `data` say where the
-    run and its images are now, if they have moved. `on_data` is called with the images before the work, `on_start`
-    where training begins: from there on `should_stop` is asked, and then nothing is written. `where` is what refusals
-    call the options. Raises `UserError` for what cannot be, `RunError` where scores are not finite.
+    run and its images are now, if they have moved; `class_balance` by default is that of the run's recipe. `on_data` is
+    called with the images before the work, `on_start` where training begins: from there on `should_stop` is asked, and
+    then nothing is written. `where` is what refusals call the options. Raises `UserError` for what cannot be,
+    `RunError` where scores are not finite.
     """
     use_threads(threads)
     began, subnet = time.monotonic(), Path(subnet)
     settings = FinetuneSettings.by(
-        optimizer, lr=lr, epochs=epochs, batch_size=batch_size, distill=distill, seed=seed, where=where
+        optimizer,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        class_balance=class_balance or 0.0,
+        distill=distill,
+        seed=seed,
+        where=where,
     )
     network, description = read_subnet(subnet)
     path = Path(out or subnet.with_name(f"{subnet.resolve().name}-finetuned"))
@@ -85,6 +94,8 @@ def finetune(
         raise UserError(f"{path} is the subnet to start from: name another directory with --out")
     check_place(path)
     place = run_of(description, run, subnet)
+    if class_balance is None:
+        settings = settings.model_copy(update={"class_balance": place.config().recipe.class_balance})
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
     refuse_other_images(description, place, images, subnet)

@@ -189,7 +189,7 @@ class _Fit:
         self.share = SHARE_OF_TRAINED if start and start.trained else TRAINING_SHARE
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
-        self.optimizer = "sgd"
+        self.optimizer, self.class_balance = "sgd", 0.0
         self.done: list[Fitted] = []
         sampler = MacsSampler(net.cost)
         windows = [sampler.below(limit, share=NEAR) for limit in settings.max_macs]
@@ -218,7 +218,7 @@ class _Fit:
             self._record()
         if len(self.done) == len(self.settings.max_macs):
             return self.done
-        self.optimizer = recipe.optimizer
+        self.optimizer, self.class_balance = recipe.optimizer, recipe.class_balance
         self._train(recipe)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
@@ -340,7 +340,12 @@ class _Fit:
         None where that is too short for an epoch, or where none was better on validate than `before`.
         """
         how = FinetuneSettings.by(
-            self.optimizer, lr=self.settings.finetune_lr, epochs=1, label_smoothing=0.1, seed=self.settings.seed
+            self.optimizer,
+            lr=self.settings.finetune_lr,
+            epochs=1,
+            label_smoothing=0.1,
+            class_balance=self.class_balance,
+            seed=self.settings.seed,
         )
         ahead = [min(limit, self.largest_macs) ** 0.5 for limit in self.settings.max_macs[len(self.done) :]]
         share = self.left() * ahead[0] / sum(ahead)

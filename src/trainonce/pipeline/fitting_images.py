@@ -14,6 +14,7 @@ from trainonce.pipeline.beginning import Beginning, begin, default_recipe
 from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.pipeline.training import balanced
 from trainonce.recipes import load_recipe
 from trainonce.run.directory import RunDirectory, Start
 
@@ -55,6 +56,7 @@ def fit(
     *,
     max_macs: Sequence[float] = (),
     recipe: str | Path | None = None,
+    class_balance: float | None = None,
     out: str | Path | None = None,
     model: str | None = None,
     weights: str | Path | None = None,
@@ -116,6 +118,7 @@ def fit(
         begin=lambda fold: beginning(partial(load, fold=fold)),
         name="images" if isinstance(data, DataSet) else DataSource(name_or_path=str(data)).name,
         recipe=recipe,
+        class_balance=class_balance,
         max_macs=max_macs,
         finetune_lr=finetune_lr,
         seed=seed,
@@ -136,6 +139,7 @@ class _Fitting:
     name: str
     """Of the images, as the default directory of folds has it."""
     recipe: str | Path | None
+    class_balance: float | None
     max_macs: Sequence[float]
     finetune_lr: float | None
     seed: int
@@ -165,6 +169,7 @@ class _Fitting:
             self.on_start()
         began = time.monotonic()
         recipe = load_recipe(self.recipe or default_recipe(begun, for_published="quick"))
+        recipe = balanced(recipe, self.class_balance)
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
         seconds = time.monotonic() - began
         return FittedDevices(plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None)

@@ -72,6 +72,7 @@ def train(
     passes: float | None = None,
     minutes: float | None = None,
     batch_size: int | None = None,
+    class_balance: float | None = None,
     model: str | None = None,
     weights: str | Path | None = None,
     stages: bool = False,
@@ -159,11 +160,12 @@ def train(
                     seed=seed,
                 )
                 images, net, start = begun.data, begun.net, begun.start
-                chosen = scaled(load_recipe(recipe or default_recipe(begun)), epochs, passes, batch_size)
+                chosen = balanced(load_recipe(recipe or default_recipe(begun)), class_balance)
+                chosen = scaled(chosen, epochs, passes, batch_size)
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
             else:
                 begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
-                long = (epochs, passes, minutes, batch_size)
+                long = (epochs, passes, minutes, batch_size, class_balance)
                 images_are = (image_size, grey, train_images, split_seed, fold, skip_broken)
                 _refuse_beside_resume(*begun_with, *long, *images_are, out, seed, dry_run)
                 run = RunDirectory(resume)
@@ -217,7 +219,7 @@ def train(
 
 MADE_OF = (
     *("recipe", "model", "from", "stages", "kernels", "rigid", "family", "geometry", "width", "resolutions"),
-    *("epochs", "passes", "minutes", "batch-size"),
+    *("epochs", "passes", "minutes", "batch-size", "class-balance"),
     *("image-size", "grey", "train-images", "split-seed", "fold", "skip-broken"),
     *("out", "seed", "dry-run"),
 )
@@ -329,6 +331,15 @@ def tensorboard_writer(wanted: bool, run: RunDirectory) -> Iterator[Callable[[Pr
                 writer.add_scalar(f"train/{name}", getattr(at, name), at.step)
 
         yield write
+
+
+def balanced(recipe: Recipe, class_balance: float | None) -> Recipe:
+    """The recipe with that class balance, or with its own for None. Raises `UserError` for one beyond 0 to 1."""
+    if class_balance is None:
+        return recipe
+    if not 0 <= class_balance <= 1:
+        raise UserError(f"the class balance is between 0 and 1, not {class_balance:g}")
+    return recipe.model_copy(update={"class_balance": class_balance})
 
 
 def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_size: int | None) -> Recipe:

@@ -179,6 +179,9 @@ class Recipe(Settings):
     """How much the moving average of the weights keeps of itself in a step; 0 for none. The average, not the weights
     that steps train, is what the run ends with, what looks along the way see and what later stages load. Step n of a
     phase, from 1, keeps at most (1 + n) / (10 + n), so that a short phase forgets its beginning too."""
+    class_balance: float = Field(0.0, ge=0, le=1)
+    """How far rare classes make up for their number in losses against labels: 0 for not at all, every image counts the
+    same; 1 for wholly, every class does. An image counts (images of its class) ** -class_balance, 1 on average."""
     augmentation: AugmentationChange | None = None
     """What is varied otherwise than the data set says; None for nothing."""
     idle_weights: Literal["move", "rest"] = "move"

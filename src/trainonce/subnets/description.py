@@ -80,6 +80,7 @@ class FinetunedBy(_Open):
     momentum: Number | None = None
     weight_decay: Number | None = None
     label_smoothing: Number | None = None
+    class_balance: Number | None = None
     distill: bool
     distillation: str | None = None
     distillation_weight: Number | None = None

@@ -14,7 +14,6 @@ from typing import Any, Literal, Self, final
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
@@ -29,7 +28,7 @@ from trainonce.recipes import LONGEST_EPOCHS, DistillationName, Phase, Recipe, t
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import derived_seed
 from trainonce.subnets.description import SubnetDescription
-from trainonce.training.losses import distillation
+from trainonce.training.losses import class_weights, distillation, label_loss
 from trainonce.training.optimizers import optimizer_for
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
@@ -63,6 +62,8 @@ class FinetuneSettings(Settings):
     """Weight decay; none on batch norm and biases."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the loss against the labels."""
+    class_balance: float = Field(0.0, ge=0, le=1)
+    """How far rare classes make up for their number in the loss against the labels, as in a recipe."""
     distill: bool = False
     """Whether the teacher's output is learned beside the labels."""
     distillation: DistillationName = "soft"
@@ -248,6 +249,8 @@ class _FinetuneLoop:
         self.device = next(network.parameters()).device
         self.student = with_fast_blocks(_copy(network), trained=True).train()
         self.dropouts = batch_dropouts(self.student)
+        labels_N = self.data.train.labels.to(self.device)
+        self.class_weights_K = class_weights(labels_N, self.data.num_classes, settings.class_balance)
         phase = Phase(name="fine-tune", epochs=settings.epochs, lr=settings.lr, schedule=settings.schedule)
         recipe = Recipe(
             name="fine-tune",
@@ -306,7 +309,7 @@ class _FinetuneLoop:
         return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
 
     def _loss(self, logits_BK: Tensor, y_B: Tensor, x_BCHW: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits_BK, y_B, label_smoothing=self.settings.label_smoothing)
+        loss = label_loss(logits_BK, y_B, self.class_weights_K, label_smoothing=self.settings.label_smoothing)
         if self.teacher is None:
             return loss
         with torch.no_grad():

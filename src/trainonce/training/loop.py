@@ -39,7 +39,7 @@ from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.devices import check_device
 from trainonce.training.graphs import ForwardGraph, StepGraph, capture_for, holds_one_subnet
-from trainonce.training.losses import distillation
+from trainonce.training.losses import class_weights, distillation, label_loss
 from trainonce.training.optimizers import set_lr
 from trainonce.training.state import TrainState, check_identity
 from trainonce.training.step_sums import StepRecord, StepSums, not_finite
@@ -253,6 +253,8 @@ class _Loop:
         self.device = self.state.device
         self.look_every = _look_every(self.device)
         self.unseen: list[StepRecord] = []
+        labels_N = self.data.train.labels.to(self.device)
+        self.class_weights_K = class_weights(labels_N, self.data.num_classes, self.recipe.class_balance)
         self.requests = _Requests()
         self.requests_R = torch.zeros(len(_Requests()), device=self.device)
         exchanging = settings.sync_batch_norm and not ranks.alone  # in the middle of a pass: cannot be captured
@@ -488,7 +490,7 @@ class _Loop:
         distil = distillation(phase.distillation)
         if largest_logits_BK is not None:
             return distil(logits_BK, largest_logits_BK)
-        loss = F.cross_entropy(logits_BK, y_B, label_smoothing=phase.label_smoothing)
+        loss = label_loss(logits_BK, y_B, self.class_weights_K, label_smoothing=phase.label_smoothing)
         if teacher_BK is not None:
             loss = phase.label_weight * loss + phase.teacher_weight * distil(logits_BK, teacher_BK)
         return loss

@@ -1,4 +1,4 @@
-"""Losses against a teacher's output. Logits are [B, classes]; a loss is the mean over the batch."""
+"""Losses against labels and a teacher's output. Logits are [B, classes]; a loss is the mean over the batch."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,28 @@ from trainonce.recipes import DISTILLATIONS
 
 ALPHAS = (-1.0, 1.0)
 RATIO_LIMIT = 5.0
+
+
+def class_weights(labels_N: Tensor, classes: int, balance: float) -> Tensor | None:
+    """How much an image of each class counts, [classes]: (images of its class) ** -balance, scaled to a mean of 1 over
+    the images with these labels; 1 for a class that none has. None for a balance of 0, where all count the same.
+
+    With 1 every class has the same part in the loss (Cui 2019, arXiv 1901.05555, gives the powers in between).
+    """
+    if balance == 0:
+        return None
+    counts_K = torch.bincount(labels_N, minlength=classes).double()
+    weights_K = counts_K.clamp(min=1) ** -balance
+    weights_K *= counts_K.sum() / (counts_K * weights_K).sum()
+    return torch.where(counts_K > 0, weights_K, 1.0).float()
+
+
+def label_loss(logits_BK: Tensor, y: Tensor, weights_K: Tensor | None, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with labels [B], or [B, classes] where images are mixed; each image counts what its class does."""
+    if weights_K is None:
+        return F.cross_entropy(logits_BK, y, label_smoothing=label_smoothing)
+    loss_B = F.cross_entropy(logits_BK, y, label_smoothing=label_smoothing, reduction="none")
+    return (loss_B * (weights_K[y] if y.dim() == 1 else y @ weights_K)).mean()
 
 
 def soft_cross_entropy(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
