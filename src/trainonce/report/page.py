@@ -1,5 +1,6 @@
 """The page: one HTML file with its charts, their library and all numbers inside, that asks for nothing from outside."""
 
+import base64
 import functools
 import html
 import json
@@ -13,7 +14,7 @@ from trainonce.errors import RunError
 from trainonce.files import write_atomic
 from trainonce.report.figures.charts import require_plotting, theme
 from trainonce.report.loading import Group
-from trainonce.report.parts import Cell, Command, Figure, Section, Table
+from trainonce.report.parts import Cell, Command, Figure, Section, Table, Thumbnail
 from trainonce.report.sections.all import sections_of
 from trainonce.version import __version__
 
@@ -204,6 +205,9 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, Command):
         button = '<button type="button" class="copy">copy</button>'
         return f'<td><div class="command"><code>{html.escape(cell.text)}</code>{button}</div></td>'
+    if isinstance(cell, Thumbnail):
+        content = base64.b64encode(cell.jpeg).decode()
+        return f'<td><img class="small" src="data:image/jpeg;base64,{content}" alt="{html.escape(cell.about)}"></td>'
     if isinstance(cell, float):
         return f'<td class="n">{_number(cell)}</td>'
     if isinstance(cell, int):

@@ -17,7 +17,16 @@ class Command:
     text: str
 
 
-Cell = str | int | float | Command | None
+@dataclass(frozen=True)
+class Thumbnail:
+    """A cell that is a small square picture."""
+
+    jpeg: bytes
+    about: str
+    """What it shows, for those who do not see it."""
+
+
+Cell = str | int | float | Command | Thumbnail | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ class TakenOut:
     """On the split that it was last scored on class by class."""
     split: str
     """That split; empty where there is none."""
+    images: Path | None = None
+    """The folder of its run's images, where they came from one and it is there."""
     latency_ms: dict[str, float]
     """Milliseconds of one image, by what measured that: the targets of exported files, and latency tables."""
 
@@ -81,8 +83,14 @@ def _taken(run: RunDirectory, path: Path, described: SubnetDescription) -> Taken
         classes=tuple(described.classes),
         per_class=found,
         split=split,
+        images=_folder(run),
         latency_ms=_exported(path) | _by_tables(run, path, described),
     )
+
+
+def _folder(run: RunDirectory) -> Path | None:
+    path = Path(run.config().data.name_or_path)
+    return path if path.name and path.is_dir() else None
 
 
 def _exported(path: Path) -> dict[str, float]:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 from trainonce.evaluation.evaluator import Score
+from trainonce.evaluation.per_class import WorstImage
 from trainonce.evaluation.population import pareto_front
 from trainonce.names import command
 from trainonce.report.figures.charts import millions, plural
 from trainonce.report.figures.classes import draw_confusion
 from trainonce.report.figures.population import extract_command
 from trainonce.report.loading import RunRecord
-from trainonce.report.parts import Cell, Command, Figure, Picture, Section, Table, picture
+from trainonce.report.parts import Cell, Command, Figure, Picture, Section, Table, Thumbnail, picture
 from trainonce.report.taken import TakenOut
+from trainonce.report.thumbnails import thumbnail
 
 MOST_DRAWN = 30
 """Confusion matrices of more classes than these are a table of the pairs that are confused most."""
@@ -203,6 +205,7 @@ def _worst(taken: Sequence[TakenOut], names: Sequence[str], split: str) -> Table
     rows: list[list[Cell]] = [
         [
             one.name,
+            _picture(one, image, names),
             image.file or f"row {image.row}",
             names[image.actual],
             names[image.taken_for],
@@ -213,11 +216,19 @@ def _worst(taken: Sequence[TakenOut], names: Sequence[str], split: str) -> Table
         if one.per_class is not None
         for image in one.per_class.worst
     ]
+    columns = ["network", "picture", "image", "is", "taken for", "sure of that, %", "sure of the right one, %"]
+    seen = any(row[1] is not None for row in rows)
     return Table(
         caption=f"the {split} images that are classified worst",
-        columns=["network", "image", "is", "taken for", "sure of that, %", "sure of the right one, %"],
-        rows=rows,
+        columns=columns if seen else [name for name in columns if name != "picture"],
+        rows=rows if seen else [[row[0], *row[2:]] for row in rows],
     )
+
+
+def _picture(one: TakenOut, image: WorstImage, names: Sequence[str]) -> Thumbnail | None:
+    if one.images is None or image.file is None:
+        return None
+    return thumbnail(one.images, image.file, f"{names[image.actual]}, taken for {names[image.taken_for]}")
 
 
 def _commands(run: RunRecord) -> Section:
