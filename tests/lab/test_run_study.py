@@ -174,6 +174,19 @@ class TestAnotherStudy:
         directory.claim(tiny.model_copy(update={"design": "baseline"}), digits, provenance={})
         assert read_json(directory.study_file) == recorded
 
+    def test_one_begun_before_a_setting_was_known_goes_on(
+        self, straight: Path, tiny: Study, digits: DataSet, tmp_path: Path
+    ) -> None:
+        directory = StudyDirectory(tmp_path)
+        recorded = read_json(straight / "study.json")
+        for run in recorded["runs"]:
+            assert run["recipe"].pop("class_balance") == 0
+        directory.study_file.write_bytes(to_json(recorded))
+        directory.claim(tiny, digits, provenance={})
+        first = tiny.runs[0].recipe.model_copy(update={"class_balance": 0.5})
+        other = tiny.model_copy(update={"runs": (tiny.runs[0].model_copy(update={"recipe": first}), *tiny.runs[1:])})
+        self.refuses(tmp_path, other, digits, "is of another study: the recipe of run 'rss-seed0' differs")
+
     def test_another_recipe(self, straight: Path, tiny: Study, digits: DataSet) -> None:
         longer = tiny.runs[1].model_copy(update={"recipe": tiny.runs[1].recipe.scaled(2)})
         other = tiny.model_copy(update={"runs": (tiny.runs[0], longer, *tiny.runs[2:])})

@@ -94,7 +94,11 @@ class StudyDirectory:
             raise RunError(f"cannot write {self.study_file}: {error.strerror}") from error
 
     def check(self, recorded: JsonObject, asked: JsonObject) -> None:
-        """Raise `UserError` where what is recorded is of another study than the one asked for."""
+        """Raise `UserError` where what is recorded is of another study than the one asked for.
+
+        Settings that the version which recorded it did not know have their defaults.
+        """
+        recorded = recorded | _filled(recorded)
         for key, value in asked.items():
             if recorded.get(key) != value:
                 what = _difference(key, recorded.get(key), value)
@@ -138,12 +142,21 @@ class StudyDirectory:
 
 def identity(study: Study, data: DataSet) -> JsonObject:
     """What must be the same for a study to go on."""
-    plan = study.model_dump(mode="json", exclude={"design", "about", "question", "arms"})
+    plan = study.model_dump(mode="json", exclude=WORDS)
     return {"data": data.source.identity(), "data_fingerprint": data.fingerprint(), **plan}
 
 
 def _words(study: Study) -> JsonObject:
-    return study.model_dump(mode="json", include={"design", "about", "question", "arms"})
+    return study.model_dump(mode="json", include=WORDS)
+
+
+def _filled(recorded: JsonObject) -> JsonObject:
+    """A recorded plan with all the settings that there are now; nothing where it is none of this version."""
+    try:
+        study = Study.parse({key: recorded[key] for key in Study.model_fields if key in recorded}, where="it")
+    except UserError:
+        return {}
+    return study.model_dump(mode="json", exclude=WORDS)
 
 
 def _difference(key: str, recorded: Any, asked: Any) -> str:
@@ -164,6 +177,10 @@ def _difference(key: str, recorded: Any, asked: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+WORDS = {"design", "about", "question", "arms"}
+"""Of a study, what is said of it: it goes on with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
