@@ -44,7 +44,7 @@ test: $(INSTALLED)
 	python -m pytest -q -n 3 --dist loadfile -m "not long and not browser and not ray and not lowest and not export"
 
 test-long: $(INSTALLED)
-	python -m pytest -q -m long
+	python -m pytest -q -n 2 --dist loadfile -m long
 
 fuzz: $(INSTALLED)
 	python -m tests.fuzzing --damages $(DAMAGES) --seed $(SEED) --out docs/results/fuzz.json

@@ -189,8 +189,7 @@ def train(
 ) -> None:
     """Train a supernet.
 
-    Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on where it stopped. Several processes or hosts:
-    `torchrun --nproc-per-node 2 -m trainonce train …` trains one supernet together.
+    Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on. In many processes: `torchrun … -m trainonce train …`.
     """
     if resume is not None:
         refuse_beside(context, "--resume", BESIDE_RESUME)

@@ -15,11 +15,12 @@ SIDE = 72
 QUALITY = 80
 
 
-def thumbnail(folder: Path, file: str, about: str) -> Thumbnail | None:
+def thumbnail(folder: str | Path, file: str, about: str) -> Thumbnail | None:
     """The image at `file` below `folder`, as a network sees it but for its size; `about` says what it shows.
 
     None where it is no longer there, not below the folder, or no picture.
     """
+    folder = Path(folder)
     path = folder / file
     try:
         if not path.resolve().is_relative_to(folder.resolve()):

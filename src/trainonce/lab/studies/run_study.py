@@ -43,6 +43,8 @@ PROBING = 0.02
 """Most of a run's arithmetic that looking at probes may take: twice what it may elsewhere."""
 SAVE_EVERY_S = 60.0
 """Seconds between a run's checkpoints: the most that is lost with a worker."""
+WORDS = {"design", "about", "question", "arms"}
+"""Of a study, what is said of it: it goes on with others."""
 
 
 class StudyDirectory:
@@ -177,10 +179,6 @@ def _difference(key: str, recorded: Any, asked: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-WORDS = {"design", "about", "question", "arms"}
-"""Of a study, what is said of it: it goes on with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
