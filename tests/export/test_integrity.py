@@ -13,9 +13,11 @@ import torch
 from tests.support.damage import flips
 
 from trainonce.errors import UserError
+from trainonce.export import litert, ncnn, sidecar
 from trainonce.export.integrity import check_file
 from trainonce.export.onnx import FILE, open_onnx
 from trainonce.export.predict import open_classifier
+from trainonce.pipeline.verifying import verify
 
 Export = Callable[[int], Any]
 FLIPS = 300
@@ -103,3 +105,28 @@ class TestEarlierFiles:
                 "".join(open_onnx({FILE: damaged}, 1, FILE).description.classes).encode()
         with pytest.raises(UserError, match=r"^model\.onnx: its metadata are not texts"):
             open_onnx({FILE: texts[0]}, 1, FILE)
+
+
+def test_verify_reads_what_is_for_devices(tmp_path: Path) -> None:
+    """A .tflite that says itself what it is, one with a description beside it, and ncnn's two files."""
+    program, weights = b"\x1c\0\0\0TFL3 and so on", b"weights"
+    files = {
+        "litert/model.tflite": litert.SEAL.put(program),
+        "micro/model.tflite": program,
+        "micro/model.json": sidecar.SEAL.put(b'{"format": "trainonce-export-2"', program),
+        "ncnn/model.ncnn.param": ncnn.SEAL.put(b"7767517\n", weights),
+        "ncnn/model.ncnn.bin": weights,
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    def damaged() -> set[str]:
+        found = [finding for name in files for finding in verify(tmp_path / name)]
+        return {str(one.path.relative_to(tmp_path)) for one in found if one.state != "whole"}
+
+    assert damaged() == set()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content + b"\n")
+        assert damaged() == {other for other in files if other.partition("/")[0] == name.partition("/")[0]}
+        (tmp_path / name).write_bytes(content)

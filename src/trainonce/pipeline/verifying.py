@@ -12,7 +12,7 @@ from typing import Literal
 
 from trainonce.errors import UserError
 from trainonce.export.certificate import FILE as CERTIFICATE
-from trainonce.export.integrity import check_file
+from trainonce.export.integrity import PARTNERS, check_file
 from trainonce.files import read_arrays, read_bytes
 from trainonce.latency import LatencyTable
 from trainonce.records import UncheckedWarning, count_file, read_json, read_lines
@@ -25,7 +25,7 @@ from trainonce.subnets.directory import CONFIG, MODEL, WEIGHTS
 
 State = Literal["whole", "unchecked", "foreign", "damaged"]
 
-EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin"}
+EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin", ".param", ".tflite"}
 DOCUMENTS = {
     "run.json",
     "baseline.json",
@@ -141,7 +141,8 @@ def _file(path: Path) -> Finding:
         return _judged(path, lambda: _hold(path, _values(path.parent / CONFIG).get("sha256")))
     if (path.parent / "MANIFEST").exists():
         return _judged(path, lambda: checkpoint.load(path.parent))
-    if path.suffix in EXPORTED or (path.suffix == ".json" and path.with_suffix(".pte").exists()):
+    programs = PARTNERS[".json"] if path.suffix == ".json" else ()
+    if path.suffix in EXPORTED or any(path.with_suffix(suffix).exists() for suffix in programs):
         return _exported(path)
     if path.name == "exposure.npz":
         return _judged(path, lambda: ExposureTable.read(path))
