@@ -11,7 +11,7 @@ from tests.support.plain_target import PLAIN
 
 from trainonce.data import load_dataset
 from trainonce.errors import RunError, UserError
-from trainonce.export import TARGETS, certificate
+from trainonce.export import TARGETS, certificate, extras
 from trainonce.export.certificate import Certificate
 from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3, MobileNetV3Settings
@@ -165,7 +165,9 @@ class TestFailure:
         found = ship(trained, [board], scores=3, out=tmp_path / "out").done[0]
         assert found.file_bytes == 600_000
         assert budgets == ["600KB", "438075B", "565258B"], "0.99 * 600 * 590 / 800, or 620"
-        with pytest.raises(RunError, match="its file has 620,000 bytes, more than the 600,000 that may be"):
+        with pytest.raises(
+            RunError, match="its file has 620,000 bytes where 590,000 were predicted, and 600,000 may be"
+        ):
             ship(trained, [board], scores=4, out=tmp_path / "out")
 
     def test_bad_input_is_a_sentence(self, trained: Path, tmp_path: Path, devices: list[Device]) -> None:
@@ -176,8 +178,12 @@ class TestFailure:
         (tmp_path / "slow.toml").write_text('target = "onnx"\nmax_latency = "3ms"\n')
         trainonce("ship", trained, tmp_path / "slow.toml").refused("latency needs a table of this device")
 
+    def test_a_missing_extra_is_said_before_any_work(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "openvino" else name)
+        trainonce("ship", trained, "server").refused(r"openvino needs an extra: pip install 'trainonce\[openvino\]'")
+
     def test_a_run_whose_images_are_gone(self, trained: Path, tmp_path: Path) -> None:
-        said = trainonce("ship", trained, "phone", "--data", tmp_path / "nowhere.npz")
+        said = trainonce("ship", trained, "desktop", "--data", tmp_path / "nowhere.npz")
         said.refused("nowhere.npz")
 
 
@@ -196,6 +202,20 @@ def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:
     assert not said.finished
     assert [one.name for one in said.done] == ["one"]
     assert [one.name for one in ShipRecord.read_file(tmp_path / "out" / "ship.json").shipped] == ["one"]
+
+
+def test_what_a_runtime_plans_has_the_last_word(shipped: shipping.Shipment) -> None:
+    """A microcontroller's arena is beyond the limit, where following the network said less."""
+    board = Device(name="board", target="plain", max_flash="2MB", max_ram="20KB")
+    made = shipped.done[0].model_copy(update={"ram_bytes": 40_000, "predicted_ram_bytes": 16_000})
+    (beyond,) = shipping._beyond(board, made)
+    assert beyond.sentence == "its runtime plans 40,000 bytes where 16,000 were predicted, and 20,000 may be"
+    assert beyond.resource == "memory"
+    assert beyond.instead == pytest.approx(0.99 * 8_000), "less by as much"
+
+
+def test_every_target_that_needs_an_extra_is_known() -> None:
+    assert {name for name in TARGETS if name not in ("torch", "plain")} <= set(extras.EXTRAS)
 
 
 @pytest.mark.long

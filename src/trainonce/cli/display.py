@@ -288,7 +288,7 @@ def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Tabl
             f"{one.test_top1:.2f}%",
             "{:.1f} to {:.1f}".format(*one.test_interval),
             f"{one.file_bytes / 1e3:,.0f}",
-            f"{one.ram_bytes / 1e3:,.0f}",
+            f"{one.ram_bytes / 1e3:,.0f}{'' if one.ram_measured else '~'}",
             ms,
             "passed",
         )
@@ -302,9 +302,10 @@ def shipped_sentences(shipped: Sequence[Shipped]) -> Iterator[str]:
     first = shipped[0]
     yield (
         f"Validate: of the network, on {first.validate_score.images} images, by which it was chosen. Test: of the "
-        f"file, on {first.test_images} images. File and RAM: without the runtime and the program; RAM is what the "
-        "activations take that are live at once."
+        f"file, on {first.test_images} images. File and RAM: without the runtime and the program."
     )
+    if not all(one.ram_measured for one in shipped):
+        yield "~ what the activations take that are live at once; no runtime was asked."
     if any(one.latency_table is None for one in shipped):
         yield "* measured on this machine, not on the device: a latency table says that (docs/latency.md)."
     for one in shipped:

@@ -74,6 +74,7 @@ def export(
             data_dir=data_dir,
             threads=threads,
             on_reference=_say_left_out,
+            on_part=lambda sentence: display.err.print(f"{sentence} …"),
             on_exported=on_exported,
             on_failed=lambda target, error: display.err.print(f"{target.name} failed: {error}."),
         )

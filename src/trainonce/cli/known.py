@@ -26,7 +26,7 @@ TARGETS = (  # export.TARGETS
 )
 RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL
-DEVICES = ("browser", "cortex-m7", "phone", "server")  # pipeline.devices.BUILT_IN
+DEVICES = ("browser", "cortex-m7", "desktop", "phone", "raspberry-pi", "server")  # pipeline.devices.BUILT_IN
 
 MOST_PER_BUCKET = 100_000  # evaluation.population.MOST_PER_BUCKET
 MOST_PROBES = 1000  # lab.measures.forgetting.MOST_PROBES

@@ -1,7 +1,7 @@
 """Write a target's files and certificate, whole or not at all; or hold files that are there against the subnet."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,15 +19,21 @@ from trainonce.records import to_json
 
 
 def export_subnet(
-    expected: ReferenceLogits, target: Target, out: str | Path, *, max_loss: float = 1.0
+    expected: ReferenceLogits,
+    target: Target,
+    out: str | Path,
+    *,
+    max_loss: float = 1.0,
+    on_part: Callable[[str], None] = lambda _sentence: None,
 ) -> tuple[Path, Certificate]:
     """Export to OUT/TARGET, replacing an earlier export there, and certify what was written.
 
-    Returns the directory and the certificate. Raises `RunError` where the file is not the same network, or where int8
-    loses more than `max_loss` points of top-1: what was written is then in OUT/TARGET.failed, and an earlier
-    export stays. Raises `UserError` without the target's extra.
+    `on_part` is told what is done next. Returns the directory and the certificate. Raises `RunError` where the file is
+    not the same network, or where int8 loses more than `max_loss` points of top-1: what was written is then in
+    OUT/TARGET.failed, and an earlier export stays. Raises `UserError` without the target's extra.
     """
     out = Path(out)
+    on_part(f"{target.name}: writing the file")
     written = target.write(expected.reference, max_loss)
     place = out / target.name
     if place.exists() and not (place / CERTIFICATE).is_file():
@@ -38,6 +44,7 @@ def export_subnet(
             for name, content in written.files.items():
                 write_synced(partial / name, content)
             opened = _opened(target, partial, written.files)
+            on_part(f"{target.name}: computing the file on {expected.reference.counted()}, and timing it")
             certificate = _certified(expected, target, opened, written.files, written.details, max_loss)
             write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
             put_in_place(partial, place if certificate.passed else failed)

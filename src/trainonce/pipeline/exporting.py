@@ -53,15 +53,16 @@ def export(
     data_dir: str | Path | None = None,
     threads: int | None = None,
     on_reference: Callable[[Reference], None] = lambda _: None,
+    on_part: Callable[[str], None] = lambda _sentence: None,
     on_exported: Callable[[Exported], None] = lambda _: None,
     on_failed: Callable[[Target, UserError | RunError], None] = lambda _target, _error: None,
 ) -> Exports:
     """Export a subnet to one target or several: `trainonce export`, whose options these are.
 
     The files of each are in a folder of its name in `out` or SUBNET/export. `run` and `data` say where the run and its
-    images are now, if they have moved. `on_reference` is called with what is compared with, before the work; the others
-    after each target. Raises `UserError` for what cannot be, and `RunError` where the file of an only target is not the
-    same network; of several targets, `failed` says of which.
+    images are now, if they have moved. `on_reference` is called with what is compared with, before the work, `on_part`
+    with a sentence before each part of it; the others after each target. Raises `UserError` for what cannot be, and
+    `RunError` where the file of an only target is not the same network; of several targets, `failed` says of which.
     """
     use_threads(threads)
     targets = [target_named(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
@@ -75,9 +76,11 @@ def export(
         images=images,
     )
     on_reference(reference)
+    both = "network" if reference.supernet is None else "supernet and the network"
+    on_part(f"computing the {both} on {reference.counted()}")
     expected = ReferenceLogits.of(reference)
     done, failed = [], {}
-    for target, found in for_each(targets, lambda target: _exported(expected, target, place, max_loss, check=check)):
+    for target, found in for_each(targets, lambda target: _exported(expected, target, place, max_loss, check, on_part)):
         if isinstance(found, Exception):
             failed[target.name] = str(found)
             on_failed(target, found)
@@ -94,10 +97,19 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def _exported(expected: ReferenceLogits, target: Target, out: Path, max_loss: float, *, check: bool) -> Exported:
+def _exported(
+    expected: ReferenceLogits,
+    target: Target,
+    out: Path,
+    max_loss: float,
+    check: bool,
+    on_part: Callable[[str], None],
+) -> Exported:
     """Write or check one target."""
-    work = check_export if check else export_subnet
-    place, certificate = work(expected, target, out, max_loss=max_loss)
+    if check:
+        place, certificate = check_export(expected, target, out, max_loss=max_loss)
+    else:
+        place, certificate = export_subnet(expected, target, out, max_loss=max_loss, on_part=on_part)
     not_renewed = _renewed(place, certificate) if check else None
     return Exported(target=target, place=place, certificate=certificate, not_renewed=not_renewed)
 

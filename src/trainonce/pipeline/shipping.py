@@ -19,6 +19,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Score, wilson
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
+from trainonce.export.extras import require_extras
 from trainonce.export.integrity import check_file
 from trainonce.files import is_there, locked, write_atomic
 from trainonce.latency import LatencyTable
@@ -78,11 +79,15 @@ class Shipped(Record):
     file: str
     """What to give to the runtime."""
     file_bytes: Whole
-    """Of all its files together: flash, without the runtime and the program."""
+    """Flash, without the runtime and the program: all its files together, or what of them a microcontroller needs."""
     predicted_bytes: Whole
     """What the search took it to be."""
     ram_bytes: Whole
+    """The arena that a microcontroller's runtime planned; else as predicted."""
+    predicted_ram_bytes: Whole
     """Activations that are live at once for one image, in the target's numbers, by following the network."""
+    ram_measured: bool
+    """Whether the runtime said it."""
     latency_ms: Number | None
     """Of one image: by the device's latency table; else measured here, beside other work as it may be."""
     latency_table: str | None
@@ -262,6 +267,29 @@ def _recorded(out: Path) -> list[Shipped]:
     return found.shipped
 
 
+class _Beyond(NamedTuple):
+    """A limit that what was made does not keep."""
+
+    resource: str
+    sentence: str
+    instead: float
+    """The prediction, in bytes, that is to be kept instead: smaller by as much as what was measured is beyond."""
+
+
+def _beyond(device: Device, made: Shipped) -> list[_Beyond]:
+    """Which limits on flash and RAM are not kept by the file, and by its runtime's plan where there is one."""
+    found = []
+    for resource, what, limit, measured, predicted in (
+        ("size", "its file has", device.max_flash, made.file_bytes, made.predicted_bytes),
+        ("memory", "its runtime plans", device.max_ram, made.ram_bytes, made.predicted_ram_bytes),
+    ):
+        most = float("inf") if limit is None else quantity(resource, str(limit))
+        if measured > most:
+            sentence = f"{what} {measured:,} bytes where {predicted:,} were predicted, and {most:,.0f} may be"
+            found.append(_Beyond(resource, sentence, 0.99 * most * predicted / measured))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     """What the devices share."""
@@ -286,7 +314,7 @@ class _Work:
 
     def check(self, device: Device) -> None:
         """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
-        target_named(device.target)
+        require_extras(target_named(device.target).name)
         table = table_at(self.run, device.latency)
         feasible_subnet(problem_of(self.net, device.budget(), table, numbers=device.numbers))
 
@@ -302,20 +330,20 @@ class _Work:
         if known is not None:
             return known
         began, most = time.monotonic(), device.budget()
-        allowed = quantity("size", str(most["size"])) if "size" in most else float("inf")
         made = self._made(device, most, began)
         for _ in range(TRIES - 1):
-            if made.file_bytes <= allowed:
+            beyond = _beyond(device, made)
+            if not beyond:
                 break
-            told = f"{made.file_bytes:,} bytes where {made.predicted_bytes:,} were predicted, and {allowed:,.0f} may be"
-            self._stage(device, f"the file has {told}: looking for a smaller one")
-            most = most | {"size": f"{0.99 * allowed * made.predicted_bytes / made.file_bytes:.0f}B"}
+            told = " and ".join(one.sentence for one in beyond)
+            self._stage(device, f"{told}: looking for a smaller network")
+            most = most | {one.resource: f"{one.instead:.0f}B" for one in beyond}
             try:
                 made = self._made(device, most, began, anew=False)
             except UserError as error:
-                raise UserError(f"its file has {told}; of one that is as much smaller: {error}") from error
-        if made.file_bytes > allowed:
-            raise RunError(f"its file has {made.file_bytes:,} bytes, more than the {allowed:,.0f} that may be")
+                raise UserError(f"{told}; of networks that are as much smaller: {error}") from error
+        if beyond := _beyond(device, made):
+            raise RunError(" and ".join(one.sentence for one in beyond))
         return made
 
     def _done(self, device: Device) -> Shipped | None:
@@ -425,7 +453,7 @@ class _Work:
         self.on_stage(device, sentence)
 
     def _shipped(self, device: Device, taken: Extracted, made: Exported, score: Score, seconds: float) -> Shipped:
-        certificate = made.certificate
+        certificate, details = made.certificate, made.certificate.details
         spec, width = spec_of(read_subnet(self.out / device.name)[0]), BYTES_PER_VALUE[device.numbers]
         top1 = certificate.top1["exported"]
         if isinstance(top1, str):
@@ -444,9 +472,11 @@ class _Work:
             "test_interval": list(wilson(top1, certificate.images.test)),
             "test_images": certificate.images.test,
             "file": str(made.file.relative_to(self.out)),
-            "file_bytes": sum(file.bytes for file in certificate.files.values()),
+            "file_bytes": details.flash_bytes or sum(file.bytes for file in certificate.files.values()),
             "predicted_bytes": model_size(spec, bytes_per_value=width),
-            "ram_bytes": peak_memory(spec, bytes_per_value=width),
+            "ram_bytes": details.arena_bytes or peak_memory(spec, bytes_per_value=width),
+            "predicted_ram_bytes": peak_memory(spec, bytes_per_value=width),
+            "ram_measured": details.arena_bytes is not None,
             "latency_ms": certificate.latency_ms.exported
             if table is None
             else LatencyTable.read(table).predict_ms(spec),
