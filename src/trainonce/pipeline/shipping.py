@@ -416,9 +416,14 @@ class _Work:
         score = taken.scores["validate"]
         if epochs:
             score = self._finetuned(device, taken.path, place, epochs)
-        self._stage(device, f"exporting to {device.target}, and holding the file against the network")
         made = export(
-            place, device.target, run=self.run.path, images=self.images, max_loss=device.max_loss, data=self.data
+            place,
+            device.target,
+            run=self.run.path,
+            images=self.images,
+            max_loss=device.max_loss,
+            data=self.data,
+            on_part=lambda sentence: self._stage(device, sentence),
         ).done[0]
         return self._shipped(device, taken, made, score, time.monotonic() - began)
 
