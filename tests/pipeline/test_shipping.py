@@ -9,6 +9,7 @@ import pytest
 from tests.support.command_line import trainonce
 from tests.support.plain_target import PLAIN
 
+from trainonce.cli import display
 from trainonce.data import load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, certificate, extras
@@ -172,6 +173,7 @@ class TestFailure:
 
     def test_bad_input_is_a_sentence(self, trained: Path, tmp_path: Path, devices: list[Device]) -> None:
         trainonce("ship", trained).refused("name a device")
+        trainonce("ship", trained, tmp_path / "gone.toml").refused("cannot read the device")
         trainonce("ship", trained, "phone", "phone").refused("two devices are called phone")
         trainonce("ship", trained, "fridge").refused("no device 'fridge'")
         trainonce("ship", tmp_path, "phone").refused("holds no run")
@@ -202,6 +204,14 @@ def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:
     assert not said.finished
     assert [one.name for one in said.done] == ["one"]
     assert [one.name for one in ShipRecord.read_file(tmp_path / "out" / "ship.json").shipped] == ["one"]
+
+
+def test_the_table_is_not_broken(shipped: shipping.Shipment, capsys: pytest.CaptureFixture[str]) -> None:
+    display.print_wide(display.shipped_table(shipped.done, {"pea": "too small"}))
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["device", "target", "M", "MACs"]
+    assert [row.split()[0] for row in rows] == ["board", "desk", "pea"]
+    assert [row.split()[-1] for row in rows] == ["passed", "passed", "failed"]
 
 
 def test_what_a_runtime_plans_has_the_last_word(shipped: shipping.Shipment) -> None:

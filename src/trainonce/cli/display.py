@@ -57,8 +57,8 @@ CONFUSED_WITH = 3
 WORST_SHOWN = 5
 """So many of the images that are classified worst are shown."""
 
-SHIPPED_WIDTH = 120
-"""The table of devices is at least so wide: where a line is longer than the terminal, that breaks it."""
+WIDE = 120
+"""A wide table has so many columns of text: where a line is longer than the terminal, that breaks it."""
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""
@@ -272,6 +272,15 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
             "{:.1f} to {:.1f}".format(*one.test.interval()),
         )
     return table
+
+
+def print_wide(table: Table) -> None:
+    """Print a table whose cells are not broken, however narrow the terminal is, or a file that it goes to."""
+    before, out.width = out.width, max(out.width, WIDE)
+    try:
+        out.print(table)
+    finally:
+        out.width = before
 
 
 def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Table:

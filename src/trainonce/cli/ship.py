@@ -110,9 +110,7 @@ def ship(
 def _say(done: Shipment) -> None:
     if not done.done:
         return
-    display.out.print(
-        display.shipped_table(done.done, done.failed), width=max(display.out.width, display.SHIPPED_WIDTH)
-    )
+    display.print_wide(display.shipped_table(done.done, done.failed))
     for sentence in display.shipped_sentences(done.done):
         display.out.print(sentence)
     display.out.print(
