@@ -328,7 +328,7 @@ def main(words: Sequence[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not given.miniature:
         raise UserError("there is no CUDA device here: --miniature shows that it works")
-    torch.set_num_threads(given.workers)  # one for each
+    torch.set_num_threads(1)  # two that wait for each other stand still on a busy machine
     torch.backends.cudnn.allow_tf32 = False
     runs: dict[str, int] = {}
     queue = Queue(given.out, device, given.workers, given.data_dir)
@@ -343,6 +343,7 @@ def main(words: Sequence[str] | None = None) -> int:
         study = planned.study(data)
         runs[name] = len(study.runs)
         queue.add(name, study, data, given.arms)
+    torch.set_num_threads(given.workers)  # which the workers share
     complete = queue.work(lambda: time.monotonic() > ends)
     for name, directory in queue.directories.items():
         done = len(directory.finished())

@@ -46,7 +46,7 @@ def test_in_miniature(tmp_path: Path) -> None:
     for name in ("images-500", "length-0.1"):
         directory = StudyDirectory(tmp_path / name)
         assert {line.run for line in directory.finished()} == {f"rss-seed{seed}" for seed in range(3)}
-        assert "rss" in read_json(directory.conclusion_file)["sentence"]
+        assert "no seed has results of both" in read_json(directory.conclusion_file)["sentence"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it would run")
