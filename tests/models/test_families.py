@@ -19,7 +19,13 @@ FAMILIES: dict[str, tuple[type[Supernet], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in ("proxyless_nas", "bottlenecks") else [])
+        for name in FAMILIES
+    ],
+)
 def test_a_family_holds_what_it_owes(name: str, tmp_path: Path) -> None:
     family, fields = FAMILIES[name]
     check_family(family, tmp_path, **fields)

@@ -20,7 +20,10 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 
-@pytest.mark.parametrize("name", ["rss", "ps", "ps-released", "alphanet", "attentive"])
+@pytest.mark.parametrize(
+    "name",
+    ["rss", "ps", "attentive", *(pytest.param(name, marks=pytest.mark.long) for name in ("ps-released", "alphanet"))],
+)
 def test_training(make_net: MakeNet, make_data: MakeData, tmp_path: Path, name: str) -> None:
     """About float32's losses; weights, gradients and momenta are float32, and logits and teachers' are bfloat16."""
     recipe = RECIPES[name].with_batch_size(8)
