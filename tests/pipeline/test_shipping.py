@@ -154,10 +154,7 @@ class TestFailure:
         budgets: list[str] = []
         sizes = iter([800_000, 620_000, 600_000, 800_000, 700_000, 620_000])
 
-        def made(
-            _work: object, _device: Device, most: Mapping[str, Amount], _began: float, *, anew: bool = True
-        ) -> shipping.Shipped:
-            assert anew == (not budgets or len(budgets) == 3)
+        def made(_work: object, _device: Device, most: Mapping[str, Amount], _began: float) -> shipping.Shipped:
             budgets.append(str(most["size"]))
             return shipped.done[0].model_copy(update={"file_bytes": next(sizes), "predicted_bytes": 590_000})
 

@@ -339,7 +339,7 @@ class _Work:
             self._stage(device, f"{told}: looking for a smaller network")
             most = most | {one.resource: f"{one.instead:.0f}B" for one in beyond}
             try:
-                made = self._made(device, most, began, anew=False)
+                made = self._made(device, most, began)
             except UserError as error:
                 raise UserError(f"{told}; of networks that are as much smaller: {error}") from error
         if beyond := _beyond(device, made):
@@ -392,9 +392,9 @@ class _Work:
             should_stop=self.should_stop,
         )
 
-    def _made(self, device: Device, most: Mapping[str, Amount], began: float, *, anew: bool = True) -> Shipped:
-        """All stages for a device within a budget; not `anew`, the search is left out where a subnet is scored."""
-        if self.options.scores and (anew or not self._scored_within(device, most)):
+    def _made(self, device: Device, most: Mapping[str, Amount], began: float) -> Shipped:
+        """All stages for a device within a budget."""
+        if self.options.scores:
             self._stage(device, f"searching, {self.options.scores} scores")
             if not self._search(device, most).finished:
                 raise _StoppedShippingError
@@ -426,12 +426,6 @@ class _Work:
             on_part=lambda sentence: self._stage(device, sentence),
         ).done[0]
         return self._shipped(device, taken, made, score, time.monotonic() - began)
-
-    def _scored_within(self, device: Device, most: Mapping[str, Amount]) -> bool:
-        """Whether a subnet within a budget is scored already."""
-        problem = problem_of(self.net, most, table_at(self.run, device.latency), numbers=device.numbers)
-        lines = (line for line in self.run.searched() if line.step == self.options.step and line.split == "validate")
-        return any(problem.feasible(self.net.space.parse(line.arch)) for line in lines)
 
     def _finetuned(self, device: Device, subnet: Path, place: Path, epochs: int) -> Score:
         """Train the subnet further, into `place`; its score on validate."""
