@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from tests.support.lines import timeless
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from trainonce.run.directory import RunDirectory
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so have the processes that tests start: their tests share the cores
+
+settings.register_profile("untimed", deadline=None)  # no test is timed: other processes may have the cores
+settings.load_profile("untimed")
 
 T = TypeVar("T")
 MakeNet = Callable[..., MobileNetV3]
