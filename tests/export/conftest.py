@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from trainonce.data import load_dataset
+from trainonce.data import DataSet, load_dataset
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.export import TARGETS
 from trainonce.export.certificate import Certificate, ReferenceLogits
 from trainonce.export.exporting import export_subnet
 from trainonce.export.reference import read_reference
-from trainonce.models import MobileNetV3
+from trainonce.models import MobileNetV3, ResNet, ResNetSettings
 from trainonce.recipes import RECIPES
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunConfig, RunDirectory
@@ -92,3 +92,14 @@ def exported(home: RunDirectory) -> Callable[[int], Exported]:
         return made[number]
 
     return export
+
+
+def of_a_resnet(data: DataSet, place: Path) -> ReferenceLogits:
+    """What a subnet of a small ResNet for grey images of 8 pixels in 3 classes gives; it is written to `place`."""
+    settings = ResNetSettings.for_images(
+        image_size=8, in_channels=1, num_classes=3, channels=(32, 64), strides=(1, 2), bottleneck=True
+    )
+    net = ResNet(settings, seed=0).eval()
+    arch = net.space.sample(random.Random(1))
+    write_subnet(place, net.extract(arch), describe_subnet(net, arch, data))
+    return ReferenceLogits.of(read_reference(place, images=4))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.export.conftest import of_a_resnet
 from tests.export.test_int8 import judged_by_itself
 from tests.support.damage import flips
 from torch import Tensor, nn
@@ -25,13 +25,11 @@ from trainonce.export.first_difference import first_difference
 from trainonce.export.integrity import check_file
 from trainonce.export.litert import FILE, SEAL, open_litert, write_litert
 from trainonce.export.onnx import to_onnx
-from trainonce.export.reference import read_reference
 from trainonce.export.tflite_file import FileTensor, in_float32
 from trainonce.export.tflite_graph import graph_of
 from trainonce.export.tflite_int8 import in_int8, ranges_of, scale_and_zero_point, weights
 from trainonce.export.torch_export import program_of
-from trainonce.models import ResNet, ResNetSettings
-from trainonce.subnets import describe_subnet, read_subnet, write_subnet
+from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
 
@@ -193,14 +191,7 @@ class TestFile:
         assert float((low - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
     def test_the_resnet_family(self, make_data: Callable[..., DataSet], tmp_path: Path) -> None:
-        settings = ResNetSettings.for_images(
-            image_size=8, in_channels=1, num_classes=3, channels=(32, 64), strides=(1, 2), bottleneck=True
-        )
-        net = ResNet(settings, seed=0).eval()
-        arch = net.space.sample(random.Random(1))
-        write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()))
-        expected = ReferenceLogits.of(read_reference(tmp_path / "subnet", images=4))
-        _, certificate = export_subnet(expected, TARGETS["litert"], tmp_path)
+        _, certificate = export_subnet(of_a_resnet(make_data(), tmp_path / "subnet"), TARGETS["litert"], tmp_path)
         assert certificate.passed
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.export.conftest import of_a_resnet
 from tests.support.damage import flips
 
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS
-from trainonce.export.certificate import ReferenceLogits
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.integrity import check_file
 from trainonce.export.ncnn import BIN, NOTE, PARAM, SEAL, open_ncnn
-from trainonce.export.reference import read_reference
-from trainonce.models import ResNet, ResNetSettings
-from trainonce.subnets import describe_subnet, read_subnet, write_subnet
+from trainonce.subnets import read_subnet
 
 Export = Callable[[int], Any]
 
@@ -128,14 +125,7 @@ class TestFiles:
             TARGETS["ncnn"].write(reference, 1)
 
     def test_the_resnet_family(self, make_data: Callable[..., DataSet], tmp_path: Path) -> None:
-        settings = ResNetSettings.for_images(
-            image_size=8, in_channels=1, num_classes=3, channels=(32, 64), strides=(1, 2), bottleneck=True
-        )
-        net = ResNet(settings, seed=0).eval()
-        arch = net.space.sample(random.Random(1))
-        write_subnet(tmp_path / "subnet", net.extract(arch), describe_subnet(net, arch, make_data()))
-        expected = ReferenceLogits.of(read_reference(tmp_path / "subnet", images=4))
-        _, certificate = export_subnet(expected, TARGETS["ncnn"], tmp_path)
+        _, certificate = export_subnet(of_a_resnet(make_data(), tmp_path / "subnet"), TARGETS["ncnn"], tmp_path)
         assert certificate.passed
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.export.conftest import Exported
+from tests.support.chromium import chromium, needs_chromium
 from tests.support.command_line import trainonce
 
 from trainonce.errors import UserError
@@ -23,11 +24,7 @@ from trainonce.nn.native.library import CACHE
 from trainonce.pipeline import demo
 from trainonce.subnets import read_subnet
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-    *("--disable-background-networking", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-)
+FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 FAKE = {web.SCRIPT: b"export const env = 1;</script>", web.PROGRAM: b"\0asm"}
 
 
@@ -104,17 +101,8 @@ class TestPage:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), *FAKE_CAMERA) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +125,7 @@ def opened(browser: Any, subnets: list[Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no chromium or no chromedriver here")
+@needs_chromium
 class TestBrowser:
     @pytest.mark.parametrize(("width", "height"), [(8, 8), (37, 21), (5, 9), (300, 401)])
     def test_the_logits_are_torchs(

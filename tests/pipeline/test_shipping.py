@@ -221,8 +221,9 @@ def test_what_a_runtime_plans_has_the_last_word(shipped: shipping.Shipment) -> N
     assert beyond.instead == pytest.approx(0.99 * 8_000), "less by as much"
 
 
-def test_every_target_that_needs_an_extra_is_known() -> None:
-    assert {name for name in TARGETS if name not in ("torch", "plain")} <= set(extras.EXTRAS)
+def test_every_target_says_what_extras_it_needs() -> None:
+    assert {target.name for target in TARGETS.values() if not target.extras} <= {"torch", "plain"}
+    assert {extra for target in TARGETS.values() for extra in target.extras} == set(extras.MODULES)
 
 
 @pytest.mark.long

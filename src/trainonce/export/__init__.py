@@ -20,6 +20,8 @@ class Target:
     """What `--to` calls it."""
     about: str
     """What it is, in a line."""
+    extras: tuple[str, ...] = ()
+    """The extras that writing and opening it need."""
     files: tuple[str, ...]
     """The names of its files; the first is the one to give to a runtime."""
     write: Callable[[Reference, float], Written]
@@ -38,6 +40,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="onnx",
             about="ONNX, opset 18, float32, any batch",
+            extras=("onnx",),
             files=(onnx.FILE,),
             write=lambda reference, _: Written(files={onnx.FILE: reference.onnx}),
             open=onnx.open_onnx,
@@ -45,6 +48,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="onnx-fp16",
             about="ONNX, float16 with float32 images and logits, any batch",
+            extras=("onnx",),
             files=(onnx.FILE,),
             write=lambda reference, _: float16.write_float16(reference.onnx),
             open=onnx.open_onnx,
@@ -53,6 +57,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="onnx-int8",
             about="ONNX, 8-bit integers (QDQ), any batch",
+            extras=("onnx",),
             files=(onnx.FILE,),
             write=lambda reference, max_loss: int8.write_int8(reference, max_loss=max_loss),
             open=onnx.open_onnx,
@@ -61,6 +66,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="openvino",
             about="OpenVINO, float32, any batch",
+            extras=("onnx", "openvino"),
             files=(openvino.XML, openvino.BIN),
             write=lambda reference, _: openvino.write_openvino(reference.onnx),
             open=openvino.open_openvino,
@@ -68,6 +74,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="executorch",
             about="ExecuTorch with XNNPACK, float32, one image a call",
+            extras=("executorch",),
             files=(executorch.FILE, executorch.SIDECAR),
             write=lambda reference, _: executorch.write_executorch(reference.network, reference.file),
             open=executorch.open_executorch,
@@ -75,6 +82,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="litert",
             about="LiteRT (TensorFlow Lite), float32, one image a call",
+            extras=("onnx", "litert"),
             files=(litert.FILE,),
             write=lambda reference, _: litert.write_litert(reference),
             open=litert.open_litert,
@@ -82,6 +90,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="litert-fp16",
             about="LiteRT (TensorFlow Lite), weights in float16, one image a call",
+            extras=("onnx", "litert"),
             files=(litert.FILE,),
             write=lambda reference, _: litert.write_litert_fp16(reference),
             open=litert.open_litert,
@@ -90,6 +99,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="litert-int8",
             about="LiteRT (TensorFlow Lite), 8-bit integers, one image a call",
+            extras=("onnx", "litert"),
             files=(litert.FILE,),
             write=lambda reference, max_loss: litert.write_litert_int8(reference, max_loss=max_loss),
             open=litert.open_litert,
@@ -98,6 +108,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="ncnn",
             about="ncnn, float32, one image a call",
+            extras=("onnx", "ncnn"),
             files=(ncnn.PARAM, ncnn.BIN),
             write=lambda reference, _: ncnn.write_ncnn(reference.onnx),
             open=ncnn.open_ncnn,
@@ -105,6 +116,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="ncnn-fp16",
             about="ncnn, weights in float16, one image a call",
+            extras=("onnx", "ncnn"),
             files=(ncnn.PARAM, ncnn.BIN),
             write=lambda reference, _: ncnn.write_ncnn(reference.onnx, precision="float16"),
             open=ncnn.open_ncnn,
@@ -113,6 +125,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="tflite-micro",
             about="LiteRT for Microcontrollers (TFLite Micro), 8-bit integers, one image a call",
+            extras=("onnx", "tflite-micro"),
             files=(tflite_micro.FILE, tflite_micro.SIDECAR),
             write=lambda reference, max_loss: tflite_micro.write_tflite_micro(reference, max_loss=max_loss),
             open=tflite_micro.open_tflite_micro,

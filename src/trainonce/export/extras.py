@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from trainonce.export import Target
 from trainonce.extras import try_import
 
 MODULES = {
@@ -13,20 +14,11 @@ MODULES = {
     "tflite-micro": ("tflite_micro",),
 }
 """The modules of each extra that export."""
-EXTRAS = {
-    **dict.fromkeys(("onnx", "onnx-int8", "onnx-fp16"), ("onnx",)),
-    **dict.fromkeys(("openvino", "openvino-int8"), ("onnx", "openvino")),
-    **dict.fromkeys(("executorch", "executorch-int8"), ("executorch",)),
-    **dict.fromkeys(("litert", "litert-fp16", "litert-int8"), ("onnx", "litert")),
-    **dict.fromkeys(("ncnn", "ncnn-fp16"), ("onnx", "ncnn")),
-    "tflite-micro": ("onnx", "tflite-micro"),
-}
-"""The extras of each target; of one that is not named here it is found out when it is made."""
 
 
-def require_extras(target: str) -> None:
+def require_extras(target: Target) -> None:
     """Raise `UserError` that says how to install what a target needs, where that is missing."""
-    missing = [extra for extra in EXTRAS.get(target, ()) if any(find_spec(name) is None for name in MODULES[extra])]
+    missing = [extra for extra in target.extras if any(find_spec(name) is None for name in MODULES[extra])]
     if missing:
-        with try_import(target, *missing):
+        with try_import(target.name, *missing):
             raise ImportError

@@ -4,8 +4,8 @@ Weights and maps are float16, images and logits float32. ONNX Runtime on a CPU c
 with maps rounded between them.
 """
 
-from trainonce.export.description import KEY, FileDescription, Written
-from trainonce.export.onnx import EXTRA, FILE, parsed, redescribed
+from trainonce.export.description import Written
+from trainonce.export.onnx import EXTRA, FILE, description_in, parsed, redescribed
 from trainonce.export.tools import quiet
 from trainonce.extras import try_import
 
@@ -19,8 +19,7 @@ def write_float16(content: bytes) -> Written:
     with try_import("this", EXTRA, told=True), quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
     model = parsed(content, where=FILE)
-    text = next(entry.value for entry in model.metadata_props if entry.key == KEY)
-    description = FileDescription.from_text(text, where=FILE)
+    description = description_in(model, FILE)
     with quiet():
         half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     written = half.SerializeToString(deterministic=True)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainonce.export.description import INPUT, KEY, FileDescription, Run, Written
-from trainonce.export.onnx import EXTRA, FILE, open_onnx, parsed, redescribed
+from trainonce.export.description import INPUT, Run, Written
+from trainonce.export.onnx import EXTRA, FILE, description_in, open_onnx, parsed, redescribed
 from trainonce.export.reference import Reference
 from trainonce.export.sensitive import calibration, cheapest
 from trainonce.export.tools import quiet
@@ -67,8 +67,7 @@ def quantise(content: bytes, calibrate: list[Tensor], *, in_float32: Callable[[s
             calibrate_method=ort.CalibrationMethod.MinMax,
         )
         written = path.read_bytes()
-    text = next(entry.value for entry in parsed(content, where=FILE).metadata_props if entry.key == KEY)
-    description = FileDescription.from_text(text, where=FILE)
+    description = description_in(parsed(content, where=FILE), FILE)
     return redescribed(written, description.model_copy(update={"precision": "int8", "layers": {}}))
 
 

@@ -104,6 +104,20 @@ def parsed(content: bytes, *, where: str) -> Any:
         raise UserError(f"{where} is not a whole ONNX file: {error}") from error
 
 
+def description_in(model: Any, where: str) -> FileDescription:
+    """What an ONNX file that was parsed says of itself. Raises `UserError` where it says nothing, or what is wrong."""
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    return _description(found, where)
+
+
+def _description(found: Mapping[str, str], where: str) -> FileDescription:
+    if KEY not in found:
+        raise UserError(
+            f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
+        )
+    return FileDescription.from_text(found[KEY], where=where)
+
+
 def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
     """An ONNX file that trainonce wrote, ready to compute on the CPU by ONNX Runtime.
 
@@ -113,11 +127,7 @@ def open_onnx(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
     session = _session(content, threads, where)
     with sentence(f"{where}: its metadata are not texts"):
         found = session.get_modelmeta().custom_metadata_map
-    if KEY not in found:
-        raise UserError(
-            f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
-        )
-    description = FileDescription.from_text(found[KEY], where=where)
+    description = _description(found, where)
     _check_shapes(session, description, where)
 
     def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

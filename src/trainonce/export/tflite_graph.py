@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, FileDescription
-from trainonce.export.onnx import FILE, parsed
+from trainonce.export.description import INPUT, FileDescription
+from trainonce.export.onnx import FILE, description_in, parsed
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -58,8 +58,7 @@ class Graph:
 def graph_of(content: bytes) -> Graph:
     """The operators of an ONNX file that `to_onnx` wrote, for one image. Raises `UserError` for what has none here."""
     model = parsed(content, where=FILE)
-    text = next(entry.value for entry in model.metadata_props if entry.key == KEY)
-    description = FileDescription.from_text(text, where=FILE)
+    description = description_in(model, FILE)
     how = description.preprocessing
     translation = _Translation(model, (1, how.channels, how.resolution, how.resolution))
     for node in model.graph.node:

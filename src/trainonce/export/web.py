@@ -8,19 +8,18 @@ import base64
 import gzip
 import hashlib
 import html
-import json
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from trainonce.data.download import PublishedFile, fetch
-from trainonce.errors import RunError, UserError
+from trainonce.errors import UserError
 from trainonce.export.description import INPUT, OUTPUT
 from trainonce.files import read_bytes, write_atomic
 from trainonce.nn.native.library import cache_folder
+from trainonce.pages import json_in_script
 from trainonce.settings import Number, Record, Whole
 from trainonce.subnets.description import Preprocessing
 from trainonce.version import __version__
@@ -141,7 +140,7 @@ def build_web_page(
 {(static / "web.html").read_text(encoding="utf-8").replace("TITLE", html.escape(title))}
 <footer><p>Written by trainonce {__version__}; computed by ONNX Runtime {VERSION} in this page. It holds all that it
 needs: no image leaves it, and no connection is made.</p></footer>
-<script type="application/json" id="told">{_json(told)}</script>
+<script type="application/json" id="told">{json_in_script(told)}</script>
 {inside}
 {_packed("program", runtime[PROGRAM])}
 {_packed("runtime", script.encode())}
@@ -153,23 +152,7 @@ needs: no image leaves it, and no connection is made.</p></footer>
     return page.encode()
 
 
-def write_web_page(path: str | Path, content: bytes) -> None:
-    """Write the page. Raises `RunError` where the disk refuses."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _packed(name: str, content: bytes) -> str:
     """Some bytes in the page, compressed: a browser unpacks them."""
     text = base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
     return f'<script type="application/octet-stream" id="{name}">{text}</script>'
-
-
-def _json(value: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -9,12 +9,12 @@ from trainonce.cost.macs import counted_cost
 from trainonce.errors import UserError
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
-from trainonce.export.description import KEY, FileDescription
 from trainonce.export.integrity import judged
-from trainonce.export.onnx import FILE, parsed
-from trainonce.export.web import WebModel, build_web_page, runtime_files, write_web_page
+from trainonce.export.onnx import FILE, description_in, parsed
+from trainonce.export.web import WebModel, build_web_page, runtime_files
 from trainonce.files import read_bytes
 from trainonce.nn.kinds import read_spec
+from trainonce.pages import write_page
 from trainonce.pipeline.exporting import export
 
 
@@ -57,7 +57,7 @@ def demo(
             )
     path = Path(out) if out is not None else places[0].resolve().parent / "demo.html"
     content = build_web_page(models, classes, program, title or _title(classes))
-    write_web_page(path, content)
+    write_page(path, content)
     return WebPage(path=path, bytes=len(content), models=tuple(model for model, _ in models))
 
 
@@ -73,10 +73,7 @@ def _model(place: Path, on_export: Callable[[Path], None]) -> tuple[WebModel, by
     verdict = judged(path, {path.name: content})
     if verdict.state == "damaged":
         raise UserError(verdict.why)
-    entries = {entry.key: entry.value for entry in parsed(content, where=str(path)).metadata_props}
-    if KEY not in entries:
-        raise UserError(f"{path} was not written by `trainonce export`: it does not say what its images are")
-    description = FileDescription.from_text(entries[KEY], where=str(path))
+    description = description_in(parsed(content, where=str(path)), str(path))
     top1, images = _tested(path)
     model = WebModel(
         name=place.stem if place.is_file() and place.stem != "model" else _name(place),

@@ -53,7 +53,7 @@ class Device(Settings):
     finetune_epochs: int | None = Field(None, ge=0, le=10_000)
     """Epochs that its network is trained further; None for what the call says."""
     max_loss: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Points of top-1 that int8 may lose."""
+    """Points of top-1 that float16 and int8 may lose."""
 
     @field_validator("target")
     @classmethod

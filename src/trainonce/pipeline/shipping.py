@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -290,6 +290,12 @@ def _beyond(device: Device, made: Shipped) -> list[_Beyond]:
     return found
 
 
+def _limits(device: Device, most: Mapping[str, Amount]) -> dict[str, Any]:
+    """A budget as `search` and `extract` take it."""
+    names = ("macs", "params", "latency", "memory", "size")
+    return {f"max_{name}": most.get(name) for name in names} | {"target": device.target, "latency": device.latency}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     """What the devices share."""
@@ -314,7 +320,7 @@ class _Work:
 
     def check(self, device: Device) -> None:
         """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
-        require_extras(target_named(device.target).name)
+        require_extras(target_named(device.target))
         table = table_at(self.run, device.latency)
         feasible_subnet(problem_of(self.net, device.budget(), table, numbers=device.numbers))
 
@@ -373,13 +379,7 @@ class _Work:
 
         return search(
             self.run.path,
-            max_macs=most.get("macs"),
-            max_params=most.get("params"),
-            max_latency=most.get("latency"),
-            max_memory=most.get("memory"),
-            max_size=most.get("size"),
-            target=device.target,
-            latency=device.latency,
+            **_limits(device, most),
             scores=self.options.scores,
             control=False,
             calibration_images=self.calibration_images,
@@ -402,13 +402,7 @@ class _Work:
         epochs, place = self.options_of(device).finetune_epochs, self.out / device.name
         taken = extract(
             self.run.path,
-            max_macs=most.get("macs"),
-            max_params=most.get("params"),
-            max_latency=most.get("latency"),
-            max_memory=most.get("memory"),
-            max_size=most.get("size"),
-            target=device.target,
-            latency=device.latency,
+            **_limits(device, most),
             out=self.run.subnets / f"{device.name}-untuned" if epochs else place,
             data=self.data,
             device=self.compute,

@@ -3,15 +3,12 @@
 import base64
 import functools
 import html
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from trainonce.errors import RunError
-from trainonce.files import write_atomic
+from trainonce.pages import json_in_script, write_page
 from trainonce.report.figures.charts import require_plotting, theme
 from trainonce.report.loading import Group
 from trainonce.report.parts import Cell, Command, Figure, Section, Table, Thumbnail
@@ -36,13 +33,7 @@ EXPLANATION = (
 
 def write_report(groups: Sequence[Group], path: str | Path) -> None:
     """Write the report into an .html file. Raises `RunError` where the disk refuses, `UserError` without the extra."""
-    path = Path(path)
-    content = build_page(groups).encode(errors="backslashreplace")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+    write_page(path, build_page(groups).encode(errors="backslashreplace"))
 
 
 def build_page(groups: Sequence[Group]) -> str:
@@ -80,7 +71,7 @@ def build_page(groups: Sequence[Group]) -> str:
 </main>
 <footer><p>Written by trainonce {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. This file holds everything
 that it shows and needs no connection.</p></footer>
-<script type="application/json" id="themes">{_json(themes)}</script>
+<script type="application/json" id="themes">{json_in_script(themes)}</script>
 <script>{_library()}</script>
 <script>
 {(static / "page.js").read_text(encoding="utf-8")}</script>
@@ -166,7 +157,7 @@ def _figure(key: str, figure: Figure) -> str:
         label = f'<p class="label">{html.escape(picture.label)}</p>' if picture.label else ""
         charts.append(
             f'<div>{label}<div class="chart" role="img" aria-label="{html.escape(spoken)}" data-spec="{name}"></div>'
-            f'<script type="application/json" id="{name}">{_json(picture.spec)}</script></div>'
+            f'<script type="application/json" id="{name}">{json_in_script(picture.spec)}</script></div>'
         )
     picked = (
         '<div class="picked" aria-live="polite" hidden><p class="facts"></p>'
@@ -219,9 +210,3 @@ def _number(value: float) -> str:
     if value == 0 or 0.01 <= abs(value) < 1e5:
         return f"{value:.3f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
     return f"{value:.3g}"
-
-
-def _json(value: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
