@@ -1,5 +1,5 @@
 # make demo    train once on handwritten digits, see the population, take a subnet out (under 3 minutes)
-# make test    the tests (8 to 9 minutes)            make check       lint, format, types
+# make test    the tests (7 to 9 minutes)            make check       lint, format, types
 # make test-long      the tests that take long: kills at many moments, whole studies
 # make docs    the documentation's site, into build/site
 # make wheel   build the package                    make test-ray    the tests that start a Ray (installs it: 70 MB)
