@@ -25,11 +25,11 @@ from trainonce.export.first_difference import first_difference
 from trainonce.export.integrity import check_file
 from trainonce.export.litert import FILE, SEAL, open_litert, write_litert
 from trainonce.export.onnx import to_onnx
-from trainonce.export.tflite_file import FileTensor, in_float32
-from trainonce.export.tflite_graph import graph_of
-from trainonce.export.tflite_int8 import in_int8, ranges_of, scale_and_zero_point, weights
+from trainonce.export.tflite import graph_of, ranges_of
 from trainonce.export.torch_export import program_of
 from trainonce.subnets import read_subnet
+from trainonce.tflite.file import FileTensor, in_float32
+from trainonce.tflite.int8 import in_int8, scale_and_zero_point, weights
 
 Export = Callable[[int], Any]
 
@@ -130,10 +130,10 @@ class TestFile:
 
     def test_a_corrupted_weight_names_its_layer(self, exported: Export, place: Path) -> None:
         made = exported(1).expected.reference
-        graph = graph_of(made.onnx)
+        graph, description = graph_of(made.onnx)
         at = next(n for n in graph.nodes if n.kind == "DEPTHWISE_CONV_2D" and n.name.startswith("blocks.2"))
         graph.constants[at.inputs[1]] = graph.constants[at.inputs[1]] + np.float32(3)
-        corrupted = litert._file(in_float32(graph), graph, "float32")
+        corrupted = litert._file(in_float32(graph), graph, description, "float32")
         found = first_difference(made.network, open_litert({FILE: corrupted}, 1, FILE), made.random_BCHW[:2])
         assert found is not None
         assert found.layer == "blocks.2"
@@ -229,12 +229,14 @@ class TestSmaller:
     def test_what_stays_in_float32_is_converted_on_both_sides(self, exported: Export, kept: str) -> None:
         """Any part of the network can: its numbers come near those of float32."""
         made = exported(0).expected.reference
-        graph = graph_of(made.onnx)
+        graph, description = graph_of(made.onnx)
         with torch.inference_mode():
             x_BCHW = next(made.inputs(made.data.test))
             expected = made.network(x_BCHW)
         ranges = ranges_of(graph, made.onnx, [x_BCHW])
-        content = litert._file(in_int8(graph, ranges, in_float=lambda name: name.startswith(kept)), graph, "int8")
+        content = litert._file(
+            in_int8(graph, ranges, in_float=lambda name: name.startswith(kept)), graph, description, "int8"
+        )
         found = outputs(content, x_BCHW)
         within = 2e-6 if not kept else 0.2
         assert float((found - expected).abs().max()) <= within * float(expected.abs().max().clamp(min=1))
@@ -253,7 +255,7 @@ class TestWithoutTheRuntime:
     def test_shapes_are_those_of_onnx(self, exported: Export) -> None:
         """Every tensor that both have is as large, its channels last."""
         made = exported(1).expected.reference
-        graph = graph_of(made.onnx)
+        graph, _ = graph_of(made.onnx)
         opened = TARGETS["onnx"].open({"model.onnx": made.onnx}, 1, "x")
         assert opened.layers is not None
         maps = opened.layers(made.random_BCHW[:1], list(graph.layers))

@@ -19,11 +19,12 @@ from trainonce.export.onnx import open_onnx
 from trainonce.export.reference import Reference
 from trainonce.export.seal import Seal
 from trainonce.export.sensitive import calibration, cheapest
-from trainonce.export.tflite_file import IDENTIFIER, FileGraph, in_float16, in_float32, to_tflite
-from trainonce.export.tflite_graph import Graph, graph_of
-from trainonce.export.tflite_int8 import in_int8, ranges_of
+from trainonce.export.tflite import graph_of, ranges_of
 from trainonce.export.tools import REFUSALS, hushed, sentence
 from trainonce.extras import try_import
+from trainonce.tflite.file import IDENTIFIER, FileGraph, in_float16, in_float32, to_tflite
+from trainonce.tflite.graph import Graph
+from trainonce.tflite.int8 import in_int8
 
 FILE = "model.tflite"
 EXTRA = "litert"
@@ -35,14 +36,14 @@ UNREADABLE: tuple[type[Exception], ...] = (*REFUSALS, struct.error, IndexError, 
 
 def write_litert(reference: Reference) -> Written:
     """The file in float32. Raises `UserError` without the extras litert and onnx, and for what cannot be written."""
-    graph = graph_of(reference.onnx)
-    return Written(files={FILE: _file(in_float32(graph), graph, "float32")})
+    graph, description = graph_of(reference.onnx)
+    return Written(files={FILE: _file(in_float32(graph), graph, description, "float32")})
 
 
 def write_litert_fp16(reference: Reference) -> Written:
     """The file with weights in float16."""
-    graph = graph_of(reference.onnx)
-    return Written(files={FILE: _file(in_float16(graph), graph, "float16")})
+    graph, description = graph_of(reference.onnx)
+    return Written(files={FILE: _file(in_float16(graph), graph, description, "float16")})
 
 
 def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
@@ -51,26 +52,27 @@ def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
     `max_loss` is in points of top-1. Raises `UserError` without the run's images too.
     """
     calibrate = calibration(reference)
-    graph = graph_of(reference.onnx)
+    graph, description = graph_of(reference.onnx)
     ranges = ranges_of(graph, reference.onnx, calibrate)
 
     def quantised(in_float: Callable[[str], bool]) -> tuple[bytes, Run]:
-        content = _file(in_int8(graph, ranges, in_float=in_float), graph, "int8")
+        content = _file(in_int8(graph, ranges, in_float=in_float), graph, description, "int8")
         return content, open_litert({FILE: content}, torch.get_num_threads(), FILE).run
 
     floating = open_onnx({ONNX_FILE: reference.onnx}, torch.get_num_threads(), ONNX_FILE).run
-    layers = list(graph.description.layers)
+    layers = list(description.layers)
     content, details = cheapest(reference, floating, quantised, layers, max_loss=max_loss)
     return Written(files={FILE: content}, details=details)
 
 
-def _file(made: FileGraph, graph: Graph, precision: str) -> bytes:
+def _file(made: FileGraph, graph: Graph, description: FileDescription, precision: str) -> bytes:
     with try_import("this", EXTRA, told=True):
         import flatbuffers  # noqa: F401 - `to_tflite` needs it
         from ai_edge_litert import schema_py_generated as schema
     layers = graph.layers if precision == "float32" else {}
     how = {"precision": precision, "batch": 1, "layers": layers}
-    return SEAL.put(to_tflite(made, schema, graph.description.model_copy(update=how)))
+    described = description.model_copy(update=how)
+    return SEAL.put(to_tflite(made, schema, {KEY: described.to_text().encode()}))
 
 
 def open_litert(files: Mapping[str, bytes], threads: int, where: str) -> Opened:

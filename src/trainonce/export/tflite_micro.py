@@ -20,11 +20,11 @@ from trainonce.export.onnx import FILE as ONNX_FILE
 from trainonce.export.onnx import open_onnx
 from trainonce.export.reference import Reference
 from trainonce.export.sensitive import calibration, cheapest
-from trainonce.export.tflite_file import FileGraph, to_tflite
-from trainonce.export.tflite_graph import graph_of
-from trainonce.export.tflite_int8 import LARGEST, SMALLEST, in_int8, ranges_of
+from trainonce.export.tflite import graph_of, ranges_of
 from trainonce.export.tools import hushed, printed, sentence
 from trainonce.extras import try_import
+from trainonce.tflite.file import FileGraph, to_tflite
+from trainonce.tflite.int8 import LARGEST, SMALLEST, in_int8
 
 FILE, SIDECAR = "model.tflite", sidecar.FILE
 EXTRA = "tflite-micro"
@@ -41,20 +41,20 @@ def write_tflite_micro(reference: Reference, *, max_loss: float) -> Written:
     `max_loss` is in points of top-1. Raises `UserError` without the run's images or the extras tflite-micro and onnx.
     """
     calibrate = calibration(reference)
-    graph = graph_of(reference.onnx)
+    graph, description = graph_of(reference.onnx)
     ranges = ranges_of(graph, reference.onnx, calibrate)
-    described = graph.description.model_copy(update={"precision": "int8", "batch": 1, "layers": {}})
+    described = description.model_copy(update={"precision": "int8", "batch": 1, "layers": {}})
 
     def quantised(in_float: Callable[[str], bool]) -> tuple[tuple[FileGraph, dict[str, bytes]], Run]:
         made = in_int8(graph, ranges, in_float=in_float, ends="INT8")
         with try_import("this", EXTRA, told=True):
             from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
-        content = to_tflite(made, schema, None, named=False)
+        content = to_tflite(made, schema, named=False)
         files = {FILE: content, SIDECAR: sidecar.beside(content, described)}
         return (made, files), open_tflite_micro(files, 1, FILE).run
 
     floating = open_onnx({ONNX_FILE: reference.onnx}, torch.get_num_threads(), ONNX_FILE).run
-    layers = list(graph.description.layers)
+    layers = list(description.layers)
     (made, files), details = cheapest(reference, floating, quantised, layers, max_loss=max_loss, images=VALIDATE_IMAGES)
     kinds = [node.kind for node in made.nodes]
     measured = {

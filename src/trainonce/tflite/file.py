@@ -5,14 +5,13 @@ here as `schema`. Contents of tensors begin at multiples of 16 bytes, as the sch
 cannot read across such borders.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription
-from trainonce.export.tflite_graph import Array, Graph, Node, Shape
+from trainonce.tflite.graph import Array, Graph, Node, Shape
 
 VERSION = 3
 ALIGNED = 16
@@ -56,8 +55,12 @@ class FileTensor:
 class FileGraph:
     """What a file holds: operators in the order of execution, and tensors by name."""
 
-    nodes: list[Node] = field(default_factory=list)
-    tensors: dict[str, FileTensor] = field(default_factory=dict)
+    nodes: list[Node]
+    tensors: dict[str, FileTensor]
+    given: str
+    """The tensor that comes in."""
+    returned: str
+    """The tensor that comes out."""
 
 
 def in_float32(graph: Graph) -> FileGraph:
@@ -66,7 +69,7 @@ def in_float32(graph: Graph) -> FileGraph:
         name: FileTensor(shape=shape, value=graph.constants.get(name), type=_type_of(graph.constants.get(name)))
         for name, shape in graph.shapes.items()
     }
-    return FileGraph(nodes=list(graph.nodes), tensors=tensors)
+    return FileGraph(nodes=list(graph.nodes), tensors=tensors, given=graph.given, returned=graph.returned)
 
 
 def in_float16(graph: Graph) -> FileGraph:
@@ -97,12 +100,11 @@ def _type_of(value: Array | None) -> str:
 def to_tflite(
     graph: FileGraph,
     schema: Any,
-    description: FileDescription | None,
+    notes: Mapping[str, bytes] | None = None,
     *,
-    outputs: Sequence[str] = (),
     named: bool = True,
 ) -> bytes:
-    """The file. With a description that travels inside; `outputs` are more tensors to give, after the logits.
+    """The file, with notes inside by their names.
 
     Without `named` its tensors have no names, which a microcontroller has no use for. Raises `ImportError` without
     flatbuffers.
@@ -118,7 +120,7 @@ def to_tflite(
         tensor = graph.tensors[name]
         made = schema.TensorT()
         made.shape, made.type = list(tensor.shape), getattr(schema.TensorType, tensor.type)
-        made.name = name if named or name in (INPUT, OUTPUT) else ""
+        made.name = name if named or name in (graph.given, graph.returned) else ""
         if tensor.value is not None:
             made.buffer = len(contents)
             contents.append(np.frombuffer(np.ascontiguousarray(tensor.value).tobytes(), np.uint8))
@@ -135,13 +137,13 @@ def to_tflite(
     model.operatorCodes = [_code(kind, version, schema) for kind, version in codes]
     subgraph = schema.SubGraphT()
     subgraph.tensors, subgraph.operators, subgraph.name = tensors, operators, "main"
-    subgraph.inputs, subgraph.outputs = [places[INPUT]], [places[name] for name in (OUTPUT, *outputs)]
+    subgraph.inputs, subgraph.outputs = [places[graph.given]], [places[graph.returned]]
     model.subgraphs = [subgraph]
-    if description is not None:
+    for name, text in (notes or {}).items():
         note = schema.MetadataT()
-        note.name, note.buffer = KEY, len(contents)
-        model.metadata = [note]
-        contents.append(np.frombuffer(description.to_text().encode(), np.uint8))
+        note.name, note.buffer = name, len(contents)
+        model.metadata = [*(model.metadata or []), note]
+        contents.append(np.frombuffer(text, np.uint8))
     model.buffers = [_buffer(schema)(content) for content in contents]
     builder = flatbuffers.Builder(1024 + 2 * sum(content.nbytes + ALIGNED for content in contents))
     builder.Finish(model.Pack(builder), IDENTIFIER)

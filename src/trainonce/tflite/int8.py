@@ -5,16 +5,13 @@ and largest values over the calibrate split. Where an operator is to stay in flo
 converted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
-from trainonce.export.description import INPUT, OUTPUT
-from trainonce.export.onnx import tensor_ranges
-from trainonce.export.tflite_file import WEIGHTED, FileGraph, FileTensor, in_float32
-from trainonce.export.tflite_graph import Array, Graph, Node
+from trainonce.tflite.file import WEIGHTED, FileGraph, FileTensor, in_float32
+from trainonce.tflite.graph import Array, Graph, Node
 
 Range = tuple[float, float]
 LEVELS = 255
@@ -27,18 +24,6 @@ SAME_SCALE = (
 """Operators that give numbers of the same scale and zero point as those that they read."""
 FIXED: Mapping[str, tuple[float, int]] = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0), "SOFTMAX": (1 / 256, -128)}
 """The scale and the zero point that the specification demands of what these operators give."""
-
-
-def ranges_of(graph: Graph, content: bytes, calibrate: Sequence[Tensor]) -> dict[str, Range]:
-    """The smallest and the largest value of each tensor over batches of images [B, C, H, W], by ONNX Runtime.
-
-    `content` is the ONNX file that the graph was made of.
-    """
-    found = tensor_ranges(content, {node.output for node in graph.nodes} | {INPUT}, calibrate)
-    for node in graph.nodes:
-        if node.output not in found and node.options.get("activation") == "RELU6":  # inside a hard sigmoid
-            found[node.output] = (0.0, 6.0)
-    return found
 
 
 def in_int8(
@@ -68,21 +53,22 @@ def in_int8(
             nodes.append(Node(kind=turn, name=at, inputs=(other,), output=there[name, kind]))
         return there[name, kind]
 
-    there[INPUT, ends] = added(INPUT, ends, INPUT)
-    last = {node.output: node for node in graph.nodes}[OUTPUT]
+    given, returned = graph.given, graph.returned
+    there[given, ends] = added(given, ends, given)
+    last = {node.output: node for node in graph.nodes}[returned]
     for node in graph.nodes:
         kind = "FLOAT32" if in_float(node.name) else "INT8"
         reads = [name if name in graph.constants else wanted(name, kind, node.name) for name in node.inputs]
         constants = {name: floats.tensors[name] for name in node.inputs if name in graph.constants}
         tensors |= constants if kind == "FLOAT32" else _constants(node, constants, scales)
-        own = node.output if node is not last or kind == ends else f"{OUTPUT}:{kind.lower()}"
+        own = node.output if node is not last or kind == ends else f"{returned}:{kind.lower()}"
         there[node.output, kind] = added(own, kind, node.output)
         nodes.append(replace(node, inputs=tuple(reads), output=own))
-    if (OUTPUT, ends) not in there:
-        there[OUTPUT, ends] = added(OUTPUT, ends, OUTPUT)
+    if (returned, ends) not in there:
+        there[returned, ends] = added(returned, ends, returned)
         turn = "QUANTIZE" if ends == "INT8" else "DEQUANTIZE"
-        nodes.append(Node(kind=turn, name=last.name, inputs=(f"{OUTPUT}:{kind.lower()}",), output=OUTPUT))
-    return FileGraph(nodes=nodes, tensors=tensors)
+        nodes.append(Node(kind=turn, name=last.name, inputs=(f"{returned}:{kind.lower()}",), output=returned))
+    return FileGraph(nodes=nodes, tensors=tensors, given=given, returned=returned)
 
 
 def _scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, tuple[float, int]]:
@@ -100,7 +86,7 @@ def _scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, tuple[float,
                 if name not in graph.constants:
                     leaders[leader(name)] = leader(node.output)
     together: dict[str, list[str]] = {}
-    maps = [INPUT, *(node.output for node in graph.nodes)]
+    maps = [graph.given, *(node.output for node in graph.nodes)]
     for name in maps:
         together.setdefault(leader(name), []).append(name)
     fixed = {node.output: FIXED[node.kind] for node in graph.nodes if node.kind in FIXED}

@@ -1,4 +1,4 @@
-"""A network as TensorFlow Lite's operators, from its ONNX file: what LiteRT and LiteRT for Microcontrollers compute.
+"""A network as TensorFlow Lite's operators, from its ONNX graph: what LiteRT and LiteRT for Microcontrollers compute.
 
 The images come in as [1, C, H, W], as in every other file, and are turned to [1, H, W, C] at once: so are all maps
 inside. TensorFlow Lite pads so that a map keeps its size, more at its end where the padding is odd; where torch pads
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, FileDescription
-from trainonce.export.onnx import FILE, description_in, parsed
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -51,24 +49,29 @@ class Graph:
     constants: dict[str, Array]
     layers: dict[str, str]
     """For each layer of the network the tensor that is its output, where it is one of the graph's."""
-    description: FileDescription
-    """That of the ONNX file."""
+    given: str
+    """The tensor that comes in."""
+    returned: str
+    """The tensor that comes out."""
 
 
-def graph_of(content: bytes) -> Graph:
-    """The operators of an ONNX file that `to_onnx` wrote, for one image. Raises `UserError` for what has none here."""
-    model = parsed(content, where=FILE)
-    description = description_in(model, FILE)
-    how = description.preprocessing
-    translation = _Translation(model, (1, how.channels, how.resolution, how.resolution))
+def graph_in(model: Any, shape: Shape, *, layers: Mapping[str, str] | None = None, turned: bool = True) -> Graph:
+    """The operators of an `onnx.ModelProto` with one input of this shape [1, C, H, W] and one output.
+
+    `layers` names tensors of the model. Unless it is `turned`, the first operator reads the input as [1, H, W, C].
+    Raises `UserError` for what has no operator here.
+    """
+    given = model.graph.input[0].name
+    translation = _Translation(model, given, shape, turned=turned)
     for node in model.graph.node:
         translation.translate(node)
     graph = Graph(
         nodes=translation.nodes,
         shapes=translation.shapes,
         constants=translation.constants,
-        layers={layer: translation.names[tensor] for layer, tensor in description.layers.items()},
-        description=description,
+        layers={layer: translation.names[tensor] for layer, tensor in (layers or {}).items()},
+        given=given,
+        returned=translation.names[model.graph.output[0].name],
     )
     return _fused(graph)
 
@@ -108,29 +111,32 @@ def _fused(graph: Graph) -> Graph:
         shapes=graph.shapes,
         constants=graph.constants,
         layers=layers,
-        description=graph.description,
+        given=graph.given,
+        returned=graph.returned,
     )
 
 
 class _Translation:
     """One pass over the nodes of an ONNX graph."""
 
-    def __init__(self, model: Any, images: Shape) -> None:
+    def __init__(self, model: Any, given: str, images: Shape, *, turned: bool) -> None:
         from onnx import helper, numpy_helper
 
         self._attribute_of, self._array_of = helper.get_attribute_value, numpy_helper.to_array
         self.nodes: list[Node] = []
-        self.shapes: dict[str, Shape] = {INPUT: images}
+        self.shapes: dict[str, Shape] = {given: images}
         self.constants: dict[str, Array] = {}
         self.given: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.names: dict[str, str] = {}
         """What each tensor of ONNX is called here."""
-        self._at = ""
-        turn = "RESHAPE" if images[1] == 1 else "TRANSPOSE"  # of one channel only the shape changes
-        turned = tuple(images[axis] for axis in NHWC)
-        second = turned if turn == "RESHAPE" else NHWC
         self._at = "network/Images"
-        self.names[INPUT] = self._add(turn, (INPUT, self._constant(np.array(second, np.int32))), turned)
+        shape = tuple(images[axis] for axis in NHWC)
+        if not turned:
+            self.names[given], self.shapes[given] = given, shape
+            return
+        turn = "RESHAPE" if images[1] == 1 else "TRANSPOSE"  # of one channel only the shape changes
+        second = shape if turn == "RESHAPE" else NHWC
+        self.names[given] = self._add(turn, (given, self._constant(np.array(second, np.int32))), shape)
 
     def translate(self, node: Any) -> None:
         """Add what computes a node."""
