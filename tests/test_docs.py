@@ -17,6 +17,7 @@ from tests.support.command_line import trainonce as trainonce_says
 import trainonce
 from trainonce.cli.app import app
 from trainonce.recipes import RECIPES
+from trainonce.records import UncheckedWarning, read_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -150,3 +151,12 @@ def test_paths_of_the_architecture_pages_are_there() -> None:
     for path, name in found:
         (place,) = [root / path for root in (ROOT / "src" / "trainonce", ROOT) if (root / path).exists()]
         assert re.search(rf"\b(def|class) {name}\b" if name else "", place.read_text(encoding="utf-8")), (path, name)
+
+
+def test_lines_of_results_are_whole() -> None:
+    files = sorted(ROOT.glob("docs/results/**/*.jsonl"))
+    assert len(files) > 20
+    for path in files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncheckedWarning)  # of before there were sums
+            assert list(read_lines(path)), path

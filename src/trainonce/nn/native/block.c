@@ -1,10 +1,11 @@
 /* An MBConv block, and a batch norm with activation, forward and backward, each as one call.
  *
  * Every worker takes a share of the images through the whole block, so that what it wrote last is still in its cache;
- * workers wait for each other only where a sum over all images is needed. The loops are in `loops.h`; the matrix
- * products are those of torch's own BLAS, each worker's by itself, which `use_products_of` is given.
+ * workers wait for each other only where a sum over all images is needed. The loops are in `loops.h`, the matrix
+ * products, each worker's by itself, in `products.h`.
  */
 #include "loops.h"
+#include "products.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,24 +13,6 @@
 static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
-
-/* ---- matrix products ---- */
-
-typedef void (*Sgemm)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
-                      const int *, const float *, const int *, const float *, float *, const int *);
-static Sgemm sgemm;
-
-void use_products_of(void *blas_sgemm) { sgemm = (Sgemm)blas_sgemm; }
-
-enum { AS_IS = 0, TRANSPOSED = 1 };
-
-/* C [m, n] = A [m, k] B [k, n] + beta C, with rows that lie lda, ldb and ldc apart; a transposed factor is stored the
- * other way round. Fortran's columns are our rows, hence the order. */
-static void product(int a_way, const float *a, int lda, int b_way, const float *b, int ldb, float beta, float *c, int ldc,
-                    int m, int n, int k) {
-    const float one = 1;
-    if (m && n) sgemm(b_way ? "T" : "N", a_way ? "T" : "N", &n, &m, &k, &one, b, &ldb, a, &lda, &beta, c, &ldc);
-}
 
 /* ---- shares ---- */
 
@@ -52,6 +35,18 @@ static Share share_of(long images) {
 /* Until here what the others have written is not to be read. */
 static void wait_for_all(void) {
 #pragma omp barrier
+}
+
+/* ---- matrix products over all shares ---- */
+
+/* `product` of all workers, each with a share of C's rows. */
+void matrix_product(int a_way, const float *a, int lda, int b_way, const float *b, int ldb, float *c, int ldc, int m, int n,
+                    int k, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Share me = share_of(m);
+        product(a_way, a + me.first * (a_way ? 1 : lda), lda, b_way, b, ldb, 0, c + me.first * ldc, ldc, me.count, n, k);
+    }
 }
 
 /* ---- batch norm over all shares ---- */

@@ -11,9 +11,10 @@ from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_
 
 
 def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
-    """A 1 x 1 convolution as one matrix product."""
+    """A 1 x 1 convolution as one matrix product, differentiable in both; the weight's rows may lie apart."""
     images, _, height, width = x_BCHW.shape
-    return maps(rows(x_BCHW) @ weight_OI11.flatten(1).t(), images, height, width)
+    out: Tensor = _Linear.apply(rows(x_BCHW), weight_OI11.flatten(1))  # type: ignore[no-untyped-call]
+    return maps(out, images, height, width)
 
 
 def norm_act(x_BCHW: Tensor, norm: Norm, kind: str, *, momentum: float, eps: float) -> Tensor:
@@ -22,6 +23,32 @@ def norm_act(x_BCHW: Tensor, norm: Norm, kind: str, *, momentum: float, eps: flo
         x_BCHW, norm.weight, norm.bias, norm, kind, momentum, eps
     )
     return out
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product of [m, k] and [k, n], either of which may be a transposed view, as a new matrix."""
+    (m, k), n = left.shape, right.shape[1]
+    out = left.new_empty(m, n)
+    ways = [(matrix.stride(1) != 1, matrix if matrix.stride(1) == 1 else matrix.t()) for matrix in (left, right)]
+    kernels().matrix_product(
+        *(argument for way, stored in ways for argument in (way, stored.data_ptr(), stored.stride(0))),
+        *(out.data_ptr(), n, m, n, k, threads_for(m * n, m)),
+    )
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_MI, weight_OI)
+        return product(x_MI, weight_OI.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, ...]:
+        x_MI, weight_OI = ctx.saved_tensors
+        grad_MO = grad_MO.contiguous()
+        return product(grad_MO, weight_OI), product(grad_MO.t(), x_MI)
 
 
 class _NormAct(torch.autograd.Function):

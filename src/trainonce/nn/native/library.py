@@ -15,12 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from trainonce.files import private_folder, sync_directory, write_synced
 
 SOURCE = Path(__file__).with_name("block.c")
-LOOPS = Path(__file__).with_name("loops.h")
+PARTS = (SOURCE, SOURCE.with_name("loops.h"), SOURCE.with_name("products.h"))
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())  # the first that compiles
 SWITCH = "TRAINONCE_NATIVE"
@@ -68,7 +66,7 @@ class Gradients(ctypes.Structure):
 
 _BLOCK = ctypes.POINTER(Block)
 SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "use_products_of": (None, (_P,)),
+    "matrix_product": (None, (_I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _I, _I)),
     "norm_act_forward": (None, (_P, _L, _I, _I, ctypes.POINTER(NormTensors), _I, _F, _F, _P, _P, _I)),
     "norm_act_backward": (None, (_P, _P, _L, _I, _I, _P, _I, _P, _P, _P, _I)),
     "block_saved_floats": (_L, (_BLOCK,)),
@@ -124,9 +122,6 @@ def _build() -> Kernels | str:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return "no C compiler was found (cc, gcc or clang)"
-    products = _torchs_sgemm()
-    if products is None:
-        return "torch's library does not give its matrix products away (it has no sgemm_)"
     for tuned in TUNED:
         try:
             library, elsewhere = _loaded(compiler, (*FLAGS, *tuned))
@@ -139,17 +134,9 @@ def _build() -> Kernels | str:
         for name, (gives, takes) in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = takes, gives
-        library.use_products_of(products)
         _keep_freed_memory()
         return Kernels(library, tuned, elsewhere)
     return reason
-
-
-def _torchs_sgemm() -> int | None:
-    """The address of the BLAS matrix product that torch itself uses; None where its library keeps it to itself."""
-    library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
-    function = None if library is None else getattr(ctypes.CDLL(str(library)), "sgemm_", None)
-    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
 
 
 def _keep_freed_memory() -> None:
@@ -167,7 +154,7 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
     """
     command = [compiler, *flags, str(SOURCE)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    made_from = (SOURCE.read_bytes(), LOOPS.read_bytes(), version, repr(command).encode(), _processor().encode())
+    made_from = (*(part.read_bytes() for part in PARTS), version, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(made_from)).hexdigest()[:16]}"
     try:
         return ctypes.CDLL(str(_kept_or_built(cache_folder(), name, command))), ""
