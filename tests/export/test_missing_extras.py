@@ -15,6 +15,8 @@ Export = Callable[[int], Any]
 @pytest.mark.parametrize(
     ("name", "extra", "modules"),
     [
+        ("openvino-int8", "openvino", ("openvino",)),
+        ("executorch-int8", "executorch", ("executorch",)),
         ("litert", "litert", ("ai_edge_litert",)),
         ("litert-fp16", "litert", ("ai_edge_litert",)),
         ("litert-int8", "litert", ("ai_edge_litert",)),

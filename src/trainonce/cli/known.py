@@ -21,8 +21,8 @@ OFA_RESOLUTIONS = (128, 160, 192, 224)  # models.ofa.OFA_RESOLUTIONS
 STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.built_in.STUDIES
 RESOURCES = ("macs", "params", "latency", "memory", "size")  # search.resources.NAMES
 TARGETS = (  # export.TARGETS
-    *("onnx", "onnx-fp16", "onnx-int8", "openvino", "executorch", "litert", "litert-fp16", "litert-int8"),
-    *("ncnn", "ncnn-fp16", "tflite-micro", "torch"),
+    *("onnx", "onnx-fp16", "onnx-int8", "openvino", "openvino-int8", "executorch", "executorch-int8"),
+    *("litert", "litert-fp16", "litert-int8", "ncnn", "ncnn-fp16", "tflite-micro", "torch"),
 )
 RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL

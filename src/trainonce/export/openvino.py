@@ -1,6 +1,9 @@
-"""OpenVINO: from the ONNX file to model.xml and model.bin, in float32 and with dynamic batch."""
+"""OpenVINO: from the ONNX file to model.xml and model.bin, in float32 or int8 and with dynamic batch.
 
-from collections.abc import Mapping, Sequence
+int8 is that of the ONNX file: OpenVINO makes its own 8-bit operators of Q and DQ nodes when it loads the model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,10 +12,13 @@ import torch
 from torch import Tensor
 
 from trainonce.errors import UserError
-from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Written, check_shapes
+from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, Written, check_shapes
+from trainonce.export.int8 import quantise
 from trainonce.export.onnx import FILE as ONNX_FILE
 from trainonce.export.onnx import open_onnx
+from trainonce.export.reference import Reference
 from trainonce.export.seal import Seal
+from trainonce.export.sensitive import calibration, cheapest
 from trainonce.export.tools import quiet, sentence
 from trainonce.extras import try_import
 
@@ -38,8 +44,25 @@ def write_openvino(content: bytes) -> Written:
     return Written(files={XML: SEAL.put(model_xml, weights), BIN: weights})
 
 
+def write_openvino_int8(reference: Reference, *, max_loss: float) -> Written:
+    """The OpenVINO files of the quantised ONNX file; `details` say what they lose on the validate split.
+
+    `max_loss` is in points of top-1. Raises `UserError` without the run's images or the extras openvino and onnx.
+    """
+    calibrate = calibration(reference)
+    floating = open_onnx({ONNX_FILE: reference.onnx}, torch.get_num_threads(), ONNX_FILE)
+
+    def quantised(in_float32: Callable[[str], bool]) -> tuple[dict[str, bytes], Run]:
+        files = write_openvino(quantise(reference.onnx, calibrate, in_float32=in_float32)).files
+        return files, open_openvino(files, torch.get_num_threads(), XML).run
+
+    layers = list(floating.description.layers)
+    files, details = cheapest(reference, floating.run, quantised, layers, max_loss=max_loss)
+    return Written(files=files, details=details)
+
+
 def open_openvino(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
-    """OpenVINO files that trainonce wrote, ready to compute on the CPU in float32.
+    """OpenVINO files that trainonce wrote, ready to compute on the CPU, in float32 where they are not int8.
 
     Raises `UserError` for files that are damaged or foreign, and without the extra.
     """
