@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from trainonce.cli import app as cli
 from trainonce.data import DataSource
 from trainonce.errors import UserError
-from trainonce.latency import BuildSettings, LatencyTable, build
+from trainonce.latency import BuildSettings, LatencyTable, bench
 from trainonce.latency.log import Log
 from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
@@ -88,34 +88,34 @@ def test_build_show_check(run: Path) -> None:
 def test_stopped_it_says_what_is_kept_and_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("latency", "build", run, "--runtime", "torch", "--quick")
     measured, kept = list[int](), run / "latency" / ".torch-1-1.json.measured.jsonl"
-    real_parts, real_networks = build.Bench.parts, build.Bench.networks
+    real_parts, real_networks = bench.Bench.parts, bench.Bench.networks
 
-    def counted(bench: build.Bench, *arguments: Any) -> Any:
+    def counted(at: bench.Bench, *arguments: Any) -> Any:
         measured.append(len(arguments[1]))
         if len(measured) == 2:
             signal.raise_signal(signal.SIGINT)
-        return real_networks(bench, *arguments)
+        return real_networks(at, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(build.Bench, "parts", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(bench.Bench, "parts", lambda *_: signal.raise_signal(signal.SIGTERM))
         command_line.trainonce(*command).refused("^trainonce: stopped; nothing is measured yet$", code=143)
-    monkeypatch.setattr(build.Bench, "networks", counted)
+    monkeypatch.setattr(bench.Bench, "networks", counted)
     stopped = command_line.trainonce(*command)
     stopped.refused(f"^trainonce: stopped; 2 measurements are kept in {kept}: run the same again", code=130)
     with monkeypatch.context() as patched:
-        patched.setattr(build.Bench, "parts", None)
+        patched.setattr(bench.Bench, "parts", None)
         patched.setattr(Log, "remove", lambda _: signal.raise_signal(signal.SIGINT))
         assert command_line.trainonce(*command).code == 130
     assert measured == [12, 8, 8], "the parts and the first networks are not measured again"
     table = LatencyTable.read(run / "latency" / "torch-1-1.json")
     assert table.parts, "the table is written before what was measured is deleted"
-    assert build.Bench.parts is real_parts
+    assert bench.Bench.parts is real_parts
 
 
 def test_a_check_that_is_stopped_keeps_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainonce("build", run, "--runtime", "torch", "--quick")
     path = run / "latency" / "torch-1-1.json"
-    monkeypatch.setattr(build.Bench, "networks", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(bench.Bench, "networks", lambda *_: signal.raise_signal(signal.SIGINT))
     stopped = command_line.trainonce("latency", "check", path, run)
     stopped.refused("^trainonce: stopped; a check keeps nothing, and the table is as it was$", code=130)
 
@@ -135,7 +135,7 @@ def test_another_machine_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_a_sentence(run: Path, tmp_path: Path) -> None:
-    assert "unknown runtime 'abacus'; the runtimes are onnxruntime, torch, openvino" in refused(
+    assert "unknown runtime 'abacus'; the runtimes are onnxruntime, torch, openvino, litert" in refused(
         trainonce("build", run, "--runtime", "abacus")
     )
     assert "holds no run" in refused(trainonce("build", tmp_path / "nowhere"))
@@ -161,14 +161,14 @@ def test_the_plan_of_a_small_space_is_what_is_said(run: Path, monkeypatch: pytes
 
 def test_a_second_build_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called while the first measures, which then ends as ever."""
-    real, second = build.measure, list[str]()
+    real, second = bench.Bench.measure, list[str]()
 
     def measure(*arguments: Any) -> None:
-        monkeypatch.setattr(build, "measure", real)
+        monkeypatch.setattr(bench.Bench, "measure", real)
         second.append(refused(trainonce("build", run, "--runtime", "torch", "--quick")))
         real(*arguments)
 
-    monkeypatch.setattr(build, "measure", measure)
+    monkeypatch.setattr(bench.Bench, "measure", measure)
     first = trainonce("build", run, "--runtime", "torch", "--quick")
     assert first.exit_code == 0, first.output
     assert "another process is measuring into" in second[0]

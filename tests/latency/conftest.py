@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from torch import nn
 
+from trainonce.latency.bench import time_ms
 from trainonce.latency.parts import PartModule
-from trainonce.latency.timing import time_ms
 from trainonce.nn.plain import MBConv, PlainNetwork
 from trainonce.nn.sizes import out_size
 from trainonce.space import derived_seed

@@ -11,11 +11,11 @@ import pytest
 from tests.support.small_resnet import SmallResNet, SmallSettings
 
 from trainonce.errors import UserError
-from trainonce.latency import BuildSettings, LatencyTable, TableCheck, build_table, check_table, table_seconds
+from trainonce.latency import BuildSettings, LatencyTable, TableCheck, bench, build_table, check_table, table_seconds
+from trainonce.latency.bench import time_ms
 from trainonce.latency.build import make_plan
 from trainonce.latency.fit import counted, part_times
 from trainonce.latency.parts import PartModule, sized_network
-from trainonce.latency.timing import time_ms
 from trainonce.models import MobileNetV3
 from trainonce.nn.kinds import spec_of
 from trainonce.records import append_line, read_lines, write_lines
@@ -298,19 +298,22 @@ class TestFit:
         assert counted([["x", "y", "x"], ["z"]], ["x", "y", "z"]).tolist() == [[2, 1, 0], [0, 0, 1]]
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.export)])
+EXTRA = [pytest.param(name, marks=pytest.mark.export) for name in ("openvino", "litert", "litert-int8", "ncnn")]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", *EXTRA])
 def test_a_real_table(make_net: MakeNet, runtime: str, tmp_path: Path) -> None:
     """Everything real, with few turns: what comes is a table; how good it is depends on the machine."""
-    for package in {"onnxruntime": ["onnx", "onnxruntime"], "openvino": ["onnx", "openvino"]}.get(runtime, []):
+    for package in [] if runtime == "torch" else ["onnx", bench.RUNTIMES[runtime][1].replace("-", "_")]:
         pytest.importorskip(package)
-    net = make_net(**SMALL)
-    settings = BuildSettings(runtime=runtime, networks=10, held_out=5, rounds=1, batch=2)
+    net, batch = make_net(**SMALL), 1 if runtime in ("litert", "litert-int8", "ncnn") else 2
+    settings = BuildSettings(runtime=runtime, networks=10, held_out=5, rounds=1, batch=batch)
     assert table_seconds(net, settings) > 0
     table = build_table(net, settings)
     table.write(tmp_path / "table.json")
     assert LatencyTable.read(tmp_path / "table.json") == table
     assert table.runtime == runtime
-    assert runtime in table.versions
+    assert (runtime if runtime == "torch" else bench.RUNTIMES[runtime][1]) in table.versions
     assert {entry.name for entry in table.parts} == set(make_plan(net, settings).parts)
     assert all(entry.alone_ms > 0 for entry in table.parts)
     assert all(table.predict_ms(spec) > 0 for spec in unseen(net))

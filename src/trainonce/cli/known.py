@@ -24,7 +24,7 @@ TARGETS = (  # export.TARGETS
     *("onnx", "onnx-fp16", "onnx-int8", "openvino", "openvino-int8", "executorch", "executorch-int8"),
     *("litert", "litert-fp16", "litert-int8", "ncnn", "ncnn-fp16", "tflite-micro", "torch"),
 )
-RUNTIMES = ("onnxruntime", "torch", "openvino")  # latency.RUNTIMES
+RUNTIMES = ("onnxruntime", "torch", "openvino", "litert", "litert-int8", "ncnn")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL
 DEVICES = ("browser", "cortex-m7", "desktop", "phone", "raspberry-pi", "server")  # pipeline.devices.BUILT_IN
 

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
 
+RuntimeOption = Annotated[str, typer.Option("--runtime", help=f"What runs the subnets: {', '.join(RUNTIMES)}.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=MOST_THREADS, help="Threads of the runtime.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, max=MOST_BATCH, help="Images in a call.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A fifth of the subnets and half of the repetitions: for a first look.")
+]
+SubnetSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random subnets.")]
 
 latency = typer.Typer(help="How long subnets take on this machine: a table, and its error.", no_args_is_help=True)
 
@@ -28,16 +35,14 @@ latency = typer.Typer(help="How long subnets take on this machine: a table, and 
 @latency.command()
 def build(
     run_path: RunArgument,
-    runtime: Annotated[str, typer.Option(help=f"What runs the subnets: {', '.join(RUNTIMES)}.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Images in a call.")] = 1,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
     out: Annotated[
         Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A fifth of the subnets and half of the repetitions: for a first look.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random subnets.")] = 0,
+    quick: Quick = False,
+    seed: SubnetSeed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -76,6 +81,75 @@ def build(
         display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
         return
     display.out.print(f"Measured {len(table.parts)} parts.")
+    _say_error(table)
+    display.out.print(f"Wrote {path}")
+
+
+@latency.command()
+def pack(
+    run_path: RunArgument,
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    quick: Quick = False,
+    seed: SubnetSeed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a folder that measures another machine, which needs a runtime, numpy and Python, and nothing of trainonce.
+
+    Take it there, start measure.py, and bring result.json back to `trainonce latency unpack`. The networks are in it
+    without their weights, which are made there at random.
+    """
+    with importing():
+        from trainonce.latency import BuildSettings, pack_bench
+        from trainonce.run.directory import RunDirectory
+
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
+    run = RunDirectory(run_path)
+    run.checked_config()
+    net = run.build_supernet()
+    make = BuildSettings.quick if quick else BuildSettings
+    settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
+    with stoppable(lambda: f"{out} is not whole: delete it"), display.progress() as shown:
+        size = pack_bench(net, settings, out, on_progress=shown)
+    if as_json:
+        display.print_json({"folder": str(out), "bytes": size})
+        return
+    display.out.print(
+        f"Wrote {out}, {size / 1e6:.1f} MB. There: python measure.py (README.txt says what it needs); then here: "
+        f"trainonce latency unpack {out} {run_path}"
+    )
+
+
+@latency.command()
+def unpack(
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT", help="What came back: result.json, or its folder.", show_default=False)
+    ],
+    run_path: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The table to write. Default: RUN/latency/RUNTIME-THREADS-BATCH.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the table of a machine that was measured by a folder of `latency pack`."""
+    with importing():
+        from trainonce.latency import LatencyTable, unpack_table
+        from trainonce.run.directory import RunDirectory
+
+    run = RunDirectory(run_path)
+    run.checked_config()
+    table = unpack_table(result, run.build_supernet())
+    path = out or run.latency / f"{table.runtime}-{table.threads}-{table.batch}.json"
+    if out is None and path.exists() and LatencyTable.read(path).machine != table.machine:
+        raise UserError(f"{path} is the table of another machine: name this one with --out")
+    table.write(path)
+    if as_json:
+        display.print_json({"table": str(path), "machine": table.machine, **_summary(table)})
+        return
+    display.out.print(f"Measured on {table.machine.get('cpu')}, {table.machine.get('cores')} cores.")
     _say_error(table)
     display.out.print(f"Wrote {path}")
 
@@ -121,7 +195,8 @@ def check(
     """Measure random subnets that a table was not made from on this machine, and compare them with what it predicts."""
     with importing():
         from trainonce.latency import LatencyTable, check_table
-        from trainonce.latency.runtimes import this_machine, versions_of
+        from trainonce.latency.bench import this_machine
+        from trainonce.latency.runtimes import versions_of
         from trainonce.run.directory import RunDirectory
 
     table = LatencyTable.read(table_path)

@@ -131,6 +131,8 @@ def search(
 def _say_plan(plan: SearchPlan) -> None:
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
+    if plan.unsuited:
+        display.err.print(f"Note: {plan.unsuited}.")
     display.err.print(
         f"{plan.net.space.count():.3g} subnets, {display.limits_text(plan.problem)}; {plan.known} scores recorded; "
         f"weights of step {plan.step}"

@@ -1,10 +1,11 @@
 """What subnets take on the machine at hand: measured part by part into a table, which predicts and knows its error."""
 
 from trainonce.latency.accuracy import PredictionError
+from trainonce.latency.bench import time_ms
 from trainonce.latency.build import BuildSettings, TableCheck, build_table, check_table, table_seconds
+from trainonce.latency.packing import pack_bench, unpack_table
 from trainonce.latency.runtimes import RUNTIMES
 from trainonce.latency.table import LatencyTable
-from trainonce.latency.timing import time_ms
 
 __all__ = [
     "RUNTIMES",
@@ -14,6 +15,8 @@ __all__ = [
     "TableCheck",
     "build_table",
     "check_table",
+    "pack_bench",
     "table_seconds",
     "time_ms",
+    "unpack_table",
 ]

@@ -8,35 +8,42 @@ slower in a group than usual, the machine was slower, and that is taken out.
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
+from torch import nn
 
 from trainonce.errors import UserError
 from trainonce.latency.accuracy import PredictionError
-from trainonce.latency.fit import Floats, counted, part_times
+from trainonce.latency.bench import (
+    Bench,
+    BenchWork,
+    Call,
+    Line,
+    OnProgress,
+    Timer,
+    pinned,
+    this_machine,
+    time_ms,
+    without_drift,
+)
+from trainonce.latency.fit import counted, part_times
 from trainonce.latency.log import Log, MeasuredLine
 from trainonce.latency.parts import is_ends, part_modules, part_names, representatives, sized_network
-from trainonce.latency.runtimes import Call, Prepare, make_runtime, this_machine, versions_of
+from trainonce.latency.runtimes import Prepare, Shape, make_runtime, torch_threads, versions_of
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
-from trainonce.latency.timing import pinned, time_ms
 from trainonce.models import Supernet
 from trainonce.nn.kinds import PlainSpec
 from trainonce.settings import JsonObject, Settings
 from trainonce.space import Architecture, derived_rng
 
 T = TypeVar("T")
-Timer = Callable[..., list[float]]
-"""`time_ms`, or what stands in for it."""
-OnProgress = Callable[[int, int, str], None]
 
 ANCHORS = 3
 GROUP = 12
@@ -51,7 +58,7 @@ class BuildSettings(Settings):
     """How a machine is measured."""
 
     runtime: str = "onnxruntime"
-    """What runs the networks: onnxruntime, torch or openvino."""
+    """What runs the networks, of `RUNTIMES`."""
     threads: int = Field(1, ge=1, le=MOST_THREADS)
     """Threads of the runtime."""
     batch: int = Field(1, ge=1, le=MOST_BATCH)
@@ -131,54 +138,31 @@ def _in_groups(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-class Bench:
-    """Prepares what a plan names and times it."""
-
-    def __init__(self, prepare: Prepare, settings: BuildSettings, timer: Timer = time_ms) -> None:
-        self.prepare, self.settings = prepare, settings
-        self.timer = partial(timer, rounds=settings.rounds)
-
-    def network(self, spec: PlainSpec) -> Call:
-        """A call of a whole network on images at its own resolution."""
-        shape = (self.settings.batch, spec.in_channels, spec.resolution, spec.resolution)
-        return self.prepare(sized_network(spec), shape)
-
-    def parts(self, chosen: Sequence[tuple[str, PlainSpec]]) -> list[float]:
-        """Milliseconds of parts alone."""
-        owners, calls = [], []
-        for name, spec in chosen:
-            for module in part_modules(name, spec):
-                owners.append(name)
-                calls.append(self.prepare(module, (self.settings.batch, *module.shape)))
-        found = dict.fromkeys(owners, 0.0)
-        for name, ms in zip(owners, self.timer(calls), strict=True):
-            found[name] += ms
-        return list(found.values())
-
-    def networks(self, number: int, specs: Sequence[PlainSpec], anchors: Sequence[Call]) -> MeasuredLine:
-        """Milliseconds of networks and of the anchors beside them."""
-        times = self.timer([*anchors, *map(self.network, specs)])
-        return MeasuredLine(number=number, anchors=times[: len(anchors)], ms=times[len(anchors) :])
+Item = tuple[str, PlainSpec] | PlainSpec
+"""A part, with a network that has it, or a whole network."""
 
 
-def measure(plan: Plan, bench: Bench, log: Log, on_progress: OnProgress) -> None:
-    """Measure what the log does not have yet of a plan, writing each time there as it is measured.
+def work_of(plan: Plan) -> BenchWork:
+    """What a plan has to be measured, in its order."""
+    return BenchWork(
+        parts=_in_groups(list(plan.parts.items()), PARTS_AT_ONCE),
+        anchors=plan.anchors,
+        groups=_in_groups([*plan.networks, *plan.again], GROUP),
+    )
 
-    Raises `UserError` where what it has is damaged.
-    """
-    chunks = _in_groups(list(plan.parts.items()), PARTS_AT_ONCE)
-    groups = _in_groups([*plan.networks, *plan.again], GROUP)
-    total = len(chunks) + len(groups)
-    log.check([{"parts": len(c)} for c in chunks] + [{"anchors": ANCHORS, "ms": len(g)} for g in groups])
-    anchors: list[Call] = []
-    for number in range(len(log.lines), total):
-        on_progress(number, total, "the parts alone" if number < len(chunks) else "whole networks")
-        if number < len(chunks):
-            log.add(MeasuredLine(number=number, parts=bench.parts(chunks[number])))
-            continue
-        anchors = anchors or [bench.network(spec) for spec in plan.anchors]
-        log.add(bench.networks(number, groups[number - len(chunks)], anchors))
-    on_progress(total, total, "done")
+
+def modules_of(item: Item, batch: int) -> list[tuple[nn.Module, Shape]]:
+    """The modules, without weights, that something to be measured consists of, each with the shape of its input."""
+    if isinstance(item, tuple):
+        return [(module, (batch, *module.shape)) for module in part_modules(*item)]
+    return [(sized_network(item), (batch, item.in_channels, item.resolution, item.resolution))]
+
+
+def _bench(prepare: Prepare, settings: BuildSettings, timer: Timer) -> Bench:
+    def calls(item: Item) -> list[Call]:
+        return [prepare(module, shape) for module, shape in modules_of(item, settings.batch)]
+
+    return Bench(calls, settings.rounds, timer)
 
 
 def build_table(
@@ -208,27 +192,31 @@ def build_table(
         "versions": dict(versions),
     }
     with Log.held(Path(partial_file) if partial_file else None, identity) as log:
-        with pinned(settings.threads):
-            chosen = prepare or make_runtime(settings.runtime, threads=settings.threads)
-            measure(plan, Bench(chosen, settings, timer), log, on_progress)
-        table = _table(plan, log.lines, settings, machine, versions)
+        with pinned(settings.threads), torch_threads(settings.threads):
+            bench = _bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
+            work = work_of(plan)
+            log.check(work.counts())
+            bench.measure(work, len(log.lines), lambda line: log.add(MeasuredLine.read(line, where="now")), on_progress)
+        table = table_of(plan, log.lines, settings, machine, versions)
         if out is not None:
             table.write(out)
         log.remove()
     return table
 
 
-def _table(
+def table_of(
     plan: Plan,
     lines: Sequence[MeasuredLine],
     settings: BuildSettings,
     machine: Mapping[str, str | int | None],
     versions: Mapping[str, str],
+    made: str | None = None,
 ) -> LatencyTable:
+    """The table that follows from the measurements of a plan, all of which are there; `made` when, now by default."""
     alone = np.array([ms for line in lines for ms in line.parts])
     order = list(plan.parts)
     counts = counted([part_names(spec) for spec in plan.networks], order)
-    measured, drift = _without_drift([line for line in lines if line.ms])
+    measured, drift = without_drift([line.to_json() for line in lines if line.ms])
     once, again = np.split(measured, [len(plan.networks)])
     held_out = np.array(plan.held_out)
     ends = np.array([is_ends(name) for name in order])
@@ -238,7 +226,7 @@ def _table(
         threads=settings.threads,
         batch=settings.batch,
         resolutions=tuple(sorted({spec.resolution for spec in plan.parts.values()})),
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        made=made or datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.model_dump(),
         drift=drift,
         error=PredictionError.of((counts[held_out] @ times).tolist(), ((once[held_out] + again) / 2).tolist()),
@@ -250,17 +238,6 @@ def _table(
         machine=dict(machine),
         versions=dict(versions),
     )
-
-
-def _without_drift(groups: Sequence[MeasuredLine]) -> tuple[Floats, tuple[float, float]]:
-    """The networks' milliseconds at the machine's usual pace, and its slowest and fastest pace as factors of that.
-
-    A group's pace is what its anchors took, as a part of what they took in the middle of all groups.
-    """
-    measured = np.array([ms for group in groups for ms in group.ms])
-    anchors = np.array([group.anchors for group in groups])
-    paces = np.median(anchors / np.median(anchors, axis=0), axis=1)
-    return measured / np.repeat(paces, [len(group.ms) for group in groups]), (float(paces.max()), float(paces.min()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,28 +272,21 @@ def check_table(
     specs = [net.describe(arch) for arch in _random_subnets(net, networks, "latency check", seed, beside=made_from)]
     predicted = [table.predict_ms(spec) for spec in specs]
     settings = BuildSettings(runtime=table.runtime, threads=table.threads, batch=table.batch, rounds=rounds)
-    groups: list[MeasuredLine] = []
-    with pinned(settings.threads):
-        bench = Bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
-        anchors = [bench.network(net.describe(arch)) for arch in made_from[:ANCHORS]]
+    groups: list[Line] = []
+    with pinned(settings.threads), torch_threads(settings.threads):
+        bench = _bench(prepare or make_runtime(settings.runtime, threads=settings.threads), settings, timer)
+        anchors = [bench.prepare(net.describe(arch)) for arch in made_from[:ANCHORS]]
         for group in _in_groups(specs, GROUP):
             on_progress(GROUP * len(groups), len(specs), "whole networks")
             groups.append(bench.networks(len(groups), group, anchors))
     on_progress(len(specs), len(specs), "done")
-    measured, drift = _without_drift(groups)
+    measured, drift = without_drift(groups)
     return TableCheck(error=PredictionError.of(predicted, measured.tolist()), drift=drift)
 
 
 def table_seconds(net: Supernet, settings: BuildSettings) -> float:
     """About how long a table takes: one anchor is prepared and timed."""
     plan = make_plan(net, settings)
-    with pinned(settings.threads):
-        bench = Bench(make_runtime(settings.runtime, threads=settings.threads), settings)
-        bench.network(plan.anchors[0])  # whatever is loaded at first use
-        began = time.perf_counter()
-        call = bench.network(plan.anchors[0])
-        to_prepare = time.perf_counter() - began
-        (ms,) = time_ms([call], rounds=3)
-    networks = len(plan.networks) + len(plan.again)
-    calls = networks * (1 + ANCHORS / GROUP) * (settings.rounds + 2) * 4
-    return (networks + len(plan.parts) / 4) * to_prepare + calls * ms / 1e3
+    with pinned(settings.threads), torch_threads(settings.threads):
+        bench = _bench(make_runtime(settings.runtime, threads=settings.threads), settings, time_ms)
+        return bench.seconds(work_of(plan))

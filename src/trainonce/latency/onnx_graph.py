@@ -60,7 +60,20 @@ def trace(module: nn.Module, *, leaf: Callable[[str], bool] = lambda _: False) -
 
 
 def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """The ONNX file of a module in evaluation mode that takes one float32 tensor of this shape and gives another.
+    """The ONNX file of a module: `onnx_model` as bytes."""
+    content: bytes = onnx_model(module, shape).SerializeToString()
+    return content
+
+
+def initializers_of(model: Any) -> dict[str, NDArray[Any]]:
+    """The weights in an `onnx.ModelProto` by name, in its order."""
+    from onnx import numpy_helper
+
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def onnx_model(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    """The `onnx.ModelProto` of a module in evaluation mode that takes one float32 tensor of this shape, gives another.
 
     Input `input`, output `output`; weights inside. Raises `UserError` without the extra.
     """
@@ -73,7 +86,7 @@ def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
     value = helper.make_tensor_value_info
     with torch.no_grad():
         out_shape = tuple(module(torch.zeros(shape)).shape)
-    model = helper.make_model(
+    return helper.make_model(
         helper.make_graph(
             graph.nodes,
             "part",
@@ -85,24 +98,21 @@ def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         ir_version=IR_VERSION,
         producer_name="trainonce",
     )
-    content: bytes = model.SerializeToString()
-    return content
 
 
 class _UntranslatedError(Exception):
     """A layer or operation is none of those that are written down here."""
 
 
-def _exported(module: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """The ONNX file that torch's exporter makes."""
+def _exported(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    """The model that torch's exporter makes."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of its own insides
         program = torch.onnx.export(
             module, (torch.zeros(shape),), dynamo=True, verbose=False, input_names=["input"], output_names=["output"]
         )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
-    return content
+    return program.model_proto
 
 
 class _Graph:
@@ -130,7 +140,7 @@ class _Graph:
     def constant(self, name: str, array: NDArray[Any]) -> str:
         from onnx import numpy_helper
 
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(array.copy(order="C"), name))
         return name
 
     def translate(self, node: fx.Node) -> None:

@@ -46,7 +46,7 @@ class LatencyTable(Settings):
     format: Literal["trainonce-latency-1"] = "trainonce-latency-1"
     """The format's name and version."""
     runtime: str
-    """What ran the networks: onnxruntime, torch or openvino."""
+    """What ran the networks, of `trainonce.latency.RUNTIMES`."""
     threads: int = Field(ge=1, le=MOST_THREADS)
     """How many threads it had."""
     batch: int = Field(ge=1, le=MOST_BATCH)

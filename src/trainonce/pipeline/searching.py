@@ -33,7 +33,7 @@ from trainonce.search import (
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
 from trainonce.search.recorded import FORMAT, RecordedFront, TestedSubnet
-from trainonce.search.resources import NAMES, table_at
+from trainonce.search.resources import NAMES, table_at, unsuited
 from trainonce.search.score_cache import first_line, name_of
 from trainonce.settings import JsonObject
 
@@ -56,6 +56,8 @@ class SearchPlan:
     total: int
     """True scores that the search, and random search beside it, ask for."""
     device: str
+    unsuited: str | None = None
+    """What is to be said where the latency table is not of the target's runtime."""
 
 
 class SearchProgress(NamedTuple):
@@ -138,7 +140,10 @@ def search(
     settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
     prepared = _prepared(
-        *(place, step, net, images, problem, settings, table), calibration_images=calibration_images, device=device
+        *(place, step, net, images, problem, settings, table),
+        calibration_images=calibration_images,
+        device=device,
+        target=target,
     )
     plan = prepared.plan
     on_plan(plan)
@@ -182,6 +187,7 @@ def _prepared(
     *,
     calibration_images: int | None,
     device: str,
+    target: str | None = None,
 ) -> _Prepared:
     """What the search starts from, by what is recorded; nothing is scored."""
     if len(data.validate) == 0:
@@ -200,6 +206,7 @@ def _prepared(
         known=len(start.scores),
         total=settings.scores * (2 if settings.control else 1),
         device=settled,
+        unsuited=unsuited(table, target) if any(r.name == "latency" for r in problem.resources()) else None,
     )
     return _Prepared(plan=plan, settings=settings, evaluator=evaluator, start=start, follows=follows, table=table)
 
@@ -328,8 +335,7 @@ def _follows_from(
     problem: Problem, settings: SearchSettings, table: str | Path | None, calibration_images: int | None
 ) -> JsonObject:
     """Everything that the search follows from, beside what is recorded: of a table its content, not its place."""
-    resources = (*problem.minimised, *(limit.resource for limit in problem.limits))
-    used = table if any(resource.name == "latency" for resource in resources) else None
+    used = table if any(resource.name == "latency" for resource in problem.resources()) else None
     return {
         "settings": settings.model_dump(),
         **problem.to_json(),

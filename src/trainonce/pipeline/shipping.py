@@ -35,7 +35,7 @@ from trainonce.pipeline.turns import for_each
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
-from trainonce.search.resources import quantity, table_at
+from trainonce.search.resources import quantity, table_at, unsuited
 from trainonce.settings import JsonObject, Number, Record, Whole
 from trainonce.subnets import read_subnet
 from trainonce.subnets.description import RecordedScore
@@ -322,6 +322,8 @@ class _Work:
         """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
         require_extras(target_named(device.target))
         table = table_at(self.run, device.latency)
+        if other := unsuited(table, device.target):
+            self.on_stage(device, other)
         feasible_subnet(problem_of(self.net, device.budget(), table, numbers=device.numbers))
 
     def search_seconds(self, device: Device) -> float:

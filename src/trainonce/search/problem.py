@@ -20,6 +20,10 @@ class Problem:
     limits: tuple[Limit, ...] = ()
     minimised: tuple[Resource, ...] = ()
 
+    def resources(self) -> tuple[Resource, ...]:
+        """Those that are minimised, and those that are limited."""
+        return (*self.minimised, *(limit.resource for limit in self.limits))
+
     def feasible(self, arch: Architecture) -> bool:
         """Whether a subnet keeps every limit."""
         return all(limit.violation(arch) <= 0 for limit in self.limits)
@@ -30,13 +34,11 @@ class Problem:
 
     def values(self, arch: Architecture) -> dict[str, float]:
         """What a subnet needs of every resource here, by its name."""
-        resources = (*self.minimised, *(limit.resource for limit in self.limits))
-        return {resource.name: resource.of(arch) for resource in resources}
+        return {resource.name: resource.of(arch) for resource in self.resources()}
 
     def to_json(self) -> JsonObject:
         """The limits by resource, and what is minimised, as JSON values."""
-        resources = (*self.minimised, *(limit.resource for limit in self.limits))
-        narrow = {resource.numbers for resource in resources} - {"float32"}
+        narrow = {resource.numbers for resource in self.resources()} - {"float32"}
         return {
             "limits": {limit.resource.name: limit.most for limit in self.limits},
             **({"numbers": narrow.pop()} if narrow else {}),  # a search in float32 is called what it was

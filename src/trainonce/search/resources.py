@@ -9,6 +9,7 @@ from pathlib import Path
 from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
+from trainonce.latency.runtimes import TARGETS_OF
 from trainonce.models import Supernet
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
@@ -121,6 +122,21 @@ def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]
         except UserError as error:
             raise UserError(f"the latency table {path} is not of this supernet: {error}") from error
     return cache(lambda arch: table.predict_ms(net.describe(arch)))
+
+
+def unsuited(table: str | Path | None, target: str | None) -> str | None:
+    """What is to be said of a latency table whose runtime is not what runs an export target's files; None where it is.
+
+    Raises `UserError` where the table is damaged.
+    """
+    if table is None or target is None:
+        return None
+    runtime = LatencyTable.read(table).runtime
+    if target in TARGETS_OF.get(runtime, ()):
+        return None
+    right = [name for name, targets in TARGETS_OF.items() if target in targets]
+    instead = f"make one with --runtime {right[0]}" if right else "no runtime of tables runs those"
+    return f"the latency table {table} says what {runtime} takes, not what files of {target} take: {instead}"
 
 
 def table_at(run: RunDirectory, named: str | Path | None) -> Path | None:

@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from trainonce.latency.timing import pinned, time_ms
+from trainonce.latency.bench import pinned, time_ms
+from trainonce.latency.runtimes import torch_threads
 
 
 class Clock:
@@ -67,9 +68,9 @@ def test_rubbish_is_not_collected_meanwhile_and_is_after() -> None:
     assert gc.isenabled()
 
 
-def test_pinned_sets_threads_and_puts_everything_back() -> None:
+def test_torch_gets_its_threads_back() -> None:
     threads = torch.get_num_threads()
-    with pinned(threads + 1):
+    with torch_threads(threads + 1):
         assert torch.get_num_threads() == threads + 1
     assert torch.get_num_threads() == threads
 
