@@ -112,4 +112,7 @@ def import_named(name: str, what: str, others: Iterable[str], *, beside: str | P
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"the {what} {name} cannot be imported: {error}") from error
+        first = Path(module.partition(".")[0])
+        here = isinstance(error, ModuleNotFoundError) and (first.with_suffix(".py").is_file() or first.is_dir())
+        hint = "; Python does not look into this folder: put PYTHONPATH=. before the command" if here else ""
+        raise UserError(f"the {what} {name} cannot be imported: {error}{hint}") from error

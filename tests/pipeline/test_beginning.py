@@ -69,6 +69,13 @@ def test_weights_of_a_file_are_the_largest_subnets(weights: Path) -> None:
     assert (there.start.sha256, there.start.fresh_head) == (file_sha256(weights), False)
 
 
+def test_images_are_of_the_largest_resolution_that_is_asked_for() -> None:
+    there = begun(model=OWN, resolutions=(6, 10))
+    assert there.data.image_size == 10
+    assert there.net.space["resolution"].values == (6, 10)
+    assert begun(model=OWN, image_size=8, resolutions=(6,)).net.space["resolution"].values == (6, 8)
+
+
 def test_another_number_of_classes_gets_a_fresh_head(weights: Path, make_data: MakeData) -> None:
     there, whole = begun(make_data(), model=OWN, weights=weights), begun(model=OWN, weights=weights)
     assert there.net.settings.num_classes == 3
@@ -211,7 +218,7 @@ def test_sizes_of_another_run_are_checked(run: RunDirectory) -> None:
         ({"model": OWN, "weights": "nowhere.pt"}, "nowhere.pt is not a file"),
         ({"model": OWN, "family": "resnet"}, "--family is of a new network"),
         ({"model": OWN, "width": 2.0}, "--width is of a new network"),
-        ({"model": OWN, "resolutions": (6, 8)}, "traced at one size"),
+        ({"model": OWN, "image_size": 8, "resolutions": (6, 9)}, "must be from 1 to the 8 pixels of the images"),
         ({"stages": True}, "they go with --model"),
         ({"rigid": ["a*"]}, "they go with --model"),
         ({"model": "resnet18"}, "unknown network 'resnet18'"),
@@ -226,6 +233,15 @@ def test_what_cannot_be(asked: dict[str, Any], match: str, tmp_path: Path, monke
     Path("w.pt").touch()
     with pytest.raises(UserError, match=match):
         begun(**asked)
+
+
+def test_a_file_here_that_python_does_not_look_for_is_told_from_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mynets.py").touch()
+    with pytest.raises(UserError, match=r"No module named 'mynets'; .* put PYTHONPATH=\. before the command"):
+        begun(model="mynets:Net")
 
 
 def test_weights_of_another_network(weights: Path, run: RunDirectory) -> None:

@@ -60,6 +60,8 @@ class Network(nn.Module):
         return found
 
     def forward(self, {images}: Tensor) -> Tensor:
+        if {images}.shape[-2:] != ({side}, {side}):
+            {images} = nn.functional.interpolate({images}, size=({side}, {side}), mode="bilinear", antialias=True)
 {lines}
         return {output}
 '''

@@ -1,4 +1,4 @@
-"""A network as the list of its operations: torch, nothing else.
+"""A network as the list of its operations.
 
 What a subnet of a person's own network is: `config.json` lists the operations in the order in which they run, with
 every number that they take, and `model.py` is written from them (`trainonce.nn.graph_source`).
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainonce.nn.plain import resize
 
 Argument = None | bool | int | float | str | tuple["Argument", ...]
 """What an operation takes. A text that begins with % names a value made earlier, or a tensor of the network."""
@@ -290,7 +292,7 @@ class GraphNetwork(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
-        return self._program(x_BCHW, tensors, self._layer, training=self.training)
+        return self._program(resize(x_BCHW, self.spec.resolution), tensors, self._layer, training=self.training)
 
     def _layer(self, line: Line, x: Tensor) -> Tensor:
         made: Tensor = self.get_submodule(str(line.args[1]) if line.op == NORM else f"{DROPOUTS}.{line.out}")(x)

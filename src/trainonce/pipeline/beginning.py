@@ -54,7 +54,8 @@ def begin(
     `model` names a network to be made elastic, and `weights` a file of its weights; without a model, `weights` is a
     run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
     trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages`,
-    `kernels` and `rigid` (patterns of choices) say what of a network is elastic. A new network for one's own images,
+    `kernels`, `rigid` (patterns of choices) and `resolutions` (the largest is the size of the images) say what of a
+    network is elastic. A new network for one's own images,
     and with `light` for any, is of the geometry that suits a training of minutes, unless another is named.
     Raises `UserError` for what cannot be together or cannot be made.
     """
@@ -74,9 +75,7 @@ def begin(
     if model is None:
         assert weights is not None
         return _of_run(load, data, Path(weights), image_size, resolutions, seed)
-    if resolutions is not None:
-        raise UserError("--resolutions cannot be given with --model: it is traced at one size of images")
-    fields = {"stages": stages, "kernels": kernels, "off": tuple(rigid)}
+    fields = {"stages": stages, "kernels": kernels, "off": tuple(rigid), "resolutions": tuple(resolutions or ())}
     return _of_network(load, data, model, weights, image_size, fields, seed)
 
 
@@ -107,7 +106,8 @@ def _of_network(
     from trainonce.models.traced import elastic, network_named  # takes a while to import, and only this needs it
 
     given = network_named(model, weights, seed=seed)
-    images = _suiting(load, data, image_size, given.image_size, given.mean, given.std)
+    own_size = max(fields["resolutions"], default=given.image_size)
+    images = _suiting(load, data, image_size, own_size, given.mean, given.std)
     example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
     _refuse_channels(given.mean, images, model)
     net = elastic(given.network, example_BCHW, seed=seed, **fields)

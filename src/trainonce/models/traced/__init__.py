@@ -7,6 +7,7 @@ rules       what each operation asks of the axes
 following   which of its numbers follow where axes become shorter
 residuals   branches that can be left out
 layout      what of them is elastic, the search space, what each architecture is and costs
+resolutions the same network at several sizes of images
 supernet    the family
 given       networks that a person names: timm:resnet18
 own_classes a subnet as an object of the person's own classes

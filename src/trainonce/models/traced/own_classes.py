@@ -33,7 +33,7 @@ def in_own_classes(net: Traced, model: nn.Module, arch: Architecture) -> nn.Modu
             setattr(owner, last, tensor)
     for module in own.modules():
         _follow(module)
-    side, channels = net.settings.network.resolution, net.settings.network.in_channels
+    side, channels = net.describe(arch).resolution, net.settings.in_channels
     x_BCHW = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():

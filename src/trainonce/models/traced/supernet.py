@@ -1,13 +1,13 @@
 """A person's own network as a supernet, whose largest subnet is that network."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,10 +17,12 @@ from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
+from trainonce.models.traced.resolutions import Resolutions, check_same, ends_at_each_size
 from trainonce.models.traced.rules import OUTPUT, RULES
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
 from trainonce.nn.ops import Slices
+from trainonce.nn.plain import resize
 from trainonce.nn.plain_graph import DROPOUT, NORM, STATISTICS, GraphSpec, Line, Program, TensorSpec, place
 from trainonce.space import Architecture, SearchSpace
 
@@ -53,6 +55,8 @@ class TracedSettings(FamilySettings):
 
     network: Annotated[GraphSpec, AsJson]
     """The largest subnet."""
+    smaller: tuple[Annotated[GraphSpec, AsJson], ...] = ()
+    """The same network at each of the lower `resolutions`: what it does with smaller images."""
     origins: dict[str, Origin] = Field(default_factory=dict)
     """Where each operation comes from, by what it makes."""
     widths: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (25, 50, 75)
@@ -67,6 +71,11 @@ class TracedSettings(FamilySettings):
     """Whether depthwise convolutions of 5 x 5 and more have smaller kernels too."""
     off: tuple[str, ...] = ()
     """Patterns of choices that are not elastic: `layer1.*`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_same(self.network, self.smaller)
+        return self
 
     @classmethod
     def for_images(
@@ -137,10 +146,11 @@ class Traced(Supernet):
             off=settings.off,
         )
         modules = {name: origin.module for name, origin in settings.origins.items()}
-        self.layout = TracedLayout(settings.network, elasticity, modules)
+        sizes = Resolutions([TracedLayout(spec, elasticity, modules) for spec in (*settings.smaller, settings.network)])
+        self.layout = sizes.largest
+        self.space: SearchSpace = sizes.space
+        self.cost: CostModel = sizes.cost
         refuse_rigid(self.layout)
-        self.space: SearchSpace = self.layout.space
-        self.cost: CostModel = self.layout.cost
         self.network = _tensors(settings.network)
         for width in self.layout.widths:
             place(self, f"order.{width.choice}", torch.arange(width.units))
@@ -150,7 +160,7 @@ class Traced(Supernet):
         self._kernels = {kernel.weight: kernel for kernel in self.layout.kernels}
         dropped = {line.out: line.args[1] for line in settings.network.lines if line.op == DROPOUT}
         self.dropouts = nn.ModuleDict({out: nn.Dropout(p) for out, p in dropped.items()})  # type: ignore[arg-type]
-        self._described = lru_cache(maxsize=4096)(self.layout.describe)
+        self._described = lru_cache(maxsize=4096)(sizes.describe)
         self._programs = lru_cache(maxsize=256)(Program)
         self._cuts: dict[Architecture, dict[str, tuple[Tensor | int | None, ...]]] = {}
         self._cut_in: tuple[tuple[int, int], ...] = ()
@@ -174,8 +184,8 @@ class Traced(Supernet):
             made: Tensor = norm(x, own, momentum, eps)
             return made
 
-        program = self._programs(self.describe(arch))
-        logits = program(x_BCHW, cut, layer, training=self.training)
+        spec = self.describe(arch)
+        logits = self._programs(spec)(resize(x_BCHW, spec.resolution), cut, layer, training=self.training)
         if self.training:
             names = [f"{name}.{part}" for name in moved for part in ("running_mean", "running_var")]
             self.keep_statistics(arch, {name: cut[name] for name in names})
@@ -259,7 +269,8 @@ class Traced(Supernet):
     def with_head(self, num_classes: int, *, seed: int = 0, **fields: Any) -> Self:
         classes, spec = self._classes(), self.settings.network
         if fields.get("resolutions", self.settings.resolutions) != self.settings.resolutions:
-            raise UserError(f"this network was traced at {spec.resolution} pixels: give it images of that size")
+            sides = ", ".join(map(str, self.settings.resolutions))
+            raise UserError(f"this network was traced at {sides} pixels: give it images of {spec.resolution}")
         tensors = tuple(
             replace(
                 t,
@@ -270,8 +281,11 @@ class Traced(Supernet):
             )
             for t in spec.tensors
         )
-        network = replace(spec, num_classes=num_classes, tensors=tensors)
-        settings = self.settings.model_copy(update={"network": network, "num_classes": num_classes, **fields})
+        *smaller, network = (
+            replace(one, num_classes=num_classes, tensors=tensors) for one in (*self.settings.smaller, spec)
+        )
+        changed = {"network": network, "smaller": tuple(smaller), "num_classes": num_classes, **fields}
+        settings = self.settings.model_copy(update=changed)
         return self._copied_into(type(self)(settings, seed=seed))
 
     def _classes(self) -> set[int]:
@@ -394,22 +408,29 @@ def elastic(
     example_BCHW: Tensor,
     *,
     num_classes: int | None = None,
+    resolutions: Sequence[int] = (),
     seed: int = 0,
     **fields: Any,
 ) -> Traced:
     """The supernet whose largest subnet is `model`, to the last bit in evaluation mode. The model stays as it is.
 
-    `example_BCHW` is a batch of square images of the size that the network will see. `fields` are those of
+    `example_BCHW` is a batch of square images of the size that the network will see. Subnets may take smaller
+    images too, of the sides in `resolutions`: the network is traced at each. `fields` are those of
     `TracedSettings`. With `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
     Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
     """
     traced = trace(model, example_BCHW)
     spec, state = traced.spec, traced.state
+    sides = sorted({*resolutions, spec.resolution})
+    if sides[-1] != spec.resolution or sides[0] < 1:
+        raise UserError(f"the resolutions must be from 1 to the {spec.resolution} pixels of the images, not {sides}")
     settings = TracedSettings.for_images(
         image_size=spec.resolution,
         in_channels=spec.in_channels,
         num_classes=spec.num_classes,
         network=spec,
+        resolutions=tuple(sides),
+        smaller=tuple(_at(model, example_BCHW, side) for side in sides[:-1]),
         origins={name: Origin(*origin) for name, origin in traced.places.items()},
         **fields,
     )
@@ -421,9 +442,17 @@ def elastic(
     return net
 
 
+def _at(model: nn.Module, example_BCHW: Tensor, side: int) -> GraphSpec:
+    """What the network does with images of another size."""
+    try:
+        return trace(model, resize(example_BCHW, side)).spec
+    except UserError as error:
+        raise UserError(f"the network cannot take images of {side} pixels: {error}") from error
+
+
 def _refuse_uncounted(net: Traced) -> None:
     """Raise `UserError` where an end of the space does not cost what torch counts: by an operation not known here."""
-    for arch in (net.space.largest(), net.space.smallest()):
+    for arch in ends_at_each_size(net.space):
         ours, counted = net.cost_of(arch), counted_cost(net.describe(arch))
         if ours != counted:
             unknown = sorted({line.op for line in net.settings.network.lines if line.op not in RULES})

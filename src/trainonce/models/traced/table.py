@@ -36,7 +36,7 @@ def elastic_rows(net: Traced) -> list[Elastic]:
     for choice in net.space.choices:
         least = net.space.build(lambda c, values, name=choice.name: values[0] if c.name == name else values[-1])  # type: ignore[misc]
         saves = 1 - net.cost_of(least).macs / whole
-        rows.append(Elastic(choice.name, choice.values, saves, _source(net, lines[choice.name])))
+        rows.append(Elastic(choice.name, choice.values, saves, _source(net, lines.get(choice.name, ""))))
     return rows
 
 
