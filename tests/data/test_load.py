@@ -270,8 +270,11 @@ class TestFit:
         array = rng.integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
         images = torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
         colour, grey = sized(images, image_size=7, grey=False), sized(images, image_size=7, grey=True)
+        cubic = sized(images, image_size=7, grey=False, interpolation="bicubic")
         for i in range(3):
             picture = Image.fromarray(array[i])
+            expected = np.asarray(picture.resize((7, 7), Image.Resampling.BICUBIC)).astype(int)
+            assert np.abs(cubic[i].permute(1, 2, 0).numpy() - expected).max() <= 1
             expected = np.asarray(picture.resize((7, 7), Image.Resampling.BILINEAR)).astype(int)
             assert np.abs(colour[i].permute(1, 2, 0).numpy() - expected).max() <= 1
             expected = np.asarray(picture.convert("L").resize((7, 7), Image.Resampling.BILINEAR)).astype(int)

@@ -146,6 +146,16 @@ class TestBrowser:
             assert torch.allclose(torch.tensor(logits), expected, rtol=0, atol=1e-4)
         assert opened.get_log("browser") == []
 
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize(("side", "size"), [(8, 8), (5, 16), (37, 8), (300, 96)])
+    def test_pixels_are_pillows(self, opened: Any, side: int, size: int, interpolation: str) -> None:
+        pixels = np.random.default_rng(side).integers(0, 256, (side, side)).astype(np.uint8)
+        how = Image.Resampling[interpolation.upper()]
+        filter_ = {"bilinear": "TRIANGLE", "bicubic": "CUBIC"}[interpolation]
+        script = f"return Array.from(resized(arguments[0], {side}, {side}, {size}, true, {filter_}))"
+        found = opened.execute_script(script, pixels.flatten().tolist())
+        assert found == np.asarray(Image.fromarray(pixels).resize((size, size), how)).flatten().tolist()
+
     def test_the_slider_and_the_table_choose(self, opened: Any, tmp_path: Path) -> None:
         set_slider = (
             "const s = document.getElementById('slider'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"

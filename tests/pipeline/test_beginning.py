@@ -1,9 +1,11 @@
 """Trainings that begin with a network of one's own, a file of its weights, or another run."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -69,6 +71,20 @@ def test_weights_of_a_file_are_the_largest_subnets(weights: Path) -> None:
     assert (there.start.sha256, there.start.fresh_head) == (file_sha256(weights), False)
 
 
+def test_images_are_resized_as_the_network_says(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 23, 29), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    for stream in (False, True):
+        data = begin(partial(load_dataset, grey=True, stream=stream), tmp_path, model=CONFIGURED).data
+        assert data.source.interpolation == "bicubic"
+        splits = (data.train, data.calibrate, data.validate, data.test)
+        found = {one.numpy().tobytes() for split in splits for one in split.batch(torch.arange(len(split)))[1]}
+        squares = (Image.fromarray(picture[:, 3:26]) for picture in pixels)
+        assert found == {np.asarray(one.resize((16, 16), Image.Resampling.BICUBIC)).tobytes() for one in squares}
+
+
 def test_images_are_of_the_largest_resolution_that_is_asked_for() -> None:
     there = begun(model=OWN, resolutions=(6, 10))
     assert there.data.image_size == 10
@@ -91,8 +107,12 @@ def test_images_are_as_the_network_wants_them() -> None:
     assert (there.data.image_size, there.data.mean, there.data.std) == (16, MEAN, STD)
     again = there.data.source.load()
     assert (again.image_size, again.mean, again.std) == (16, MEAN, STD)
+    assert again.source.interpolation == "bicubic"
     assert begun(model=CONFIGURED, image_size=8).data.image_size == 8
-    assert load_dataset("digits").source.identity().keys() == {"mean", "std"} ^ there.data.source.identity().keys()
+    assert (
+        load_dataset("digits").source.identity().keys()
+        == {"mean", "std", "interpolation"} ^ there.data.source.identity().keys()
+    )
 
 
 def test_images_made_in_python_stay_as_they_are(make_data: MakeData) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from tests.data.test_decode import MODES, STORED
 from tests.support.warm_python import run_python
 
-from trainonce.data import DataSet
+from trainonce.data import DataSet, DataSource
 from trainonce.data.decode import decode_image
 from trainonce.errors import UserError
 from trainonce.export.predict import open_classifier
@@ -114,6 +115,8 @@ def test_its_code_does_what_predict_does(
     net = make_net(in_channels=channels, resolutions=(6, 8)).eval()
     data = make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
     arch, path = net.space.smallest(), tmp_path / "subnet"
+    if sized:
+        data = replace(data, source=DataSource(interpolation="bicubic"))
     description = describe_subnet(net, arch, data)
     assert (description.preprocessing.resolution, description.preprocessing.image_size) == (6, 8)
     if not sized:  # as older subnets are

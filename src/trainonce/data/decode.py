@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from trainonce.data.picture import square_picture
+from trainonce.data.picture import Interpolation, square_picture
 from trainonce.errors import UserError
 from trainonce.limits import refuse_beyond_memory
 from trainonce.names import printable
@@ -37,7 +37,9 @@ _IMAGE_ERRORS = (
 _one_large = threading.Lock()
 
 
-def decode_image(path: str | Path, *, image_size: int, grey: bool) -> npt.NDArray[np.uint8]:
+def decode_image(
+    path: str | Path, *, image_size: int, grey: bool, interpolation: Interpolation = "bilinear"
+) -> npt.NDArray[np.uint8]:
     """Decode one JPEG, PNG, WebP, BMP or TIFF file (of several pictures the first) as `square_picture` says.
 
     Gives uint8 [C, image_size, image_size], C 1 if `grey` else 3. Raises `UserError` naming the file where it is
@@ -47,7 +49,7 @@ def decode_image(path: str | Path, *, image_size: int, grey: bool) -> npt.NDArra
         with _pillows_limit:
             opened = Image.open(path, formats=_FORMATS)
         with opened, _turn_of(opened, image_size):
-            square = square_picture(opened, image_size, "L" if grey else "RGB")
+            square = square_picture(opened, image_size, "L" if grey else "RGB", interpolation)
     except FileNotFoundError as error:
         raise UserError(f"{printable(str(path))} does not exist") from error
     except UserError as error:

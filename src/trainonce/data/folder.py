@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainonce.data.decode import KINDS, decode_image
 from trainonce.data.formats import refuse_missing_class
 from trainonce.data.listing import LeftOut, Names, class_files, split_folders
+from trainonce.data.picture import Interpolation
 from trainonce.data.splits import Published, Split
 from trainonce.data.stream import ImageFiles, default_workers
 from trainonce.errors import UserError
@@ -38,13 +39,14 @@ def read_folder(
     workers: int | None = None,
     skip_broken: bool = False,
     skipped: Collection[str] = (),
+    interpolation: Interpolation = "bilinear",
 ) -> Published:
     """Read a folder of images into splits of uint8 [N, C, image_size, image_size], C 1 if `grey` else 3.
 
     Either `path/<class>/*` or `path/train/<class>/*`, with `path/val/<class>/*` and `path/test/<class>/*`
     where they are given (validate, validation, valid, training and testing are understood too). Classes are
-    numbered by sorted name. Each image becomes what `square_picture` says. What lies there and is not read is counted
-    in a warning.
+    numbered by sorted name. Each image becomes what `square_picture` says, resized by `interpolation`. What lies there
+    and is not read is counted in a warning.
     With `stream` the images stay on disk and `workers` processes decode them as they are needed (None: one
     for each core but one; 0: none, this process does); without, all are decoded now. None streams where
     they would take more than `MEMORY_SHARE` of the memory there is. The pixels are the same.
@@ -55,7 +57,8 @@ def read_folder(
     named when it is needed.
     """
     path = Path(path)
-    splits, class_names = _listed(path, image_size, grey, default_workers() if workers is None else workers)
+    workers = default_workers() if workers is None else workers
+    splits, class_names = _listed(path, image_size, grey, workers, interpolation)
     splits = {name: _without(split, _rows_of(skipped, split, path)) for name, split in splits.items()}
     needed = sum(math.prod(split.shape) for split in splits.values())
     if stream is None:
@@ -80,7 +83,9 @@ def read_folder(
     )
 
 
-def _listed(path: Path, image_size: int, grey: bool, workers: int) -> tuple[dict[str, Split], tuple[str, ...]]:
+def _listed(
+    path: Path, image_size: int, grey: bool, workers: int, interpolation: Interpolation
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of files that lie in a folder, and the names of its classes; warns of what is not read."""
     left_out = LeftOut()
     roots = split_folders(path, left_out)
@@ -96,6 +101,7 @@ def _listed(path: Path, image_size: int, grey: bool, workers: int) -> tuple[dict
             image_size=image_size,
             grey=grey,
             workers=workers,
+            interpolation=interpolation,
         )
         counts = torch.tensor([len(names) for names in files.values()])
         splits[name] = Split(undecoded, torch.repeat_interleave(counts))
@@ -174,7 +180,9 @@ def _decode(files: ImageFiles, images: npt.NDArray[np.uint8] | None) -> dict[int
         rows, reasons = torch.arange(start, min(start + CHUNK, total)), {}
         for row, path in zip(rows.tolist(), files.paths(rows), strict=True):
             try:
-                image = decode_image(path, image_size=files.image_size, grey=files.grey)
+                image = decode_image(
+                    path, image_size=files.image_size, grey=files.grey, interpolation=files.interpolation
+                )
             except UserError as error:
                 reasons[row] = str(error)
                 continue

@@ -19,6 +19,7 @@ from trainonce.data import formats
 from trainonce.data.augment import augment
 from trainonce.data.download import PublishedFile, fetch, missing_sentence
 from trainonce.data.folder import read_folder
+from trainonce.data.picture import Interpolation
 from trainonce.data.splits import Fold, Published, Split, carve, default_sizes, fewer
 from trainonce.data.table import COLOUR_AUGMENTATION, IMAGENET_MEAN, IMAGENET_STD, TABLE, TableEntry
 from trainonce.data.trivial import GREY_WEIGHTS
@@ -77,6 +78,9 @@ class DataSource(Settings):
     std: tuple[float, ...] | None = None
     """What the rest is divided by, one number a channel; None for the data set's own."""
 
+    interpolation: Interpolation | None = None
+    """How images are resized; None is bilinear."""
+
     @property
     def name(self) -> str:
         """The data set's name, or the folder's or file's."""
@@ -86,7 +90,8 @@ class DataSource(Settings):
     def identity(self) -> JsonObject:
         """Which images these are: everything but whether they stay on disk."""
         values = self.model_dump(mode="json", exclude={"stream"})
-        for name in ("skipped", "mean", "std", "fold"):  # so that it is the identity of before they could be chosen
+        later = ("skipped", "mean", "std", "fold", "interpolation")
+        for name in later:  # so that it is the identity of before they could be chosen
             if not values[name]:
                 del values[name]
         return values
@@ -222,6 +227,7 @@ def load_dataset(
     skipped: Collection[str] = (),
     mean: Collection[float] | None = None,
     std: Collection[float] | None = None,
+    interpolation: Interpolation | None = None,
     beside: str | Path | None = None,
 ) -> DataSet:
     """Load a data set by its name in the table, from an npz file or an image folder, or from your own function.
@@ -237,12 +243,14 @@ def load_dataset(
     `workers` say whether the images of a folder stay on disk, and how many processes decode them, `skip_broken` and
     `skipped` which files of it are left out: see `read_folder`; what was left out is in the `source` of what is given.
     `mean` and `std` of pixels in 0..1, one number a channel, take the place of the data set's own.
+    Images are resized bilinearly, unless `interpolation` says otherwise.
     Raises `UserError` on an unknown name, on unreadable or malformed files, on files that are absent and cannot be
     fetched, on images that would not fit into memory, on a number of training images that there is not, and on
     `stream`, `skip_broken` and `skipped` for anything but a folder.
     """
     if isinstance(name_or_path, DataSet):
-        if any((image_size, grey, split_seed, fold, train_images, stream, skip_broken, skipped, mean, std)):
+        shape, which = (image_size, grey, mean, std, interpolation), (split_seed, fold, train_images, skipped)
+        if any((*shape, *which, stream, skip_broken)):
             raise UserError("the images of a DataSet are made already: choose their size, number and splits there")
         return name_or_path
     name_or_path = str(name_or_path)
@@ -266,7 +274,9 @@ def load_dataset(
         stream=stream,
         mean=mean,
         std=std,
+        interpolation=interpolation,
     )
+    how = interpolation or "bilinear"
     if name_or_path in TABLE:
         folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
         entry = TABLE[name_or_path]
@@ -278,6 +288,7 @@ def load_dataset(
             split_seed=split_seed,
             fold=fold,
             download=download,
+            interpolation=how,
         )
         return as_asked(replace(data, source=source(name_or_path=name_or_path)))
     path = expanded(name_or_path)
@@ -287,7 +298,7 @@ def load_dataset(
         return _of_function(name_or_path, source, beside)
     absolute = _absolute(path)
     if path.suffix in formats.FORMATS:
-        published = _read_file(path, image_size=image_size, grey=grey)
+        published = _read_file(path, image_size=image_size, grey=grey, interpolation=how)
     elif name_or_path and path.is_dir():
         published = read_folder(
             path,
@@ -297,6 +308,7 @@ def load_dataset(
             workers=workers,
             skip_broken=skip_broken,
             skipped=skipped,
+            interpolation=how,
         )
     else:
         state = (
@@ -315,7 +327,7 @@ def load_dataset(
 def _of_function(name: str, source: Callable[..., DataSource], beside: str | Path | None) -> DataSet:
     """What a person's own function gives. Raises `UserError` where it gives something else."""
     asked = source(name_or_path=name)
-    for option in ("image_size", "grey", "split_seed", "fold", "stream"):
+    for option in ("image_size", "grey", "split_seed", "fold", "stream", "interpolation"):
         if getattr(asked, option):
             raise UserError(f"{name} makes its images itself: {option.replace('_', ' ')} cannot be chosen for it")
     made = import_named(name, "function", TABLE, beside=beside)()
@@ -350,6 +362,7 @@ def load_entry(
     split_seed: int,
     download: bool,
     fold: Fold | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> DataSet:
     """Load a data set of the table; arguments and errors as `load_dataset`."""
     if entry.layout == "sklearn":
@@ -362,7 +375,7 @@ def load_entry(
     _refuse_count(entry, "training", len(published.train), entry.train_images)
     if published.test is not None:
         _refuse_count(entry, "test", len(published.test), entry.test_images)
-    published = fitted(published, image_size=image_size, grey=grey, where=entry.name)
+    published = fitted(published, image_size=image_size, grey=grey, where=entry.name, interpolation=interpolation)
     splits = carve(published, sizes=entry.sizes, seed=split_seed, where=entry.name, fold=fold)
     turned_grey = grey and entry.channels == 3
     return DataSet(
@@ -375,10 +388,10 @@ def load_entry(
     )
 
 
-def sized(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
+def sized(images: Tensor, *, image_size: int | None, grey: bool, interpolation: Interpolation = "bilinear") -> Tensor:
     """Turn uint8 images [N, C, H, W] grey if asked, and to `image_size` if given.
 
-    Grey is ITU-R 601. The central square is resized bilinearly with antialiasing. In chunks, and rounded
+    Grey is ITU-R 601. The central square is resized with antialiasing. In chunks, and rounded
     back to uint8.
     """
     height, width = images.shape[2:]
@@ -397,7 +410,7 @@ def sized(images: Tensor, *, image_size: int | None, grey: bool) -> Tensor:
             x_BCHW = torch.einsum("bchw,c->bhw", x_BCHW, torch.tensor(GREY_WEIGHTS))[:, None]
         if resize:
             square = x_BCHW[:, :, top : top + side, left : left + side]
-            x_BCHW = F.interpolate(square, (size, size), mode="bilinear", antialias=True)
+            x_BCHW = F.interpolate(square, (size, size), mode=interpolation, antialias=True)
         chunks.append(x_BCHW.round_().clamp_(0, 255).to(torch.uint8))
     return torch.cat(chunks)
 
@@ -412,15 +425,22 @@ def _absolute(path: Path) -> str:
     return absolute
 
 
-def _read_file(path: Path, *, image_size: int | None, grey: bool) -> Published:
+def _read_file(path: Path, *, image_size: int | None, grey: bool, interpolation: Interpolation) -> Published:
     published = formats.FORMATS[path.suffix](path)
     height, width = published.train.images.shape[2:]
     if image_size is None and height != width:
         raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
-    return fitted(published, image_size=image_size, grey=grey, where=str(path))
+    return fitted(published, image_size=image_size, grey=grey, where=str(path), interpolation=interpolation)
 
 
-def fitted(published: Published, *, image_size: int | None, grey: bool, where: str) -> Published:
+def fitted(
+    published: Published,
+    *,
+    image_size: int | None,
+    grey: bool,
+    where: str,
+    interpolation: Interpolation = "bilinear",
+) -> Published:
     """Bring all images to the size and colours asked for, if they would fit into memory."""
     needed = 0
     for _, split in published.given():
@@ -430,7 +450,7 @@ def fitted(published: Published, *, image_size: int | None, grey: bool, where: s
     refuse_beyond_memory(copies * needed, f"the images of {where}, while they are divided into splits,")
 
     def fitted(split: Split) -> Split:
-        return Split(sized(split.images, image_size=image_size, grey=grey), split.labels)
+        return Split(sized(split.images, image_size=image_size, grey=grey, interpolation=interpolation), split.labels)
 
     return Published(
         class_names=published.class_names,

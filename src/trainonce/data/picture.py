@@ -3,15 +3,20 @@
 The model card of a subnet quotes `square_picture` as it stands here, so it needs Pillow and numpy alone.
 """
 
+from typing import Literal
+
 import numpy as np
 from PIL import Image, ImageOps
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How a picture is resized, always with antialiasing."""
 
-def square_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
+
+def square_picture(picture: Image.Image, size: int, mode: str, interpolation: str = "bilinear") -> Image.Image:
     """The central square of an opened picture as `size` x `size` pixels of mode "L" or "RGB".
 
-    Turned upright (EXIF) and resized with antialiasing. What is transparent lies over white; of 16 bits the upper 8
-    count. Raises `ValueError` where the numbers of the picture have no known range.
+    Turned upright (EXIF) and resized with antialiasing, "bilinear" or "bicubic". What is transparent lies over white;
+    of 16 bits the upper 8 count. Raises `ValueError` where the numbers of the picture have no known range.
     """
     picture.draft(None, (2 * size, 2 * size))  # a JPEG that is much larger is decoded at a half, quarter or eighth
     picture = ImageOps.exif_transpose(picture)
@@ -33,4 +38,6 @@ def square_picture(picture: Image.Image, size: int, mode: str) -> Image.Image:
         picture = picture.convert(mode)
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+    return picture.crop((left, top, left + side, top + side)).resize(
+        (size, size), Image.Resampling[interpolation.upper()]
+    )

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainonce.data.decode import decode_image
+from trainonce.data.picture import Interpolation
 from trainonce.errors import RunError, UserError
 from trainonce.limits import refuse_beyond_memory
 
@@ -56,6 +57,7 @@ class ImageFiles:
     image_size: int
     grey: bool
     workers: int
+    interpolation: Interpolation = "bilinear"
     device: torch.device = CPU
 
     @property
@@ -118,7 +120,7 @@ class ImageFiles:
             ) from error
 
     def _decoder(self) -> "_Decoder":
-        return _Decoder(image_size=self.image_size, grey=self.grey)
+        return _Decoder(image_size=self.image_size, grey=self.grey, interpolation=self.interpolation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +132,15 @@ class _Decoder(Dataset[Tensor | str]):
 
     image_size: int
     grey: bool
+    interpolation: Interpolation
 
     def __getitem__(self, paths: Sequence[str]) -> Tensor | str:
         images = np.empty((len(paths), 1 if self.grey else 3, self.image_size, self.image_size), dtype=np.uint8)
         try:
             for image, path in zip(images, paths, strict=True):
-                image[:] = decode_image(path, image_size=self.image_size, grey=self.grey)
+                image[:] = decode_image(
+                    path, image_size=self.image_size, grey=self.grey, interpolation=self.interpolation
+                )
         except UserError as error:
             return str(error)
         return torch.from_numpy(images)

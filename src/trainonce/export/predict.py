@@ -42,7 +42,7 @@ class Classifier:
         """
         how = self.preprocessing
         size = how.image_size or how.resolution
-        pixels = decode_image(path, image_size=size, grey=how.channels == 1)
+        pixels = decode_image(path, image_size=size, grey=how.channels == 1, interpolation=how.interpolation)
         x_1CHW = torch.from_numpy(np.array(pixels))[None]  # a copy: what Pillow gives may not be written
         return resize(normalise(x_1CHW, mean=how.mean, std=how.std), how.resolution)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainonce.data import DATASET_NAMES, DataSet
+from trainonce.data.picture import Interpolation
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.models.weights import file_sha256
@@ -29,7 +30,7 @@ class Beginning:
 SMALLEST_LIGHT = 16
 """Up to so many pixels the default geometry stays `tiny`."""
 Load = Callable[..., DataSet]
-"""`load_dataset` with some of its keywords filled in, but not `image_size`, `mean` and `std`."""
+"""`load_dataset` with some of its keywords filled in, but not `image_size`, `mean`, `std` and `interpolation`."""
 
 
 def begin(
@@ -86,12 +87,15 @@ def _suiting(
     own_size: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    interpolation: Interpolation | None,
 ) -> DataSet:
     """The images as a network wants them, where they are not made already."""
     if isinstance(data, DataSet):
         return load(data, image_size=image_size)
     made = is_import_name(str(data)) and not Path(data).exists()  # by a function, in a size of its own
-    return load(data, image_size=image_size if made else image_size or own_size, mean=mean, std=std)
+    if made:
+        return load(data, image_size=image_size, mean=mean, std=std)
+    return load(data, image_size=image_size or own_size, mean=mean, std=std, interpolation=interpolation)
 
 
 def _of_network(
@@ -107,7 +111,7 @@ def _of_network(
 
     given = network_named(model, weights, seed=seed)
     own_size = max(fields["resolutions"], default=given.image_size)
-    images = _suiting(load, data, image_size, own_size, given.mean, given.std)
+    images = _suiting(load, data, image_size, own_size, given.mean, given.std, given.interpolation)
     example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
     _refuse_channels(given.mean, images, model)
     net = elastic(given.network, example_BCHW, seed=seed, **fields)
@@ -143,7 +147,7 @@ def _of_run(
     run = RunDirectory(path)
     old, step = run.load_supernet()
     asked = run.config().data
-    images = _suiting(load, data, image_size, old.settings.resolutions[-1], asked.mean, asked.std)
+    images = _suiting(load, data, image_size, old.settings.resolutions[-1], asked.mean, asked.std, asked.interpolation)
     if images.channels != old.settings.in_channels:
         raise UserError(
             f"the images of {images.name} have {images.channels} channels, but {path} is for {old.settings.in_channels}"

@@ -167,6 +167,7 @@ def refuse_other_images(description: SubnetDescription, run: RunDirectory, data:
         ("mean", given.mean, data.mean),
         ("std", given.std, data.std),
         ("sizes", given.image_size or data.image_size, data.image_size),  # older subnets do not say
+        ("interpolations", given.interpolation, data.source.interpolation or "bilinear"),
         ("fingerprints", then_fingerprint or ours, ours),
     ):
         if then != now:

@@ -49,7 +49,7 @@ and its description, and `trainonce predict` names what is in an image.
 ## Preprocessing
 
 {layout}, with mean {mean} and std {std} of pixels in 0..1. Scores are of pictures that were turned
-upright and laid over white where they are transparent, and of which the central square was resized to
+upright and laid over white where they are transparent, and of which the central square was resized ({interpolation}) to
 {image_size} x {image_size}; the network itself brings that to {resolution} x {resolution}.
 
 ```python
@@ -60,7 +60,7 @@ from PIL import Image, ImageOps
 
 {square_picture}
 
-square = square_picture(Image.open("picture.jpg"), {image_size}, "{mode}")
+square = square_picture(Image.open("picture.jpg"), {image_size}, "{mode}", "{interpolation}")
 pixels = torch.from_numpy(np.array(square)).view({image_size}, {image_size}, {channels}).permute(2, 0, 1) / 255
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
 with torch.inference_mode():
@@ -125,6 +125,7 @@ def _loading(description: SubnetDescription) -> str:
         layout=given.layout,
         title=_text(_title(description)),
         image_size=size,
+        interpolation=given.interpolation,
         square_picture=inspect.getsource(square_picture),
         mean=[float(number) for number in given.mean],
         std=[float(number) for number in given.std],

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from trainonce.data.picture import Interpolation
 from trainonce.evaluation.evaluator import Score
 from trainonce.settings import JsonObject, Number, Record, Whole
 
@@ -34,6 +35,8 @@ class Preprocessing(_Open):
     image_size: Side | None = None
     """Side in pixels to which files were brought before the network resized them to `resolution`; None, as earlier
     versions wrote it: the same."""
+    interpolation: Interpolation = "bilinear"
+    """How they were brought there."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

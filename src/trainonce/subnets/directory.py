@@ -64,7 +64,8 @@ def describe_subnet(net: Supernet, arch: Architecture, data: DataSet) -> SubnetD
                 "mean": list(data.mean),
                 "std": list(data.std),
                 "image_size": data.image_size,
-            },
+            }
+            | ({"interpolation": data.source.interpolation} if data.source.interpolation else {}),
             where="the images",
         ),
     )

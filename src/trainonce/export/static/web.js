@@ -34,14 +34,24 @@ async function begin() {
 
 // From a picture to the network's input: what Pillow and torch do in training, number for number
 
-function taps(size, out) {
-  const scale = size / out, wide = Math.max(scale, 1), all = [];
+// The weight of a pixel that lies so far from where one is made: of Pillow's filters, which torch's have too
+const TRIANGLE = {reach: 1, at: (x) => Math.max(0, 1 - Math.abs(x))};
+const CUBIC = {
+  reach: 2,
+  at: (x) => {
+    const d = Math.abs(x);
+    return d < 1 ? (1.5 * d - 2.5) * d * d + 1 : d < 2 ? ((-0.5 * d + 2.5) * d - 4) * d + 2 : 0;
+  },
+};
+
+function taps(size, out, filter) {
+  const scale = size / out, narrow = Math.max(scale, 1), wide = filter.reach * narrow, all = [];
   for (let i = 0; i < out; i++) {
     const centre = (i + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - wide + 0.5));
     const last = Math.min(size, Math.trunc(centre + wide + 0.5));
     const weights = [];
-    for (let x = first; x < last; x++) weights.push(Math.max(0, 1 - Math.abs((x - centre + 0.5) / wide)));
+    for (let x = first; x < last; x++) weights.push(filter.at((x - centre + 0.5) / narrow));
     const sum = weights.reduce((a, b) => a + b, 0);
     all.push({first, weights: weights.map((weight) => weight / sum)});
   }
@@ -49,9 +59,10 @@ function taps(size, out) {
 }
 
 // A plane of h rows of w numbers, resized to side x side; in whole numbers as Pillow counts, or not at all rounded
-function resized(plane, w, h, side, whole) {
+function resized(plane, w, h, side, whole, filter) {
   const one = 1 << 22;
-  const count = (tap) => (whole ? tap.weights.map((weight) => Math.floor(0.5 + weight * one)) : tap.weights);
+  const rounded = (weight) => Math.trunc(weight * one + (weight < 0 ? -0.5 : 0.5));
+  const count = (tap) => (whole ? tap.weights.map(rounded) : tap.weights);
   const made = (sum) => (whole ? Math.min(255, Math.max(0, Math.floor((sum + one / 2) / one))) : sum);
   const pass = (from, width, height, all, step, line, out, outStep, outLine) => {
     all.forEach((tap, i) => {
@@ -66,11 +77,11 @@ function resized(plane, w, h, side, whole) {
   };
   let now = plane, width = w;
   if (w !== side) {
-    now = pass(plane, w, h, taps(w, side), 1, w, new Float64Array(side * h), 1, side);
+    now = pass(plane, w, h, taps(w, side, filter), 1, w, new Float64Array(side * h), 1, side);
     width = side;
   }
   if (h === side) return now;
-  return pass(now, h, width, taps(h, side), width, 1, new Float64Array(width * side), width, 1);
+  return pass(now, h, width, taps(h, side, filter), width, 1, new Float64Array(width * side), width, 1);
 }
 
 function planesOf(pixels, grey) {
@@ -96,7 +107,8 @@ function seen(source, width, height, how) {
   context.drawImage(source, -Math.floor((width - side) / 2), -Math.floor((height - side) / 2));
   const size = how.image_size ?? how.resolution;
   const pixels = context.getImageData(0, 0, side, side).data;
-  return planesOf(pixels, how.channels === 1).map((plane) => resized(plane, side, side, size, true));
+  const filter = how.interpolation === "bicubic" ? CUBIC : TRIANGLE;
+  return planesOf(pixels, how.channels === 1).map((plane) => resized(plane, side, side, size, true, filter));
 }
 
 function inputOf(planes, how) {
@@ -104,7 +116,7 @@ function inputOf(planes, how) {
   const values = new Float32Array(planes.length * out * out);
   planes.forEach((plane, c) => {
     const normal = plane.map((pixel) => (pixel / 255 - how.mean[c]) / how.std[c]);
-    values.set(size === out ? normal : resized(normal, size, size, out, false), c * out * out);
+    values.set(size === out ? normal : resized(normal, size, size, out, false, TRIANGLE), c * out * out);
   });
   return new ort.Tensor("float32", values, [1, planes.length, out, out]);
 }

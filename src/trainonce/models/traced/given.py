@@ -5,11 +5,12 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trainonce.data.picture import Interpolation
 from trainonce.errors import UserError
 from trainonce.extras import try_import
 from trainonce.models.weights import check_weights, is_counter, read_weights
@@ -33,6 +34,8 @@ class GivenNetwork:
     """Of pixels in 0..1, one for each channel."""
     std: tuple[float, ...] | None = None
     """Of pixels in 0..1, one for each channel."""
+    interpolation: Interpolation | None = None
+    """How its images were resized; None where the configuration does not say, or names a way that there is not."""
 
 
 def network_named(name: str, weights: str | Path | None = None, *, seed: int = 0) -> GivenNetwork:
@@ -40,7 +43,7 @@ def network_named(name: str, weights: str | Path | None = None, *, seed: int = 0
 
     It is timm:NAME, torchvision:NAME, or a function that takes nothing and gives the network: package.module:function.
     Networks of the libraries have weights drawn from `seed` without a file: nothing is fetched. Of a function's network
-    its attribute `pretrained_cfg`, if it has one, says what timm's say: input_size, mean, std.
+    its attribute `pretrained_cfg`, if it has one, says what timm's say: input_size, mean, std, interpolation.
     Raises `UserError` for a name that is none, an extra that is missing, and weights that do not fit.
     """
     library, _, rest = name.partition(":")
@@ -95,8 +98,9 @@ def _refuse_unknown(name: str, known: Iterable[str], library: str) -> None:
 
 
 def _of_timm(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: tuple(configuration[key]) for key in ("mean", "std") if configuration.get(key)}
-    size = configuration.get("input_size")
+    found: dict[str, Any] = {key: tuple(configuration[key]) for key in ("mean", "std") if configuration.get(key)}
+    size, how = configuration.get("input_size"), configuration.get("interpolation")
+    found |= {"interpolation": how} if how in get_args(Interpolation) else {}
     return found | ({"image_size": int(size[-1])} if size else {})
 
 
@@ -105,6 +109,7 @@ def _of_torchvision(transforms: Any) -> dict[str, Any]:
         "mean": tuple(transforms.mean),
         "std": tuple(transforms.std),
         "image_size": int(transforms.crop_size[0]),
+        **({"interpolation": how} if (how := transforms.interpolation.value) in get_args(Interpolation) else {}),
     }
 
 
