@@ -6,7 +6,7 @@
 # make fuzz    damages files of every kind at random and counts what is believed: make fuzz DAMAGES=1000000 SEED=7 (hours)
 # make test-browser   the report in a headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make test-lowest    the story with the lowest versions allowed of what is needed (in an environment of its own)
-# make test-export    exports that need OpenVINO, ExecuTorch, LiteRT, ncnn or TFLite Micro (installs them: 490 MB)
+# make test-export    exports that need OpenVINO, ExecuTorch, Core ML, LiteRT, ncnn or TFLite Micro (installs them: 490 MB)
 # make bench   speed against the plain way (about ten minutes, on a machine that does nothing else)
 
 PYTHON ?= python3
@@ -67,7 +67,7 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -q -o filterwarnings=default tests/test_lowest.py tests/pipeline/test_hub.py
 
 test-export: $(INSTALLED)
-	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,openvino,executorch,litert,ncnn,tflite-micro]'
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,openvino,executorch,coreml,litert,ncnn,tflite-micro]'
 	python -m pytest -q -m export
 
 bench: $(INSTALLED)

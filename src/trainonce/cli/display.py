@@ -299,7 +299,7 @@ def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Tabl
             f"{one.file_bytes / 1e3:,.0f}",
             f"{one.ram_bytes / 1e3:,.0f}{'' if one.ram_measured else '~'}",
             ms,
-            "passed",
+            "passed" if one.ran else "not run",
         )
     for name in failed:
         table.add_row(name, *["-"] * 8, "failed")
@@ -317,6 +317,8 @@ def shipped_sentences(shipped: Sequence[Shipped]) -> Iterator[str]:
         yield "~ what the activations take that are live at once; no runtime was asked."
     if any(one.latency_table is None for one in shipped):
         yield "* measured on this machine, not on the device: a latency table says that (docs/latency.md)."
+    if not all(one.ran for one in shipped):
+        yield "not run: its runtime is not here, so nobody saw the file compute; test is that of the network."
     for one in shipped:
         yield f"{one.name}: {one.verdict}."
 

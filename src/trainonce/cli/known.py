@@ -22,7 +22,7 @@ STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab
 RESOURCES = ("macs", "params", "latency", "memory", "size")  # search.resources.NAMES
 TARGETS = (  # export.TARGETS
     *("onnx", "onnx-fp16", "onnx-int8", "openvino", "openvino-int8", "executorch", "executorch-int8"),
-    *("litert", "litert-fp16", "litert-int8", "ncnn", "ncnn-fp16", "tflite-micro", "torch"),
+    *("litert", "litert-fp16", "litert-int8", "ncnn", "ncnn-fp16", "tflite-micro", "coreml", "torch"),
 )
 RUNTIMES = ("onnxruntime", "torch", "openvino", "litert", "litert-int8", "ncnn")  # latency.RUNTIMES
 LOCAL = "local"  # parallel.fan_out.LOCAL

@@ -7,7 +7,18 @@ their certificate.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trainonce.export import executorch, float16, int8, litert, ncnn, onnx, openvino, tflite_micro, torch_export
+from trainonce.export import (
+    coreml,
+    executorch,
+    float16,
+    int8,
+    litert,
+    ncnn,
+    onnx,
+    openvino,
+    tflite_micro,
+    torch_export,
+)
 from trainonce.export.description import FileDescription, Opened, Precision, Written
 from trainonce.export.reference import Reference
 
@@ -31,7 +42,11 @@ class Target:
     precision: Precision = "float32"
     """The numbers it computes in."""
     describe: Callable[[Mapping[str, bytes], str], FileDescription] | None = None
-    """For files from disk that may not be opened, since that could unpickle: their description, read without."""
+    """For files from disk that are not opened: their description, read without."""
+    runs_here: bool = True
+    """Whether there is a runtime that computes its files here; where not, no certificate says that they passed."""
+    not_opened: str = "a .pt2 from disk is not opened, since that could unpickle; its hashes are the recorded ones"
+    """What certificates say of files that are not opened."""
 
 
 TARGETS: dict[str, Target] = {
@@ -148,6 +163,17 @@ TARGETS: dict[str, Target] = {
             write=lambda reference, max_loss: tflite_micro.write_tflite_micro(reference, max_loss=max_loss),
             open=tflite_micro.open_tflite_micro,
             precision="int8",
+        ),
+        Target(
+            name="coreml",
+            about="Core ML for Apple's systems, float32, one image a call; not run here",
+            extras=("coreml",),
+            files=(coreml.FILE,),
+            write=lambda reference, _: coreml.write_coreml(reference),
+            open=coreml.open_coreml,
+            describe=coreml.description_in,
+            runs_here=False,
+            not_opened=coreml.NOT_RUN,
         ),
         Target(
             name="torch",

@@ -14,6 +14,7 @@ from trainonce.export.description import Opened, Quantised, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
 from trainonce.latency import time_ms
+from trainonce.nn.fast import fastest_layout
 from trainonce.run.directory import provenance
 from trainonce.settings import JsonObject, Number, Record, Whole
 
@@ -29,6 +30,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "executorch",
+    "coremltools",
     "ai-edge-litert",
     "ncnn",
     "pnnx",
@@ -68,7 +70,8 @@ class Certificate(Record):
     format: str
     target: str
     precision: str
-    passed: bool
+    passed: bool | None
+    """None where nothing is wrong, but the file's runtime is not here: whether it is the same network was not seen."""
     verdict: str
     """The outcome in a sentence."""
     architecture: str
@@ -105,7 +108,8 @@ class ReferenceLogits:
     @classmethod
     def of(cls, reference: Reference) -> "ReferenceLogits":
         """Compute them. Raises `UserError` where the subnet itself gives numbers that are not finite."""
-        extracted = reference.logits(reference.network)
+        layout = fastest_layout(reference.network)
+        extracted = reference.logits(reference.network, layout=layout)
         if not all(logits.isfinite().all() for logits in extracted if logits is not None):
             raise UserError(
                 f"{reference.path} gives logits that are not finite: there is nothing to compare a file with"
@@ -113,7 +117,7 @@ class ReferenceLogits:
         return cls(
             reference=reference,
             extracted=extracted,
-            supernet=None if reference.supernet is None else reference.logits(reference.supernet),
+            supernet=None if reference.supernet is None else reference.logits(reference.supernet, layout=layout),
         )
 
 
@@ -126,12 +130,13 @@ def certify(
     files: Mapping[str, bytes],
     details: Quantised,
     max_loss: float,
+    runs_here: bool = True,
     not_opened: str = "",
 ) -> Certificate:
     """Compare an exported file with the networks that it was made from.
 
     `max_loss` is how many points of top-1 a float16 or int8 file may lose. Without `opened` only what does not need
-    the file's computing is said, and `not_opened` says why.
+    the file's computing is said, and `not_opened` says why; it is not said to pass where its target never `runs_here`.
     """
     reference = expected.reference
     supernet = f"not compared: {reference.no_supernet}"
@@ -150,7 +155,7 @@ def certify(
         format=FORMAT,
         target=target,
         precision=precision,
-        passed=not verdict,
+        passed=False if verdict else True if runs_here else None,
         verdict=verdict
         or _in_words(above, below) + ("" if precision == "float32" else _loss_in_words(top1, precision)),
         architecture=reference.file.architecture,

@@ -44,15 +44,16 @@ def export_subnet(
             for name, content in written.files.items():
                 write_synced(partial / name, content)
             opened = _opened(target, partial, written.files)
-            on_part(f"{target.name}: computing the file on {expected.reference.counted()}, and timing it")
+            if opened is not None:
+                on_part(f"{target.name}: computing the file on {expected.reference.counted()}, and timing it")
             certificate = _certified(expected, target, opened, written.files, written.details, max_loss)
             write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
-            put_in_place(partial, place if certificate.passed else failed)
-            if certificate.passed:
+            put_in_place(partial, failed if certificate.passed is False else place)
+            if certificate.passed is not False:
                 shutil.rmtree(failed, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write {place}: {error.strerror or error}") from error
-    if not certificate.passed:
+    if certificate.passed is False:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {failed}, not to be used")
     return place, certificate
 
@@ -85,7 +86,7 @@ def check_export(
         _refuse_uncertified(recorded, expected.reference, place)
     _refuse_another(described, expected.reference, target, place)
     certificate = _certified(expected, target, opened, files, recorded.details, max_loss)
-    if not certificate.passed:
+    if certificate.passed is False:
         raise RunError(f"{target.name}: {certificate.verdict}. The files are in {place}")
     return place, certificate
 
@@ -118,15 +119,20 @@ def _refuse_uncertified(recorded: Certificate, reference: Reference, place: Path
         raise UserError(f"{place} is of another subnet than {reference.path}: its certificate names other weights")
     if recorded.description not in (None, reference.file.of_subnet()):  # early ones have none
         raise UserError(f"{place} is of another subnet than {reference.path}: its certificate describes another")
-    if not recorded.passed:
+    if recorded.passed is False:
         raise UserError(f"{place} did not pass when it was made: {recorded.verdict}")
 
 
-def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened:
-    """Open what is on disk, which must be what was made: that is also why opening it cannot run foreign code."""
+def _opened(target: Target, folder: Path, made: Mapping[str, bytes]) -> Opened | None:
+    """Open what is on disk, which must be what was made: that is also why opening it cannot run foreign code.
+
+    None where no runtime computes it here.
+    """
     files = {name: (folder / name).read_bytes() for name in made}
     if files != made:
         raise RunError(f"the disk gives back other bytes than were written to {folder}")
+    if not target.runs_here:
+        return None
     return target.open(files, torch.get_num_threads(), str(folder / target.files[0]))
 
 
@@ -146,5 +152,6 @@ def _certified(
         files=files,
         details=details,
         max_loss=max_loss,
-        not_opened="a .pt2 from disk is not opened, since that could unpickle; its hashes are the recorded ones",
+        runs_here=target.runs_here,
+        not_opened=target.not_opened,
     )

@@ -9,6 +9,7 @@ MODULES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
     "executorch": ("executorch",),
+    "coreml": ("coremltools",),
     "litert": ("ai_edge_litert", "flatbuffers"),
     "ncnn": ("ncnn", "pnnx"),
     "tflite-micro": ("tflite_micro",),

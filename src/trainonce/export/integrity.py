@@ -82,7 +82,7 @@ def _carried(path: Path, files: Mapping[str, bytes]) -> bool | None:
     match path.suffix:
         case ".onnx":
             return onnx.SEAL.holds(content)
-        case ".pt2":
+        case ".pt2" | ".zip":
             return torch_export.is_whole(content)
         case ".xml":
             return openvino.SEAL.holds(content, other or b"")

@@ -73,12 +73,18 @@ class Reference:
             yield resize(x_BCHW, self.file.preprocessing.resolution)
 
     @torch.inference_mode()
-    def logits(self, run: Run) -> tuple[Tensor, Tensor | None]:
-        """The logits of the random images, and of the whole test split where there is one."""
+    def logits(
+        self, run: Run, *, layout: torch.memory_format = torch.contiguous_format
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits of the random images, and of the whole test split where there is one.
+
+        `layout` is how the test images lie in memory; the random ones lie as a served network gets them.
+        """
         random_NK = run(self.random_BCHW)
         if self.data is None:
             return random_NK, None
-        return random_NK, torch.cat([run(x_BCHW) for x_BCHW in self.inputs(self.data.test)])
+        images = self.inputs(self.data.test)
+        return random_NK, torch.cat([run(x_BCHW.contiguous(memory_format=layout)) for x_BCHW in images])
 
 
 def read_reference(

@@ -42,10 +42,10 @@ def write_torch_export(program: ExportedProgram, description: FileDescription) -
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files={NOTE: description.to_text()})
-    return Written(files={FILE: _sealed(buffer.getvalue())})
+    return Written(files={FILE: sealed_archive(buffer.getvalue())})
 
 
-def _sealed(archive: bytes) -> bytes:
+def sealed_archive(archive: bytes) -> bytes:
     """A zip archive without a comment, sealed by one."""
     assert archive.endswith(b"\0\0")
     length = len(SEAL.head) + DIGITS

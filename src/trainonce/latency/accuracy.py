@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field
-from scipy import stats
 
 from trainonce.settings import Settings
 
@@ -37,6 +36,8 @@ class PredictionError(Settings):
     @classmethod
     def of(cls, predicted: Sequence[float], measured: Sequence[float]) -> Self:
         """Compare predictions with measurements, in the same order, both in milliseconds and above 0."""
+        from scipy import stats  # a second of importing, which timing alone need not wait for
+
         errors = _relative(predicted, measured)
         factor = statistics.median(m / max(p, SHORTEST_MS) for p, m in zip(predicted, measured, strict=True))
         distinct = min(len(set(predicted)), len(set(measured))) > 1

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, nnls
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +37,8 @@ def part_times(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np
 
 def _near(line: Floats, counts: Floats, measured: Floats, trust: float) -> Floats:
     """The times that minimise the squared relative errors of networks plus `trust` times those of parts to the line."""
+    from scipy.optimize import nnls
+
     scale = line + 0.3 * line.mean()  # so that parts of no time on the line may have some
     pull = np.sqrt(trust) / scale
     rows = np.concatenate([counts / measured[:, None], np.diag(pull)])
@@ -47,6 +48,8 @@ def _near(line: Floats, counts: Floats, measured: Floats, trust: float) -> Float
 
 def _line(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np.bool_]) -> Floats:
     """`slope * alone + offset` that explains the networks best, with offsets for blocks and for ends; none below 0."""
+    from scipy.optimize import lsq_linear
+
     columns = np.stack([counts @ alone, counts @ ~ends, counts @ ends], axis=1) / measured[:, None]
     slope, of_blocks, of_ends = lsq_linear(columns, np.ones(len(measured)), bounds=([0, -np.inf, -np.inf], np.inf)).x
     line: Floats = np.maximum(slope * alone + np.where(ends, of_ends, of_blocks), 0)

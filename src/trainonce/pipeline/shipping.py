@@ -93,6 +93,8 @@ class Shipped(Record):
     latency_table: str | None
     """The table; None where it was measured here."""
     certificate: str
+    ran: bool = True
+    """Whether the file was computed by its runtime; where that is not here, top-1 on test is the network's."""
     verdict: str
     seconds: Number
 
@@ -371,7 +373,7 @@ class _Work:
         except UserError:
             return False
         same = certificate.architecture == description.architecture == known.arch
-        return same and certificate.passed and checked.state == "whole"
+        return same and certificate.passed is not False and checked.state == "whole"
 
     def _search(self, device: Device, most: Mapping[str, Amount], *, dry_run: bool = False) -> Searched:
         """Search within a budget. Random search has no part in it: what it would find is not handed over alone."""
@@ -450,7 +452,8 @@ class _Work:
     def _shipped(self, device: Device, taken: Extracted, made: Exported, score: Score, seconds: float) -> Shipped:
         certificate, details = made.certificate, made.certificate.details
         spec, width = spec_of(read_subnet(self.out / device.name)[0]), BYTES_PER_VALUE[device.numbers]
-        top1 = certificate.top1["exported"]
+        ran = certificate.passed is not None
+        top1 = certificate.top1["exported" if ran else "extracted"]
         if isinstance(top1, str):
             raise RunError(f"the file's top-1 on the test split is {top1}")
         table = table_at(self.run, device.latency)
@@ -477,6 +480,7 @@ class _Work:
             else LatencyTable.read(table).predict_ms(spec),
             "latency_table": None if table is None else str(table),
             "certificate": str((made.place / CERTIFICATE).relative_to(self.out)),
+            "ran": ran,
             "verdict": certificate.verdict,
             "seconds": seconds,
         }

@@ -25,7 +25,7 @@ from trainonce.subnets.directory import CONFIG, MODEL, WEIGHTS
 
 State = Literal["whole", "unchecked", "foreign", "damaged"]
 
-EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin", ".param", ".tflite"}
+EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin", ".param", ".tflite", ".zip"}
 DOCUMENTS = {
     "run.json",
     "baseline.json",
