@@ -25,7 +25,7 @@ from trainonce.subnets.directory import CONFIG, MODEL, WEIGHTS
 
 State = Literal["whole", "unchecked", "foreign", "damaged"]
 
-EXPORTED = {".onnx", ".pt2", ".pte", ".xml", ".bin", ".param", ".tflite", ".zip"}
+EXPORTED = (".onnx", ".pt2", ".pte", ".xml", ".bin", ".param", ".tflite", ".mlpackage.zip")
 DOCUMENTS = {
     "run.json",
     "baseline.json",
@@ -142,7 +142,7 @@ def _file(path: Path) -> Finding:
     if (path.parent / "MANIFEST").exists():
         return _judged(path, lambda: checkpoint.load(path.parent))
     programs = PARTNERS[".json"] if path.suffix == ".json" else ()
-    if path.suffix in EXPORTED or any(path.with_suffix(suffix).exists() for suffix in programs):
+    if path.name.endswith(EXPORTED) or any(path.with_suffix(suffix).exists() for suffix in programs):
         return _exported(path)
     if path.name == "exposure.npz":
         return _judged(path, lambda: ExposureTable.read(path))
