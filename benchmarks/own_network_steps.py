@@ -4,9 +4,9 @@
 
 For each network the ratio of CPU seconds (process time, the least of six each, by turns) of a step, forward and
 backward, of the supernet at an architecture to one of the network extracted for it; and of the largest subnet to the
-network's own classes. Channels are as they come, then ordered. Then the peak of memory (resident, beyond what the process has
-once everything is imported) of twelve steps by SGD with momentum: in a process of its own the network in its own classes, and
-in another the supernet, at its largest subnet and at random ones by turns.
+network's own classes. Channels are as they come, then ordered. Then the peak of memory of twelve steps by SGD with
+momentum (resident, beyond what the process had before the first, and the weights): in a process of its own the network
+in its own classes, and in another the supernet, at its largest subnet and at random ones by turns.
 """
 
 import multiprocessing
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +49,14 @@ def resident_mb(*, peak: bool) -> float:
     """Memory of this process now, or the most that it has had, in MB."""
     if peak:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 1e6
 
 
 def memory_mb(name: str, *, elastically: bool) -> float:
     """What twelve steps of a network take at their peak, weights included."""
     model, rng = built(name, "timm").train(), random.Random(0)
     x_BCHW = torch.randn(4 * IMAGES, 3, 2 * SIDE, 2 * SIDE)
-    weights = sum(tensor.numel() * 4 for tensor in model.state_dict().values()) / 1e6
+    weights: float = sum(tensor.numel() * 4 for tensor in model.state_dict().values()) / 1e6
     net = elastic(model, x_BCHW[:2]).train() if elastically else None
     before = resident_mb(peak=False)
     network = net or model
