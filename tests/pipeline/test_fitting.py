@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
-from trainonce.pipeline.fitting import FitRecord, FitSettings, Fitted, Watch, fit_supernet, planned_recipe
+from trainonce.pipeline.fitting import (
+    FitRecord,
+    FitSettings,
+    Fitted,
+    Watch,
+    fit_supernet,
+    planned_recipe,
+    smaller_ones_as_good,
+)
 from trainonce.pipeline.fitting_images import fit
 from trainonce.pipeline.pace import Pace
 from trainonce.pipeline.verifying import verify
@@ -103,6 +112,17 @@ def test_the_one_chosen_is_the_best_scored_of_its_size(
         within = [line for line in run.population() if 0.85 * top <= line.macs <= top]
         assert one.candidates == len(within)
         assert max(line.top1 for line in within) == one.before.top1
+
+
+def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
+    def having(macs: int, top1: float) -> Fitted:
+        first = whole[1][0]
+        return first.model_copy(update={"macs": macs, "after": replace(first.after, top1=top1)})
+
+    a, b, c, d = having(4, 70.0), having(2, 70.0), having(3, 71.0), having(5, 72.0)
+    assert smaller_ones_as_good([a, b, c, d]) == [(a, c)]
+    assert smaller_ones_as_good([b, a]) == [(a, b)]
+    assert smaller_ones_as_good([b, c, d]) == smaller_ones_as_good([d]) == []
 
 
 def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:

@@ -188,7 +188,7 @@ def _say_folds(done: FittedDevices) -> None:
 
 
 def _say(done: FittedDevices) -> None:
-    from trainonce.pipeline.fitting import name_of
+    from trainonce.pipeline.fitting import name_of, smaller_ones_as_good
 
     fitted, run = done.devices, done.plan.run
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
@@ -203,6 +203,11 @@ def _say(done: FittedDevices) -> None:
     display.out.print(
         f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."
     )
+    for one, smaller in smaller_ones_as_good(fitted):
+        display.out.print(
+            f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "
+            f"{name_of(one.max_macs)}'s {one.after.top1:.2f}%: the smaller one fits there too."
+        )
     display.say_baseline(run.baseline(), max(one.after.top1 for one in fitted))
     display.out.print(
         f"The networks are in {run.subnets}/{first.name} and so on; their README.md says how to load them."

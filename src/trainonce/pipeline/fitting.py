@@ -107,6 +107,16 @@ class Fitted(Settings):
     """On the test split, class by class."""
 
 
+def smaller_ones_as_good(fitted: Sequence[Fitted]) -> list[tuple[Fitted, Fitted]]:
+    """The networks to which one of fewer MACs is equal or superior on validate, each with the best of those."""
+    found = []
+    for one in fitted:
+        smaller = [other for other in fitted if other.macs < one.macs and other.after.top1 >= one.after.top1]
+        if smaller:
+            found.append((one, max(smaller, key=lambda other: (other.after.top1, -other.macs))))
+    return found
+
+
 @final
 class FitRecord(Settings):
     """What `fit.json` holds."""
