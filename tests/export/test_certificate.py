@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from tests.support.changed_run import configured
 from tests.support.made_up import replaced, sealed, shifted
 
+from trainonce.cli.export import _say_certificate
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
 from trainonce.export import TARGETS, certificate, compare
@@ -25,6 +26,7 @@ from trainonce.export.description import Opened, Precision, Quantised
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
 from trainonce.export.reference import read_reference
+from trainonce.pipeline.exporting import Exported
 from trainonce.records import read_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
@@ -381,3 +383,20 @@ def test_int8_is_not_certified_without_images(exported: Export, tmp_path: Path) 
 def test_slow_networks_are_timed_in_fewer_rounds(once_s: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "LATENCY_ROUNDS", 50)
     assert certificate._rounds(once_s) == rounds
+
+
+def test_times_beside_other_work_are_said_to_be_so(
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In certificate.json and on the terminal; those of a quiet machine are shown as they are."""
+    for drift, quiet in (([1.25, 0.9], False), ([1.02, 0.98], True)):
+        monkeypatch.setattr(certificate, "time_and_drift", lambda *_, drift=drift, **__: ([3.0, 2.0], drift))
+        place, made = export_subnet(exported(0).expected, TARGETS["onnx"], tmp_path)
+        said = written(place)["latency_ms"]
+        assert (said["drift"], said["quiet"], said["exported"]) == (drift, quiet, 2.0)
+        _say_certificate(Exported(target=TARGETS["onnx"], place=place, certificate=made))
+        shown = " ".join(capsys.readouterr().out.split())
+        busy = (
+            "pace went from 0.90 to 1.25 times its usual time meanwhile: it was not quiet, so these times are not to be"
+        )
+        assert (busy in shown) is not quiet

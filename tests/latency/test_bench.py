@@ -2,11 +2,12 @@
 
 import gc
 import os
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from trainonce.latency.bench import pinned, time_ms
+from trainonce.latency.bench import pinned, time_and_drift, time_ms, was_quiet
 from trainonce.latency.runtimes import torch_threads
 
 
@@ -86,3 +87,22 @@ def test_pinned_holds_this_thread_to_the_last_cores() -> None:
     assert os.sched_getaffinity(0) == before
     with pinned(len(before) + 1):
         assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize(("slower", "quiet"), [(1.0, True), (1.05, True), (1.5, False)])
+def test_that_other_work_ran_beside_is_known_and_taken_out(slower: float, quiet: bool) -> None:
+    """Of five measurements the last is slower as a whole, which is the machine's pace and no call's."""
+    clock = Clock()
+
+    def cost(seconds: float) -> None:
+        clock.now += seconds
+        clock.calls.append("")
+
+    def timer(calls: Sequence[Callable[[], object]], *, rounds: int, warm_up: int) -> list[float]:
+        factor = slower if len(clock.calls) >= 4 * (2 * 4 * 10) + 2 * 2 * 4 else 1.0
+        return [factor * ms for ms in time_ms(calls, rounds=rounds, warm_up=warm_up, clock=clock)]
+
+    times, drift = time_and_drift([lambda: cost(0.002), lambda: cost(0.004)], rounds=50, timer=timer)
+    assert times == pytest.approx([2.0, 4.0])
+    assert drift == pytest.approx([slower, 1.0])
+    assert was_quiet(drift) is quiet

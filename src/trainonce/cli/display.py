@@ -283,6 +283,12 @@ def print_wide(table: Table) -> None:
         out.width = before
 
 
+def not_quiet(drift: Sequence[float]) -> str:
+    """That a machine was busy while it was measured, by its slowest and fastest pace: how a sentence begins."""
+    slow, fast = drift
+    return f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile: it was not quiet"
+
+
 def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Table:
     """What each device got; those that failed are named below."""
     columns = ("M MACs", "validate", "test", "95% interval", "KB file", "KB RAM", "ms", "certificate")

@@ -125,6 +125,8 @@ def _say_certificate(one: Exported) -> None:
     exported, extracted = certificate.latency_ms.exported, certificate.latency_ms.extracted
     if exported is not None:
         lines.append(f"{size / 1e6:.2f} MB; one image takes {exported:.3g} ms, {extracted:.3g} with torch here.")
+    if certificate.latency_ms.quiet is False:
+        lines.append(f"{display.not_quiet(certificate.latency_ms.drift)}, so these times are not to be quoted.")
     kept = certificate.details.kept_in_float32
     if kept:
         lines.append(f"Left in float32, because int8 there costs most: {', '.join(kept)}.")

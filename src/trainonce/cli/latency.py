@@ -226,14 +226,12 @@ def check(
 
 
 def _say_error(table: LatencyTable) -> None:
+    from trainonce.latency import was_quiet
+
     display.out.print(f"On subnets it was not made from: {table.error}.")
     display.out.print(f"The same measured twice: {table.repeat}. No table can do much better here.")
-    slow, fast = table.drift
-    if slow / fast > 1.1:
-        display.out.print(
-            f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile: it was not quiet, "
-            "and the table would be better made when it is."
-        )
+    if not was_quiet(table.drift):
+        display.out.print(f"{display.not_quiet(table.drift)}, and the table would be better made when it is.")
 
 
 def _parts(table: LatencyTable) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trainonce.errors import UserError
@@ -13,7 +14,8 @@ from trainonce.export.compare import FLOAT16_TOLERANCE, TOLERANCE, LogitComparis
 from trainonce.export.description import Opened, Quantised, Run
 from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
-from trainonce.latency import time_ms
+from trainonce.latency import time_and_drift, time_ms, was_quiet
+from trainonce.latency.bench import TURNS
 from trainonce.nn.fast import fastest_layout
 from trainonce.run.directory import provenance
 from trainonce.settings import JsonObject, Number, Record, Whole
@@ -62,6 +64,10 @@ class ExportTimes(Record):
     batch: Whole | None = None
     rounds: Whole | None = None
     threads: Whole | None = None
+    drift: list[Number] = Field(default_factory=list)
+    """The machine's slowest and fastest pace meanwhile, as factors of its usual one; taken out, as from a table."""
+    quiet: bool | None = None
+    """Whether they are near each other; where not, other work ran beside, and these times are not to be quoted."""
 
 
 class Certificate(Record):
@@ -284,9 +290,16 @@ def _latency(reference: Reference, run: Run) -> ExportTimes:
 
     calls = [extracted, lambda: run(one_1CHW)]
     rounds = _rounds(1e-3 * sum(time_ms(calls, rounds=1, repeats=1, warm_up=1)))
-    torch_ms, exported_ms = time_ms(calls, rounds=rounds)
+    rounds -= rounds % TURNS
+    (torch_ms, exported_ms), drift = time_and_drift(calls, rounds=rounds)
     return ExportTimes(
-        extracted=torch_ms, exported=exported_ms, batch=1, rounds=rounds, threads=torch.get_num_threads()
+        extracted=torch_ms,
+        exported=exported_ms,
+        batch=1,
+        rounds=rounds,
+        threads=torch.get_num_threads(),
+        drift=drift,
+        quiet=was_quiet(drift),
     )
 
 

@@ -127,6 +127,32 @@ def pinned(threads: int) -> Iterator[None]:
             os.sched_setaffinity(0, allowed)
 
 
+QUIET = 1.1
+"""How many times its fastest pace a machine's slowest may be before its figures are said to be of a busy one."""
+TURNS = 5
+"""How many times the pace is looked at while a few calls are timed."""
+
+
+def was_quiet(drift: Sequence[float]) -> bool:
+    """Whether a machine of this slowest and fastest pace was quiet, by `QUIET`."""
+    slow, fast = drift
+    return slow <= QUIET * fast
+
+
+def time_and_drift(calls: Sequence[Call], *, rounds: int, timer: Timer = time_ms) -> tuple[list[float], list[float]]:
+    """The milliseconds of a few calls, and the machine's slowest and fastest pace meanwhile, by these calls themselves.
+
+    There are `TURNS` measurements, of a part of the `rounds` each; what one is slower as a whole is the machine's pace,
+    as between the groups of a table, and is taken out before their median.
+    """
+    groups = []
+    for turn in range(TURNS):
+        times = timer(calls, rounds=max(1, rounds // TURNS), warm_up=0 if turn else 2)
+        groups.append({"ms": times, "anchors": times})
+    measured, drift = without_drift(groups)
+    return np.median(measured.reshape(TURNS, len(calls)), axis=0).tolist(), list(drift)
+
+
 def without_drift(groups: Sequence[Mapping[str, Any]]) -> tuple[Any, tuple[float, float]]:
     """The networks' milliseconds at the machine's usual pace, and its slowest and fastest pace as factors of that.
 
