@@ -50,10 +50,12 @@ class Residuals:
     """The branch that each stage itself lies in."""
     streams: frozenset[int]
     """The axes of streams: of all sums of what is computed and what goes around it or is computed beside it."""
+    kept: Mapping[str, str]
+    """Why the branches of a stage that was passed over stay, by its last sum."""
 
 
 def find_residuals(found: Analysis) -> Residuals:
-    """The branches that can be left out. A stage whose lines others need too is passed over."""
+    """The branches that can be left out. A stage is passed over where others need what is in its branches."""
     behind = _ancestors(found.spec.lines)
     computing = sum(1 << at for at, line in enumerate(found.spec.lines) if line.op in COMPUTING)
     streams: set[int] = set()
@@ -68,12 +70,15 @@ def find_residuals(found: Analysis) -> Residuals:
     stages: list[Stage] = []
     homes: dict[str, Home] = {}
     outer: list[Home | None] = []
+    passed: dict[str, str] = {}
     for residuals in by_stream.values():
         tried = [*stages, Stage(tuple(residuals))]
         belonging = _homes(found, tried)
-        if belonging is not None:
+        if isinstance(belonging, str):
+            passed[residuals[-1].out] = belonging
+        else:
             stages, (homes, outer) = tried, belonging
-    return Residuals(tuple(stages), homes, tuple(outer), frozenset(streams))
+    return Residuals(tuple(stages), homes, tuple(outer), frozenset(streams), passed)
 
 
 def without(lines: Sequence[Line], output: str, instead: Mapping[str, str]) -> tuple[list[Line], str]:
@@ -122,8 +127,8 @@ def _around(found: Analysis, line: Line, behind: Mapping[str, int], computing: i
     return one if common == behind[one] else other if common == behind[other] else ""
 
 
-def _homes(found: Analysis, stages: Sequence[Stage]) -> tuple[dict[str, Home], list[Home | None]] | None:
-    """Where each line and each stage belongs; None where something belongs to more than one branch."""
+def _homes(found: Analysis, stages: Sequence[Stage]) -> tuple[dict[str, Home], list[Home | None]] | str:
+    """Where each line and each stage belongs; what belongs to more than one branch, in words, where something does."""
     spec = found.spec
     names = {line.out for line in spec.lines}
     gone: list[tuple[Home, set[str]]] = []
@@ -139,15 +144,22 @@ def _homes(found: Analysis, stages: Sequence[Stage]) -> tuple[dict[str, Home], l
     everything = {out: around for stage in stages for out, around in stage.left_out(0).items()}
     kept, _ = without(spec.lines, spec.output, everything)
     if names - {line.out for line in kept} != set(homes):
-        return None
-    if any(len({homes.get(line.out) for line in lines}) > 1 for lines in _readers(spec.lines)):
-        return None
+        return "its branches compute something together"
+    for name, readers in _readers(spec.lines).items():
+        first, *others = [homes.get(line.out) for line in readers]
+        if any(other != first and not _goes_with(other, first) for other in others):
+            return f"{name} is needed in one of its branches and elsewhere"
     sums = [{stage.residuals[number].out for number in range(len(stage.residuals))} for stage in stages]
     outer = [_outer(at, outs, gone) for at, outs in enumerate(sums)]
     return homes, outer
 
 
-def _readers(lines: Iterable[Line]) -> Iterable[list[Line]]:
+def _goes_with(home: Home | None, first: Home | None) -> bool:
+    """Whether a branch is left out before another one of its stage, so that what both need exists as long as that."""
+    return home is not None and first is not None and home.stage == first.stage and home.number > first.number
+
+
+def _readers(lines: Iterable[Line]) -> dict[str, list[Line]]:
     """For each tensor of the network, the lines that read it."""
     lines = list(lines)
     made = {IMAGES, *(line.out for line in lines)}
@@ -157,7 +169,7 @@ def _readers(lines: Iterable[Line]) -> Iterable[list[Line]]:
             readers.setdefault(name, []).append(line)
         if line.op == NORM:
             readers.setdefault(str(line.args[1]), []).append(line)
-    return readers.values()
+    return readers
 
 
 def _outer(at: int, outs: set[str], gone: Sequence[tuple[Home, set[str]]]) -> Home | None:

@@ -18,7 +18,7 @@ class Elastic:
 
 @dataclass(frozen=True)
 class Stays:
-    """Channels that stay, and why; or, without channels, an operation that has no rule."""
+    """Channels that stay, and why; or, without channels, branches that do, or an operation that has no rule."""
 
     name: str
     channels: int | None
@@ -41,10 +41,13 @@ def elastic_rows(net: Traced) -> list[Elastic]:
 
 
 def rigid_rows(net: Traced) -> list[Stays]:
-    """Every axis that matrices make and that stays, then every operation without a rule."""
+    """Every axis that matrices make and that stays, then branches that stay, and every operation without a rule."""
     axes = [Stays(r.name, r.channels, r.reason, _source(net, r.line)) for r in net.layout.rigid]
+    branches = [
+        Stays(f"branches up to {out}", None, why, _source(net, out)) for out, why in net.layout.residuals.kept.items()
+    ]
     unknown = net.layout.found.unknown
-    return axes + [Stays(out, None, reason, _source(net, out)) for out, reason in unknown.items()]
+    return axes + branches + [Stays(out, None, reason, _source(net, out)) for out, reason in unknown.items()]
 
 
 def table(net: Traced) -> str:
