@@ -6,7 +6,10 @@ import pytest
 
 from trainonce.errors import UserError
 from trainonce.export import TARGETS
+from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.pipeline.devices import BUILT_IN, Device, load_device, load_devices
+from trainonce.pipeline.searching import problem_of
+from trainonce.space import derived_rng
 
 
 def written(folder: Path, text: str, name: str = "mine") -> Path:
@@ -34,6 +37,23 @@ def test_those_built_in(name: str) -> None:
     assert device.name == name
     assert device.about
     assert device.target in TARGETS
+
+
+def test_those_built_in_take_different_networks_of_a_small_supernet() -> None:
+    """Of a CIFAR-10 supernet, its largest subnets within each one's limits; the last two have room for all of them."""
+    pytest.importorskip("onnx")
+    settings = MobileNetV3Settings.for_images(image_size=32, in_channels=3, num_classes=10, geometry="light")
+    net, rng = MobileNetV3(settings), derived_rng("devices")
+    archs = [net.space.smallest(), net.space.largest(), *(net.space.sample(rng) for _ in range(150))]
+    largest = {}
+    for name in BUILT_IN:
+        device = load_device(name)
+        problem = problem_of(net, device.budget(), None, target=device.target)
+        within = [arch for arch in archs if problem.feasible(arch)]
+        assert len(within) > 5, f"{name} has too little room"
+        largest[name] = max(within, key=lambda arch: net.cost(arch).macs)
+    assert len(set(largest.values())) == 5
+    assert largest["desktop"] == largest["server"] == net.space.largest()
 
 
 @pytest.mark.parametrize(

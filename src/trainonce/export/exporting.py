@@ -15,7 +15,11 @@ from trainonce.export.description import FileDescription, Opened, Quantised
 from trainonce.export.integrity import judged
 from trainonce.export.reference import Reference
 from trainonce.files import partial_directory, put_in_place, read_bytes, write_atomic, write_synced
+from trainonce.latency import time_ms
 from trainonce.records import to_json
+
+WORTH_SAYING_S = 60
+"""How long computing a file may take without its being said before."""
 
 
 def export_subnet(
@@ -45,7 +49,8 @@ def export_subnet(
                 write_synced(partial / name, content)
             opened = _opened(target, partial, written.files)
             if opened is not None:
-                on_part(f"{target.name}: computing the file on {expected.reference.counted()}, and timing it")
+                takes = _takes(expected.reference, opened)
+                on_part(f"{target.name}: computing the file on {expected.reference.counted()}, and timing it{takes}")
             certificate = _certified(expected, target, opened, written.files, written.details, max_loss)
             write_synced(partial / CERTIFICATE, to_json(certificate.to_json()))
             put_in_place(partial, failed if certificate.passed is False else place)
@@ -103,6 +108,14 @@ def renew(place: str | Path, certificate: Certificate) -> None:
         write_atomic(place / CERTIFICATE, to_json(certificate.to_json()))
     except OSError as error:
         raise RunError(f"cannot write {place / CERTIFICATE}: {error.strerror}") from error
+
+
+def _takes(reference: Reference, opened: Opened) -> str:
+    """About how long the file takes for all images, by one of them, where that is worth saying."""
+    (ms,) = time_ms([lambda: opened.run(reference.random_BCHW[:1])], rounds=1, repeats=1, warm_up=0)
+    images = len(reference.random_BCHW) + (0 if reference.data is None else len(reference.data.test))
+    seconds = 1e-3 * ms * images
+    return f": about {seconds / 60:.0f} min" if seconds > WORTH_SAYING_S else ""
 
 
 def _refuse_another(found: FileDescription, reference: Reference, target: Target, place: Path) -> None:

@@ -84,14 +84,15 @@ def onnx_model(module: nn.Module, shape: tuple[int, ...]) -> Any:
     except (_UntranslatedError, fx.proxy.TraceError):
         return _exported(module, shape)
     value = helper.make_tensor_value_info
+    sizes = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
     with torch.no_grad():
-        out_shape = tuple(module(torch.zeros(shape)).shape)
+        made: Tensor = torch.func.functional_call(module, sizes, (torch.empty(shape, device="meta"),))
     return helper.make_model(
         helper.make_graph(
             graph.nodes,
             "part",
             [value("input", TensorProto.FLOAT, shape)],
-            [value("output", TensorProto.FLOAT, out_shape)],
+            [value("output", TensorProto.FLOAT, tuple(made.shape))],
             graph.initializers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],

@@ -129,9 +129,12 @@ class PartModule(nn.Module):
         return out
 
 
-def part_modules(name: str, spec: PlainSpec) -> list[PartModule]:
-    """The modules, without weights, that a part of a network with these sizes consists of."""
-    part, network = json.loads(name), sized_network(spec)
+def part_modules(name: str, spec: PlainSpec, network: nn.Module | None = None) -> list[PartModule]:
+    """The modules, without weights, that a part of a network with these sizes consists of.
+
+    They are of `network`, or of a new one: `sized_network(spec)`.
+    """
+    part, network = json.loads(name), sized_network(spec) if network is None else network
     image = (spec.in_channels, spec.resolution, spec.resolution)
     if part["part"] == WHOLE:
         return [PartModule(network, image)]

@@ -17,7 +17,7 @@ from trainonce.nn.fusing import fused
 from trainonce.nn.kinds import spec_of, written
 from trainonce.nn.plain_graph import GraphNetwork
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of, numbers_of
+from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.search.resources import table_at
@@ -87,7 +87,7 @@ def extract(
     net, settings = net.to(settled), EvaluateSettings(seed=seed or 0)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
     if arch is None:
-        best = _best(place, net, step, most, latency, numbers_of(target))
+        best = _best(place, net, step, most, latency, target)
         arch = best.arch
         settings = calibration_of(place, best) if seed is None else settings
     elif most or latency or target:
@@ -133,10 +133,10 @@ def _fused(network: nn.Module, arch: Architecture) -> nn.Module:
 
 
 def _best(
-    run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None, numbers: str
+    run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None, target: str | None
 ) -> SubnetScore:
     """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
-    limits = limits_of(net, most, table_at(run, latency), numbers=numbers)
+    limits = limits_of(net, most, table_at(run, latency), target=target)
     lines = newest_lines((line for line in (*run.population(), *run.searched()) if line.step == step), "validate")
     return best_within(
         lines, fits=lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits)

@@ -135,7 +135,7 @@ def search(
     net, step = place.load_supernet()
     table = table_at(place, latency)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
-    problem = problem_of(net, most, table, minimise, numbers=numbers_of(target))
+    problem = problem_of(net, most, table, minimise, target=target)
     feasible = feasible_subnet(problem)
     settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
@@ -270,8 +270,7 @@ def budget(
 def numbers_of(target: str | None) -> str:
     """The numbers that the files of an export target compute in; float32 without one. Raises `UserError` for no target.
 
-    They say what memory and file size are where no runtime has measured them: the activations that are live at once,
-    and the weights, in such numbers (`trainonce.cost.memory`).
+    They say what memory and file size are where no runtime has measured them (`trainonce.search.footprint`).
     """
     if target is None:
         return "float32"
@@ -281,12 +280,16 @@ def numbers_of(target: str | None) -> str:
 
 
 def limits_of(
-    net: Supernet, most: Mapping[str, Amount], table: str | Path | None, *, numbers: str = "float32"
+    net: Supernet, most: Mapping[str, Amount], table: str | Path | None, *, target: str | None = None
 ) -> list[Limit]:
-    """The limits of a budget. Raises `UserError` for what is no quantity, and for a table missing."""
+    """The limits of a budget, for the files of an export target where one is named.
+
+    Raises `UserError` for what is no quantity, no target, and for a table missing.
+    """
+    numbers = numbers_of(target)
     values = {name: quantity(name, str(amount)) for name, amount in most.items()}
     return [
-        Limit(resource=resource_named(name, net, latency_table=table, numbers=numbers), most=value)
+        Limit(resource=resource_named(name, net, latency_table=table, numbers=numbers, target=target), most=value)
         for name, value in values.items()
     ]
 
@@ -304,15 +307,18 @@ def problem_of(
     table: str | Path | None,
     minimise: Sequence[str] = (),
     *,
-    numbers: str = "float32",
+    target: str | None = None,
 ) -> Problem:
     """High top-1 within a budget. Raises `UserError` as `limits_of`, and where `minimise` names a resource twice."""
-    limits = limits_of(net, most, table, numbers=numbers)
+    limits, numbers = limits_of(net, most, table, target=target), numbers_of(target)
     limited = {limit.resource.name: limit.resource for limit in limits}
     names = list(minimise) or list(limited) or ["macs"]
     if len(set(names)) < len(names):
         raise UserError(f"--minimise names a resource twice: {','.join(minimise)}")
-    resources = [limited.get(name) or resource_named(name, net, latency_table=table, numbers=numbers) for name in names]
+    resources = [
+        limited.get(name) or resource_named(name, net, latency_table=table, numbers=numbers, target=target)
+        for name in names
+    ]
     return Problem(cost=net.cost, limits=tuple(limits), minimised=tuple(resources))
 
 

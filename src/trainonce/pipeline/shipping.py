@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import Score, wilson
@@ -35,6 +34,7 @@ from trainonce.pipeline.turns import for_each
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
+from trainonce.search.footprint import file_bytes, ram_bytes
 from trainonce.search.resources import quantity, table_at, unsuited
 from trainonce.settings import JsonObject, Number, Record, Whole
 from trainonce.subnets import read_subnet
@@ -85,7 +85,7 @@ class Shipped(Record):
     ram_bytes: Whole
     """The arena that a microcontroller's runtime planned; else as predicted."""
     predicted_ram_bytes: Whole
-    """Activations that are live at once for one image, in the target's numbers, by following the network."""
+    """What the search took that to be: `trainonce.search.footprint`."""
     ram_measured: bool
     """Whether the runtime said it."""
     latency_ms: Number | None
@@ -326,7 +326,7 @@ class _Work:
         table = table_at(self.run, device.latency)
         if other := unsuited(table, device.target):
             self.on_stage(device, other)
-        feasible_subnet(problem_of(self.net, device.budget(), table, numbers=device.numbers))
+        feasible_subnet(problem_of(self.net, device.budget(), table, target=device.target))
 
     def search_seconds(self, device: Device) -> float:
         """About how long its search takes, were none of it recorded."""
@@ -451,7 +451,9 @@ class _Work:
 
     def _shipped(self, device: Device, taken: Extracted, made: Exported, score: Score, seconds: float) -> Shipped:
         certificate, details = made.certificate, made.certificate.details
-        spec, width = spec_of(read_subnet(self.out / device.name)[0]), BYTES_PER_VALUE[device.numbers]
+        spec = spec_of(read_subnet(self.out / device.name)[0])
+        counted = {"numbers": device.numbers, "target": device.target}
+        ram = ram_bytes(spec, **counted)
         ran = certificate.passed is not None
         top1 = certificate.top1["exported" if ran else "extracted"]
         if isinstance(top1, str):
@@ -471,9 +473,9 @@ class _Work:
             "test_images": certificate.images.test,
             "file": str(made.file.relative_to(self.out)),
             "file_bytes": details.flash_bytes or sum(file.bytes for file in certificate.files.values()),
-            "predicted_bytes": model_size(spec, bytes_per_value=width),
-            "ram_bytes": details.arena_bytes or peak_memory(spec, bytes_per_value=width),
-            "predicted_ram_bytes": peak_memory(spec, bytes_per_value=width),
+            "predicted_bytes": file_bytes(spec, **counted),
+            "ram_bytes": details.arena_bytes or ram,
+            "predicted_ram_bytes": ram,
             "ram_measured": details.arena_bytes is not None,
             "latency_ms": certificate.latency_ms.exported
             if table is None

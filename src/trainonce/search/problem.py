@@ -39,9 +39,11 @@ class Problem:
     def to_json(self) -> JsonObject:
         """The limits by resource, and what is minimised, as JSON values."""
         narrow = {resource.numbers for resource in self.resources()} - {"float32"}
+        counted = {resource.target for resource in self.resources()} - {None}
         return {
             "limits": {limit.resource.name: limit.most for limit in self.limits},
             **({"numbers": narrow.pop()} if narrow else {}),  # a search in float32 is called what it was
+            **({"target": counted.pop()} if counted else {}),
             "minimised": [resource.name for resource in self.minimised],
         }
 

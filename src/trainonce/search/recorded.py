@@ -70,6 +70,8 @@ class RecordedFront(Record):
     """The most of each limited resource, in its own unit."""
     numbers: str = "float32"
     """What memory and size are counted in; earlier versions did not write it."""
+    target: str | None = None
+    """The export target whose operators memory or size are counted by, where they are."""
     minimised: list[str]
     """The resources that are to be small, beside a high top-1."""
     latency_sha256: str | None = None

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
 from trainonce.latency.runtimes import TARGETS_OF
 from trainonce.models import Supernet
 from trainonce.run.directory import RunDirectory
+from trainonce.search.footprint import file_bytes, is_counted, ram_bytes
 from trainonce.space import Architecture
 
 COUNTS = {"": 1e6, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -47,6 +47,8 @@ class Resource:
     of: Callable[[Architecture], float]
     numbers: str = "float32"
     """Of memory and size: the numbers that are counted, of `BYTES_PER_VALUE`."""
+    target: str | None = None
+    """Of memory and size: the export target whose operators are counted, where they are."""
 
     def text(self, value: float) -> str:
         """A value with its unit, such as 4.05 M MACs; a resource of your own is its unit."""
@@ -85,13 +87,19 @@ def quantity(name: str, text: str, *, said: str = "") -> float:
 
 
 def resource_named(
-    name: str, net: Supernet, *, latency_table: str | Path | None = None, numbers: str = "float32"
+    name: str,
+    net: Supernet,
+    *,
+    latency_table: str | Path | None = None,
+    numbers: str = "float32",
+    target: str | None = None,
 ) -> Resource:
     """The resource of that name for the subnets of a supernet, each counted once.
 
-    Memory and size are those of a network that computes in `numbers`: float32, float16 or int8. Raises `UserError` for
-    another name, for latency without a table, and for a table that does not fit the supernet or is of several images
-    in a call.
+    Memory and size are those of a network that computes in `numbers`: float32, float16 or int8; with the name of an
+    export target what its file and its runtime need, as far as that is known (`trainonce.search.footprint`).
+    Raises `UserError` for another name, for latency without a table, and for a table that does not fit the supernet or
+    is of several images in a call.
     """
     if name not in NAMES:
         raise UserError(f"no resource {name!r}; the resources are {', '.join(NAMES)}")
@@ -99,14 +107,18 @@ def resource_named(
         if latency_table is None:
             raise UserError("latency needs a table of this device: trainonce latency build, then --latency TABLE")
         return Resource(name=name, of=_latency(net, latency_table))
-    width = BYTES_PER_VALUE[numbers]
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
         "params": lambda arch: net.cost(arch).params,
-        "memory": lambda arch: peak_memory(net.describe(arch), bytes_per_value=width),
-        "size": lambda arch: model_size(net.describe(arch), bytes_per_value=width),
+        "memory": lambda arch: ram_bytes(net.describe(arch), numbers=numbers, target=target),
+        "size": lambda arch: file_bytes(net.describe(arch), numbers=numbers, target=target),
     }
-    return Resource(name=name, of=cache(of[name]), numbers=numbers if name in ("memory", "size") else "float32")
+    return Resource(
+        name=name,
+        of=cache(of[name]),
+        numbers=numbers if name in ("memory", "size") else "float32",
+        target=target if is_counted(target, name) else None,
+    )
 
 
 def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:
