@@ -19,7 +19,7 @@ from tests.support.made_up import replaced, sealed, shifted
 from trainonce.cli.export import _say_certificate
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
-from trainonce.export import TARGETS, certificate, compare
+from trainonce.export import TARGETS, certificate, compare, exporting
 from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
 from trainonce.export.description import Opened, Precision, Quantised
@@ -400,3 +400,15 @@ def test_times_beside_other_work_are_said_to_be_so(
             "pace went from 0.90 to 1.25 times its usual time meanwhile: it was not quiet, so these times are not to be"
         )
         assert (busy in shown) is not quiet
+
+
+def test_how_long_a_slow_file_takes_is_said_before(
+    exported: Export, home: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one image, for all of them; of a quick one nothing is said."""
+    images = 16 + len(home.load_data().test)
+    for ms, said in ((59_500 / images, ""), (60_500 / images, ": about 1 min"), (6e5 / images, ": about 10 min")):
+        monkeypatch.setattr(exporting, "time_ms", lambda *_, ms=ms, **__: [ms])
+        parts: list[str] = []
+        export_subnet(exported(0).expected, TARGETS["onnx"], tmp_path, on_part=parts.append)
+        assert parts[-1].endswith(f"images, and timing it{said}")
