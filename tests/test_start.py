@@ -1,5 +1,6 @@
 """The beginning of the command line: before torch is there, where the system is another, without a home directory."""
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 from trainonce import UserError, load_dataset
 from trainonce.cli.app import app
+from trainonce.cli.stopping import importing
 
 SLOW = "import sys, time\nsys.stdout.write('importing')\nsys.stdout.flush()\ntime.sleep(100)\n"
 SCRIPT = "from trainonce.__main__ import main; main()"
@@ -32,6 +34,23 @@ def test_ctrl_c_while_modules_are_imported(how: tuple[str, ...], tmp_path: Path)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == "trainonce: stopped\n"
     assert process.returncode == 130
+
+
+def test_rubbish_is_collected_again_after_imports() -> None:
+    """Also where one fails; and not where it was not before."""
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), importing():
+        raise ImportError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "pandas", "PIL", "safetensors", "optuna", "altair"}

@@ -1,5 +1,6 @@
 """The ONNX file: the same network by another library's reckoning, whole, described, and refused where it is damaged."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from onnx import TensorProto, helper
 from trainonce.errors import UserError
 from trainonce.export.first_difference import first_difference
 from trainonce.export.onnx import FILE, open_onnx, to_onnx
-from trainonce.export.tools import layer_names
+from trainonce.export.reference import images_a_call
+from trainonce.export.tools import layer_names, uncollected
 from trainonce.nn.kinds import spec_of
 from trainonce.subnets import read_subnet
 
@@ -142,3 +144,17 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(UserError, match=r"pip install 'trainonce\[onnx\]'"):
             open_onnx({FILE: content}, 1, FILE)
+
+
+@pytest.mark.parametrize(("resolution", "images"), [(8, 64), (32, 64), (64, 32), (224, 9), (4096, 1)])
+def test_few_large_images_are_compared_at_once(resolution: int, images: int) -> None:
+    assert images_a_call(resolution) == images
+
+
+def test_rubbish_is_collected_again_after_a_refusal() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="no trace"), uncollected():
+        raise ValueError("no trace")
+    assert gc.isenabled()

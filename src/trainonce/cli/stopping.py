@@ -1,5 +1,6 @@
 """How Ctrl-C and SIGTERM end a command: while modules are imported, while work can be saved, while it cannot."""
 
+import gc
 import os
 import signal
 import sys
@@ -15,17 +16,21 @@ def importing() -> Iterator[None]:
     """Inside, where modules are imported, Ctrl-C ends the process at once.
 
     An exception in the middle of an import would be shown by whatever it passes through. Whoever started this process
-    and wants Ctrl-C to be ignored, or did something else about it, has their way.
+    and wants Ctrl-C to be ignored, or did something else about it, has their way. Rubbish is not collected: what is
+    imported stays, and looking through it takes a fifth of the time.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, _end)
+    before, collected = signal.getsignal(signal.SIGINT), gc.isenabled()
+    ours = before is signal.default_int_handler
+    gc.disable()
+    if ours:
+        signal.signal(signal.SIGINT, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if collected:
+            gc.enable()
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence
+from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence, uncollected
 from trainonce.extras import try_import
 
 OPSET = 18
@@ -38,7 +38,7 @@ def to_onnx(program: ExportedProgram, network: nn.Module, description: FileDescr
     with try_import("this", EXTRA, told=True):
         import onnx
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
-    with quiet(), torch.no_grad():
+    with quiet(), uncollected(), torch.no_grad():
         made = torch.onnx.export(
             program,
             dynamo=True,

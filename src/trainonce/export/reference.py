@@ -25,8 +25,8 @@ from trainonce.subnets import read_subnet
 from trainonce.subnets.description import SubnetDescription
 
 STATISTICS = ("running_mean", "running_var")
-BATCH = 32
-"""Images in a call: of 200 the maps leave the caches, and torch takes twice as long."""
+MOST_IMAGES, MOST_ROWS = 64, 2048
+"""Images in a call, and rows of pixels in them: of more the maps leave the caches, of 200 torch takes twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,10 @@ class Reference:
     def inputs(self, split: Split) -> Iterator[Tensor]:
         """All images of a split, in order, as the network takes them."""
         assert self.data is not None
-        for _, images_BCHW, _ in split.in_order(BATCH):
+        resolution = self.file.preprocessing.resolution
+        for _, images_BCHW, _ in split.in_order(images_a_call(resolution)):
             x_BCHW = normalise(images_BCHW.cpu(), mean=self.data.mean, std=self.data.std)
-            yield resize(x_BCHW, self.file.preprocessing.resolution)
+            yield resize(x_BCHW, resolution)
 
     @torch.inference_mode()
     def logits(
@@ -85,6 +86,11 @@ class Reference:
             return random_NK, None
         images = self.inputs(self.data.test)
         return random_NK, torch.cat([run(x_BCHW.contiguous(memory_format=layout)) for x_BCHW in images])
+
+
+def images_a_call(resolution: int) -> int:
+    """How many images of a resolution a network takes at once while it is compared."""
+    return max(1, min(MOST_IMAGES, MOST_ROWS // resolution))
 
 
 def read_reference(

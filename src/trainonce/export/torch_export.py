@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from trainonce.export.description import KEY, FileDescription, Opened, Written
 from trainonce.export.first_difference import layer_outputs
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import ANY_BATCH, quiet, sentence
+from trainonce.export.tools import ANY_BATCH, quiet, sentence, uncollected
 from trainonce.files import ZIP_ERRORS
 
 FILE = "model.pt2"
@@ -30,7 +30,7 @@ def program_of(network: nn.Module, description: FileDescription) -> ExportedProg
     """A network in evaluation mode as its operations, for any batch."""
     how = description.preprocessing
     example_BCHW = torch.zeros(2, how.channels, how.resolution, how.resolution)
-    with quiet(), torch.no_grad():
+    with quiet(), uncollected(), torch.no_grad():
         program = torch.export.export(network, (example_BCHW,), dynamic_shapes=ANY_BATCH)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
