@@ -59,6 +59,23 @@ class Odd(nn.Module):
         return self.classifier(torch.tanh(self.hidden(x.flatten(1))))  # type: ignore[no-any-return]
 
 
+class Fire(nn.Module):
+    """As SqueezeNet is: pools that round up, here with every remainder, and a mean instead of a linear layer."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=True)
+        self.narrow = nn.Conv2d(6, 4, 1)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.classifier = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = self.narrow(self.pool(self.stem(x_BCHW) - 2))  # below 0: of zeros around it the largest would be seen
+        x = torch.cat([torch.relu(self.left(x)), self.right(x)], 1)
+        return self.classifier(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
 @pytest.fixture(autouse=True)
 def runtime(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("export"):
@@ -188,6 +205,23 @@ class TestFile:
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
         quantised = TARGETS["litert-int8"].write(reference, 100).files
         low = open_litert(quantised, 1, "x").run(x_BCHW)
+        assert float((low - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+    @pytest.mark.parametrize(
+        ("kernel", "stride", "padding"), [(3, 2, 0), (3, 3, 0), (2, 3, 0), (3, 2, 1), (3, 4, 1), (2, 2, 0)]
+    )
+    def test_pools_that_round_up(self, exported: Export, kernel: int, stride: int, padding: int) -> None:
+        torch.manual_seed(0)
+        network = Fire(kernel, stride, padding).eval()
+        content, description = onnx_of(network, exported)
+        reference = dataclasses.replace(exported(1).expected.reference, network=network, file=description)
+        reference.__dict__["onnx"] = content
+        x_BCHW = next(reference.inputs(reference.data.test))
+        with torch.inference_mode():
+            expected = network(x_BCHW)
+        found = outputs(write_litert(reference).files[FILE], x_BCHW)
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+        low = open_litert(TARGETS["litert-int8"].write(reference, 100).files, 1, "x").run(x_BCHW)
         assert float((low - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
     def test_the_resnet_family(self, make_data: Callable[..., DataSet], tmp_path: Path) -> None:

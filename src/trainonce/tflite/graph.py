@@ -116,6 +116,14 @@ def _fused(graph: Graph) -> Graph:
     )
 
 
+def _rounding_up(side: int, before: int, after: int, kernel: int, stride: int) -> int:
+    """How much more padding a pool that rounds up has at the end: its last window ends there, and begins before."""
+    windows = ceil((side + before + after - kernel) / stride) + 1
+    if (windows - 1) * stride >= side + before:
+        windows -= 1
+    return max((windows - 1) * stride + kernel - side - before - after, 0)
+
+
 class _Translation:
     """One pass over the nodes of an ONNX graph."""
 
@@ -207,12 +215,15 @@ class _Translation:
         value: float,
     ) -> tuple[str, str]:
         """The maps to look at, padded by an operator of its own where it must be, and the operator's own padding."""
-        if call.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET") or call.get("ceil_mode", 0):
+        if call.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
             raise self._refusal("padding by another rule")
         top, left, bottom, right = (int(p) for p in call.get("pads", (0, 0, 0, 0)))
+        sides = self.shapes[x][1:3]
+        if call.get("ceil_mode", 0):
+            bottom += _rounding_up(sides[0], top, bottom, kernel[0], strides[0])
+            right += _rounding_up(sides[1], left, right, kernel[1], strides[1])
         if top == left == bottom == right == 0:
             return x, "VALID"
-        sides = self.shapes[x][1:3]
         same = []
         for side, k, stride, dilation in zip(sides, kernel, strides, dilations, strict=True):
             all_in_all = max((ceil(side / stride) - 1) * stride + dilation * (k - 1) + 1 - side, 0)
@@ -249,6 +260,8 @@ class _Translation:
         kernel, strides = call.pair("kernel_shape", 1), call.pair("strides", 1)
         if call.pair("dilations", 1) != (1, 1):
             raise self._refusal("a pool with gaps")
+        if kind == "AVERAGE_POOL_2D" and call.get("ceil_mode", 0):
+            raise self._refusal("a mean over windows that begin inside a map and end outside")
         counted = kind == "MAX_POOL_2D" or bool(call.get("count_include_pad", 0))
         x, padding = self._padded(x, call, kernel, strides, (1, 1), value=LOWEST if kind == "MAX_POOL_2D" else 0.0)
         padded = any(call.get("pads", ()))
