@@ -1,6 +1,7 @@
 """The native matrix product against numpy's in double precision: shapes with every remainder, stored either way."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -55,9 +56,11 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert not found[[0, 1, 2, 3, 5, 6, 7, 8]].any()
 
 
-def test_a_pointwise_convolution_and_its_gradients_are_torchs() -> None:
-    x = torch.randn(3, 24, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
-    whole = torch.randn(50, 30, 1, 1, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pointwise_convolution_and_its_gradients_are_torchs(dtype: torch.dtype) -> None:
+    """In double precision too, where the kernels cannot be used."""
+    x = torch.randn(3, 24, 5, 4, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    whole = torch.randn(50, 30, 1, 1, dtype=dtype, requires_grad=True)
     gradients = []
     for convolution in (native.pointwise, F.conv2d):
         out = convolution(x, whole[:41, :24])

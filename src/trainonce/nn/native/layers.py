@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
+from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for, usable
 
 
 def pointwise(x_BCHW: Tensor, weight_OI11: Tensor) -> Tensor:
-    """A 1 x 1 convolution as one matrix product, differentiable in both; the weight's rows may lie apart."""
+    """A 1 x 1 convolution as one matrix product, differentiable in both; by torch's where kernels are not usable."""
     images, _, height, width = x_BCHW.shape
-    out: Tensor = _Linear.apply(rows(x_BCHW), weight_OI11.flatten(1))  # type: ignore[no-untyped-call]
+    x_MI, weight_OI = rows(x_BCHW), weight_OI11.flatten(1)
+    if not usable(x_BCHW):
+        return maps(x_MI @ weight_OI.t(), images, height, width)
+    out: Tensor = _Linear.apply(x_MI, weight_OI)  # type: ignore[no-untyped-call]
     return maps(out, images, height, width)
 
 
