@@ -19,7 +19,8 @@ from trainonce.errors import UserError
 from trainonce.export.first_difference import first_difference
 from trainonce.export.onnx import FILE, open_onnx, to_onnx
 from trainonce.export.reference import images_a_call
-from trainonce.export.tools import layer_names, uncollected
+from trainonce.export.tools import layer_names
+from trainonce.latency.bench import uncollected
 from trainonce.nn.kinds import spec_of
 from trainonce.subnets import read_subnet
 

@@ -16,7 +16,9 @@ from trainonce.cli.stopping import importing, stoppable
 from trainonce.errors import UserError
 
 if TYPE_CHECKING:
-    from trainonce.latency import LatencyTable
+    from trainonce.latency import BuildSettings, LatencyTable
+    from trainonce.models import Supernet
+    from trainonce.run.directory import RunDirectory
     from trainonce.settings import JsonObject
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="A table's file.", show_default=False)]
@@ -51,17 +53,10 @@ def build(
     Let the machine do nothing else while it measures. The table also says how well it predicts other subnets.
     """
     with importing():
-        from trainonce.latency import BuildSettings, build_table, table_seconds
+        from trainonce.latency import build_table, table_seconds
         from trainonce.latency.build import make_plan
-        from trainonce.run.directory import RunDirectory
 
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
-    run = RunDirectory(run_path)
-    run.checked_config()
-    net = run.build_supernet()
-    make = BuildSettings.quick if quick else BuildSettings
-    settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
+    run, net, settings = _asked(run_path, quick=quick, runtime=runtime, threads=threads, batch=batch, seed=seed)
     path = out or run.latency / f"{runtime}-{threads}-{batch}.json"
     seconds = table_seconds(net, settings)
     held_out = make_plan(net, settings).held_out
@@ -102,16 +97,9 @@ def pack(
     without their weights, which are made there at random.
     """
     with importing():
-        from trainonce.latency import BuildSettings, pack_bench
-        from trainonce.run.directory import RunDirectory
+        from trainonce.latency import pack_bench
 
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
-    run = RunDirectory(run_path)
-    run.checked_config()
-    net = run.build_supernet()
-    make = BuildSettings.quick if quick else BuildSettings
-    settings = make(runtime=runtime, threads=threads, batch=batch, seed=seed)
+    _, net, settings = _asked(run_path, quick=quick, runtime=runtime, threads=threads, batch=batch, seed=seed)
     with stoppable(lambda: f"{out} is not whole: delete it"), display.progress() as shown:
         size = pack_bench(net, settings, out, on_progress=shown)
     if as_json:
@@ -223,6 +211,21 @@ def check(
         f"but for that factor the mean error is {100 * error.scaled_mean:.1f}%.\n"
         f"The machine's pace went from {fast:.2f} to {slow:.2f} times its usual time meanwhile, which is taken out."
     )
+
+
+def _asked(
+    run_path: Path, *, quick: bool, runtime: str, threads: int, batch: int, seed: int
+) -> tuple[RunDirectory, Supernet, BuildSettings]:
+    """The run, its supernet, and how it is to be measured. Raises `UserError` for an unknown runtime."""
+    from trainonce.latency import BuildSettings
+    from trainonce.run.directory import RunDirectory
+
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}; the runtimes are {', '.join(RUNTIMES)}")
+    run = RunDirectory(run_path)
+    run.checked_config()
+    make = BuildSettings.quick if quick else BuildSettings
+    return run, run.build_supernet(), make(runtime=runtime, threads=threads, batch=batch, seed=seed)
 
 
 def _say_error(table: LatencyTable) -> None:

@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence, uncollected
+from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence
 from trainonce.extras import try_import
+from trainonce.latency.bench import uncollected
 
 OPSET = 18
 FILE = "model.onnx"
@@ -38,7 +39,7 @@ def to_onnx(program: ExportedProgram, network: nn.Module, description: FileDescr
     with try_import("this", EXTRA, told=True):
         import onnx
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
-    with quiet(), uncollected(), torch.no_grad():
+    with quiet(), uncollected(), torch.no_grad():  # millions of objects, and nearly all are still needed
         made = torch.onnx.export(
             program,
             dynamo=True,

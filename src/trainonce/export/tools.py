@@ -1,6 +1,5 @@
 """What the exporters share: turning refusals into sentences, and keeping the libraries' chatter off the terminal."""
 
-import gc
 import hashlib
 import logging
 import os
@@ -50,18 +49,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Inside, rubbish is not collected: tracing makes millions of objects, and nearly all are still needed."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def time_ms(
     if not calls:
         return []
     took = np.zeros((rounds, len(calls)))
-    with _no_collection():
+    with uncollected():
         for turn in range(-warm_up, rounds):
             for place in range(len(calls)):
                 index = (place + turn) % len(calls)  # each round begins with another one
@@ -100,7 +100,8 @@ def _seconds(call: Call, clock: Clock) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
+    """Inside, rubbish is not collected."""
     enabled = gc.isenabled()
     gc.disable()
     try:
