@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.command_line import trainonce
 from tests.support.own_images import few_digits
+from tests.support.pace import an_epoch_a_second
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
@@ -25,7 +26,6 @@ from trainonce.pipeline.fitting import (
     smaller_ones_as_good,
 )
 from trainonce.pipeline.fitting_images import fit
-from trainonce.pipeline.pace import Pace
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import RECIPES
 from trainonce.records import read_json
@@ -35,15 +35,13 @@ from trainonce.subnets import read_subnet
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 RECIPE = RECIPES["spos"].with_batch_size(8)
-SECONDS_OF_THE_RECIPE = 590.0
-"""So that an epoch of it takes a second."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def pace() -> Iterator[None]:
     """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning half."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "seconds", lambda *_, **__: SECONDS_OF_THE_RECIPE)
+        an_epoch_a_second(patch)
         patch.setattr(fitting, "finetuning_seconds", lambda *_: 0.5)
         patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
         patch.setattr(fitting, "CANDIDATES", 3)
@@ -127,8 +125,9 @@ def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, 
 
 def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:
     net, data = make_net(), make_data()
-    recipe = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
+    recipe, step_s = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
     assert recipe.epochs == pytest.approx(0.75 * 600, rel=1e-2)
+    assert step_s == (0.25,)
     with pytest.raises(UserError, match=r"0\.5\d* passes over the 32 .* give at least 0\.\d*[1-9]\b"):
         planned_recipe(net, RECIPE, data, FitSettings(minutes=0.7 / 60, max_macs=budgets(net)))
 

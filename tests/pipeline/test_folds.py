@@ -12,12 +12,12 @@ from scipy import stats
 from sklearn.metrics import recall_score
 from tests.support.command_line import trainonce
 from tests.support.own_images import few_digits
+from tests.support.pace import an_epoch_a_second
 
 from trainonce.data import load_dataset
 from trainonce.errors import UserError
 from trainonce.pipeline import evaluate_subnet, fit, fitting, train
 from trainonce.pipeline.folds import corrected_interval
-from trainonce.pipeline.pace import Pace
 from trainonce.run.directory import RunDirectory
 
 SMALL = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
@@ -29,7 +29,7 @@ IMAGES = 300
 def pace() -> Iterator[None]:
     """The clock stands still where plans are made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "seconds", lambda *_, **__: 590.0)
+        an_epoch_a_second(patch)
         patch.setattr(fitting, "finetuning_seconds", lambda *_: 9.0)
         patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
         patch.setattr(fitting, "CANDIDATES", 2)

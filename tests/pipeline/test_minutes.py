@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
+from tests.support.pace import an_epoch_a_second
 
 from trainonce import pipeline
 from trainonce.errors import UserError
-from trainonce.pipeline.pace import Pace
 from trainonce.recipes import RECIPES
 
 
 def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a second for an epoch, half a minute is 30 epochs, but for what the timing took."""
-    monkeypatch.setattr(Pace, "seconds", lambda _self, _net, recipe, **_: recipe.epochs)
+    an_epoch_a_second(monkeypatch)
     done = pipeline.train("digits", recipe="quick", minutes=0.5, dry_run=True, out=tmp_path / "run")
     assert done.plan.recipe == RECIPES["quick"].scaled(done.plan.recipe.epochs / RECIPES["quick"].epochs)
     assert done.plan.recipe.epochs == pytest.approx(30, rel=1e-2)

@@ -50,6 +50,7 @@ def test_the_line_has_the_smallest_and_the_largest() -> None:
         macs=10**6,
         arch=Architecture(()),
         seconds_left=3.0,
+        left_out=0,
     )
     assert "on validate 61.2% (smallest) to 70.3% (largest)" in training_line(at, [61.2, 66.0, 70.3])
     assert "validate" not in training_line(at)

@@ -284,6 +284,7 @@ def _say(done: Trained, stopped_by: int | None, *, dry_run: bool, as_json: bool)
             f"Trained in {display.duration(done.seconds)}: training loss {done.metrics.loss:.3f}, "
             f"top-1 {done.metrics.top1:.1f}% on augmented images."
         )
-        if done.outlook is not None:
-            display.out.print(done.outlook)
+        for sentence in (done.left_out, done.outlook):
+            if sentence:
+                display.out.print(sentence)
         display.out.print(f"Next: {command('trainonce', 'evaluate', run)}")

@@ -22,7 +22,7 @@ from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import Bucket, best_within, draw_population, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
-from trainonce.pipeline.pace import for_minutes
+from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
 from trainonce.recipes import Recipe
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
@@ -143,7 +143,7 @@ class Watch:
 
 def planned_recipe(
     net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings, *, share: float = TRAINING_SHARE
-) -> Recipe:
+) -> Planned:
     """`recipe` at the length that trains for a share of the time here. Errors as `for_minutes`."""
     return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share)
 
@@ -217,10 +217,10 @@ class _Fit:
     def go(self, recipe: Recipe) -> list[Fitted]:
         """All stages that are not done yet."""
         if is_there(self.run.config_file):
-            recipe = self._bring_back()
+            recipe, step_s = self._bring_back()
         else:
             self.watch.stage("Timing some steps of training")
-            recipe = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
+            recipe, step_s = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
             self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
@@ -229,7 +229,7 @@ class _Fit:
         if len(self.done) == len(self.settings.max_macs):
             return self.done
         self.optimizer, self.class_balance = recipe.optimizer, recipe.class_balance
-        self._train(recipe)
+        self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
             evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
@@ -239,7 +239,7 @@ class _Fit:
                 self._record()
         return self.done
 
-    def _train(self, recipe: Recipe) -> None:
+    def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         self.watch.stage(
             f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {self.share * self.settings.minutes:.3g}"
             f" of {self.settings.minutes:g} minutes; into {self.run.path}"
@@ -252,7 +252,7 @@ class _Fit:
             seed=self.settings.seed,
             start=self.start,
             resume=is_there(self.run.config_file),
-            settings=TrainSettings(device=self.settings.device),
+            settings=TrainSettings(device=self.settings.device, planned_step_s=step_s),
             on_progress=self.watch.training,
             should_stop=self.watch.should_stop,
         )
@@ -260,6 +260,8 @@ class _Fit:
             raise _StoppedEarlyError
         self.trained = True
         self._record()
+        if left_out := said_left_out(self.run.metrics()[-1]):
+            self.watch.stage(left_out)
 
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
         """For each device the best subnet on validate of those drawn for it."""
@@ -377,8 +379,8 @@ class _Fit:
         )
         write_atomic(self.run.fit_file, to_json(record.model_dump(mode="json")))
 
-    def _bring_back(self) -> Recipe:
-        """What an earlier session did; gives its recipe. Raises `UserError` where it was asked for something else."""
+    def _bring_back(self) -> Planned:
+        """What an earlier session did; gives its plan. Raises `UserError` where it was asked for something else."""
         path = self.run.path
         if not is_there(self.run.fit_file):
             raise UserError(f"{path} holds a run that `trainonce fit` did not make: name another directory with --out")
@@ -399,7 +401,7 @@ class _Fit:
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
-        return config.recipe
+        return Planned(config.recipe, config.planned_step_s)
 
 
 class _Chosen(NamedTuple):

@@ -6,6 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ from trainonce.models import Supernet
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
+from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.training.loop import Progress, TrainSettings, train_supernet
 
@@ -41,8 +43,14 @@ class Pace:
 
     def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> float:
         """About how many seconds it takes to train a supernet like `net` by a recipe."""
-        per_epoch = recipe.steps_per_epoch(len(self.data.train))
-        return sum(entry.steps * self._step(net, recipe, entry, passes) for entry in timetable(recipe, per_epoch))
+        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
+        each = self.step_seconds(net, recipe, passes=passes)
+        return sum(entry.steps * one for entry, one in zip(table, each, strict=True))
+
+    def step_seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> tuple[float, ...]:
+        """About how many seconds a step takes, phase by phase."""
+        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
+        return tuple(self._step(net, recipe, entry, passes) for entry in table)
 
     def _step(self, net: Supernet, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
         phase = entry.phase
@@ -80,15 +88,24 @@ class Pace:
         return (times[-1] - times[warm]) / steps
 
 
+class Planned(NamedTuple):
+    """A training that is to take a given time."""
+
+    recipe: Recipe
+    step_s: tuple[float, ...]
+    """Seconds that a step of each phase took when it was planned (`TrainSettings.planned_step_s`)."""
+
+
 def for_minutes(
     net: Supernet, recipe: Recipe, data: DataSet, device: str, minutes: float, *, share: float = 1.0
-) -> Recipe:
+) -> Planned:
     """`recipe` at the length that trains here for a share of so many minutes; a few steps are timed, within them.
 
     Raises `UserError` where the time is too short to learn anything, with the least that would do.
     """
     began = time.monotonic()
-    whole = Pace(data, device).seconds(net, recipe, passes=PLANNING_PASSES)
+    pace = Pace(data, device)
+    whole = pace.seconds(net, recipe, passes=PLANNING_PASSES)
     timing = time.monotonic() - began
     epochs = recipe.epochs * share * (60 * minutes - timing) / whole
     if epochs < FEWEST_EPOCHS:
@@ -97,7 +114,16 @@ def for_minutes(
             f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
             f"give at least {needed:g}, or smaller images with --image-size"
         )
-    return recipe.scaled(epochs / recipe.epochs)
+    return Planned(recipe.scaled(epochs / recipe.epochs), pace.step_seconds(net, recipe, passes=PLANNING_PASSES))
+
+
+def said_left_out(last: MetricsLine) -> str:
+    """That steps were left out for want of time, in a sentence, after a run's last line; empty where none were."""
+    if not last.left_out:
+        return ""
+    return (
+        f"The machine was slower than planned: {last.left_out / last.step:.0%} of the {last.step} steps were left out"
+    )
 
 
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:

@@ -20,7 +20,7 @@ from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.pace import for_minutes, training_seconds
+from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, training_seconds
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
@@ -58,6 +58,8 @@ class Trained:
 
     Under torchrun the first process alone has it.
     """
+    left_out: str = ""
+    """That steps were left out for want of time, in a sentence; empty where none were."""
     outlook: str | None = None
     """Whether more time would help, in a sentence; None unless finished, and where there are no probes."""
 
@@ -126,6 +128,7 @@ def train(
     Raises `UserError` for what cannot be, before anything is written, and `RunError` where it cannot go on.
     """
     use_threads(threads)
+    step_s: tuple[float, ...] = ()
     with process_group(device_named(device)) as ranks:
         with ranks.together():
             if resume is None:
@@ -176,9 +179,10 @@ def train(
                 sync_bn = run.config().sync_batch_norm if sync_bn is None else sync_bn
                 precision = precision or run.config().precision
                 keep_at = run.config().keep_at if keep_at is None else keep_at
+                step_s = run.config().planned_step_s
             refuse_large_step(net, chosen, images, ranks, ranks.device)
             if minutes is not None:
-                chosen = _in_minutes(minutes, net, chosen, images, ranks)
+                chosen, step_s = _in_minutes(minutes, net, chosen, images, ranks)
         values = {
             "device": ranks.device,
             "checkpoint_every_s": checkpoint_every,
@@ -186,6 +190,7 @@ def train(
             "precision": precision or "float32",
             "cuda_graphs": cuda_graphs,
             "keep_at": tuple(keep_at or ()),
+            "planned_step_s": step_s if ranks.alone else (),
         }
         plan = TrainPlan(
             run=run,
@@ -232,7 +237,7 @@ def _refuse_beside_resume(*values: object) -> None:
             raise UserError(f"--{name} cannot be given together with --resume")
 
 
-def _in_minutes(minutes: float, net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks) -> Recipe:
+def _in_minutes(minutes: float, net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks) -> Planned:
     if not ranks.alone:
         raise UserError("--minutes is planned by the pace of one process: give several --epochs or --passes")
     return for_minutes(net, recipe, data, ranks.device, minutes)
@@ -295,8 +300,14 @@ def _trained(
         )
     metrics = run.metrics()[-1] if finished and ranks.first else None
     verdict = outlook(metrics.top1, statistics.fmean(seen)) if metrics is not None and seen else None
-    seconds = time.monotonic() - began
-    return Trained(plan=plan, seconds=seconds, finished=finished, metrics=metrics, outlook=verdict)
+    return Trained(
+        plan=plan,
+        seconds=time.monotonic() - began,
+        finished=finished,
+        metrics=metrics,
+        left_out="" if metrics is None else said_left_out(metrics),
+        outlook=verdict,
+    )
 
 
 def outlook(train: float, validate: float) -> str:

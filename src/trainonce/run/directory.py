@@ -96,13 +96,19 @@ class RunConfig(Settings):
     """The numbers it was computed in. May be others when the run goes on."""
     keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training after which the weights are kept for good. May be others when the run goes on."""
+    planned_step_s: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Seconds that a step of each phase may take, where the run has a time to keep (`TrainSettings`)."""
     provenance: JsonObject = Field(default_factory=dict)
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
     def identity(self) -> JsonObject:
         """What must be the same for a run to go on: everything but how it is carried out."""
-        values = self.model_dump(mode="json", exclude={"provenance", "sync_batch_norm", "precision", "keep_at"})
+        values = self.model_dump(mode="json", exclude=HOW)
         return values | {"data": self.data.identity()}
+
+
+HOW = {"provenance", "sync_batch_norm", "precision", "keep_at", "planned_step_s"}
+"""What a `RunConfig` says of how a run is carried out."""
 
 
 class RunDirectory:

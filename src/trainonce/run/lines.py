@@ -54,6 +54,8 @@ class MetricsLine(Record):
     """Subnet passes over the images done."""
     seconds: Number | None = None
     """Seconds of training so far; earlier versions did not write them."""
+    left_out: Whole = 0
+    """Steps of those done that were left out for want of time."""
 
 
 class ForgettingLine(Record):

@@ -37,6 +37,7 @@ from trainonce.sampling import SubnetDraws
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_rng, derived_seed
 from trainonce.training.block_graphs import BlockGraphs
+from trainonce.training.clock import Clock
 from trainonce.training.devices import check_device
 from trainonce.training.graphs import ForwardGraph, StepGraph, capture_for, holds_one_subnet
 from trainonce.training.losses import class_weights, distillation, label_loss
@@ -69,6 +70,10 @@ class TrainSettings(Settings):
     the blocks, in each of their forms."""
     keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the steps after which the weights are kept for good, beside the checkpoints: 0.1 keeps a tenth's."""
+    planned_step_s: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Seconds that a step of each phase is planned to take. Where steps take longer, some are left out, evenly over
+    the rest of the run, so that it takes the time that follows from these. Empty: all steps are trained. What is left
+    out then depends on the clock, and so do the weights. For one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,8 @@ class Progress:
     """The last subnet trained."""
     seconds_left: float
     """Estimate from the time the subnets took so far."""
+    left_out: int
+    """Steps of those done that were left out for want of time."""
 
 
 class EpochEnd(NamedTuple):
@@ -168,6 +175,7 @@ def train_supernet(
         sync_batch_norm=chosen.sync_batch_norm,
         precision=chosen.precision,
         keep_at=chosen.keep_at,
+        planned_step_s=chosen.planned_step_s,
         provenance=provenance(chosen.device) | {"processes": ranks.size},
     )
     with ExitStack() as stack:
@@ -296,24 +304,27 @@ class _Loop:
         on_epoch: Callable[[EpochEnd], None],
         should_stop: Callable[[], bool],
     ) -> bool:
-        state, first_step, began = self.state, self.state.step, time.monotonic()
-        saved = began
+        state, first_passes, began = self.state, self.state.passes, time.monotonic()
+        saved, clock = began, self._clock()
         while state.step < self.steps:
             entry = phase_at(self.table, state.step)
             if state.step == entry.start:
                 state.begin_phase(entry)
+            before = state.step
             lr, arch = self._step(entry)
             state.step += 1
+            state.passes += len(entry.phase.subnets)
             done = state.step == self.steps
             if state.sums.steps == self.settings.log_every or state.step == entry.end:
                 self._look()
-                left = self._passes_done(self.steps) - self._passes_done(state.step)
-                pace = (time.monotonic() - began) / (self._passes_done(state.step) - self._passes_done(first_step))
-                self._log(on_progress, entry, lr, arch, seconds_left=left * pace)
-            if self.ranks.first and (done or state.step % self.steps_per_epoch == 0):
+                pace = (time.monotonic() - began) / (state.passes - first_passes)
+                self._log(on_progress, entry, lr, arch, seconds_left=self._passes_left() * pace)
+                if clock is not None and not done:
+                    state.leave_out(clock.leave_out(state.step, state.seconds()))
+            if self.ranks.first and (done or state.step // self.steps_per_epoch > before // self.steps_per_epoch):
                 end = EpochEnd(step=state.step, epoch=state.step / self.steps_per_epoch, last=done)
                 state.aside(partial(on_epoch, end), looking=True)
-            if state.step in self.keep_steps:
+            if any(before < step <= state.step for step in self.keep_steps):
                 self._look()
                 state.aside(state.keep)
             requests = self._requested(should_stop, saved) if self.ranks.alone else self._requests_of_all()
@@ -341,8 +352,14 @@ class _Loop:
         self.requests_R.zero_()
         return _Requests(stop=stop, save=save)
 
-    def _passes_done(self, step: int) -> int:
-        return sum(len(e.phase.subnets) * (min(step, e.end) - e.start) for e in self.table if step > e.start)
+    def _passes_left(self) -> int:
+        """Subnets of the steps to come."""
+        step = self.state.step
+        return sum(len(e.phase.subnets) * (e.end - max(step, e.start)) for e in self.table if step < e.end)
+
+    def _clock(self) -> Clock | None:
+        planned, state = self.settings.planned_step_s, self.state
+        return Clock(self.table, planned, step=state.step, seconds=state.seconds()) if planned else None
 
     # One step
 
@@ -535,6 +552,7 @@ class _Loop:
             macs=self.net.cost_of(arch).macs,
             arch=arch,
             seconds_left=seconds_left,
+            left_out=self.state.left_out,
         )
         line = MetricsLine(
             step=step,
@@ -545,8 +563,9 @@ class _Loop:
             top1=progress.top1,
             macs=progress.macs,
             arch=str(arch),
-            passes=self._passes_done(step) / self.steps_per_epoch,
+            passes=self.state.passes / self.steps_per_epoch,
             seconds=self.state.seconds(),
+            left_out=self.state.left_out,
         )
         self.run.append_metrics(line)
         on_progress(progress)

@@ -51,6 +51,10 @@ class TrainState:
         self.head = net.head() if by_head else frozenset[str]()
         """The names of the head's parameters, where a phase trains them otherwise than the rest."""
         self.step = 0
+        self.passes = 0
+        """Subnets trained, each on a batch."""
+        self.left_out = 0
+        """Steps of those done that were left out for want of time."""
         self.sums = StepSums(self.device)
         by_macs = MacsSampler(net.cost)
         self.exposure = Exposure(net.space, by_macs.min_macs, by_macs.max_macs)
@@ -125,6 +129,11 @@ class TrainState:
         if self.config.sync_batch_norm and not self.ranks.alone:
             synchronise(teacher, self.ranks)
         return teacher
+
+    def leave_out(self, steps: int) -> None:
+        """Go on some steps later than the next."""
+        self.step += steps
+        self.left_out += steps
 
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
@@ -209,6 +218,8 @@ class TrainState:
         tensors["exposure"] = {name: torch.from_numpy(array) for name, array in recorded.state().items()}
         state = {
             "step": self.step,
+            "passes": self.passes,
+            "left_out": self.left_out,
             "tally": self.sums.to_json(),
             "exposure": {"steps": recorded.steps, "lr_sum": recorded.lr_sum},
             "seconds": self.seconds(),
@@ -246,8 +257,17 @@ class TrainState:
     def _bring_back(self, found: checkpoint.Checkpoint | None) -> None:
         """The state of a checkpoint that rank 0 has found; on the other ranks None stands for it."""
         groups = {} if found is None else found.tensors
-        mine = None if found is None else [found.step, found.state["tally"], {k: list(t) for k, t in groups.items()}]
-        self.step, sums, names = self.ranks.collect_json(mine)[0]
+        mine = None
+        if found is not None:
+            left_out, names = found.state.get("left_out", 0), {k: list(t) for k, t in groups.items()}
+            mine = [
+                found.step,
+                found.state.get("passes", self._passes(found.step)),
+                left_out,
+                found.state["tally"],
+                names,
+            ]
+        self.step, self.passes, self.left_out, sums, names = self.ranks.collect_json(mine)[0]
         self.sums = StepSums.from_json(sums, self.device)
         if found is not None:
             self._bring_back_records(found)
@@ -264,6 +284,10 @@ class TrainState:
             self.ranks.copy_from_first(self.average.tensors.values())
         states = [t for group in state_groups(self.net, self.recipe, self.optimizer).values() for t in group.values()]
         self.ranks.copy_from_first([*self.net.state_dict().values(), *states])
+
+    def _passes(self, step: int) -> int:
+        """Subnets trained up to a step where none was left out: checkpoints of before that could be do not say."""
+        return sum(len(e.phase.subnets) * (min(step, e.end) - e.start) for e in self.table if step > e.start)
 
     def _bring_back_records(self, found: checkpoint.Checkpoint) -> None:
         """The exposure and the seconds; a checkpoint of before they were recorded has none."""
