@@ -213,6 +213,7 @@ class TestTrainRefuses:
             (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
             (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
             (("digits", "--device", "abacus"), "the device 'abacus' cannot be trained on here"),
+            (("digits", "--device", "5M"), "a network's limit in million MACs is --max-macs 5"),
             ((), f"name a data set, a folder of images or an {FILES} file, or give --resume RUN"),
         ],
     )

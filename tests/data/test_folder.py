@@ -123,7 +123,7 @@ class TestLeftOut:
             "file without an ending": 1,
             "hidden file": 1,
             "hidden folder": 1,
-            "dangling link": 3,
+            "dangling links": 3,
             "link to a folder": 1,
             "file outside class folders": 1,
             "neither file nor folder": 1,

@@ -1,6 +1,7 @@
 """What lies in a folder of images: the files that are read, by class, and a word about everything else."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -41,8 +42,13 @@ class LeftOut:
     def __str__(self) -> str:
         most = self.counts.most_common(_MOST_KINDS)
         others = self.counts.total() - sum(count for _, count in most)
-        words = [f"{count} {printable(kind)}" for kind, count in most]
+        words = [f"{count} {printable(kind if count == 1 else _several(kind))}" for kind, count in most]
         return ", ".join([*words, f"{others} of other kinds"] if others else words)
+
+
+def _several(kind: str) -> str:
+    """The plural of a kind; endings such as .txt have none."""
+    return re.sub(r"^(hidden |dangling )?(file|folder|link)", r"\g<0>s", kind)
 
 
 class _Patience:

@@ -1,6 +1,7 @@
 """What computes: torch's device and threads, and how many workers are worth it."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ def device_named(name: str) -> str:
     """The torch device of that name, `auto` being a GPU if there is one. Raises `UserError` where it cannot train."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if macs := re.fullmatch(r"([0-9.]+)M", name):
+        raise UserError(f"--device is where it is computed; a network's limit in million MACs is --max-macs {macs[1]}")
     check_device(name)
     return "cpu" if torch.device(name).type == "cpu" else name
 
