@@ -1,6 +1,7 @@
 """Fitting devices in a given time: what is handed over keeps its budget and scores as said; a stopped fit goes on."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -190,6 +191,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert device.pop("interval") == list(one.test.interval())
         assert device == one.model_dump(mode="json")
     assert told["classes"] == list("0123456789")
+    before = sum(device["before"]["top1"] for device in told["devices"]) / 2
+    assert told["outlook"] == again.outlook
+    assert re.fullmatch(
+        rf"\S.*: {RunDirectory(tmp_path / 'run').metrics()[-1].top1:.1f}%.* {before:.1f}% on validate.*",
+        told["outlook"],
+    )
+    assert told["outlook"] in " ".join(result.out.split())
     shown = [line.split() for line in result.out.splitlines() if line[:2] in {f"{number} " for number in range(10)}]
     assert len(shown) == 10
     for number, row in enumerate(shown):

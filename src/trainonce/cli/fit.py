@@ -168,7 +168,7 @@ def _told(done: FittedDevices) -> dict[str, Any]:
         over = [one.model_dump(mode="json") for one in done.over_folds]
         return {"run": str(done.plan.run.path.parent), **told, "folds": len(done.folds), "devices": over}
     devices = [one.model_dump(mode="json") | {"interval": one.test.interval()} for one in done.devices]
-    return {"run": str(done.plan.run.path), **told, "devices": devices}
+    return {"run": str(done.plan.run.path), **told, "devices": devices, "outlook": done.outlook}
 
 
 def _say_folds(done: FittedDevices) -> None:
@@ -208,6 +208,7 @@ def _say(done: FittedDevices) -> None:
             f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "
             f"{name_of(one.max_macs)}'s {one.after.top1:.2f}%: the smaller one fits there too."
         )
+    display.out.print(done.outlook)
     display.say_baseline(run.baseline(), max(one.after.top1 for one in fitted))
     display.out.print(
         f"The networks are in {run.subnets}/{first.name} and so on; their README.md says how to load them."

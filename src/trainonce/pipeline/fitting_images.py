@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from trainonce.data import DataSet, DataSource, load_dataset
 from trainonce.data.splits import Fold
@@ -14,7 +15,7 @@ from trainonce.pipeline.beginning import Beginning, begin, default_recipe
 from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.training import balanced
+from trainonce.pipeline.training import balanced, outlook
 from trainonce.recipes import load_recipe
 from trainonce.run.directory import RunDirectory, Start
 
@@ -48,6 +49,8 @@ class FittedDevices:
     """With `folds`, those that are finished; `devices` is then empty, and `plan` the first one's."""
     over_folds: tuple[OverFolds, ...] = ()
     """With `folds`, what each device's networks came to; none unless finished."""
+    outlook: str = ""
+    """Whether more time would help, in a sentence, by validate before fine-tuning; empty unless finished."""
 
 
 def fit(
@@ -172,7 +175,10 @@ class _Fitting:
         recipe = balanced(recipe, self.class_balance)
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
         seconds = time.monotonic() - began
-        return FittedDevices(plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None)
+        verdict = outlook(run.metrics()[-1].top1, fmean(one.before.top1 for one in fitted)) if fitted else ""
+        return FittedDevices(
+            plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None, outlook=verdict
+        )
 
     def folded(self, out: str | Path | None, minutes: float, folds: int) -> FittedDevices:
         """Fit it once for each fold, each in its share of the time."""

@@ -317,10 +317,10 @@ def outlook(train: float, validate: float) -> str:
     """
     shown = f"{train:.1f}% of the varied training images are classified correctly, {validate:.1f}% on validate"
     if train < validate + STILL_RISING:
-        return f"Still rising: {shown}. More epochs would likely help."
+        return f"Still rising: {shown}. Training longer would likely help."
     if train > validate + OVERFITTING:
-        return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than epochs."
-    return f"Level: {shown}. More epochs would likely give little."
+        return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
+    return f"Level: {shown}. Training longer would likely give little."
 
 
 STILL_RISING, OVERFITTING = 5.0, 20.0
