@@ -33,7 +33,8 @@ from trainonce.recipes import RECIPES, Colour, Crop, Flip, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.training.graphs import StepGraph, capture_for
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 RSS_EPOCHS, SHORT_EPOCHS, POPULATION, PAPERS_IMAGES = 590, 180, 600, 40_000
 EQUAL_STEPS = 20

@@ -43,7 +43,8 @@ from trainonce.recipes import RECIPES
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory, provenance
 from trainonce.space import derived_rng
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 SUBNETS, AGREEMENT_STEPS = 16, 200
 SAME_LOSS, SAME_GRADIENT, WORST_GRADIENT = 1e-4, 1e-2, 0.1

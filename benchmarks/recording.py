@@ -39,7 +39,7 @@ from trainonce.records import write_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.run.exposure import Exposure
 from trainonce.sampling import MacsSampler
-from trainonce.training.loop import EpochEnd
+from trainonce.training.settings import EpochEnd
 
 TRAIN, HELD_OUT = 45_000, 2000
 

@@ -16,7 +16,8 @@ from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
 from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_seconds
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
 from worth_table import DEVICES
 

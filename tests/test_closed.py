@@ -15,7 +15,8 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import AugmentationChange, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets.finetune import FinetuneSettings, finetune
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

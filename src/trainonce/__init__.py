@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from trainonce.run.directory import RunDirectory
     from trainonce.sampling import MacsSampler
     from trainonce.space import Architecture, Choice, SearchSpace
-    from trainonce.training.loop import TrainSettings, train_supernet
+    from trainonce.training.loop import train_supernet
+    from trainonce.training.settings import TrainSettings
 else:
     __getattr__ = names_from(
         __name__,
@@ -40,7 +41,8 @@ else:
             "run.directory": ("RunDirectory",),
             "sampling": ("MacsSampler",),
             "space": ("Architecture", "Choice", "SearchSpace"),
-            "training.loop": ("TrainSettings", "train_supernet"),
+            "training.loop": ("train_supernet",),
+            "training.settings": ("TrainSettings",),
         },
     )
 

@@ -26,7 +26,8 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 CLASSES, EACH = ("ant", "bee", "cat"), 32

@@ -23,7 +23,8 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -24,7 +24,7 @@ from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
 from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
-from trainonce.training.loop import TrainSettings
+from trainonce.training.settings import TrainSettings
 
 HERE = Path(__file__).parents[1] / "support"
 SOON_S = 120.0

@@ -11,7 +11,7 @@ from trainonce.data import load_dataset
 from trainonce.pipeline.training import outlook
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
-from trainonce.training.loop import Progress
+from trainonce.training.settings import Progress
 
 
 @pytest.mark.parametrize(

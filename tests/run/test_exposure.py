@@ -25,7 +25,8 @@ from trainonce.run.exposure import (
     value_probabilities,
 )
 from trainonce.space import Architecture, Choice, SearchSpace
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 PAPER = MobileNetV3(MobileNetV3Settings(num_classes=2, width_mult=0.1)).space
 SMALL = SearchSpace(

@@ -17,7 +17,8 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 FREE = resource.RLIM_INFINITY
 

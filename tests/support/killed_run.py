@@ -18,7 +18,8 @@ from trainonce.data import DataSet, Split
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 KILLS = 20
 LONGEST_DELAY_S = 0.3

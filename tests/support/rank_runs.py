@@ -29,7 +29,8 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.recipes import RECIPES, Colour, Crop, Flip, Recipe
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 LIMIT_S = 40.0
 """How long a job may take before its ranks count as hung and are killed."""

@@ -13,7 +13,8 @@ from trainonce.recipes import Phase, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.training.averaging import Average
-from trainonce.training.loop import EpochEnd, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import EpochEnd, TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -22,7 +22,8 @@ from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng
 from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.graphs import CudaRecorder, holds_one_subnet
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

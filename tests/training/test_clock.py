@@ -14,7 +14,8 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.training.clock import TOLERATED, Clock
-from trainonce.training.loop import EpochEnd, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import EpochEnd, TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -11,7 +11,8 @@ from trainonce.errors import UserError
 from trainonce.recipes import RECIPES
 from trainonce.run.directory import RunDirectory
 from trainonce.training.devices import check_device
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 NAMES = ["meta", "abacus", "", "mps", "xpu", "hpu", "mkldnn", "vulkan", "xla", "lazy", "privateuseone", "cuda:77"]
 

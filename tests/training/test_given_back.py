@@ -19,7 +19,8 @@ from trainonce.nn.lending import Lent, lent
 from trainonce.parallel.distributed import BatchShard, Ranks
 from trainonce.recipes import Phase
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import Progress, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress
 
 Traits = list[tuple[Any, ...]]
 RECIPE = recipe_of(

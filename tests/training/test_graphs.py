@@ -15,7 +15,8 @@ from trainonce.recipes import Colour, Crop, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.training import loop as train
 from trainonce.training.graphs import CudaCapture
-from trainonce.training.loop import LOOK_EVERY, TrainSettings, train_supernet
+from trainonce.training.loop import LOOK_EVERY, train_supernet
+from trainonce.training.settings import TrainSettings
 from trainonce.training.step_sums import not_finite
 
 MakeNet = Callable[..., MobileNetV3]

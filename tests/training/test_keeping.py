@@ -15,7 +15,8 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.recipes import RECIPES
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

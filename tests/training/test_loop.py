@@ -31,7 +31,8 @@ from trainonce.nn.plain import PlainNetwork
 from trainonce.recipes import Colour, Crop, Flip, Phase
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture, derived_rng, derived_seed
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 
 class TestReference:

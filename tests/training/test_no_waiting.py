@@ -18,7 +18,8 @@ from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.training import loop as train
-from trainonce.training.loop import LOOK_EVERY, TrainSettings, train_supernet
+from trainonce.training.loop import LOOK_EVERY, train_supernet
+from trainonce.training.settings import TrainSettings
 
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "lift_fresh")
 """Operations that make a host wait for its GPU: reading a number, a result of unknown size, a tensor from numbers."""

@@ -14,8 +14,9 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import Phase, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
 from trainonce.training.optimizers import optimizer_for, set_lr, stepper_for
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

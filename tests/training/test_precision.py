@@ -14,7 +14,8 @@ from trainonce.models import MobileNetV3
 from trainonce.recipes import RECIPES
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

@@ -24,7 +24,8 @@ from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Flip, Mixup, 
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import SearchSpace, derived_rng, derived_seed
-from trainonce.training.loop import TrainSettings, refuse_mixing, train_supernet
+from trainonce.training.loop import refuse_mixing, train_supernet
+from trainonce.training.settings import TrainSettings
 
 WATCHED: list[Tensor] = []
 SECOND = Slot(

@@ -25,7 +25,8 @@ from trainonce.recipes import RECIPES, AugmentationChange, Crop, Flip, Recipe, t
 from trainonce.records import to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]

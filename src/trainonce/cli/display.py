@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainonce.run.lines import SubnetScore
     from trainonce.search import Problem, SearchResult
     from trainonce.subnets.finetune import FinetuneProgress
-    from trainonce.training.loop import Progress as TrainProgress
+    from trainonce.training.settings import Progress as TrainProgress
 
 
 class _Printable(Console):

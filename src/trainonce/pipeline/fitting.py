@@ -40,7 +40,8 @@ from trainonce.subnets.finetune import (
     finetuning_seconds,
 )
 from trainonce.subnets.taken import describe_taken
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 TRAINING_SHARE = 0.75
 """How much of the time the supernet is trained; what is left after it is for choosing and fine-tuning."""

@@ -20,7 +20,8 @@ from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
-from trainonce.training.loop import Progress, TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 FEWEST_EPOCHS = 2.0
 """A time that gives fewer passes over the images is refused: nothing would be learned."""

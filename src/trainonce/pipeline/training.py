@@ -25,7 +25,8 @@ from trainonce.recipes import Recipe, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
 from trainonce.run.lines import MetricsLine
-from trainonce.training.loop import Progress, TrainSettings, refuse_large_step, train_supernet
+from trainonce.training.loop import refuse_large_step, train_supernet
+from trainonce.training.settings import Progress, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

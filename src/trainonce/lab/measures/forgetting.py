@@ -23,7 +23,7 @@ from trainonce.run.lines import ForgettingLine
 from trainonce.sampling import MacsSampler, SubnetDraws
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_rng, derived_seed
-from trainonce.training.loop import EpochEnd
+from trainonce.training.settings import EpochEnd
 
 PROBES = 4
 """Probes that are looked at where none are named and no number is."""

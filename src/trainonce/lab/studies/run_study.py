@@ -37,7 +37,8 @@ from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine, SubnetScore
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture
-from trainonce.training.loop import TrainSettings, train_supernet
+from trainonce.training.loop import train_supernet
+from trainonce.training.settings import TrainSettings
 
 PROBING = 0.02
 """Most of a run's arithmetic that looking at probes may take: twice what it may elsewhere."""
