@@ -19,13 +19,13 @@ from tests.support.made_up import replaced, sealed, shifted
 from trainonce.cli.export import _say_certificate
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import score
-from trainonce.export import TARGETS, certificate, compare, exporting
+from trainonce.export import TARGETS, certificate, compare, exporting, reference
 from trainonce.export.certificate import Certificate, ReferenceLogits, certify
 from trainonce.export.compare import LogitComparison
-from trainonce.export.description import Opened, Precision, Quantised
+from trainonce.export.description import Opened, Precision, Quantised, Run
 from trainonce.export.exporting import check_export, export_subnet
 from trainonce.export.onnx import FILE
-from trainonce.export.reference import read_reference
+from trainonce.export.reference import Reference, read_reference
 from trainonce.pipeline.exporting import Exported
 from trainonce.records import read_json
 from trainonce.run import checkpoint
@@ -79,12 +79,13 @@ def test_the_certificate_of_the_first_version_is_read(exported: Export) -> None:
     """It does not describe its subnet, and its comparison has ties for a ratio."""
     now = exported(1).certificate
     said = now.to_json()
-    del said["description"]
+    del said["description"], said["images"]["supernet"]
     for name in ("supernet_and_extracted", "extracted_and_exported"):
         del said[name]["largest_ratio"]
         said[name] |= {"near_ties": 0, "tolerance": 1e-4}
     found = Certificate.read(json.loads(json.dumps(said)), where="a test")
     assert found.description is None
+    assert found.images.supernet is None
     assert found.extracted_and_exported.largest_ratio is None  # type: ignore[union-attr]
     assert (found.passed, found.verdict, found.files) == (now.passed, now.verdict, now.files)
     with pytest.raises(UserError, match=r"a test: files, model\.onnx: its 'sha256' is missing or of another kind"):
@@ -98,6 +99,63 @@ def test_the_supernet_needs_the_statistics(home: RunDirectory) -> None:
     x_BCHW = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert not torch.allclose(net(x_BCHW, net.space.parse(description.architecture)), network(x_BCHW), atol=1e-3)
+
+
+class TestSupernetOnSomeImages:
+    """Calls of four images here, of which every third is enough."""
+
+    @pytest.fixture
+    def reference(self, home: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Reference:
+        monkeypatch.setattr(reference, "MOST_IMAGES", 4)
+        monkeypatch.setattr(reference, "SUPERNET_IMAGES", 10)
+        return read_reference(home.subnets / "1", images=4)
+
+    @staticmethod
+    def certified(given: Reference, supernet: Run | None = None) -> tuple[Certificate, int]:
+        """The certificate of a file that is right, and how many images went through the supernet."""
+        assert given.supernet is not None
+        compute, seen = supernet or given.supernet, []
+
+        def counted(x_BCHW: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x_BCHW))
+            return compute(x_BCHW)
+
+        expected = ReferenceLogits.of(dataclasses.replace(given, supernet=counted))
+        opened = Opened(description=given.file, run=given.network)
+        how: dict[str, Any] = {"target": "t", "precision": "float32", "files": {}, "details": Quantised()}
+        return certify(expected, opened, max_loss=1, **how), sum(seen)
+
+    def test_they_are_enough_where_it_agrees_to_the_last_bit(self, reference: Reference, home: RunDirectory) -> None:
+        test = len(home.load_data().test)
+        assert reference.supernet_rows.tolist() == [*range(4), *range(12, 16), *range(24, 28)]
+        found, seen = self.certified(reference)
+        assert found.passed
+        assert (seen, found.images.supernet, found.images.test) == (4 + 12, 12, test)
+        assert found.supernet_and_extracted.images == 4 + 12  # type: ignore[union-attr]
+        assert found.extracted_and_exported.images == 4 + test  # type: ignore[union-attr]
+        assert found.top1["supernet"] == found.top1["extracted"] == found.top1["exported"]
+        assert found.verdict.startswith("supernet and extracted network agree to the last bit on 16 images; ")
+
+    def test_all_are_compared_where_it_does_not(self, reference: Reference, home: RunDirectory) -> None:
+        test, network = len(home.load_data().test), reference.network
+        found, seen = self.certified(reference, lambda x: network(x) * (1 + 1e-5))
+        assert found.passed
+        assert (seen, found.images.supernet) == (4 + 12 + 4 + test, test)
+        assert found.supernet_and_extracted.images == 4 + test  # type: ignore[union-attr]
+        assert f" on {4 + test} images; " in found.verdict
+
+    @pytest.mark.parametrize("layer", ["stem.0", "blocks.2.depthwise.0", "final.0"])
+    def test_a_wrong_channel_is_found_by_them(self, reference: Reference, layer: str) -> None:
+        with torch.no_grad():
+            reference.network.get_submodule(layer).weight[0] *= 1.5  # type: ignore[index,operator]
+        given, rows = ReferenceLogits.of(reference), reference.supernet_rows
+        assert given.extracted[1] is not None
+        assert given.supernet is not None
+        assert given.supernet[1] is not None
+        assert not torch.equal(given.extracted[1][rows], given.supernet[1][rows])
+        found, _ = self.certified(reference)
+        assert not found.passed
+        assert "the extracted network is not the supernet's subnet: logits differ by" in found.verdict
 
 
 class TestWithoutTheRun:
@@ -123,7 +181,7 @@ class TestWithoutTheRun:
         place, certificate = export_subnet(expected, shifted(0.0), tmp_path / "alone" / "export")
         said = written(place)
         assert certificate.passed
-        assert said["images"] == {"random": 4, "test": 0}
+        assert said["images"] == {"random": 4, "test": 0, "supernet": 0}
         assert said["supernet_and_extracted"].startswith("not compared: ")
         assert all(value.startswith("not compared") for value in said["top1"].values())
         assert "not compared" in said["verdict"]

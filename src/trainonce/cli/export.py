@@ -49,8 +49,8 @@ def export(
 ) -> None:
     """Export a subnet to a file that runs on a device, with a certificate that it is the same network.
 
-    The same images go through the supernet, the extracted network and the file. A difference is exit code 1 and names
-    the first layer that differs.
+    The same images go through the extracted network and the file, some of them through the supernet. A difference is
+    exit code 1 and names the first layer that differs.
     """
     with importing():
         from trainonce.pipeline import export

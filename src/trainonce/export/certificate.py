@@ -48,10 +48,12 @@ class ExportedFile(Record):
 
 
 class ComparedImages(Record):
-    """How many random images, and how many of the test split, were compared."""
+    """How many random images, and how many of the test split, went through the network and the file."""
 
     random: Whole
     test: Whole
+    supernet: Whole | None = None
+    """How many of the test split went through the supernet too, beside the random ones; early ones: all, unsaid."""
 
 
 class ExportTimes(Record):
@@ -90,7 +92,9 @@ class Certificate(Record):
     supernet_and_extracted: LogitComparison | str
     extracted_and_exported: LogitComparison | str
     top1: dict[str, Number | str]
-    """Percent of the whole test split classified correctly by each of the three, or why that was not measured."""
+    """Percent of the whole test split classified correctly by each of the three, or why that was not measured.
+
+    The supernet's is the network's where all logits that were compared are the same to the last bit."""
     float32_bytes: Whole
     """What the extracted network's weights and statistics take in float32."""
     latency_ms: ExportTimes
@@ -110,21 +114,34 @@ class ReferenceLogits:
     reference: Reference
     extracted: tuple[Tensor, Tensor | None]
     supernet: tuple[Tensor, Tensor | None] | None
+    supernet_rows: Tensor
+    """The test images whose logits by the supernet there are."""
 
     @classmethod
     def of(cls, reference: Reference) -> "ReferenceLogits":
-        """Compute them. Raises `UserError` where the subnet itself gives numbers that are not finite."""
+        """Compute them, the supernet's on all test images only where it does not agree to the last bit on some.
+
+        Raises `UserError` where the subnet itself gives numbers that are not finite.
+        """
         layout = fastest_layout(reference.network)
         extracted = reference.logits(reference.network, layout=layout)
         if not all(logits.isfinite().all() for logits in extracted if logits is not None):
             raise UserError(
                 f"{reference.path} gives logits that are not finite: there is nothing to compare a file with"
             )
-        return cls(
-            reference=reference,
-            extracted=extracted,
-            supernet=None if reference.supernet is None else reference.logits(reference.supernet, layout=layout),
-        )
+        supernet, rows = None, reference.supernet_rows
+        if reference.supernet is not None:
+            supernet = reference.logits(reference.supernet, layout=layout, rows=rows)
+            if not torch.equal(_all(supernet), _all(_at(extracted, rows))):
+                supernet = reference.logits(reference.supernet, layout=layout)
+                rows = torch.arange(0 if supernet[1] is None else len(supernet[1]))
+        return cls(reference=reference, extracted=extracted, supernet=supernet, supernet_rows=rows)
+
+    def of_supernet(self) -> LogitComparison | None:
+        """The supernet's held against the network's of the same images; None where there is no supernet."""
+        if self.supernet is None:
+            return None
+        return compare(_all(_at(self.extracted, self.supernet_rows)), _all(self.supernet))
 
 
 def certify(
@@ -145,14 +162,15 @@ def certify(
     the file's computing is said, and `not_opened` says why; it is not said to pass where its target never `runs_here`.
     """
     reference = expected.reference
-    supernet = f"not compared: {reference.no_supernet}"
-    above = supernet if expected.supernet is None else compare(_all(expected.extracted), _all(expected.supernet))
+    above = expected.of_supernet() or f"not compared: {reference.no_supernet}"
     logits = None if opened is None else reference.logits(opened.run)
     tolerance = FLOAT16_TOLERANCE if precision == "float16" else TOLERANCE
     below: LogitComparison | str = f"not compared: {not_opened}"
     if logits is not None:
         below = compare(_all(expected.extracted), _all(logits), tolerance)
-    top1 = _top1(reference, {"supernet": expected.supernet, "extracted": expected.extracted, "exported": logits})
+    same = isinstance(above, LogitComparison) and above.identical
+    supernet = expected.extracted if same else expected.supernet
+    top1 = _top1(reference, {"supernet": supernet, "extracted": expected.extracted, "exported": logits})
     first = None
     if opened is not None and precision != "int8" and isinstance(below, LogitComparison) and not below.agrees:
         first = _first_difference(reference, opened, tolerance)
@@ -172,7 +190,9 @@ def certify(
             for name, content in files.items()
         },
         images=ComparedImages(
-            random=len(reference.random_BCHW), test=0 if reference.data is None else len(reference.data.test)
+            random=len(reference.random_BCHW),
+            test=0 if reference.data is None else len(reference.data.test),
+            supernet=0 if expected.supernet is None else len(expected.supernet_rows),
         ),
         supernet_and_extracted=above,
         extracted_and_exported=below,
@@ -188,6 +208,11 @@ def certify(
 
 def _all(logits: tuple[Tensor, Tensor | None]) -> Tensor:
     return torch.cat([part for part in logits if part is not None])
+
+
+def _at(logits: tuple[Tensor, Tensor | None], rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    random_NK, test_NK = logits
+    return random_NK, None if test_NK is None else test_NK[rows]
 
 
 def _top1(reference: Reference, logits: Mapping[str, tuple[Tensor, Tensor | None] | None]) -> dict[str, float | str]:
@@ -262,14 +287,14 @@ def _in_words(above: LogitComparison | str, below: LogitComparison | str) -> str
     if isinstance(above, str):
         first = f"supernet {above}"
     elif above.identical:
-        first = "supernet and extracted network agree to the last bit"
+        first = f"supernet and extracted network agree to the last bit on {above.images:,} images"
     else:
-        first = f"supernet and extracted network agree to {above.largest_difference:.2g}"
+        first = f"supernet and extracted network agree to {above.largest_difference:.2g} on {above.images:,} images"
     if isinstance(below, str):
         return f"{first}; exported file {below}"
     return (
         f"{first}; the exported file's logits are within {below.largest_difference:.2g}, "
-        f"and {below.unequal_top1} of {below.images} images get another class"
+        f"and {below.unequal_top1} of {below.images:,} images get another class"
     )
 
 

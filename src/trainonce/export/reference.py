@@ -27,6 +27,8 @@ from trainonce.subnets.description import SubnetDescription
 STATISTICS = ("running_mean", "running_var")
 MOST_IMAGES, MOST_ROWS = 64, 2048
 """Images in a call, and rows of pixels in them: of more the maps leave the caches, of 200 torch takes twice as long."""
+SUPERNET_IMAGES = 1_000
+"""As many test images, or a few more, go through the supernet too where it agrees on them to the last bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,13 @@ class Reference:
         """The network's operations, found once for all targets that start from them."""
         return program_of(self.network, self.file)
 
+    @cached_property
+    def supernet_rows(self) -> Tensor:
+        """The test images that are enough for a supernet that agrees: the calls of some, spread over the split."""
+        size = images_a_call(self.file.preprocessing.resolution)
+        calls = torch.split(torch.arange(0 if self.data is None else len(self.data.test)), size)
+        return torch.cat(calls[:: max(1, len(calls) * size // SUPERNET_IMAGES)])
+
     def counted(self) -> str:
         """How many images networks are compared on, in words."""
         tested = 0 if self.data is None else len(self.data.test)
@@ -75,16 +84,17 @@ class Reference:
 
     @torch.inference_mode()
     def logits(
-        self, run: Run, *, layout: torch.memory_format = torch.contiguous_format
+        self, run: Run, *, layout: torch.memory_format = torch.contiguous_format, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The logits of the random images, and of the whole test split where there is one.
+        """The logits of the random images, and of the test split where there is one: all of it, or those `rows`.
 
         `layout` is how the test images lie in memory; the random ones lie as a served network gets them.
         """
         random_NK = run(self.random_BCHW)
         if self.data is None:
             return random_NK, None
-        images = self.inputs(self.data.test)
+        test = self.data.test
+        images = self.inputs(test if rows is None else test.take(rows.numpy()))
         return random_NK, torch.cat([run(x_BCHW.contiguous(memory_format=layout)) for x_BCHW in images])
 
 

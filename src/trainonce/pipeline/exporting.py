@@ -76,8 +76,9 @@ def export(
         images=images,
     )
     on_reference(reference)
-    both = "network" if reference.supernet is None else "supernet and the network"
-    on_part(f"computing the {both} on {reference.counted()}")
+    some = len(reference.random_BCHW) + len(reference.supernet_rows)
+    also = "" if reference.supernet is None else f", and the supernet on {some:,} of them"
+    on_part(f"computing the network on {reference.counted()}{also}")
     expected = ReferenceLogits.of(reference)
     done, failed = [], {}
     for target, found in for_each(targets, lambda target: _exported(expected, target, place, max_loss, check, on_part)):
