@@ -75,7 +75,7 @@ def build(
     if as_json:
         display.print_json({"table": str(path), "seconds": round(time.monotonic() - began, 1), **_summary(table)})
         return
-    display.out.print(f"Measured {len(table.parts)} parts.")
+    display.out.print(f"A table of {len(table.parts)} parts.")
     _say_error(table)
     display.out.print(f"Wrote {path}")
 
@@ -242,13 +242,16 @@ def _parts(table: LatencyTable) -> Table:
     for column in ("part", "adds ms", "alone ms"):
         shown.add_column(column, justify="left" if column == "part" else "right")
     for entry in sorted(table.parts, key=lambda entry: -entry.ms):
-        shown.add_row(_described(entry.part), f"{entry.ms:.4f}", f"{entry.alone_ms:.4f}")
+        alone = "" if entry.alone_ms is None else f"{entry.alone_ms:.4f}"
+        shown.add_row(_described(entry.part), f"{entry.ms:.4f}", alone)
     return shown
 
 
 def _described(part: JsonObject) -> str:
     from trainonce.latency.parts import BLOCK
 
+    if "weight" in part:
+        return f"{part['weight']}, its {part.get('part')}, at {part.get('resolution')} pixels"
     if part.get("part") != BLOCK:
         return f"{part.get('part')}, at {part.get('resolution')} pixels"
     channels = " > ".join(str(part.get(name)) for name in ("in_channels", "mid_channels", "out_channels"))

@@ -8,7 +8,7 @@ slower in a group than usual, the machine was slower, and that is taken out.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -33,13 +33,23 @@ from trainonce.latency.bench import (
     time_ms,
     without_drift,
 )
-from trainonce.latency.fit import counted, part_times
+from trainonce.latency.fit import Floats, amount_times, counted, part_times
 from trainonce.latency.log import Log, MeasuredLine
-from trainonce.latency.parts import is_ends, part_modules, part_names, representatives, sized_network
+from trainonce.latency.parts import (
+    amounts_of,
+    is_ends,
+    is_timed_alone,
+    kinds_of,
+    part_modules,
+    representatives,
+    sized_network,
+)
 from trainonce.latency.runtimes import Prepare, Shape, make_runtime, torch_threads, versions_of
 from trainonce.latency.table import MOST_BATCH, MOST_THREADS, LatencyTable, PartTime
+from trainonce.latency.weights import Kind
 from trainonce.models import Supernet
 from trainonce.nn.kinds import PlainSpec
+from trainonce.nn.plain_graph import GraphSpec
 from trainonce.settings import JsonObject, Settings
 from trainonce.space import Architecture, derived_rng
 
@@ -144,8 +154,9 @@ Item = tuple[str, PlainSpec] | PlainSpec
 
 def work_of(plan: Plan) -> BenchWork:
     """What a plan has to be measured, in its order."""
+    alone = [(name, spec) for name, spec in plan.parts.items() if is_timed_alone(name)]
     return BenchWork(
-        parts=_in_groups(list(plan.parts.items()), PARTS_AT_ONCE),
+        parts=_in_groups(alone, PARTS_AT_ONCE),
         anchors=plan.anchors,
         groups=_in_groups([*plan.networks, *plan.again], GROUP),
     )
@@ -213,14 +224,17 @@ def table_of(
     made: str | None = None,
 ) -> LatencyTable:
     """The table that follows from the measurements of a plan, all of which are there; `made` when, now by default."""
-    alone = np.array([ms for line in lines for ms in line.parts])
+    alone = [ms for line in lines for ms in line.parts]
     order = list(plan.parts)
-    counts = counted([part_names(spec) for spec in plan.networks], order)
+    counts = counted([amounts_of(spec) for spec in plan.networks], order)
     measured, drift = without_drift([line.to_json() for line in lines if line.ms])
     once, again = np.split(measured, [len(plan.networks)])
     held_out = np.array(plan.held_out)
-    ends = np.array([is_ends(name) for name in order])
-    times = part_times(counts[~held_out], once[~held_out], alone, ends)
+    if alone:
+        ends = np.array([is_ends(name) for name in order])
+        times = part_times(counts[~held_out], once[~held_out], np.array(alone), ends)
+    else:
+        times = amount_times(counts[~held_out], once[~held_out], _kinds(plan))
     return LatencyTable(
         runtime=settings.runtime,
         threads=settings.threads,
@@ -231,13 +245,36 @@ def table_of(
         drift=drift,
         error=PredictionError.of((counts[held_out] @ times).tolist(), ((once[held_out] + again) / 2).tolist()),
         repeat=PredictionError.of(once[held_out].tolist(), again.tolist()),
-        parts=tuple(
-            PartTime(part=json.loads(name), ms=float(ms), alone_ms=float(alone_ms))
-            for name, ms, alone_ms in zip(order, times, alone, strict=True)
-        ),
+        parts=tuple(_part_times(plan, times, alone)),
         machine=dict(machine),
         versions=dict(versions),
     )
+
+
+def _part_times(plan: Plan, times: Floats, alone: Sequence[float]) -> Iterator[PartTime]:
+    """Those of a plan; `times` are of one of each part, and the table's of all that the largest network has."""
+    for place, ((name, spec), ms) in enumerate(zip(plan.parts.items(), times, strict=True)):
+        most = None if alone else amounts_of(spec)[name]
+        yield PartTime(
+            part=json.loads(name),
+            ms=float(ms * (most or 1)),
+            alone_ms=alone[place] if alone else None,
+            most=most,
+        )
+
+
+def _kinds(plan: Plan) -> Floats:
+    """What one of each part is in each kind of work: [parts, kinds]."""
+    found: dict[str, dict[Kind, float]] = {}
+    for spec in set(plan.parts.values()):
+        assert isinstance(spec, GraphSpec)
+        found |= kinds_of(spec)
+    places = {kind: place for place, kind in enumerate(sorted({kind for kinds in found.values() for kind in kinds}))}
+    kinds = np.zeros((len(plan.parts), len(places)))
+    for row, name in zip(kinds, plan.parts, strict=True):
+        for kind, unit in found[name].items():
+            row[places[kind]] = unit
+    return kinds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 A part timed alone is called for itself, finds its input where it left it, and may reorder its input and output for the
 runtime's kernels: its time is not what it adds to a network, but tells which parts take longer than others. Whole
 networks tell what parts add, yet each only the sum of a dozen. So times are found that explain the networks and stay
-near a line through those measured alone; how near is chosen by cross-validation among the networks themselves.
+near a line through those measured alone; how near is chosen by cross-validation among the networks themselves. Parts
+that cannot be timed alone stay near what all of their kind take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,30 @@ def part_times(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np
     `counts` [N, P] says how often each of N > 5 networks has each part, `measured` [N] their milliseconds, `alone` [P]
     the parts' milliseconds alone, `ends` [P] which parts are ends: they have another offset from the line than blocks.
     """
+    return _by_trust(counts, measured, lambda counts, measured: _line(counts, measured, alone, ends))
+
+
+def amount_times(amounts: Floats, measured: Floats, kinds: Floats) -> Floats:
+    """Milliseconds of one unit of each part [P], none negative, where networks have amounts of parts.
+
+    `amounts` [N, P] says how much each of N > 5 networks has, `measured` [N] their milliseconds, `kinds` [P, K] how
+    much a unit of each part is of each of K kinds of work: all work of a kind takes about the same.
+    """
+    size = np.where(amounts.any(axis=0), amounts.max(axis=0), 1.0)
+    return _by_trust(amounts / size, measured, lambda parts, ms: _of_kinds(parts, ms, kinds * size[:, None])) / size
+
+
+def _by_trust(counts: Floats, measured: Floats, line: Callable[[Floats, Floats], Floats]) -> Floats:
+    """Times near what `line` makes of some networks' counts and milliseconds, as near as cross-validation says."""
     folds = np.arange(len(measured)) % FOLDS
     errors = np.zeros(len(TRUSTS))
     for fold in range(FOLDS):
         fitted, left = folds != fold, folds == fold
-        line = _line(counts[fitted], measured[fitted], alone, ends)
+        of_fold = line(counts[fitted], measured[fitted])
         for i, trust in enumerate(TRUSTS):
-            times = _near(line, counts[fitted], measured[fitted], trust)
+            times = _near(of_fold, counts[fitted], measured[fitted], trust)
             errors[i] += np.abs(counts[left] @ times / measured[left] - 1).sum()
-    return _near(_line(counts, measured, alone, ends), counts, measured, TRUSTS[int(errors.argmin())])
+    return _near(line(counts, measured), counts, measured, TRUSTS[int(errors.argmin())])
 
 
 def _near(line: Floats, counts: Floats, measured: Floats, trust: float) -> Floats:
@@ -56,11 +72,21 @@ def _line(counts: Floats, measured: Floats, alone: Floats, ends: NDArray[np.bool
     return line if line.any() else alone * (measured.sum() / (counts @ alone).sum())
 
 
-def counted(names: Sequence[Sequence[str]], order: Sequence[str]) -> Floats:
-    """How often each network, given by its parts' names, has each part: [networks, parts]."""
+def _of_kinds(amounts: Floats, measured: Floats, kinds: Floats) -> Floats:
+    """The parts' times where a unit of each kind takes the same in all parts: what explains the networks best."""
+    from scipy.optimize import nnls
+
+    columns = amounts @ kinds / measured[:, None]
+    sizes = columns.max(axis=0)
+    times: Floats = kinds @ (nnls(columns / sizes, np.ones(len(measured)))[0] / sizes)
+    return times
+
+
+def counted(amounts: Sequence[Mapping[str, float]], order: Sequence[str]) -> Floats:
+    """How much each network, given by the names of its parts, has of each part: [networks, parts]."""
     place = {name: i for i, name in enumerate(order)}
-    counts = np.zeros((len(names), len(order)))
-    for row, parts in zip(counts, names, strict=True):
-        for name in parts:
-            row[place[name]] += 1
+    counts = np.zeros((len(amounts), len(order)))
+    for row, parts in zip(counts, amounts, strict=True):
+        for name, amount in parts.items():
+            row[place[name]] = amount
     return counts

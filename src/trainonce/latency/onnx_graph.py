@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from trainonce.extras import try_import
 from trainonce.nn import plain, plain_resnet
+from trainonce.nn.onnx_lines import LinesAsOnnx, UnwrittenError
+from trainonce.nn.plain_graph import GraphNetwork
 
 OPSET = 18
 IR_VERSION = 10
@@ -80,8 +82,9 @@ def onnx_model(module: nn.Module, shape: tuple[int, ...]) -> Any:
     with try_import("measuring this runtime", "onnx"):
         from onnx import TensorProto, helper
     try:
-        graph = _Graph(trace(module.eval()))
-    except (_UntranslatedError, fx.proxy.TraceError):
+        module.eval()
+        graph: Any = LinesAsOnnx(module, shape) if isinstance(module, GraphNetwork) else _Graph(trace(module))
+    except (_UntranslatedError, UnwrittenError, fx.proxy.TraceError):
         return _exported(module, shape)
     value = helper.make_tensor_value_info
     sizes = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}

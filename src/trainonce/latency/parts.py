@@ -6,6 +6,7 @@ sizes in JSON, so that a table of parts can be read without knowing families of 
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,8 +17,10 @@ from torch import Tensor, fx, nn
 
 from trainonce.errors import UserError
 from trainonce.latency.onnx_graph import trace
+from trainonce.latency.weights import Key, Kind, amounts_in, kinds_in, sizes_of
 from trainonce.models import Supernet
 from trainonce.nn.kinds import DEFAULT, InBlocks, PlainSpec, kind_of, written
+from trainonce.nn.plain_graph import GraphSpec
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture, Choice
 
@@ -55,13 +58,38 @@ def _timed(fields: Mapping[str, Any]) -> JsonObject:
 def part_names(spec: PlainSpec) -> list[str]:
     """The names of a network's parts: its ends, then its blocks in order, with repetitions.
 
-    A network that is not made of blocks is one part.
+    A network that is a list of operations has those of `trainonce.latency.weights`; another that is not made of blocks
+    is one part.
     """
+    if isinstance(spec, GraphSpec):
+        return [_weight_name(key) for key in amounts_in(spec)]
     if not isinstance(spec, InBlocks):
         return [part_name({"part": WHOLE, **_timed(written(spec))})]
     *sizes, last = spec.map_sizes
     names = [block_name(block, size) for block, size in zip(spec.blocks, sizes, strict=True)]
     return [ends_name(spec, last, spec.blocks[-1].out_channels), *names]
+
+
+@lru_cache(maxsize=2**16)
+def _weight_name(key: Key) -> str:
+    return part_name(sizes_of(key))
+
+
+def amounts_of(spec: PlainSpec) -> dict[str, float]:
+    """How much a network has of each of its parts, by name: how often, or as `trainonce.latency.weights` says."""
+    if isinstance(spec, GraphSpec):
+        return {_weight_name(key): amount for key, amount in amounts_in(spec).items()}
+    return dict(Counter(part_names(spec)))
+
+
+def kinds_of(spec: GraphSpec) -> dict[str, dict[Kind, float]]:
+    """By the names of a network's parts what one of each is in each kind of work (`kinds_in`)."""
+    return {_weight_name(key): kinds for key, kinds in kinds_in(spec).items()}
+
+
+def is_timed_alone(name: str) -> bool:
+    """Whether a part of that name can be timed alone."""
+    return json.loads(name).get("part") in (ENDS, BLOCK, WHOLE)
 
 
 def is_ends(name: str) -> bool:
@@ -92,11 +120,14 @@ def covering(net: Supernet) -> Iterator[Architecture]:
 
 
 def representatives(net: Supernet) -> dict[str, PlainSpec]:
-    """Every part that a subnet of the space can have, each with one network that has it.
+    """Every part that a subnet of the space can have, each with one network that has it, and the most of it.
 
     Raises `UserError` where networks are not made of blocks, so that each is a part, and there are too many of them.
     """
     found: dict[str, PlainSpec] = {}
+    if isinstance(net.describe(net.space.largest()), GraphSpec):
+        largest = (net.describe(arch) for arch in _largest_at_each_resolution(net))
+        return {name: spec for spec in largest for name in part_names(spec)}
     in_blocks = isinstance(net.describe(net.space.smallest()), InBlocks)
     if not in_blocks and net.space.count() > MOST_WHOLE:
         raise UserError(
@@ -108,6 +139,11 @@ def representatives(net: Supernet) -> dict[str, PlainSpec]:
         for name in part_names(spec):
             found.setdefault(name, spec)
     return found
+
+
+def _largest_at_each_resolution(net: Supernet) -> Iterator[Architecture]:
+    for side in net.settings.resolutions:
+        yield net.space.build(lambda choice, allowed: side if choice.name == "resolution" else allowed[-1])  # noqa: B023
 
 
 def sized_network(spec: PlainSpec) -> nn.Module:

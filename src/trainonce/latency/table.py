@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 from trainonce.errors import RunError, UserError
 from trainonce.files import write_atomic
 from trainonce.latency.accuracy import PredictionError
-from trainonce.latency.parts import part_name, part_names
+from trainonce.latency.parts import amounts_of, part_name
 from trainonce.nn.kinds import PlainSpec
 from trainonce.records import plain_json, read_document
 from trainonce.settings import Settings
@@ -31,8 +31,10 @@ class PartTime(Settings):
     """Its sizes, as `trainonce.latency.parts` names them."""
     ms: float = Field(ge=0, le=1e9)
     """What it adds to a network, in milliseconds."""
-    alone_ms: float = Field(ge=0, le=1e9)
-    """What it took when it ran alone, in milliseconds."""
+    alone_ms: float | None = Field(ge=0, le=1e9)
+    """What it took when it ran alone, in milliseconds; None where it cannot."""
+    most: float | None = Field(None, gt=0)
+    """How much of it takes `ms`, the most that a subnet of the space has: less takes less. None where it is counted."""
 
     @property
     def name(self) -> str:
@@ -76,8 +78,8 @@ class LatencyTable(Settings):
         return _hash(self.model_dump(mode="json"))
 
     @cached_property
-    def _times(self) -> dict[str, float]:
-        return {entry.name: entry.ms for entry in self.parts}
+    def _times(self) -> dict[str, PartTime]:
+        return {entry.name: entry for entry in self.parts}
 
     def predict_ms(self, spec: PlainSpec) -> float:
         """Milliseconds of one call of a network, with `batch` images.
@@ -85,11 +87,12 @@ class LatencyTable(Settings):
         Raises `UserError` for a network that has a part which was not measured.
         """
         total = 0.0
-        for name in part_names(spec):
-            if name not in self._times:
+        for name, amount in amounts_of(spec).items():
+            part = self._times.get(name)
+            if part is None or (part.most is not None and amount > part.most):
                 table = f"the latency table (made {self.made}, {self.runtime})"
-                raise UserError(f"{table} is of another space: it has no {_described(name)}")
-            total += self._times[name]
+                raise UserError(f"{table} is of another space: it has no {_described(name, amount if part else None)}")
+            total += part.ms * amount / (part.most or 1)
         return total
 
     def write(self, path: str | Path) -> None:
@@ -125,6 +128,8 @@ def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _described(name: str) -> str:
+def _described(name: str, amount: float | None) -> str:
+    """A part, or so much of it."""
     part = json.loads(name)
-    return f"{part.pop('part')} with " + ", ".join(f"{key} {value}" for key, value in part.items())
+    much = "" if amount is None else f"{amount:g} of "
+    return f"{much}{part.pop('part')} with " + ", ".join(f"{key} {value}" for key, value in part.items())

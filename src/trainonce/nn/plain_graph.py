@@ -291,8 +291,12 @@ class GraphNetwork(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
+        return self.run(resize(x_BCHW, self.spec.resolution))
+
+    def run(self, x_BCHW: Tensor, seen: Callable[[Line, Any], None] | None = None) -> Tensor:
+        """Images of the network's resolution to logits; `seen` is shown what each line makes."""
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
-        return self._program(resize(x_BCHW, self.spec.resolution), tensors, self._layer, training=self.training)
+        return self._program(x_BCHW, tensors, self._layer, training=self.training, seen=seen)
 
     def _layer(self, line: Line, x: Tensor) -> Tensor:
         made: Tensor = self.get_submodule(str(line.args[1]) if line.op == NORM else f"{DROPOUTS}.{line.out}")(x)
