@@ -3,8 +3,8 @@
     python benchmarks/own_network_latency.py timm:resnet18 timm:mobilenetv3_small_100 --image-size 96
 
 For each network: seconds of CPU that its table takes, tracing aside, its error on random subnets that it was not made
-from, and the error of the same measured twice. Times are those of the thread on its processor, so that other work on the
-machine disturbs them less than the clock on the wall, by which `trainonce latency build` measures.
+from, and the error of the same measured twice. Times are those of the thread on its processor, so that other work on
+the machine disturbs them less than the clock on the wall, by which `trainonce latency build` measures.
 """
 
 import argparse
