@@ -21,7 +21,6 @@ from trainonce.export.litert import _file
 from trainonce.export.onnx import to_onnx
 from trainonce.export.tflite import graph_of
 from trainonce.export.tflite_micro import arena_of
-from trainonce.export.torch_export import program_of
 from trainonce.latency.parts import sized_network
 from trainonce.latency.runtimes import RANGE, with_random_weights
 from trainonce.models import MobileNetV3, MobileNetV3Settings, ResNet, ResNetSettings, Supernet
@@ -78,7 +77,7 @@ def compared(arch: str, spec: PlainSpec) -> dict[str, tuple[int, int, int]]:
         network=written(spec),
         weights_sha256="0" * 64,
     )
-    content = to_onnx(program_of(network, description), network, description)
+    content = to_onnx(network, description)
     graph, description = graph_of(content)
     ranges = dict.fromkeys([graph.given, *(node.output for node in graph.nodes)], RANGE)
     micro = to_tflite(in_int8(graph, ranges, in_float=lambda _: False, ends="INT8"), schema, named=False)

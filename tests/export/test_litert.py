@@ -26,7 +26,6 @@ from trainonce.export.integrity import check_file
 from trainonce.export.litert import FILE, SEAL, open_litert, write_litert
 from trainonce.export.onnx import to_onnx
 from trainonce.export.tflite import graph_of, ranges_of
-from trainonce.export.torch_export import program_of
 from trainonce.subnets import read_subnet
 from trainonce.tflite.file import FileTensor, in_float32
 from trainonce.tflite.int8 import in_int8, scale_and_zero_point, weights
@@ -85,7 +84,7 @@ def runtime(request: pytest.FixtureRequest) -> None:
 def onnx_of(network: nn.Module, exported: Export) -> tuple[bytes, FileDescription]:
     """A network of 8 x 8 images as an ONNX file."""
     description = exported(1).expected.reference.file
-    return to_onnx(program_of(network, description), network, description), description
+    return to_onnx(network, description), description
 
 
 @pytest.fixture(scope="module")

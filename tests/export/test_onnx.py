@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from torch import nn
 
 from trainonce.errors import UserError
 from trainonce.export.first_difference import first_difference
@@ -135,10 +136,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize("module", ["onnx", "onnxscript"])
     def test_writing_without_the_extra(self, exported: Export, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+        """A network of a person's own needs onnxscript too."""
         reference = exported(0).expected.reference
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=r"pip install 'trainonce\[onnx\]'"):
-            to_onnx(reference.program, reference.network, reference.file)
+            to_onnx(nn.Sequential(reference.network), reference.file)
 
     def test_reading_without_the_extra(self, exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
         content = content_of(exported)

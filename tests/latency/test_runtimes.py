@@ -11,10 +11,10 @@ from torch import nn
 
 from trainonce.errors import UserError
 from trainonce.latency import BuildSettings, bench, build_table, ncnn_graph
-from trainonce.latency.onnx_graph import onnx_model
 from trainonce.latency.parts import part_modules, part_names, sized_network
 from trainonce.latency.runtimes import model_files, with_random_weights
 from trainonce.models import MobileNetV3, ProxylessNAS, ProxylessNASSettings, ResNet, ResNetSettings, Supernet
+from trainonce.nn.onnx_graph import onnx_model
 from trainonce.search.resources import unsuited
 from trainonce.space import derived_rng
 

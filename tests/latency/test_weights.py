@@ -131,7 +131,7 @@ def test_a_real_table(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything real, with few turns, and no network by way of torch's exporter."""
     for package in [] if runtime == "torch" else ["onnx", bench.RUNTIMES[runtime][1].replace("-", "_")]:
         pytest.importorskip(package)
-    monkeypatch.delattr("trainonce.latency.onnx_graph._exported")
+    monkeypatch.delattr("trainonce.nn.onnx_graph._exported")
     net = elastic(Inverted().eval(), torch.zeros(1, 1, 8, 8), stages=True, **FINE)
     table = build_table(net, BuildSettings(runtime=runtime, networks=10, held_out=5, rounds=1))
     assert all(table.predict_ms(spec) > 0 for spec in unseen(net))

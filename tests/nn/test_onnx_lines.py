@@ -9,10 +9,10 @@ import torch
 from tests.support.other_libraries import imported
 from torch import Tensor, nn
 
-from trainonce.latency.onnx_graph import onnx_bytes
 from trainonce.latency.parts import sized_network
 from trainonce.latency.runtimes import with_random_weights
 from trainonce.models.traced import elastic
+from trainonce.nn.onnx_graph import onnx_bytes
 from trainonce.nn.onnx_lines import OPERATORS
 from trainonce.nn.plain_graph import DROPOUT, IMAGES, ITEM, NORM, GraphNetwork, GraphSpec, Line, TensorSpec
 
@@ -123,7 +123,7 @@ def run(content: bytes, x: Tensor) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("steps", CASES, ids=lambda steps: "-".join(line.op for line in steps))
 @torch.inference_mode()
 def test_an_operation_is_that_of_torch(steps: tuple[Line, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("trainonce.latency.onnx_graph._exported")  # written, not exported
+    monkeypatch.delattr("trainonce.nn.onnx_graph._exported")  # written, not exported
     network = network_of(steps)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_what_is_not_written_goes_through_the_exporter(
         asked.append(module)
         return onnx.helper.make_model(onnx.helper.make_graph([], "exported", [], []))
 
-    monkeypatch.setattr("trainonce.latency.onnx_graph._exported", exported)
+    monkeypatch.setattr("trainonce.nn.onnx_graph._exported", exported)
     network = network_of(steps)
     onnx_bytes(network, (2, 4, 8, 8))
     assert asked == [network]

@@ -10,11 +10,11 @@ from tests.support.small_resnet import SmallResNet, SmallSettings
 
 from trainonce.cost.memory import model_size, peak_memory
 from trainonce.latency import bench
-from trainonce.latency.onnx_graph import onnx_model
 from trainonce.latency.parts import sized_network
 from trainonce.latency.runtimes import RANGE, with_random_weights
 from trainonce.models import MobileNetV3, ProxylessNAS, ProxylessNASSettings, ResNet, ResNetSettings, Supernet
 from trainonce.nn.kinds import PlainSpec
+from trainonce.nn.onnx_graph import onnx_model
 from trainonce.pipeline.searching import problem_of
 from trainonce.search.footprint import file_bytes, operators_in, ram_bytes
 from trainonce.space import derived_rng
@@ -143,7 +143,6 @@ def test_an_int8_file_of_onnx_takes_what_was_said(make_net: MakeNet) -> None:
     from trainonce.export.description import FileDescription
     from trainonce.export.int8 import quantise
     from trainonce.export.onnx import to_onnx
-    from trainonce.export.torch_export import program_of
     from trainonce.nn.kinds import written
 
     net = families(make_net)["mobilenet"]
@@ -159,7 +158,7 @@ def test_an_int8_file_of_onnx_takes_what_was_said(make_net: MakeNet) -> None:
     described = FileDescription.parse(
         {**values, "network": written(spec), "weights_sha256": "0" * 64}, where="this test"
     )
-    content = to_onnx(program_of(network, described), network, described)
+    content = to_onnx(network, described)
     images = torch.from_numpy(bench.numbers((2, 1, 16, 16)))
     size = len(quantise(content, [images], in_float32=lambda _: False))
     said = file_bytes(spec, numbers="int8", target="onnx-int8")

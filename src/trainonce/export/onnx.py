@@ -1,11 +1,12 @@
-"""ONNX: torch's dynamo exporter, opset 18, dynamic batch, one file that holds everything.
+"""ONNX: opset 18, dynamic batch, one file that holds everything, batch norms folded into convolutions.
 
-The exporter folds batch norms into convolutions. Nodes are renamed after the module that they come from, and the
-rest of the exporter's notes, which hold paths of this machine, are taken out.
+Built-in networks are written by `trainonce.nn.onnx_graph`, others by torch's dynamo exporter, of whose nodes the names
+become those that the former gives, after the module that they come from. The rest of the exporter's notes, which hold
+paths of this machine, are taken out.
 """
 
 import ast
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,19 @@ from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
 from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence
+from trainonce.export.torch_export import program_of
 from trainonce.extras import try_import
 from trainonce.latency.bench import uncollected
+from trainonce.nn.onnx_graph import OPSET, written_model
+from trainonce.nn.plain import PlainNetwork
+from trainonce.nn.plain_resnet import PlainResNet
 
-OPSET = 18
 FILE = "model.onnx"
 EXTRA = "onnx"
+Program = Callable[[nn.Module, FileDescription], ExportedProgram]
+"""Gives a network's operations, as `program_of` does."""
+BUILT_IN = (PlainNetwork, PlainResNet)
+"""The networks of the built-in families; people's own are left to torch, which knows more layers."""
 
 
 def _entry(key: bytes, digits: int) -> bytes:
@@ -34,14 +42,35 @@ SEAL = Seal(head=_entry(f"{KEY}_sha256".encode(), DIGITS))
 """The last entry of the metadata: fields may follow each other in any order, so it can stand at the end of the file."""
 
 
-def to_onnx(program: ExportedProgram, network: nn.Module, description: FileDescription) -> bytes:
-    """The ONNX file of a network's program. Raises `UserError` without the extra `onnx`."""
+def to_onnx(network: nn.Module, description: FileDescription, program: Program = program_of) -> bytes:
+    """The ONNX file of a network, whose `program` is asked for where it is not a built-in one.
+
+    Raises `UserError` without the extra `onnx`.
+    """
     with try_import("this", EXTRA, told=True):
         import onnx
+    how = description.preprocessing
+    shape = (1, how.channels, how.resolution, how.resolution)
+    model = None
+    if isinstance(network, BUILT_IN):
+        model = written_model(network, shape, given=INPUT, returned=OUTPUT, batch="batch")
+    if model is None:
+        model = _by_torch(network, description, program)
+    names = [(node.name, node.output[0]) for node in model.graph.node]
+    last = {layer: tensor for layer in layer_names(network) for name, tensor in names if belongs(name, layer)}
+    _describe(model, description.model_copy(update={"layers": last}))
+    onnx.checker.check_model(model)
+    return SEAL.put(model.SerializeToString(deterministic=True))
+
+
+def _by_torch(network: nn.Module, description: FileDescription, program: Program) -> Any:
+    """The `onnx.ModelProto` that torch's exporter makes of a network's program."""
+    with try_import("this", EXTRA, told=True):
         import onnxscript  # noqa: F401 - the exporter needs it, and says so less clearly
+    operations = program(network, description)
     with quiet(), uncollected(), torch.no_grad():  # millions of objects, and nearly all are still needed
         made = torch.onnx.export(
-            program,
+            operations,
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
@@ -51,33 +80,22 @@ def to_onnx(program: ExportedProgram, network: nn.Module, description: FileDescr
         )
     assert made is not None
     model = made.model_proto
-    layers = _rename(model, network)
-    _describe(model, description.model_copy(update={"layers": layers}))
-    onnx.checker.check_model(model)
-    return SEAL.put(model.SerializeToString(deterministic=True))
-
-
-def _rename(model: Any, network: nn.Module) -> dict[str, str]:
-    """Name nodes after their modules, drop the exporter's notes, and give the last output of each layer."""
     modules = {name for name, _ in network.named_modules() if name}
-    last: dict[str, str] = {}
-    layers = layer_names(network)
     for number, node in enumerate(model.graph.node):
         notes = {note.key: note.value for note in node.metadata_props}
         scopes = [s for s in ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]")) if s in modules]
         node.name = f"{scopes[-1] if scopes else 'network'}/{node.op_type}_{number}"
         del node.metadata_props[:]
         node.doc_string = ""
-        last |= {layer: node.output[0] for layer in layers if belongs(node.name, layer)}
     graph = model.graph
     for noted in (model, graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del noted.metadata_props[:]
         noted.doc_string = ""
-    return {layer: last[layer] for layer in layers if layer in last}
+    return model
 
 
 def belongs(node_name: str, layer: str) -> bool:
-    """Whether the node is part of the layer of that name, by the name that `to_onnx` gave it."""
+    """Whether the node is part of the layer of that name, by its own name in a file of `to_onnx`."""
     return node_name.startswith((f"{layer}.", f"{layer}/"))
 
 

@@ -55,7 +55,7 @@ class Reference:
     @cached_property
     def onnx(self) -> bytes:
         """The network's ONNX file, made once for all targets that start from it."""
-        return to_onnx(self.program, self.network, self.file)
+        return to_onnx(self.network, self.file, lambda *_: self.program)
 
     @cached_property
     def program(self) -> ExportedProgram:

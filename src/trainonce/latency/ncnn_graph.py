@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.errors import UserError
-from trainonce.latency.onnx_graph import initializers_of
+from trainonce.nn.onnx_graph import initializers_of
 
 MAGIC = 7767517
 FLOAT32 = bytes(4)

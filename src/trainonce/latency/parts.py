@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from trainonce.errors import UserError
-from trainonce.latency.onnx_graph import trace
 from trainonce.latency.weights import Key, Kind, amounts_in, kinds_in, sizes_of
 from trainonce.models import Supernet
 from trainonce.nn.kinds import DEFAULT, InBlocks, PlainSpec, kind_of, written
+from trainonce.nn.onnx_graph import trace
 from trainonce.nn.plain_graph import GraphSpec
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture, Choice

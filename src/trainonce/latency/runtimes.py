@@ -21,8 +21,8 @@ from trainonce.extras import try_import
 from trainonce.latency import bench
 from trainonce.latency.bench import Call
 from trainonce.latency.ncnn_graph import ncnn_files
-from trainonce.latency.onnx_graph import initializers_of, onnx_model
 from trainonce.latency.parts import PartModule
+from trainonce.nn.onnx_graph import initializers_of, onnx_model
 from trainonce.tflite.file import FileTensor, in_float32, to_tflite
 from trainonce.tflite.graph import graph_in
 from trainonce.tflite.int8 import in_int8

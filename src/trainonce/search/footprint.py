@@ -13,10 +13,10 @@ from torch import nn
 from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.errors import UserError
 from trainonce.extras import try_import
-from trainonce.latency.onnx_graph import onnx_model
 from trainonce.latency.parts import PartModule, part_modules, part_names, sized_network
 from trainonce.latency.runtimes import with_random_weights
 from trainonce.nn.kinds import InBlocks, PlainSpec
+from trainonce.nn.onnx_graph import onnx_model
 from trainonce.tflite.arena import Operators, arena_bytes, chained, operators_of
 from trainonce.tflite.file import WEIGHTED
 from trainonce.tflite.graph import graph_in

@@ -1,4 +1,4 @@
-"""A plain network, or a part of one, as an ONNX graph: quickly, for measuring.
+"""A plain network, or a part of one, as an ONNX graph: quickly, for files and for measuring.
 
 The general exporter of torch takes seconds to minutes for each network. Built-in networks consist of a dozen kinds of
 layers, which are written down here one by one; others go through the exporter. Batch norms are folded into the
@@ -26,7 +26,7 @@ IR_VERSION = 10
 """The newest that every ONNX Runtime of the supported versions reads."""
 
 RESIZES = (plain.resize, plain_resnet.resize)
-"""What brings the input to a network's resolution. The images that are measured have it already."""
+"""What brings the input to a network's resolution. The images that a file takes have it already."""
 
 MODULES: dict[type[nn.Module], tuple[str, dict[str, float]]] = {
     nn.ReLU: ("Relu", {}),
@@ -79,25 +79,45 @@ def onnx_model(module: nn.Module, shape: tuple[int, ...]) -> Any:
 
     Input `input`, output `output`; weights inside. Raises `UserError` without the extra.
     """
-    with try_import("measuring this runtime", "onnx"):
-        from onnx import TensorProto, helper
+    with try_import("writing an ONNX graph", "onnx"):
+        import onnx  # noqa: F401
+    if isinstance(module, GraphNetwork):
+        try:
+            return _model(LinesAsOnnx(module.eval(), shape), module, {"input": shape}, "output")
+        except UnwrittenError:
+            return _exported(module, shape)
+    return written_model(module, shape) or _exported(module, shape)
+
+
+def written_model(
+    module: nn.Module, shape: tuple[int, ...], *, given: str = "input", returned: str = "output", batch: str = ""
+) -> Any:
+    """As `onnx_model`, by the layers that are written down here: None where it has others.
+
+    `given` and `returned` name input and output; with a name for the `batch` it takes any number of images. Nodes are
+    named `MODULE/OPERATOR_NUMBER`, by the innermost module that they are part of, or `network` outside of any.
+    """
     try:
-        module.eval()
-        graph: Any = LinesAsOnnx(module, shape) if isinstance(module, GraphNetwork) else _Graph(trace(module))
-    except (_UntranslatedError, UnwrittenError, fx.proxy.TraceError):
-        return _exported(module, shape)
-    value = helper.make_tensor_value_info
+        graph = _Graph(trace(module.eval()), given, returned)
+    except (_UntranslatedError, fx.proxy.TraceError):
+        return None
+    return _model(graph, module, {given: shape}, returned, batch)
+
+
+def _model(graph: Any, module: nn.Module, images: dict[str, tuple[int, ...]], returned: str, batch: str = "") -> Any:
+    """The `onnx.ModelProto` of a graph's `nodes` and `initializers`; `images` is the input's name and shape."""
+    from onnx import TensorProto, helper
+
+    ((_, shape),) = images.items()
     sizes = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
     with torch.no_grad():
         made: Tensor = torch.func.functional_call(module, sizes, (torch.empty(shape, device="meta"),))
+    first, last = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or of_end[0], *of_end[1:]])
+        for name, of_end in {**images, returned: tuple(made.shape)}.items()
+    )
     return helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "part",
-            [value("input", TensorProto.FLOAT, shape)],
-            [value("output", TensorProto.FLOAT, tuple(made.shape))],
-            graph.initializers,
-        ),
+        helper.make_graph(graph.nodes, "network", [first], [last], graph.initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="trainonce",
@@ -122,24 +142,35 @@ def _exported(module: nn.Module, shape: tuple[int, ...]) -> Any:
 class _Graph:
     """The nodes and initializers of a traced module; a name in `names` for the value of each of its nodes."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, given: str, returned: str) -> None:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.names: dict[fx.Node, str] = {}
         self.layers = dict(traced.named_modules())
+        self.scope = "network"
         for node in traced.graph.nodes:
+            stack = node.meta.get("nn_module_stack")  # of the modules around it, by their names, the innermost last
+            self.scope = [name for name, _ in stack.values()][-1] if stack else "network"
             if node.op == "placeholder":
-                self.names[node] = "input"
+                self.names[node] = given
             elif node.op == "output":
-                self.add("Identity", [self.names[node.args[0]]], "output")
+                self.give(self.names[node.args[0]], returned)
             elif node not in self.names:
                 self.translate(node)
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        name = f"{self.scope}/{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
         return output
+
+    def give(self, name: str, returned: str) -> None:
+        """Call a value what the output is called."""
+        if self.nodes and list(self.nodes[-1].output) == [name]:
+            self.nodes[-1].output[0] = returned
+        else:
+            self.add("Identity", [name], returned)
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
         from onnx import numpy_helper
@@ -157,14 +188,14 @@ class _Graph:
         elif node.target in FUNCTIONS:
             kind, attributes = FUNCTIONS[node.target]
             self.names[node] = self.add(kind, [x], node.name, **attributes)
-        elif node.op == "call_function" and getattr(node.target, "__name__", "") in ARITHMETIC:
+        elif node.op == "call_function" and getattr(node.target, "__name__", "") in ARITHMETIC and _of_values(node):
             kind = ARITHMETIC[node.target.__name__]  # type: ignore[union-attr]
             self.names[node] = self.add(kind, [self.names[a] for a in node.args], node.name)  # type: ignore[index]
-        elif node.op == "call_method" and node.target == "mean":
+        elif node.op == "call_method" and node.target == "mean" and len(node.args) == 2:
             axes = self.constant(f"{node.name}_axes", np.array(node.args[1], dtype=np.int64))
             keep = int(node.kwargs.get("keepdim") is True)
             self.names[node] = self.add("ReduceMean", [x, axes], node.name, keepdims=keep)
-        elif node.op == "call_method" and node.target == "flatten":
+        elif node.op == "call_method" and node.target == "flatten" and len(node.args) == 2:
             self.names[node] = self.add("Flatten", [x], node.name, axis=node.args[1])
         else:
             raise _UntranslatedError
@@ -188,8 +219,10 @@ class _Graph:
 
     def convolution(self, node: fx.Node, conv: nn.Conv2d, x: str) -> str:
         """A convolution with the batch norm that follows it, if one does, folded in."""
+        if conv.dilation != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise _UntranslatedError
         follower = next(iter(node.users))
-        norm = self.layers.get(str(follower.target)) if follower.op == "call_module" else None
+        norm = self.layers.get(str(follower.target)) if follower.op == "call_module" and len(node.users) == 1 else None
         weight, bias = conv.weight.double(), None if conv.bias is None else conv.bias.double()
         if isinstance(norm, nn.BatchNorm2d):
             weight, bias = _folded(weight, bias, norm)
@@ -208,6 +241,10 @@ class _Graph:
         if isinstance(norm, nn.BatchNorm2d):
             self.names[follower] = name
         return name
+
+
+def _of_values(node: fx.Node) -> bool:
+    return all(isinstance(one, fx.Node) for one in node.args) and not node.kwargs
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
