@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.command_line import trainonce
@@ -16,7 +17,7 @@ from trainonce.export import TARGETS, certificate, extras
 from trainonce.export.certificate import Certificate
 from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.pipeline import shipping, verify
+from trainonce.pipeline import extract, search, shipping, verify
 from trainonce.pipeline.devices import Device
 from trainonce.pipeline.searching import Amount
 from trainonce.pipeline.shipping import ShipRecord, ship
@@ -91,6 +92,29 @@ class TestShip:
         assert record.failed == {}
         assert {finding.state for finding in verify(trained)} <= {"whole", "unchecked"}
 
+    def test_each_gets_the_best_of_all_that_is_scored(
+        self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also what was scored for a later device: all searches come before any network is taken out."""
+        run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("ship", "subnets")))
+        small = Device(name="small", target="plain", max_macs="1M")
+        large = Device(name="large", target="plain", max_macs="2M")
+        calls: list[str] = []
+
+        def noted(stage: Any, what: str) -> Any:
+            def call(*given: Any, **how: Any) -> Any:
+                calls.append(f"{what} {how['max_macs']}")
+                return stage(*given, **how)
+
+            return call
+
+        monkeypatch.setattr(shipping, "search", noted(search, "search"))
+        monkeypatch.setattr(shipping, "extract", noted(extract, "extract"))
+        found = ship(run, [large, small], scores=2, images=1, calibration_images=20, compute="cpu", workers=1)
+        assert calls == ["search 2M", "search 1M", "extract 2M", "extract 1M"]
+        best = [str(extract(run, max_macs=f"{most}M", out=tmp_path / f"best{most}").arch) for most in (2, 1)]
+        assert [one.arch for one in found.done] == best, "of all that is scored by now"
+
     def test_what_is_done_is_not_done_again(
         self, trained: Path, shipped: shipping.Shipment, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
     ) -> None:
@@ -158,6 +182,7 @@ class TestFailure:
             budgets.append(str(most["size"]))
             return shipped.done[0].model_copy(update={"file_bytes": next(sizes), "predicted_bytes": 590_000})
 
+        monkeypatch.setattr(shipping._Work, "_find", lambda *_: None)
         monkeypatch.setattr(shipping._Work, "_made", made)
         board = devices[0].model_copy(update={"max_flash": "600KB"})
         found = ship(trained, [board], scores=3, out=tmp_path / "out").done[0]

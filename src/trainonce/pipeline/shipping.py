@@ -1,15 +1,15 @@
 """A network for each of several devices, from one run: searched for, taken out, fine-tuned, exported, certified.
 
-OUT/DEVICE is the subnet, OUT/DEVICE/export/TARGET its file and certificate, and OUT/ship.json says what each device
-got. A device that is done is not done again; scores are recorded in the run and never made twice; so the same call goes
-on.
+All searches come first: what one scores may suit another device better than what its own found. OUT/DEVICE is the
+subnet, OUT/DEVICE/export/TARGET its file and certificate, and OUT/ship.json says what each device got. A device that is
+done is not done again; scores are recorded in the run and never made twice; so the same call goes on.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -30,7 +30,6 @@ from trainonce.pipeline.extracting import Extracted, extract
 from trainonce.pipeline.finetuning import finetune
 from trainonce.pipeline.machine import use_threads
 from trainonce.pipeline.searching import Amount, Searched, SearchProgress, problem_of, search
-from trainonce.pipeline.turns import for_each
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
@@ -39,6 +38,8 @@ from trainonce.search.resources import quantity, table_at, unsuited
 from trainonce.settings import JsonObject, Number, Record, Whole
 from trainonce.subnets import read_subnet
 from trainonce.subnets.description import RecordedScore
+
+Found = TypeVar("Found")
 
 FORMAT = "trainonce-ship-1"
 FILE = "ship.json"
@@ -170,9 +171,9 @@ def ship(
     """Make a certified file for each device: `trainonce ship`, whose options these are.
 
     `devices` are built-in ones by name, TOML files, or `Device`s. For each, `scores` true scores are spent on a search
-    within its limits (0: the best of what is scored already); the subnet is taken out, fine-tuned where asked, exported
-    and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `should_stop` is asked
-    between stages and after each score. Raises `UserError` before any work for devices that cannot be; of several
+    within its limits (0: none). Then for each the best of all that is scored is taken out, fine-tuned where asked,
+    exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `should_stop` is
+    asked between stages and after each score. Raises `UserError` before any work for devices that cannot be; of several
     devices, `failed` says which failed later; of an only one the refusal is raised.
     """
     use_threads(threads)
@@ -199,39 +200,38 @@ def ship(
     done: dict[str, Shipped] = {}
     failed: dict[str, str] = {}
 
-    def note(device: Device, found: Shipped | UserError | RunError) -> None:
-        if isinstance(found, UserError | RunError):
-            failed[device.name] = str(found)
-            on_failed(device, found)
-        else:
-            done[device.name] = found
-            on_shipped(found)
+    def each(devices: Sequence[Device], stage: Callable[[Device], Found]) -> Iterator[tuple[Device, Found]]:
+        """What a stage gives for each device that it does not fail for."""
+        for device in devices:
+            try:
+                found = stage(device)
+            except (UserError, RunError) as error:
+                if len(asked) == 1:
+                    raise
+                failed[device.name] = str(error)
+                on_failed(device, error)
+            else:
+                yield device, found
 
-    fitting = []
-    for device, refused in for_each(asked, work.check):
-        if isinstance(refused, UserError | RunError):
-            note(device, refused)
-        else:
-            fitting.append(device)
+    fitting = [device for device, _ in each(asked, work.check)]
     if dry_run:
         seconds = sum(work.search_seconds(device) for device in fitting)
         return Shipment(out=folder, done=(), failed=failed, seconds=seconds, finished=False)
-    finished, alone = True, len(asked) == 1
+    finished = True
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"another process is working in {folder}"):
         on_start()
         try:
-            for device in fitting:
-                try:
-                    note(device, work.ship(device))
-                except (UserError, RunError) as error:
-                    if alone:
-                        raise
-                    note(device, error)
-                finally:
-                    _record(place, folder, done, failed)
+            searched = {device.name: seconds for device, seconds in each(fitting, work.search)}
+            found = [device for device in fitting if device.name in searched]
+            for device, made in each(found, lambda device: work.ship(device, searched[device.name])):
+                done[device.name] = made
+                on_shipped(made)
+                _record(place, folder, done, failed)
         except _StoppedShippingError:
             finished = False
+        finally:
+            _record(place, folder, done, failed)
     return Shipment(
         out=folder,
         done=tuple(done[device.name] for device in asked if device.name in done),
@@ -334,12 +334,19 @@ class _Work:
             return 0.0
         return self._search(device, device.budget(), dry_run=True).seconds
 
-    def ship(self, device: Device) -> Shipped:
-        """What a device gets, made or found. Raises as the stages do."""
+    def search(self, device: Device) -> float:
+        """Search for a device that does not have its network yet; the seconds that it took."""
+        began = time.monotonic()
+        if self._done(device) is None:
+            self._find(device, device.budget())
+        return time.monotonic() - began
+
+    def ship(self, device: Device, searched: float) -> Shipped:
+        """What a device gets, made or found, after so many seconds of searching. Raises as the stages do."""
         known = self._done(device)
         if known is not None:
             return known
-        began, most = time.monotonic(), device.budget()
+        began, most = time.monotonic() - searched, device.budget()
         made = self._made(device, most, began)
         for _ in range(TRIES - 1):
             beyond = _beyond(device, made)
@@ -349,6 +356,7 @@ class _Work:
             self._stage(device, f"{told}: looking for a smaller network")
             most = most | {one.resource: f"{one.instead:.0f}B" for one in beyond}
             try:
+                self._find(device, most)
                 made = self._made(device, most, began)
             except UserError as error:
                 raise UserError(f"{told}; of networks that are as much smaller: {error}") from error
@@ -396,12 +404,15 @@ class _Work:
             should_stop=self.should_stop,
         )
 
-    def _made(self, device: Device, most: Mapping[str, Amount], began: float) -> Shipped:
-        """All stages for a device within a budget."""
+    def _find(self, device: Device, most: Mapping[str, Amount]) -> None:
+        """Search within a budget, where scores are to be spent."""
         if self.options.scores:
             self._stage(device, f"searching, {self.options.scores} scores")
             if not self._search(device, most).finished:
                 raise _StoppedShippingError
+
+    def _made(self, device: Device, most: Mapping[str, Amount], began: float) -> Shipped:
+        """All stages for a device after the search: the best within a budget of all that is scored."""
         self._stage(device, "taking out the best subnet within the limits")
         epochs, place = self.options_of(device).finetune_epochs, self.out / device.name
         taken = extract(
