@@ -19,7 +19,7 @@ from trainonce.data.baseline import baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import PerClass, score_by_class
-from trainonce.evaluation.population import Bucket, best_within, draw_population, evaluate_population
+from trainonce.evaluation.population import Bucket, draw_population, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
@@ -95,11 +95,11 @@ class Fitted(Settings):
     name: str
     """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
     candidates: int
-    """The number of subnets scored of about this size, of which it was the best."""
+    """The number of subnets scored of about this size, of which it had the least loss."""
     finetuned_epochs: int
     """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
     before: Score
-    """On validate, as it came out of the supernet: the best of `candidates`, which flatters a little."""
+    """On validate, as it came out of the supernet: the least loss of `candidates`, which flatters a little."""
     after: Score
     """On validate, as it is handed over. Its epoch was chosen by it, which flatters a little."""
     test: Score
@@ -265,7 +265,7 @@ class _Fit:
             self.watch.stage(left_out)
 
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
-        """For each device the best subnet on validate of those drawn for it."""
+        """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
         space = self.net.space
         began = time.monotonic()
         evaluator(self.net, space.build(lambda _, values: values[len(values) // 2]))
@@ -292,7 +292,8 @@ class _Fit:
         chosen = []
         for bucket in self.buckets:
             fitting = [line for line in lines if line.macs in bucket]
-            chosen.append(_Chosen(space.parse(best_within(fitting).arch), len(fitting)))
+            best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
+            chosen.append(_Chosen(space.parse(best.arch), len(fitting)))
         return chosen
 
     def _step(self) -> int:
@@ -406,7 +407,7 @@ class _Fit:
 
 
 class _Chosen(NamedTuple):
-    """A device's subnet, and of how many of about its size it was the best."""
+    """A device's subnet, and of how many of about its size it had the least loss."""
 
     arch: Architecture
     candidates: int
