@@ -148,11 +148,12 @@ class TestSupernetOnSomeImages:
     def test_a_wrong_channel_is_found_by_them(self, reference: Reference, layer: str) -> None:
         with torch.no_grad():
             reference.network.get_submodule(layer).weight[0] *= 1.5  # type: ignore[index,operator]
-        given, rows = ReferenceLogits.of(reference), reference.supernet_rows
-        assert given.extracted[1] is not None
-        assert given.supernet is not None
-        assert given.supernet[1] is not None
-        assert not torch.equal(given.extracted[1][rows], given.supernet[1][rows])
+        assert reference.supernet is not None
+        _, right = reference.logits(reference.supernet, rows=reference.supernet_rows)
+        _, wrong = reference.logits(reference.network, rows=reference.supernet_rows)
+        assert right is not None
+        assert wrong is not None
+        assert not torch.equal(right, wrong)
         found, _ = self.certified(reference)
         assert not found.passed
         assert "the extracted network is not the supernet's subnet: logits differ by" in found.verdict

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainonce.models import FAMILIES
-from trainonce.nn.fast import fastest_layout
+from trainonce.nn.fast import fastest_layout, in_fastest_layout
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3", "resnet"])
@@ -23,6 +23,9 @@ def test_the_fastest_layout_changes_nothing(name: str) -> None:
         found = network(given_BCHW)
         assert torch.equal(found, net(given_BCHW, arch))
         torch.testing.assert_close(found, network(x_BCHW), atol=1e-5 * float(found.abs().max()), rtol=0)
+        same = in_fastest_layout(network)
+        torch.testing.assert_close(same(given_BCHW), found, atol=1e-5 * float(found.abs().max()), rtol=0)
+        assert torch.equal(found, network(given_BCHW)), "the network itself stays as it is"
 
 
 def test_networks_of_other_kinds_get_images_as_usual() -> None:

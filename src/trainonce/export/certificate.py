@@ -16,7 +16,7 @@ from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
 from trainonce.latency import time_and_drift, time_ms, was_quiet
 from trainonce.latency.bench import TURNS
-from trainonce.nn.fast import fastest_layout
+from trainonce.nn.fast import fastest_layout, in_fastest_layout
 from trainonce.run.directory import provenance
 from trainonce.settings import JsonObject, Number, Record, Whole
 
@@ -113,9 +113,11 @@ class ReferenceLogits:
 
     reference: Reference
     extracted: tuple[Tensor, Tensor | None]
+    """The network's, its weights in the order in which torch is fastest."""
     supernet: tuple[Tensor, Tensor | None] | None
-    supernet_rows: Tensor
-    """The test images whose logits by the supernet there are."""
+    """The supernet's, of all test images or of some."""
+    beside: tuple[Tensor, Tensor | None] | None
+    """The network's of the same images, its weights in the order of the supernet's: another may round otherwise."""
 
     @classmethod
     def of(cls, reference: Reference) -> "ReferenceLogits":
@@ -124,24 +126,19 @@ class ReferenceLogits:
         Raises `UserError` where the subnet itself gives numbers that are not finite.
         """
         layout = fastest_layout(reference.network)
-        extracted = reference.logits(reference.network, layout=layout)
+        extracted = reference.logits(in_fastest_layout(reference.network), layout=layout)
         if not all(logits.isfinite().all() for logits in extracted if logits is not None):
             raise UserError(
                 f"{reference.path} gives logits that are not finite: there is nothing to compare a file with"
             )
-        supernet, rows = None, reference.supernet_rows
+        supernet = beside = None
         if reference.supernet is not None:
-            supernet = reference.logits(reference.supernet, layout=layout, rows=rows)
-            if not torch.equal(_all(supernet), _all(_at(extracted, rows))):
-                supernet = reference.logits(reference.supernet, layout=layout)
-                rows = torch.arange(0 if supernet[1] is None else len(supernet[1]))
-        return cls(reference=reference, extracted=extracted, supernet=supernet, supernet_rows=rows)
-
-    def of_supernet(self) -> LogitComparison | None:
-        """The supernet's held against the network's of the same images; None where there is no supernet."""
-        if self.supernet is None:
-            return None
-        return compare(_all(_at(self.extracted, self.supernet_rows)), _all(self.supernet))
+            for rows in (reference.supernet_rows, None):
+                supernet = reference.logits(reference.supernet, layout=layout, rows=rows)
+                beside = reference.logits(reference.network, layout=layout, rows=rows)
+                if torch.equal(_all(supernet), _all(beside)):
+                    break
+        return cls(reference=reference, extracted=extracted, supernet=supernet, beside=beside)
 
 
 def certify(
@@ -162,7 +159,9 @@ def certify(
     the file's computing is said, and `not_opened` says why; it is not said to pass where its target never `runs_here`.
     """
     reference = expected.reference
-    above = expected.of_supernet() or f"not compared: {reference.no_supernet}"
+    above: LogitComparison | str = f"not compared: {reference.no_supernet}"
+    if expected.supernet is not None and expected.beside is not None:
+        above = compare(_all(expected.beside), _all(expected.supernet))
     logits = None if opened is None else reference.logits(opened.run)
     tolerance = FLOAT16_TOLERANCE if precision == "float16" else TOLERANCE
     below: LogitComparison | str = f"not compared: {not_opened}"
@@ -192,7 +191,7 @@ def certify(
         images=ComparedImages(
             random=len(reference.random_BCHW),
             test=0 if reference.data is None else len(reference.data.test),
-            supernet=0 if expected.supernet is None else len(expected.supernet_rows),
+            supernet=0 if expected.supernet is None or expected.supernet[1] is None else len(expected.supernet[1]),
         ),
         supernet_and_extracted=above,
         extracted_and_exported=below,
@@ -208,11 +207,6 @@ def certify(
 
 def _all(logits: tuple[Tensor, Tensor | None]) -> Tensor:
     return torch.cat([part for part in logits if part is not None])
-
-
-def _at(logits: tuple[Tensor, Tensor | None], rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    random_NK, test_NK = logits
-    return random_NK, None if test_NK is None else test_NK[rows]
 
 
 def _top1(reference: Reference, logits: Mapping[str, tuple[Tensor, Tensor | None] | None]) -> dict[str, float | str]:

@@ -1,6 +1,7 @@
 """Plain networks, faster: blocks that run by the native kernels where they can, for teachers, scoring, fine-tuning."""
 
-from typing import TypeVar
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +78,13 @@ def fastest_layout(network: nn.Module) -> torch.memory_format:
     Others may want to see a map as rows of numbers, which it is not then; they get images as usual.
     """
     return torch.channels_last if isinstance(network, PlainNetwork | PlainResNet) else torch.contiguous_format
+
+
+def in_fastest_layout(network: N) -> N:
+    """A copy of a network whose weights lie in that order too: then wide depthwise kernels take a third of the time.
+
+    Its logits differ by rounding.
+    """
+    copied: Any = copy.deepcopy(network)  # `Module.to` has no overload that says this
+    laid: N = copied.to(memory_format=fastest_layout(network))
+    return laid
