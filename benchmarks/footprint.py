@@ -1,9 +1,10 @@
-"""What int8 files and the arena of TFLite Micro are predicted to take, against files that are written and planned.
+"""What files and the arena of TFLite Micro are predicted to take, against files that are written and planned.
 
     python benchmarks/footprint.py [--subnets 12] [--seed 1]
 
 For a supernet of MobileNetV3 (geometry `light`) and one of ResNet, both for CIFAR-10 and with random weights, as many
-random subnets each, every layer in int8. Needs the extras onnx, litert and tflite-micro; about five seconds a subnet.
+random subnets each, every layer in int8. Needs the extras onnx, openvino, litert and tflite-micro; about five seconds a
+subnet.
 """
 
 import argparse
@@ -14,11 +15,12 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from common import machine
-from trainonce.cost.memory import model_size, peak_memory
-from trainonce.export.description import FileDescription
+from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
+from trainonce.export.description import FileDescription, Precision
 from trainonce.export.int8 import quantise
-from trainonce.export.litert import _file
+from trainonce.export.litert import litert_file
 from trainonce.export.onnx import to_onnx
+from trainonce.export.openvino import write_openvino
 from trainonce.export.tflite import graph_of
 from trainonce.export.tflite_micro import arena_of
 from trainonce.latency.parts import sized_network
@@ -81,14 +83,16 @@ def compared(arch: str, spec: PlainSpec) -> dict[str, tuple[int, int, int]]:
     graph, description = graph_of(content)
     ranges = dict.fromkeys([graph.given, *(node.output for node in graph.nodes)], RANGE)
     micro = to_tflite(in_int8(graph, ranges, in_float=lambda _: False, ends="INT8"), schema, named=False)
-    litert = _file(in_int8(graph, ranges, in_float=lambda _: False), graph, description, "int8")
+    litert = litert_file(in_int8(graph, ranges, in_float=lambda _: False), graph, description, "int8")
     onnx = quantise(content, [torch.randn(2, 3, SIDE, SIDE)], in_float32=lambda _: False)
-    files = {"tflite-micro": micro, "litert-int8": litert, "onnx-int8": onnx}
-    weights, live = model_size(spec, bytes_per_value=1), peak_memory(spec, bytes_per_value=1)
-    sizes = {
-        f"{target}, file": (file_bytes(spec, numbers="int8", target=target), weights, len(file))
-        for target, file in files.items()
-    }
+    files = {"tflite-micro": [micro], "litert-int8": [litert], "onnx-int8": [onnx]}
+    for name, content_of in (("openvino-int8", onnx), ("openvino", content)):
+        files[name] = list(write_openvino(content_of).files.values())
+    live, sizes = peak_memory(spec, bytes_per_value=1), {}
+    for target, parts in files.items():
+        numbers: Precision = "float32" if target == "openvino" else "int8"
+        weights = model_size(spec, bytes_per_value=BYTES_PER_VALUE[numbers])
+        sizes[f"{target}, file"] = file_bytes(spec, numbers=numbers, target=target), weights, sum(map(len, parts))
     return {"arena": (ram_bytes(spec, numbers="int8", target="tflite-micro"), live, arena_of(micro)), **sizes}
 
 

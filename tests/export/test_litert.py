@@ -149,7 +149,7 @@ class TestFile:
         graph, description = graph_of(made.onnx)
         at = next(n for n in graph.nodes if n.kind == "DEPTHWISE_CONV_2D" and n.name.startswith("blocks.2"))
         graph.constants[at.inputs[1]] = graph.constants[at.inputs[1]] + np.float32(3)
-        corrupted = litert._file(in_float32(graph), graph, description, "float32")
+        corrupted = litert.litert_file(in_float32(graph), graph, description, "float32")
         found = first_difference(made.network, open_litert({FILE: corrupted}, 1, FILE), made.random_BCHW[:2])
         assert found is not None
         assert found.layer == "blocks.2"
@@ -267,7 +267,7 @@ class TestSmaller:
             x_BCHW = next(made.inputs(made.data.test))
             expected = made.network(x_BCHW)
         ranges = ranges_of(graph, made.onnx, [x_BCHW])
-        content = litert._file(
+        content = litert.litert_file(
             in_int8(graph, ranges, in_float=lambda name: name.startswith(kept)), graph, description, "int8"
         )
         found = outputs(content, x_BCHW)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.support.small_resnet import SmallResNet, SmallSettings
 
-from trainonce.cost.memory import model_size, peak_memory
+from trainonce.cost.memory import BYTES_PER_VALUE, model_size, peak_memory
 from trainonce.latency import bench
 from trainonce.latency.parts import sized_network
 from trainonce.latency.runtimes import RANGE, with_random_weights
@@ -138,15 +138,18 @@ def test_tflite_micro_plans_and_takes_what_was_said(make_net: MakeNet, family: s
 
 
 @pytest.mark.export
-def test_an_int8_file_of_onnx_takes_what_was_said(make_net: MakeNet) -> None:
+@pytest.mark.parametrize("family", ["mobilenet", "resnet"])
+def test_a_file_of_onnx_or_openvino_takes_what_was_said(make_net: MakeNet, family: str) -> None:
     """As it is exported; the networks are small, and with them what little a network differs from others counts."""
     from trainonce.export.description import FileDescription
     from trainonce.export.int8 import quantise
     from trainonce.export.onnx import to_onnx
+    from trainonce.export.openvino import write_openvino
     from trainonce.nn.kinds import written
 
-    net = families(make_net)["mobilenet"]
-    spec = net.describe(net.space.smallest())
+    pytest.importorskip("openvino")
+    net = families(make_net)[family]
+    spec = net.describe(net.space.largest())
     network = with_random_weights(sized_network(spec))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -160,7 +163,15 @@ def test_an_int8_file_of_onnx_takes_what_was_said(make_net: MakeNet) -> None:
     )
     content = to_onnx(network, described)
     images = torch.from_numpy(bench.numbers((2, 1, 16, 16)))
-    size = len(quantise(content, [images], in_float32=lambda _: False))
-    said = file_bytes(spec, numbers="int8", target="onnx-int8")
-    assert said == pytest.approx(size, rel=0.05)
-    assert model_size(spec, bytes_per_value=1) < 0.9 * size, "what it was said to be before"
+    int8 = quantise(content, [images], in_float32=lambda _: False)
+    files = {
+        "onnx-int8": [int8],
+        "openvino": write_openvino(content).files.values(),
+        "openvino-int8": write_openvino(int8).files.values(),
+    }
+    for target, parts in files.items():
+        numbers = "float32" if target == "openvino" else "int8"
+        size = sum(map(len, parts))
+        assert file_bytes(spec, numbers=numbers, target=target) == pytest.approx(size, rel=0.05), target
+        before = model_size(spec, bytes_per_value=BYTES_PER_VALUE[numbers])
+        assert before < 0.93 * size, "what it was said to be before"

@@ -37,13 +37,13 @@ UNREADABLE: tuple[type[Exception], ...] = (*REFUSALS, struct.error, IndexError, 
 def write_litert(reference: Reference) -> Written:
     """The file in float32. Raises `UserError` without the extras litert and onnx, and for what cannot be written."""
     graph, description = graph_of(reference.onnx)
-    return Written(files={FILE: _file(in_float32(graph), graph, description, "float32")})
+    return Written(files={FILE: litert_file(in_float32(graph), graph, description, "float32")})
 
 
 def write_litert_fp16(reference: Reference) -> Written:
     """The file with weights in float16."""
     graph, description = graph_of(reference.onnx)
-    return Written(files={FILE: _file(in_float16(graph), graph, description, "float16")})
+    return Written(files={FILE: litert_file(in_float16(graph), graph, description, "float16")})
 
 
 def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
@@ -56,7 +56,7 @@ def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
     ranges = ranges_of(graph, reference.onnx, calibrate)
 
     def quantised(in_float: Callable[[str], bool]) -> tuple[bytes, Run]:
-        content = _file(in_int8(graph, ranges, in_float=in_float), graph, description, "int8")
+        content = litert_file(in_int8(graph, ranges, in_float=in_float), graph, description, "int8")
         return content, open_litert({FILE: content}, torch.get_num_threads(), FILE).run
 
     floating = open_onnx({ONNX_FILE: reference.onnx}, torch.get_num_threads(), ONNX_FILE).run
@@ -65,7 +65,8 @@ def write_litert_int8(reference: Reference, *, max_loss: float) -> Written:
     return Written(files={FILE: content}, details=details)
 
 
-def _file(made: FileGraph, graph: Graph, description: FileDescription, precision: str) -> bytes:
+def litert_file(made: FileGraph, graph: Graph, description: FileDescription, precision: str) -> bytes:
+    """The file of operators that were made of `graph`, with the description. Raises `UserError` without the extra."""
     with try_import("this", EXTRA, told=True):
         import flatbuffers  # noqa: F401 - `to_tflite` needs it
         from ai_edge_litert import schema_py_generated as schema
