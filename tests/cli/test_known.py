@@ -22,7 +22,7 @@ OWNERS: dict[str, object] = {
     "PICTURES": decode.KINDS,
     "FAMILIES": {name: tuple(family.settings_type.geometries) for name, family in models.FAMILIES.items()},
     "DEFAULT_FAMILY": models.MobileNetV3.family,
-    "OFA_NETWORKS": ofa.OFA_NETWORKS,
+    "OFA_NETWORKS": (*ofa.OFA_NETWORKS, ofa.OFA_RESNET),
     "OFA_RESOLUTIONS": ofa.OFA_RESOLUTIONS,
     "STUDIES": built_in.STUDIES,
     "RESOURCES": resources.NAMES,

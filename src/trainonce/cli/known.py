@@ -12,10 +12,11 @@ FAMILIES = {  # models.FAMILIES, and the geometries of each
     "resnet": ("light", "wide", "deep"),
 }
 DEFAULT_FAMILY = "mobilenet_v3"  # models.MobileNetV3.family
-OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS
+OFA_NETWORKS = (  # models.ofa.OFA_NETWORKS and OFA_RESNET
     "ofa_mbv3_d234_e346_k357_w1.0",
     "ofa_mbv3_d234_e346_k357_w1.2",
     "ofa_proxyless_d234_e346_k357_w1.3",
+    "ofa_resnet50",
 )
 OFA_RESOLUTIONS = (128, 160, 192, 224)  # models.ofa.OFA_RESOLUTIONS
 STUDIES = ("tuning", "baseline", "dose", "solo", "factorial", "geometry")  # lab.studies.built_in.STUDIES

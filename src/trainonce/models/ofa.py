@@ -22,6 +22,7 @@ from trainonce.models.layout import Layout, MBConvSettings
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.mobilenet_v3 import MobileNetV3
 from trainonce.models.proxyless_nas import ProxylessNAS
+from trainonce.models.supernet import Supernet
 from trainonce.models.weights import check_weights, is_counter, read_weights
 from trainonce.nn.blocks import ElasticMBConv
 
@@ -32,16 +33,21 @@ OFA_NETWORKS: dict[str, tuple[type[MBConvSupernet], float]] = {
 }
 """Family and width of each published network. All have depths 2, 3, 4, expand ratios 3, 4, 6, kernel sizes 3, 5, 7."""
 
+OFA_RESNET = "ofa_resnet50"
+"""The published network of bottlenecks, of the family `ofa_resnet`."""
+
 OFA_RESOLUTIONS = (128, 160, 192, 224)
 """Sides of the images they were trained on, in pixels, beside the multiples of 4 in between (OFA's training script)."""
 
 CLASSIFIER = "classifier.linear.weight"
+LEAST_SIDE = 32
+"""What the five strides of a ResNet leave one pixel of."""
 
 
-def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_RESOLUTIONS) -> MBConvSupernet:
+def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_RESOLUTIONS) -> Supernet:
     """The supernet of a published OFA network's weights, in evaluation mode.
 
-    `path` is a file of weights, read as `read_weights` does. `name` is one of `OFA_NETWORKS`;
+    `path` is a file of weights, read as `read_weights` does. `name` is one of `OFA_NETWORKS` or `OFA_RESNET`;
     `resolutions` are the sides of the input in pixels, rising. The number of classes is the file's. Any subnet makes
     of an image at its resolution the logits that it makes in OFA's code, up to rounding.
 
@@ -49,12 +55,14 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     that is missing, unexpected, of another shape or not finite in float32. Warns of a file without sums (torch's
     earlier format), in which damage cannot be told.
     """
-    if name not in OFA_NETWORKS:
-        raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join(OFA_NETWORKS)}")
+    if name not in (*OFA_NETWORKS, OFA_RESNET):
+        raise UserError(f"unknown OFA network {name!r}; the networks are {', '.join((*OFA_NETWORKS, OFA_RESNET))}")
     path = Path(path)
     given, where = _canonical(read_weights(path), path), f"{path} is not a {name}"
     if CLASSIFIER not in given or given[CLASSIFIER].ndim != 2:
         raise UserError(f"{where}: it has no {CLASSIFIER} of two dimensions")
+    if name == OFA_RESNET:
+        return _resnet(given, resolutions, where)
     family, width = OFA_NETWORKS[name]
     fields = {"num_classes": len(given[CLASSIFIER]), "width_mult": width, "resolutions": resolutions}
     settings = family.settings_type.parse(fields, where=f"{name} in {path}")
@@ -69,12 +77,30 @@ def load_ofa(path: str | Path, name: str, *, resolutions: tuple[int, ...] = OFA_
     return net.eval()
 
 
+def _resnet(given: Mapping[str, Tensor], resolutions: tuple[int, ...], where: str) -> Supernet:
+    """The supernet of ResNet-50: its largest subnet with these weights, traced at each resolution."""
+    from trainonce.models.ofa_resnet import LargestResNet, OFAResNet  # which import torch's tracer
+    from trainonce.models.traced.supernet import supernet_of
+
+    if list(resolutions) != sorted({*resolutions}) or min(resolutions, default=0) < LEAST_SIDE:
+        raise UserError(f"the resolutions must be rising, and at least {LEAST_SIDE}, not {resolutions}")
+    with torch.device("meta"):
+        model = LargestResNet(len(given[CLASSIFIER]))
+    state = model.state_dict()
+    check_weights({name: tensor for name, tensor in state.items() if not is_counter(name)}, given, where)
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in state if is_counter(name)}
+    model.load_state_dict(counters | {n: tensor.to(torch.float32) for n, tensor in given.items()}, assign=True)
+    example_BCHW = torch.zeros(1, 3, resolutions[-1], resolutions[-1])
+    return supernet_of(OFAResNet, model.eval(), example_BCHW, resolutions=resolutions).eval()
+
+
 def _canonical(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors under OFA's shortest names, without what batch norms count."""
     named: dict[str, Tensor] = {}
     for name, tensor in state.items():
         short = name.replace(".mobile_inverted_conv.", ".conv.").replace(".bn.bn.", ".bn.")
         short = re.sub(r"\.conv\.conv\.weight$", ".conv.weight", short).replace(".linear.linear.", ".linear.")
+        short = re.sub(r"^(input_stem\.1\.conv)\.weight$", r"\1.conv.weight", short)  # a layer inside of a block
         if short in named:
             raise UserError(f"{path} holds {short} twice, under the names of two versions of OFA's code")
         if not is_counter(name):

@@ -11,7 +11,7 @@ from trainonce.names import import_named
 
 FAMILIES: dict[str, type[Supernet]] = {}
 """The families that are registered, by name."""
-OF_NETWORKS = {"traced": "trainonce.models.traced:Traced"}
+OF_NETWORKS = {"traced": "trainonce.models.traced:Traced", "ofa_resnet": "trainonce.models.ofa_resnet:OFAResNet"}
 """Families that are made of a person's own network, not from settings: imported where a run names them."""
 ENTRY_POINTS = "trainonce.families"
 """The group of entry points by which an installed package offers families."""

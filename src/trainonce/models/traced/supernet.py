@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,8 @@ from trainonce.nn.ops import Slices
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_graph import DROPOUT, NORM, STATISTICS, GraphSpec, Line, Program, TensorSpec, place
 from trainonce.space import Architecture, SearchSpace
+
+T = TypeVar("T", bound="Traced")
 
 
 def _graph(value: Any) -> GraphSpec:
@@ -167,7 +169,15 @@ class Traced(Supernet):
         self.reset_parameters(seed)
 
     def describe(self, arch: Architecture) -> GraphSpec:
-        return self._described(self.space.check(arch))
+        return self._described(self._inside(self.space.check(arch)))
+
+    def _inside(self, arch: Architecture) -> Architecture:
+        """The values of the network's own choices: those of the space, unless that has other ones."""
+        return arch
+
+    def _kept_widths(self, kept: SearchSpace, choice: str) -> tuple[int, ...]:
+        """The values of a width of the network in a part of the space."""
+        return kept[choice].values
 
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         cut, moved = self.slices(arch), []
@@ -235,7 +245,7 @@ class Traced(Supernet):
             for name, counts in counted.items():
                 for dim, dimension in enumerate(self.layout.dimensions[name]):
                     weighed += _of_units(counts, dim, dimension, width.axis, self.layout)
-            edges = sorted({0, width.units, *kept[width.choice].values})
+            edges = sorted({0, width.units, *self._kept_widths(kept, width.choice)})
             for low, high in pairwise(edges):
                 band = order[low:high]
                 order[low:high] = band[weighed[band].argsort(descending=True, stable=True)]
@@ -308,6 +318,7 @@ class Traced(Supernet):
 
     def _cuts_for(self, arch: Architecture) -> dict[str, tuple[Tensor | int | None, ...]]:
         """For each tensor of an architecture, what of each dimension it uses: all, the first, or the places listed."""
+        arch = self._inside(arch)
         orders = [self._order(width.choice) for width in self.layout.widths]
         now = tuple((order.data_ptr(), order._version) for order in orders)
         if now != self._cut_in or len(self._cuts) > 1000:  # channels have been ordered, loaded, moved or copied
@@ -320,7 +331,7 @@ class Traced(Supernet):
             }
             self._cuts[arch] = {
                 t.name: tuple(self._places(dimension, used) for dimension in self.layout.dimensions[t.name])
-                for t in self.describe(arch).tensors
+                for t in self._described(arch).tensors
             }
         return self._cuts[arch]
 
@@ -419,12 +430,22 @@ def elastic(
     `TracedSettings`. With `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
     Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
     """
+    net = supernet_of(Traced, model, example_BCHW, resolutions=resolutions, seed=seed, **fields)
+    if num_classes is not None and num_classes != net.settings.num_classes:
+        return net.with_head(num_classes, seed=seed)
+    return net
+
+
+def supernet_of(
+    family: type[T], model: nn.Module, example_BCHW: Tensor, *, resolutions: Sequence[int], seed: int = 0, **fields: Any
+) -> T:
+    """The supernet of `family` whose largest subnet is `model`: see `elastic`."""
     traced = trace(model, example_BCHW)
     spec, state = traced.spec, traced.state
     sides = sorted({*resolutions, spec.resolution})
     if sides[-1] != spec.resolution or sides[0] < 1:
         raise UserError(f"the resolutions must be from 1 to the {spec.resolution} pixels of the images, not {sides}")
-    settings = TracedSettings.for_images(
+    settings = family.settings_type.for_images(
         image_size=spec.resolution,
         in_channels=spec.in_channels,
         num_classes=spec.num_classes,
@@ -434,11 +455,9 @@ def elastic(
         origins={name: Origin(*origin) for name, origin in traced.places.items()},
         **fields,
     )
-    net = Traced(settings, seed=seed)
+    net = family(settings, seed=seed)
     net.network.load_state_dict(state)
     _refuse_uncounted(net)
-    if num_classes is not None and num_classes != spec.num_classes:
-        return net.with_head(num_classes, seed=seed)
     return net
 
 
