@@ -233,8 +233,8 @@ class TestRefusals:
         says = r"is not a small proxyless: classifier\.linear\.weight is \(3, 320\) in it, not \(3, 640\)$"
         with pytest.raises(UserError, match=says):
             load_ofa(tmp_path / "file", "small proxyless")
-        with pytest.raises(UserError, match="unknown OFA network 'ofa_resnet50'; the networks are ofa_mbv3_d234"):
-            load_ofa(tmp_path / "file", "ofa_resnet50")
+        with pytest.raises(UserError, match="unknown OFA network 'ofa_resnet101'; the networks are ofa_mbv3_d234"):
+            load_ofa(tmp_path / "file", "ofa_resnet101")
 
     def test_of_files(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
