@@ -274,6 +274,17 @@ class TestSmaller:
         within = 2e-6 if not kept else 0.2
         assert float((found - expected).abs().max()) <= within * float(expected.abs().max().clamp(min=1))
 
+    @pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "HARD_SWISH", "ADD", "MUL", "MEAN"])
+    def test_a_map_of_zeros_alone_can_be_computed(self, exported: Export, kind: str) -> None:
+        """One that was zero on every calibration image; LiteRT refused the file, whose scale there was tiny."""
+        made = exported(1).expected.reference
+        graph, description = graph_of(made.onnx)
+        ranges = ranges_of(graph, made.onnx, [made.random_BCHW])
+        zeros = next(node.output for node in graph.nodes if node.kind == kind)
+        file = in_int8(graph, ranges | {zeros: (0.0, 0.0)}, in_float=lambda _: False)
+        found = outputs(litert.litert_file(file, graph, description, "int8"), made.random_BCHW)
+        assert found.isfinite().all()
+
 
 class TestWithoutTheRuntime:
     def test_an_operator_that_is_not_written_is_named(self, exported: Export) -> None:

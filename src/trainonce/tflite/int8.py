@@ -101,11 +101,15 @@ def _scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, tuple[float,
 
 
 def scale_and_zero_point(ranges: Iterable[Range]) -> tuple[float, int]:
-    """Those with which int8 reaches from the smallest to the largest value, 0 being exact."""
+    """Those with which int8 reaches from the smallest to the largest value, 0 being exact.
+
+    For zeros alone any scale does: it is one of the usual size, since LiteRT's kernels take no tiny one.
+    """
     low, high = 0.0, 0.0
     for least, most in ranges:
         low, high = min(low, least), max(high, most)
-    scale = float(np.float32(max(high - low, 1e-6) / LEVELS))
+    spread = max(high - low, 1e-6) if high > low else 1.0
+    scale = float(np.float32(spread / LEVELS))
     return scale, int(np.clip(round(SMALLEST - low / scale), SMALLEST, LARGEST))
 
 
