@@ -8,8 +8,8 @@ any, those three. At most 5,000 training images are used (`--train-images`), pho
 and 100% of the MACs of the largest subnet (the smallest subnet where 25% is less than that has).
 
 **Ours**: one supernet, by a recipe as long as its share of the budget allows (`--split`: training, choosing,
-finetuning); for each device the best on validate of some random subnets near its MACs; each finetuned in its share of
-what is left, and kept where validate is no worse.
+finetuning); for each device the one of least loss on validate of some random subnets near its MACs; each finetuned in
+its share of what is left, and kept where validate is no worse.
 
 **Rivals**, each device's in a third of the budget: (a) the same architectures trained alone from random weights
 (`alone`; those that the first of our settings in the file chose); (b) a plain ResNet of at most those MACs (`resnet`);
@@ -276,7 +276,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--split", type=float, nargs=3, default=[0.7, 0.1, 0.2], metavar=("TRAIN", "CHOOSE", "FINETUNE")
     )
     parser.add_argument("--finetune-rate", type=float, default=0.01)
-    parser.add_argument("--candidates", type=int, default=8, help="subnets scored for each device, at most")
+    parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
     parser.add_argument("--calibration-images", type=int, default=400)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of the rivals' AdamW")
     parser.add_argument("--alone", type=int, nargs="+", default=[3], help="numbers of devices that share the budget")

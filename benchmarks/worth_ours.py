@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from trainonce.data import DataSet
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.models import Supernet
 from trainonce.recipes import AugmentationChange, Recipe, load_recipe
 from trainonce.run.directory import RunDirectory
@@ -21,8 +21,8 @@ from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
 from worth_table import DEVICES
 
-WARM_UP_STEPS, PILOT_STEPS = 6, 16
-"""Steps from which the pace is taken, after a few that warm up."""
+WARM_UP_STEPS, PILOT_STEPS = 8, 56
+"""The pace is the difference of two trainings of so many steps, without what a training of any length takes."""
 NEAR = 0.9
 """A device's subnets have at least this share of its MACs."""
 
@@ -113,10 +113,11 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
             return time.process_time() - start
 
         least = len(recipe.phases)
+        few, some = max(WARM_UP_STEPS, least), max(PILOT_STEPS, 2 * least)
         pilot = type(net)(net.settings, seed=seed)
-        run(pilot, max(WARM_UP_STEPS, least), "warm-up")
-        some = max(PILOT_STEPS, least)
-        pace = run(pilot, some, "pilot") / some
+        run(pilot, few, "cold")
+        short = run(pilot, few, "short")
+        pace = (run(pilot, some, "longer") - short) / (some - few)
         steps = max(least, round((seconds - (time.process_time() - began)) / pace))
         run(net, steps, "run")
     return steps
@@ -125,13 +126,14 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
 def choose(
     net: Supernet, evaluator: Evaluator, candidates: int, seed: int, until: float
 ) -> list[tuple[Architecture, float]]:
-    """For each device the best on validate of up to `candidates` subnets, and its top-1; of the largest there is one.
+    """For each device the subnet of least loss on validate of up to `candidates`, and its top-1; of the largest there
+    is one.
 
     Rounds of one subnet for each device, the first in any case, until the process time is `until`.
     """
     sampler, rng = MacsSampler(net.cost), derived_rng(seed, "worth")
     largest = net.space.largest()
-    scored: list[dict[Architecture, float]] = [{} for _ in DEVICES]
+    scored: list[dict[Architecture, Score]] = [{} for _ in DEVICES]
     for turn in range(candidates):
         for device, scores in zip(DEVICES, scored, strict=True):
             if turn > 0 and (device == 1 or time.process_time() >= until):
@@ -144,8 +146,9 @@ def choose(
             else:
                 arch = sampler.sample(rng, *sampler.below(max(limit, 1.02 * sampler.min_macs), share=NEAR))
             if arch not in scores:
-                scores[arch] = evaluator(net, arch).top1
-    return [max(scores.items(), key=lambda one: one[1]) for scores in scored]
+                scores[arch] = evaluator(net, arch)
+    best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
+    return [(arch, score.top1) for arch, score in best]
 
 
 class Finetuned(NamedTuple):
