@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
-	trainonce train digits --recipe quick --epochs 60 --out $(DEMO)
+	trainonce train digits --recipe quick --epochs 60 --threads 1 --out $(DEMO)
 	trainonce evaluate $(DEMO) --per-bucket 10
 	trainonce draw $(DEMO) --out $(DEMO)/population.png
 	trainonce report $(DEMO)
