@@ -149,7 +149,7 @@ class TestRefusals:
             open_onnx({FILE: content}, 1, FILE)
 
 
-@pytest.mark.parametrize(("resolution", "images"), [(8, 64), (32, 64), (64, 32), (224, 9), (4096, 1)])
+@pytest.mark.parametrize(("resolution", "images"), [(8, 128), (32, 128), (64, 64), (224, 5), (4096, 1)])
 def test_few_large_images_are_compared_at_once(resolution: int, images: int) -> None:
     assert images_a_call(resolution) == images
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from trainonce.errors import UserError
 from trainonce.export.description import INPUT, KEY, OUTPUT, FileDescription, Opened, Run, check_shapes
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import ANY_BATCH, REFUSALS, layer_names, quiet, sentence
+from trainonce.export.tools import REFUSALS, any_batch, layer_names, quiet, sentence
 from trainonce.export.torch_export import program_of
 from trainonce.extras import try_import
 from trainonce.latency.bench import uncollected
@@ -75,7 +75,7 @@ def _by_torch(network: nn.Module, description: FileDescription, program: Program
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=ANY_BATCH,
+            dynamic_shapes=any_batch(),
             verbose=False,
         )
     assert made is not None

@@ -17,6 +17,7 @@ from trainonce.export.onnx import to_onnx
 from trainonce.export.tools import weights_sha256
 from trainonce.export.torch_export import program_of
 from trainonce.models import Supernet
+from trainonce.nn.fast import in_fastest_layout
 from trainonce.nn.kinds import spec_of
 from trainonce.nn.plain import resize
 from trainonce.run.directory import RunDirectory
@@ -25,10 +26,10 @@ from trainonce.subnets import read_subnet
 from trainonce.subnets.description import SubnetDescription
 
 STATISTICS = ("running_mean", "running_var")
-MOST_IMAGES, MOST_ROWS = 64, 2048
-"""Images in a call, and rows of pixels in them: of more the maps leave the caches, of 200 torch takes twice as long."""
-SUPERNET_IMAGES = 1_000
-"""As many test images, or a few more, go through the supernet too where it agrees on them to the last bit."""
+MOST_IMAGES, MOST_PIXELS = 128, 2**18
+"""Images in a call, and pixels of them: of fewer torch turns weights too often, of more the maps leave the caches."""
+SUPERNET_IMAGES = 256
+"""As many test images go through the supernet too where it agrees on them to the last bit: so do its weights then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ class Reference:
     """Why there are none, where there are none."""
 
     @cached_property
+    def fastest(self) -> nn.Module:
+        """The network with its weights in the order in which torch is fastest."""
+        return in_fastest_layout(self.network)
+
+    @cached_property
     def onnx(self) -> bytes:
         """The network's ONNX file, made once for all targets that start from it."""
         return to_onnx(self.network, self.file, lambda *_: self.program)
@@ -64,10 +70,9 @@ class Reference:
 
     @cached_property
     def supernet_rows(self) -> Tensor:
-        """The test images that are enough for a supernet that agrees: the calls of some, spread over the split."""
-        size = images_a_call(self.file.preprocessing.resolution)
-        calls = torch.split(torch.arange(0 if self.data is None else len(self.data.test)), size)
-        return torch.cat(calls[:: max(1, len(calls) * size // SUPERNET_IMAGES)])
+        """The test images that are enough for a supernet that agrees, spread evenly over the split."""
+        count = 0 if self.data is None else len(self.data.test)
+        return torch.arange(min(count, SUPERNET_IMAGES)) * count // max(1, min(count, SUPERNET_IMAGES))
 
     def counted(self) -> str:
         """How many images networks are compared on, in words."""
@@ -100,7 +105,7 @@ class Reference:
 
 def images_a_call(resolution: int) -> int:
     """How many images of a resolution a network takes at once while it is compared."""
-    return max(1, min(MOST_IMAGES, MOST_ROWS // resolution))
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // resolution**2))
 
 
 def read_reference(

@@ -22,8 +22,10 @@ REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 TERMINAL = (1, 2)
 """The descriptors of standard output and error."""
 
-ANY_BATCH = ({0: Dim("batch", min=1)},)
-"""Of a network's one input: its first dimension is not fixed."""
+
+def any_batch() -> tuple[dict[int, Dim]]:
+    """Of a network's one input: its first dimension is not fixed. The first call imports SymPy, which takes 0.2 s."""
+    return ({0: Dim("batch", min=1)},)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from trainonce.export.description import KEY, FileDescription, Opened, Written
 from trainonce.export.first_difference import layer_outputs
 from trainonce.export.seal import DIGITS, Seal
-from trainonce.export.tools import ANY_BATCH, quiet, sentence
+from trainonce.export.tools import any_batch, quiet, sentence
 from trainonce.files import ZIP_ERRORS
 from trainonce.latency.bench import uncollected
 
@@ -32,7 +32,7 @@ def program_of(network: nn.Module, description: FileDescription) -> ExportedProg
     how = description.preprocessing
     example_BCHW = torch.zeros(2, how.channels, how.resolution, how.resolution)
     with quiet(), uncollected(), torch.no_grad():  # millions of objects, and nearly all are still needed
-        program = torch.export.export(network, (example_BCHW,), dynamic_shapes=ANY_BATCH)
+        program = torch.export.export(network, (example_BCHW,), dynamic_shapes=any_batch())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program

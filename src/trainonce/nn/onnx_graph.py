@@ -109,9 +109,8 @@ def _model(graph: Any, module: nn.Module, images: dict[str, tuple[int, ...]], re
     from onnx import TensorProto, helper
 
     ((_, shape),) = images.items()
-    sizes = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
-    with torch.no_grad():
-        made: Tensor = torch.func.functional_call(module, sizes, (torch.empty(shape, device="meta"),))
+    with torch.inference_mode():  # on the device `meta` it would be cheaper, but for the second that its imports take
+        made: Tensor = module(torch.zeros(shape))
     first, last = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or of_end[0], *of_end[1:]])
         for name, of_end in {**images, returned: tuple(made.shape)}.items()
