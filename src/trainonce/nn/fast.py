@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from trainonce.nn import native
 from trainonce.nn.batch_norm import Synchronisable
+from trainonce.nn.fast_graph import FastProgram
 from trainonce.nn.plain import BlockSpec, MBConv, PlainNetwork
+from trainonce.nn.plain_graph import GraphNetwork
 from trainonce.nn.plain_resnet import PlainResNet
 
 N = TypeVar("N", bound=nn.Module)
@@ -62,8 +64,10 @@ class TrainedMBConv(FastMBConv):
 def with_fast_blocks(network: N, *, trained: bool = False) -> N:
     """The network, its MBConv blocks exchanged in place for fast ones that share their parts.
 
-    `trained` ones are fast with autograd too. Networks of other kinds stay as they are.
+    `trained` ones are fast with autograd too; what is a list of operations always is. Other kinds stay as they are.
     """
+    if isinstance(network, GraphNetwork) and not any(isinstance(layer, Synchronisable) for layer in network.modules()):
+        network.program = FastProgram(network.spec)
     if not isinstance(network, PlainNetwork):
         return network
     for i, (block, spec) in enumerate(zip(network.blocks, network.spec.blocks, strict=True)):

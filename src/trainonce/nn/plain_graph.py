@@ -192,12 +192,42 @@ class Step:
     """A line made ready to run: where its arguments come from, and which values nothing reads after it."""
 
     def __init__(self, line: Line, done: tuple[str, ...]) -> None:
-        self.line, self.done = line, done
+        self.line, self.done, self.call = line, done, _operation(line.op)
         self.args = [_constant(argument) for argument in line.args]
         self.kwargs = {name: _constant(value) for name, value in line.kwargs}
         self.slots = tuple((at, a[1:]) for at, a in enumerate(line.args) if isinstance(a, str) and a.startswith("%"))
         inside = [at for at, a in enumerate(line.args) if isinstance(a, tuple) and any(True for _ in names_in(a))]
         self.values_inside = tuple(inside)
+
+    def __call__(
+        self,
+        values: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        layer: Callable[[Line, Tensor], Tensor],
+        *,
+        training: bool,
+    ) -> Any:
+        """What the line makes of values and tensors; see `Program`."""
+        line = self.line
+        if line.op in (NORM, DROPOUT):
+            return layer(line, values[line.reads[0]])
+
+        def given(argument: Argument) -> Any:
+            if isinstance(argument, tuple):
+                return [given(part) for part in argument]
+            if isinstance(argument, str) and argument.startswith("%"):
+                name = argument[1:]
+                return values[name] if name in values else tensors[name]
+            return _constant(argument)
+
+        args = self.args.copy()
+        for at, name in self.slots:
+            args[at] = values[name] if name in values else tensors[name]
+        for at in self.values_inside:
+            args[at] = given(line.args[at])
+        if training and line.op in TRAINING_AT:
+            args[TRAINING_AT[line.op]] = True
+        return self.call(*args, **self.kwargs)
 
 
 def _constant(argument: Argument) -> Any:
@@ -223,7 +253,6 @@ class Program:
             done[last[name]].append(name)
         self.output = spec.output
         self.steps = [Step(line, tuple(names)) for line, names in zip(spec.lines, done, strict=True)]
-        self.calls = [_operation(line.op) for line in spec.lines]
 
     def __call__(
         self,
@@ -236,29 +265,9 @@ class Program:
     ) -> Tensor:
         """Images [B, C, H, W] to logits. `layer` runs norms and dropout; `seen` is shown what each line makes."""
         values: dict[str, Any] = {IMAGES: x_BCHW}
-
-        def given(argument: Argument) -> Any:
-            if isinstance(argument, tuple):
-                return [given(part) for part in argument]
-            if isinstance(argument, str) and argument.startswith("%"):
-                name = argument[1:]
-                return values[name] if name in values else tensors[name]
-            return _constant(argument)
-
-        for step, call in zip(self.steps, self.calls, strict=True):
+        for step in self.steps:
             line = step.line
-            if line.op in (NORM, DROPOUT):
-                out = layer(line, values[line.reads[0]])
-            else:
-                args = step.args.copy()
-                for at, name in step.slots:
-                    args[at] = values[name] if name in values else tensors[name]
-                for at in step.values_inside:
-                    args[at] = given(line.args[at])
-                if training and line.op in TRAINING_AT:
-                    args[TRAINING_AT[line.op]] = True
-                out = call(*args, **step.kwargs)
-            values[line.out] = out
+            values[line.out] = out = step(values, tensors, layer, training=training)
             if seen is not None:
                 seen(line, out)
             for name in step.done:
@@ -273,7 +282,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, spec: GraphSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._program = Program(spec)
+        self.program = Program(spec)
         shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
         for line in spec.lines:
             if line.op == NORM:
@@ -296,7 +305,7 @@ class GraphNetwork(nn.Module):
     def run(self, x_BCHW: Tensor, seen: Callable[[Line, Any], None] | None = None) -> Tensor:
         """Images of the network's resolution to logits; `seen` is shown what each line makes."""
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
-        return self._program(x_BCHW, tensors, self._layer, training=self.training, seen=seen)
+        return self.program(x_BCHW, tensors, self._layer, training=self.training, seen=seen)
 
     def _layer(self, line: Line, x: Tensor) -> Tensor:
         made: Tensor = self.get_submodule(str(line.args[1]) if line.op == NORM else f"{DROPOUTS}.{line.out}")(x)

@@ -54,7 +54,7 @@ def segments_of(plain: nn.Module) -> list[Segment]:
 
     A network of a kind that is not registered here is one segment: it shares nothing.
     """
-    return [Segment((spec_of(plain),), plain.eval(), [plain])]
+    return [Segment((spec_of(plain),), with_fast_blocks(plain).eval(), [plain])]
 
 
 @segments_of.register

@@ -21,6 +21,7 @@ from trainonce.models.traced.resolutions import Resolutions, check_same, ends_at
 from trainonce.models.traced.rules import OUTPUT, RULES
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
+from trainonce.nn.fast_graph import MOVING, FastProgram
 from trainonce.nn.ops import Slices
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_graph import DROPOUT, NORM, STATISTICS, GraphSpec, Line, Program, TensorSpec, place
@@ -164,6 +165,7 @@ class Traced(Supernet):
         self.dropouts = nn.ModuleDict({out: nn.Dropout(p) for out, p in dropped.items()})  # type: ignore[arg-type]
         self._described = lru_cache(maxsize=4096)(sizes.describe)
         self._programs = lru_cache(maxsize=256)(Program)
+        self._fast_programs = lru_cache(maxsize=256)(FastProgram)
         self._cuts: dict[Architecture, dict[str, tuple[Tensor | int | None, ...]]] = {}
         self._cut_in: tuple[tuple[int, int], ...] = ()
         self.reset_parameters(seed)
@@ -180,7 +182,7 @@ class Traced(Supernet):
         return kept[choice].values
 
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
-        cut, moved = self.slices(arch), []
+        cut = self.slices(arch)
 
         def layer(line: Line, x: Tensor) -> Tensor:
             if line.op == DROPOUT:
@@ -190,16 +192,21 @@ class Traced(Supernet):
             norm, prefix = self.network.get_submodule(str(name)), f"{name}."
             assert isinstance(norm, TracedNorm)
             own = {part: cut[prefix + part] for part in STATISTICS if prefix + part in cut}
-            moved.append(str(name))
             made: Tensor = norm(x, own, momentum, eps)
             return made
 
         spec = self.describe(arch)
-        logits = self._programs(spec)(resize(x_BCHW, spec.resolution), cut, layer, training=self.training)
+        fast = self.training and not self._synchronised()  # in evaluation it is the extracted network to the last bit
+        program = self._fast_programs(spec) if fast else self._programs(spec)
+        logits = program(resize(x_BCHW, spec.resolution), cut, layer, training=self.training)
         if self.training:
-            names = [f"{name}.{part}" for name in moved for part in ("running_mean", "running_var")]
-            self.keep_statistics(arch, {name: cut[name] for name in names})
+            moved = [f"{line.args[1]}.{part}" for line in spec.lines if line.op == NORM for part in MOVING]
+            self.keep_statistics(arch, {name: cut[name] for name in moved})
         return logits
+
+    def _synchronised(self) -> bool:
+        """Whether its batch norms normalise by the images of other ranks too."""
+        return any(isinstance(layer, Synchronisable) and layer.synchronised for layer in self.network.modules())
 
     def slices(self, arch: Architecture) -> Slices:
         cuts = self._cuts_for(arch)

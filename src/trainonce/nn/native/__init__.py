@@ -1,12 +1,13 @@
 """Native CPU kernels for the elastic blocks: the same function as the plain path, several times as fast."""
 
-from trainonce.nn.native.blocks import DEPTHWISE, calibrate, infer, mbconv
+from trainonce.nn.native.blocks import DEPTHWISE, BlockSizes, calibrate, infer, mbconv
 from trainonce.nn.native.calls import Norm, usable
 from trainonce.nn.native.layers import norm_act, pointwise
 from trainonce.nn.native.library import remark, tuned, why_not
 
 __all__ = [
     "DEPTHWISE",
+    "BlockSizes",
     "Norm",
     "calibrate",
     "infer",

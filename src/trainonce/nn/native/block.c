@@ -165,7 +165,7 @@ enum { EXPAND = 0, DEPTHWISE = 1, PROJECT = 2, NORMS = 3 };
 typedef struct {
     long images;
     int height, width, in_channels, mid, out, squeezed, whole_mid, whole_squeezed;
-    int kernel, crop, stride; /* the side of the kernel, and of its centre that is used */
+    int kernel, crop, stride, lead; /* the side of the kernel, and of its centre that is used; see `Shape` */
     int kind;                 /* of activation */
     int residual, threads;
     float momentum, eps;
@@ -184,7 +184,9 @@ typedef struct {
     float *norm_weight[NORMS], *norm_bias[NORMS];
 } Gradients;
 
-INLINE Shape shape_of(const Block *b) { return (Shape){b->height, b->width, b->mid, b->kernel, b->crop, b->stride}; }
+INLINE Shape shape_of(const Block *b) {
+    return (Shape){b->height, b->width, b->mid, b->kernel, b->crop, b->stride, b->lead};
+}
 INLINE int in_pixels(const Block *b) { return b->height * b->width; }
 INLINE int out_pixels(const Block *b) { return out_side(b->height, b->stride) * out_side(b->width, b->stride); }
 INLINE int first_kind(const Block *b) { return b->expand_weight ? b->kind : NO_ACT; }

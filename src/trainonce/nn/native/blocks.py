@@ -6,6 +6,7 @@ norms come whole, and a cut takes their first entries; the depthwise kernel come
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,19 +32,45 @@ POINTWISE = {
 """The names of a plain block's pointwise tensors, and of block.c's."""
 
 
-def mbconv(x_BCHW: Tensor, spec: BlockSpec, kernel_C1kk: Tensor, whole: Tensors, statistics: Tensors) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class BlockSizes:
+    """What the kernels have to know of a block, beside its tensors and its input."""
+
+    mid_channels: int
+    out_channels: int
+    se_channels: int
+    stride: int
+    activation: str
+    bn_eps: float
+    residual: bool
+    uneven: bool = False
+    """Whether the depthwise convolution pads one row and column less before the map than half its kernel: with stride
+    2, what other libraries call "same" does so on maps of even size."""
+
+
+AnyBlock = BlockSpec | BlockSizes
+
+
+def mbconv(
+    x_BCHW: Tensor,
+    spec: AnyBlock,
+    kernel_C1kk: Tensor,
+    whole: Tensors,
+    statistics: Tensors,
+    momentum: float = BN_MOMENTUM,
+) -> Tensor:
     """The block of `spec` in training mode, differentiable in x, in the depthwise kernel and in the `whole` weights.
 
     A whole weight's gradient is zero beyond the first entries, which the spec says how many are used of. The
     running `statistics`, whole too, move.
     """
     out: Tensor = _MBConv.apply(  # type: ignore[no-untyped-call]
-        x_BCHW, spec, tuple(whole), statistics, kernel_C1kk, *whole.values()
+        x_BCHW, spec, tuple(whole), statistics, momentum, kernel_C1kk, *whole.values()
     )
     return out
 
 
-def infer(x_BCHW: Tensor, spec: BlockSpec, tensors: Tensors) -> Tensor:
+def infer(x_BCHW: Tensor, spec: AnyBlock, tensors: Tensors) -> Tensor:
     """The plain block of that state dict by its running statistics, without autograd."""
     block = _block(x_BCHW, spec, tensors[DEPTHWISE], tensors, tensors)
     x_MC, out_MC = rows(x_BCHW), _out_rows(x_BCHW, spec)
@@ -51,16 +78,23 @@ def infer(x_BCHW: Tensor, spec: BlockSpec, tensors: Tensors) -> Tensor:
     return maps(out_MC, len(x_BCHW), *_out_size(x_BCHW, spec))
 
 
-def calibrate(x_BCHW: Tensor, spec: BlockSpec, tensors: Tensors, momentum: float) -> Tensor:
+def calibrate(x_BCHW: Tensor, spec: AnyBlock, tensors: Tensors, momentum: float) -> Tensor:
     """The plain block of that state dict by the batch's statistics, without autograd; the running ones move."""
     return _forward(x_BCHW, spec, tensors[DEPTHWISE], tensors, tensors, momentum)[0]
 
 
 def _block(
-    x_BCHW: Tensor, spec: BlockSpec, kernel_C1kk: Tensor, whole: Tensors, statistics: Tensors, momentum: float = 0.0
+    x_BCHW: Tensor,
+    spec: AnyBlock,
+    kernel_C1kk: Tensor,
+    whole: Tensors,
+    statistics: Tensors,
+    momentum: float = 0.0,
 ) -> Block:
     images, channels, height, width = x_BCHW.shape
+    uneven = isinstance(spec, BlockSizes) and spec.uneven
     side = kernel_C1kk.shape[-1]
+    crop = side if uneven else min(side, 2 * max(height, width) - 1)  # see trainonce.nn.cropping
     reduce, project = whole.get("se.reduce.weight"), whole["project.0.weight"]
     return Block(
         images=images,
@@ -73,8 +107,9 @@ def _block(
         whole_mid=project.shape[1],
         whole_squeezed=0 if reduce is None else len(reduce),
         kernel=side,
-        crop=min(side, 2 * max(height, width) - 1),  # what the map can meet: see trainonce.nn.cropping
+        crop=crop,
         stride=spec.stride,
+        lead=crop // 2 - uneven,
         kind=KINDS[spec.activation],
         residual=spec.residual,
         threads=threads_for(images * height * width * spec.mid_channels, images),
@@ -93,17 +128,22 @@ def _norm(whole: Tensors, statistics: Tensors, name: str) -> NormTensors:
     return Norm(whole[f"{name}.weight"], whole[f"{name}.bias"], *running).pointers()
 
 
-def _out_size(x_BCHW: Tensor, spec: BlockSpec) -> tuple[int, int]:
+def _out_size(x_BCHW: Tensor, spec: AnyBlock) -> tuple[int, int]:
     return out_size(x_BCHW.shape[2], spec.stride), out_size(x_BCHW.shape[3], spec.stride)
 
 
-def _out_rows(x_BCHW: Tensor, spec: BlockSpec) -> Tensor:
+def _out_rows(x_BCHW: Tensor, spec: AnyBlock) -> Tensor:
     height, width = _out_size(x_BCHW, spec)
     return x_BCHW.new_empty(len(x_BCHW) * height * width, spec.out_channels)
 
 
 def _forward(
-    x_BCHW: Tensor, spec: BlockSpec, kernel_C1kk: Tensor, whole: Tensors, statistics: Tensors, momentum: float
+    x_BCHW: Tensor,
+    spec: AnyBlock,
+    kernel_C1kk: Tensor,
+    whole: Tensors,
+    statistics: Tensors,
+    momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output maps, the input's rows, and what backward needs."""
     block = _block(x_BCHW, spec, kernel_C1kk, whole, statistics, momentum)
@@ -119,14 +159,15 @@ class _MBConv(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_BCHW: Tensor,
-        spec: BlockSpec,
+        spec: AnyBlock,
         names: tuple[str, ...],
         statistics: Tensors,
+        momentum: float,
         kernel_C1kk: Tensor,
         *whole: Tensor,
     ) -> Tensor:
         named = dict(zip(names, whole, strict=True))
-        out_BCHW, x_MC, saved = _forward(x_BCHW, spec, kernel_C1kk, named, statistics, BN_MOMENTUM)
+        out_BCHW, x_MC, saved = _forward(x_BCHW, spec, kernel_C1kk, named, statistics, momentum)
         ctx.save_for_backward(x_MC, saved, kernel_C1kk, *whole)
         ctx.spec, ctx.names, ctx.statistics, ctx.map = spec, names, statistics, x_BCHW.shape
         return out_BCHW
@@ -145,7 +186,7 @@ class _MBConv(torch.autograd.Function):
             *(ctypes.byref(block), x_MC.data_ptr(), saved.data_ptr(), grad_MC.data_ptr()),
             *(ctypes.byref(_gradients(grads, dkernel)), dx_MC.data_ptr()),
         )
-        return maps(dx_MC, images, height, width), None, None, None, dkernel, *grads.values()
+        return maps(dx_MC, images, height, width), None, None, None, None, dkernel, *grads.values()
 
 
 def _gradients(grads: Tensors, dkernel: Tensor) -> Gradients:

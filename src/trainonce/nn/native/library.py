@@ -43,8 +43,8 @@ class Block(ctypes.Structure):
     _fields_ = (
         ("images", _L),
         *((name, _I) for name in ("height", "width", "in_channels", "mid", "out", "squeezed")),
-        *((name, _I) for name in ("whole_mid", "whole_squeezed", "kernel", "crop", "stride", "kind")),
-        *((name, _I) for name in ("residual", "threads")),
+        *((name, _I) for name in ("whole_mid", "whole_squeezed", "kernel", "crop", "stride", "lead")),
+        *((name, _I) for name in ("kind", "residual", "threads")),
         ("momentum", _F),
         ("eps", _F),
         *((name, _P) for name in ("expand_weight", "kernel_weight", "reduce_weight", "reduce_bias")),

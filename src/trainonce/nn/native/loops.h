@@ -242,6 +242,7 @@ typedef struct {
     int kernel;  /* side of the weights given */
     int crop;    /* side of their centre that is used */
     int stride;
+    int lead;    /* rows above and columns before the map that the first taps meet: half the crop, or one less */
 } Shape;
 
 INLINE int out_side(int side, int stride) { return (side + stride - 1) / stride; }
@@ -311,7 +312,7 @@ INLINE void fill_tile(vec *tile, const float *map, int height, int width, int ri
 static void depthwise(const float *x, long images, const Shape *shape, const vec *taps, const float *stats, int kind,
                       const float *out_stats, int out_kind, float *out) {
     const Shape s = *shape;
-    const int rim = s.crop / 2, C = s.channels, tile_width = s.width + 2 * rim;
+    const int rim = s.crop / 2, C = s.channels, tile_width = s.width + 2 * rim, shift = rim - s.lead;
     const int out_h = out_side(s.height, s.stride), out_w = out_side(s.width, s.stride);
     vec *tile = new_zeros((long)s.height * tile_width), *row = new_vecs(out_w);
     for (long b = 0; b < images; b++)
@@ -321,9 +322,9 @@ static void depthwise(const float *x, long images, const Shape *shape, const vec
                                          norm_at(stats, C, c, n), A))
             const vec *tap = taps + c / LANES * s.crop * s.crop;
             for (int i = 0; i < out_h; i++) {
-                /* Tap row t meets input row i * stride + t - rim. */
-                const int first = max(0, rim - i * s.stride), last = min(s.crop, s.height + rim - i * s.stride);
-                taps_row(row, out_w, tile + (i * s.stride + first - rim) * tile_width, tile_width, 1, s.stride,
+                /* Tap row t meets input row i * stride + t - lead. */
+                const int first = max(0, s.lead - i * s.stride), last = min(s.crop, s.height + s.lead - i * s.stride);
+                taps_row(row, out_w, tile + (i * s.stride + first - s.lead) * tile_width + shift, tile_width, 1, s.stride,
                          tap + first * s.crop, s.crop, 1, last - first, s.crop);
                 float *to = out + (b * out_h + i) * out_w * C + c;
                 if (!out_stats) {
@@ -359,13 +360,13 @@ INLINE void taps_grad_row(vec *dtaps, const int COLS, const int SUMS, const vec 
 
 INLINE void taps_grad(vec *dtaps, const Shape *s, const vec *tile, int tile_width, const vec *dy, int dy_width, int out_h,
                       int out_w) {
-    const int rim = s->crop / 2, step = s->stride * tile_width;
+    const int lead = s->lead, shift = s->crop / 2 - lead, step = s->stride * tile_width;
     for (int t = 0; t < s->crop; t++) {
-        /* Output rows whose input row i * stride + t - rim lies in the map. */
-        const int first = max(0, out_side(rim - t, s->stride));
-        const int last = min(out_h, out_side(s->height + rim - t, s->stride));
+        /* Output rows whose input row i * stride + t - lead lies in the map. */
+        const int first = max(0, out_side(lead - t, s->stride));
+        const int last = min(out_h, out_side(s->height + lead - t, s->stride));
         vec *to = dtaps + t * s->crop;
-        const vec *from = tile + (first * s->stride + t - rim) * tile_width, *g = dy + first * dy_width;
+        const vec *from = tile + (first * s->stride + t - lead) * tile_width + shift, *g = dy + first * dy_width;
         switch (s->crop) {
             case 1: taps_grad_row(to, 1, 4, from, step, s->stride, g, dy_width, last - first, out_w); break;
             case 3: taps_grad_row(to, 3, 2, from, step, s->stride, g, dy_width, last - first, out_w); break;
@@ -381,14 +382,14 @@ INLINE void taps_grad(vec *dtaps, const Shape *s, const vec *tile, int tile_widt
 /* The gradient of one input map: dx = act'(normalised x) * depthwise transposed(dy), and its sums. */
 INLINE void map_grad(const vec *dy, int dy_width, int out_h, const Shape *s, const vec *taps, const float *map, float *dx,
                      int n, Norm norm, vec *row, vec *sum1, vec *sum2, const int A) {
-    const int rim = s->crop / 2, C = s->channels, stride = s->stride;
+    const int rim = s->crop / 2, lead = s->lead, C = s->channels, stride = s->stride;
     for (int i = 0; i < s->height; i++) {
-        /* Taps that reach input row i are i + rim - stride * o for output rows o: every stride-th, from `first`. */
-        const int last = min(out_h - 1, (i + rim) / stride), first = i + rim - stride * last;
+        /* Taps that reach input row i are i + lead - stride * o for output rows o: every stride-th, from `first`. */
+        const int last = min(out_h - 1, (i + lead) / stride), first = i + lead - stride * last;
         const int count = first < s->crop ? min(last + 1, out_side(s->crop - first, stride)) : 0;
         for (int q = 0; q < stride && q < s->width; q++) {
-            const int tap = (q + rim) % stride, outputs = out_side(s->width - q, stride);
-            taps_row(row, outputs, dy + last * dy_width + rim + (q + rim - tap) / stride, -dy_width, -1, 1,
+            const int tap = (q + lead) % stride, outputs = out_side(s->width - q, stride);
+            taps_row(row, outputs, dy + last * dy_width + rim + (q + lead - tap) / stride, -dy_width, -1, 1,
                      taps + first * s->crop + tap, stride * s->crop, stride, count, out_side(s->crop - tap, stride));
             for (int j = 0; j < outputs; j++) {
                 const long at = ((long)i * s->width + q + j * stride) * C;
