@@ -12,6 +12,8 @@ from tests.support.native import needs_native
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainonce.evaluation.chain import Chain
+from trainonce.evaluation.evaluator import recalibrate
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.fast_graph import FastProgram, FusedBlock, FusedNorm
@@ -86,7 +88,7 @@ def after_a_pass(network: GraphNetwork, program: type[Program], dtype: torch.dty
     copied = network.spec.build()
     copied.load_state_dict(network.state_dict())
     copied = copied.to(dtype).train()
-    copied.program = program(network.spec)
+    copied.faster = program(network.spec)
     images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(side)).to(dtype)
     x = images.contiguous(memory_format=torch.channels_last).requires_grad_()
     logits = copied(x)
@@ -232,7 +234,7 @@ def test_maps_with_channels_outermost_are_left_to_torch() -> None:
     network = network_of(Dense(F.relu), 8, seed=5)
     x = torch.randn(4, 3, 8, 8)
     want = network(x)
-    network.program = FastProgram(network.spec)
+    network.faster = FastProgram(network.spec)
     assert torch.equal(network(x), want)
 
 
@@ -241,7 +243,7 @@ def test_evaluation_without_gradients_is_by_the_kernels_too() -> None:
     """With gradients, and where statistics are taken without, it is torch's, to the last bit."""
     network = network_of(Inverted(squeeze=True), 8, seed=6)
     fast = with_fast_blocks(network_of(Inverted(squeeze=True), 8, seed=6))
-    assert isinstance(fast.program, FastProgram)
+    assert isinstance(fast.faster, FastProgram)
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert torch.equal(network(x), fast(x))
@@ -251,3 +253,24 @@ def test_evaluation_without_gradients_is_by_the_kernels_too() -> None:
         found = fast(x)
     torch.testing.assert_close(found, want, rtol=0, atol=1e-5 * float(want.abs().max()))
     assert not torch.equal(found, want), "not by the kernels"
+
+
+@needs_native
+def test_scoring_takes_the_statistics_of_the_calibration_images() -> None:
+    """Norms alone are in training mode then; the kernels must not take the statistics of before."""
+    generator = torch.Generator().manual_seed(7)
+    calibration, images = (torch.randn(3, 9, 3, 8, 8, generator=generator) for _ in range(2))
+    batches = [x.contiguous(memory_format=torch.channels_last) for x in calibration]
+    scored = [x.contiguous(memory_format=torch.channels_last) for x in images]
+    network = network_of(Inverted(squeeze=True), 8, seed=7)
+    with torch.no_grad():
+        for name, buffer in network.named_buffers():
+            if "running" in name:
+                buffer.uniform_(1, 2)
+    apart = network.spec.build()
+    apart.load_state_dict(network.state_dict())
+    recalibrate(apart, batches)
+    with torch.no_grad():
+        want = torch.cat([apart(x) for x in scored])
+    found = torch.cat(list(Chain(lambda: batches, lambda: iter(scored)).logits(network)))
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.abs().max()))

@@ -67,7 +67,7 @@ def with_fast_blocks(network: N, *, trained: bool = False) -> N:
     `trained` ones are fast with autograd too; what is a list of operations always is. Other kinds stay as they are.
     """
     if isinstance(network, GraphNetwork) and not any(isinstance(layer, Synchronisable) for layer in network.modules()):
-        network.program = FastProgram(network.spec)
+        network.faster = FastProgram(network.spec)
     if not isinstance(network, PlainNetwork):
         return network
     for i, (block, spec) in enumerate(zip(network.blocks, network.spec.blocks, strict=True)):
