@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,37 @@ class Fire(nn.Module):
         return self.classifier(x).mean((2, 3))  # type: ignore[no-any-return]
 
 
+class Shuffled(nn.Module):
+    """As ShuffleNetV2 is: some channels go on as they are, others through a layer, and all are reordered."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.stem = nn.Conv2d(1, 12, 3, stride=2, padding=1)
+        self.branch = nn.Conv2d(7, 7, 3, padding=1)
+        self.after = nn.Conv2d(12, 6, (1, 3), groups=3)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        some, others = torch.split(torch.relu(self.stem(x_BCHW)), [5, 7], 1)
+        x = torch.cat([some, torch.relu(self.branch(others))], 1)
+        x = x.view(-1, self.groups, 12 // self.groups, 4, 4).transpose(1, 2).reshape(-1, 12, 4, 4)
+        return self.classifier(self.after(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Means(nn.Module):
+    """Pools of means that round up."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 2)  # maps of 7 x 7
+        self.pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode=True, count_include_pad=padding == 0)
+        self.classifier = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.stem(x_BCHW) - 2)).mean((2, 3))  # type: ignore[no-any-return]
+
+
 @pytest.fixture(autouse=True)
 def runtime(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("export"):
@@ -120,6 +152,19 @@ class TestFile:
             expected = network(x_BCHW)
         found = outputs((place / FILE).read_bytes(), x_BCHW)
         torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+    def test_images_at_once_get_what_each_gets_alone(self, exported: Export, place: Path) -> None:
+        """To the last bit; files of earlier versions, whose shapes are of one image, take them one by one."""
+        content = (place / FILE).read_bytes()
+        reference = exported(1).expected.reference
+        x_BCHW, features = reference.random_BCHW[:9], reference.network.classifier.in_features
+        later, earlier = (np.array([size, features], np.int32).tobytes() for size in (-1, 1))
+        assert content.count(later) == 1
+        alone = outputs(content, x_BCHW)
+        for file in (content, content.replace(later, earlier)):
+            opened = open_litert({FILE: file}, 1, FILE)
+            torch.testing.assert_close(opened.run(x_BCHW), alone, rtol=0, atol=0)
+            torch.testing.assert_close(opened.run(x_BCHW[:1]), alone[:1], rtol=0, atol=0)
 
     def test_contents_begin_where_processors_can_read_them(self, place: Path) -> None:
         from ai_edge_litert import schema_py_generated as schema
@@ -200,26 +245,35 @@ class TestFile:
         x_BCHW = torch.randn(4, 1, 8, 8)
         with torch.inference_mode():
             expected = network(x_BCHW)
-        found = outputs(write_litert(reference).files[FILE], x_BCHW)
+        files = write_litert(reference).files
+        found = outputs(files[FILE], x_BCHW)
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(open_litert(files, 1, FILE).run(x_BCHW), found, rtol=0, atol=0)
         quantised = TARGETS["litert-int8"].write(reference, 100).files
         low = open_litert(quantised, 1, "x").run(x_BCHW)
         assert float((low - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
     @pytest.mark.parametrize(
-        ("kernel", "stride", "padding"), [(3, 2, 0), (3, 3, 0), (2, 3, 0), (3, 2, 1), (3, 4, 1), (2, 2, 0)]
+        "network",
+        [
+            *(partial(Fire, *of) for of in ((3, 2, 0), (3, 3, 0), (2, 3, 0), (3, 2, 1), (3, 4, 1), (2, 2, 0))),
+            *(partial(Means, *of) for of in ((2, 2, 0), (3, 2, 0), (3, 2, 1))),
+            *(partial(Shuffled, groups) for groups in (2, 3)),
+        ],
     )
-    def test_pools_that_round_up(self, exported: Export, kernel: int, stride: int, padding: int) -> None:
+    def test_what_other_networks_have(self, exported: Export, network: Callable[[], nn.Module]) -> None:
+        """Pools that round up, and channels that are reordered: in float32 as torch computes it, in int8 about so."""
         torch.manual_seed(0)
-        network = Fire(kernel, stride, padding).eval()
-        content, description = onnx_of(network, exported)
-        reference = dataclasses.replace(exported(1).expected.reference, network=network, file=description)
+        made = network().eval()
+        content, description = onnx_of(made, exported)
+        reference = dataclasses.replace(exported(1).expected.reference, network=made, file=description)
         reference.__dict__["onnx"] = content
         x_BCHW = next(reference.inputs(reference.data.test))
         with torch.inference_mode():
-            expected = network(x_BCHW)
-        found = outputs(write_litert(reference).files[FILE], x_BCHW)
-        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+            expected = made(x_BCHW)
+        files = write_litert(reference).files
+        for found in (outputs(files[FILE], x_BCHW), open_litert(files, 1, FILE).run(x_BCHW)):
+            torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
         low = open_litert(TARGETS["litert-int8"].write(reference, 100).files, 1, "x").run(x_BCHW)
         assert float((low - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
@@ -294,6 +348,32 @@ class TestWithoutTheRuntime:
 
         content, _ = onnx_of(Sine().eval(), exported)
         with pytest.raises(UserError, match=r"^no TensorFlow Lite file can be written: network/Sin_0 needs what Sin"):
+            graph_of(content)
+
+    @pytest.mark.parametrize(
+        ("between", "why"),
+        [
+            (lambda x: torch.relu(x).transpose(1, 2), "Relu of channels in groups"),
+            (lambda x: x.transpose(3, 4), "axes in another order"),
+            (lambda x: x.transpose(1, 2).transpose(1, 2), "channels in groups other than reordered"),
+        ],
+    )
+    def test_channels_in_groups_that_are_not_reordered(
+        self, exported: Export, between: Callable[[Tensor], Tensor], why: str
+    ) -> None:
+        class Grouped(nn.Module):
+            def forward(self, x_BCHW: Tensor) -> Tensor:
+                x = torch.cat([x_BCHW, x_BCHW, x_BCHW, x_BCHW], 1)
+                return between(x.view(-1, 2, 2, 8, 8)).reshape(-1, 4, 64, 1).mean((2, 3))[:, :3]
+
+        content, _ = onnx_of(Grouped().eval(), exported)
+        with pytest.raises(UserError, match=f"needs {why}"):
+            graph_of(content)
+
+    def test_means_over_windows_that_begin_elsewhere(self, exported: Export) -> None:
+        """TensorFlow Lite puts one pixel before and one behind, where torch has both behind."""
+        content, _ = onnx_of(Means(3, 3, 0).eval(), exported)
+        with pytest.raises(UserError, match="needs a mean over windows that end beyond a map of this size"):
             graph_of(content)
 
     def test_shapes_are_those_of_onnx(self, exported: Export) -> None:

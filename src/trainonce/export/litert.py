@@ -84,7 +84,7 @@ def open_litert(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
     content = files[FILE]
     with try_import("this", EXTRA, told=True):
         from ai_edge_litert import schema_py_generated as schema
-    interpreter = _interpreter(content, threads, where)
+    interpreters = _Interpreters(content, threads, where)
     with sentence(f"{where} holds no description that can be read", UNREADABLE):
         text = note_in(content, schema)
     if text is None:
@@ -92,43 +92,68 @@ def open_litert(files: Mapping[str, bytes], threads: int, where: str) -> Opened:
             f"{where} was not written by `trainonce export`: it does not say what its images and classes are"
         )
     description = FileDescription.from_text(text, where=where)
-    given, returned = interpreter.get_input_details(), interpreter.get_output_details()
+    given, returned = interpreters.one.get_input_details(), interpreters.one.get_output_details()
     if len(given) != 1 or len(returned) != 1 or {end["dtype"] for end in (*given, *returned)} != {np.float32}:
         raise UserError(f"{where} has other inputs and outputs than a file of `trainonce export`")
     check_shapes(description, given[0]["shape"].tolist()[1:], returned[0]["shape"].tolist()[1:], where)
 
     def run(x_BCHW: Tensor) -> Tensor:
-        return torch.cat([logits for (logits,) in _outputs(interpreter, x_BCHW, where)])
+        return interpreters.outputs(x_BCHW)[0]
 
     def layers(x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         with sentence(f"{where} does not have all the layers that its description names", UNREADABLE):
             more = with_outputs(content, schema, [description.layers[name] for name in names])
-        inside = _interpreter(more, threads, where)
-        images = list(_outputs(inside, x_BCHW, where))
-        maps = {name: torch.cat([outputs[1 + place] for outputs in images]) for place, name in enumerate(names)}
+        maps = dict(zip(names, _Interpreters(more, threads, where).outputs(x_BCHW)[1:], strict=True))
         return {name: t.permute(0, 3, 1, 2) if t.ndim == 4 else t for name, t in maps.items()}
 
     return Opened(description=description, run=run, layers=layers if description.layers else None)
 
 
-def _interpreter(content: bytes, threads: int, where: str) -> Any:
+class _Interpreters:
+    """A file's interpreters: for one image, and of each other number that comes for all at once, where that can be.
+
+    Their logits are the same, and large networks take half as long an image. Files of earlier versions take one.
+    """
+
+    def __init__(self, content: bytes, threads: int, where: str) -> None:
+        self.content, self.threads, self.where = content, threads, where
+        self.one = _interpreter(content, threads, where)
+        self.others: dict[int, Any] = {1: self.one}
+
+    def _of(self, images: int) -> Any:
+        if images not in self.others:
+            try:
+                self.others[images] = _interpreter(self.content, self.threads, self.where, images)
+            except UserError:
+                self.others[images] = self.one
+        return self.others[images]
+
+    def outputs(self, x_BCHW: Tensor) -> list[Tensor]:
+        """What the file gives for images [B, C, H, W]: its outputs, [B, …] each."""
+        interpreter = self._of(len(x_BCHW))
+        (given,), returned = interpreter.get_input_details(), interpreter.get_output_details()
+        found: list[list[Tensor]] = [[] for _ in returned]
+        with sentence(f"{self.where} cannot be computed"):
+            for images in torch.split(x_BCHW.contiguous(), int(given["shape"][0])):
+                interpreter.set_tensor(given["index"], images.numpy())
+                interpreter.invoke()
+                for parts, end in zip(found, returned, strict=True):
+                    parts.append(torch.from_numpy(interpreter.get_tensor(end["index"])))
+        return [torch.cat(parts) for parts in found]
+
+
+def _interpreter(content: bytes, threads: int, where: str, images: int = 1) -> Any:
     with try_import("this", EXTRA, told=True):
         from ai_edge_litert.interpreter import Interpreter
     if content[4:8] != IDENTIFIER:
         raise UserError(f"{where} is not a LiteRT file")
     with sentence(f"{where} is not a LiteRT file that can be computed here"), hushed():
         interpreter = Interpreter(model_content=content, num_threads=threads)
+        if images > 1:
+            (given,) = interpreter.get_input_details()
+            interpreter.resize_tensor_input(given["index"], [images, *given["shape"][1:]])
         interpreter.allocate_tensors()
     return interpreter
-
-
-def _outputs(interpreter: Any, x_BCHW: Tensor, where: str) -> Any:
-    (place,) = (end["index"] for end in interpreter.get_input_details())
-    with sentence(f"{where} cannot be computed"):
-        for x_1CHW in torch.split(x_BCHW.contiguous(), 1):
-            interpreter.set_tensor(place, x_1CHW.numpy())
-            interpreter.invoke()
-            yield [torch.from_numpy(interpreter.get_tensor(end["index"])) for end in interpreter.get_output_details()]
 
 
 def note_in(content: bytes, schema: Any) -> str | None:

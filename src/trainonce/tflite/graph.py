@@ -137,13 +137,15 @@ class _Translation:
         self.given: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.names: dict[str, str] = {}
         """What each tensor of ONNX is called here."""
+        self.grouped: dict[str, tuple[int, int]] = {}
+        """Height and width of maps whose channels are in groups while they are reordered: [H * W, groups, of each]."""
         self._at = "network/Images"
         shape = tuple(images[axis] for axis in NHWC)
         if not turned:
             self.names[given], self.shapes[given] = given, shape
             return
         turn = "RESHAPE" if images[1] == 1 else "TRANSPOSE"  # of one channel only the shape changes
-        second = shape if turn == "RESHAPE" else NHWC
+        second = (-1, *shape[1:]) if turn == "RESHAPE" else NHWC  # LiteRT can be told to take several images
         self.names[given] = self._add(turn, (given, self._constant(np.array(second, np.int32))), shape)
 
     def translate(self, node: Any) -> None:
@@ -159,7 +161,10 @@ class _Translation:
         names = [name for name in node.input if name]
         given = [self.given.get(name) for name in names]
         reads = [self.names[name] for name in names if name not in self.given]
-        self.names[node.output[0]] = made_by(self, _Call(reads, given, attributes, node.output[0]))
+        if not self.grouped.keys().isdisjoint(reads) and node.op_type not in ("Reshape", "Transpose"):
+            raise self._refusal(f"{node.op_type} of channels in groups")
+        output, *others = node.output
+        self.names[output] = made_by(self, _Call(reads, given, attributes, output, others))
 
     def _refusal(self, what: str) -> UserError:
         return UserError(f"no TensorFlow Lite file can be written: {self._at} needs {what}, which is not written here")
@@ -220,8 +225,8 @@ class _Translation:
         top, left, bottom, right = (int(p) for p in call.get("pads", (0, 0, 0, 0)))
         sides = self.shapes[x][1:3]
         if call.get("ceil_mode", 0):
-            bottom += _rounding_up(sides[0], top, bottom, kernel[0], strides[0])
-            right += _rounding_up(sides[1], left, right, kernel[1], strides[1])
+            down, across = self._beyond(sides, call, kernel, strides)
+            bottom, right = bottom + down, right + across
         if top == left == bottom == right == 0:
             return x, "VALID"
         same = []
@@ -231,6 +236,15 @@ class _Translation:
         if same == [(top, bottom), (left, right)]:
             return x, "SAME"
         return self._pad(x, (top, left, bottom, right), value), "VALID"
+
+    @staticmethod
+    def _beyond(sides: Sequence[int], call: "_Call", kernel: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+        """How far the last windows of a pool that rounds up reach beyond a padded map, down and to the right."""
+        top, left, bottom, right = (int(p) for p in call.get("pads", (0, 0, 0, 0)))
+        return (
+            _rounding_up(sides[0], top, bottom, kernel[0], strides[0]),
+            _rounding_up(sides[1], left, right, kernel[1], strides[1]),
+        )
 
     def _pad(self, x: str, sides: Sequence[int], value: float) -> str:
         top, left, bottom, right = sides
@@ -260,13 +274,13 @@ class _Translation:
         kernel, strides = call.pair("kernel_shape", 1), call.pair("strides", 1)
         if call.pair("dilations", 1) != (1, 1):
             raise self._refusal("a pool with gaps")
-        if kind == "AVERAGE_POOL_2D" and call.get("ceil_mode", 0):
-            raise self._refusal("a mean over windows that begin inside a map and end outside")
-        counted = kind == "MAX_POOL_2D" or bool(call.get("count_include_pad", 0))
+        sides, padded = self.shapes[x][1:3], any(call.get("pads", ()))
         x, padding = self._padded(x, call, kernel, strides, (1, 1), value=LOWEST if kind == "MAX_POOL_2D" else 0.0)
-        padded = any(call.get("pads", ()))
-        if padded and kind == "AVERAGE_POOL_2D" and counted != (padding == "VALID"):
-            raise self._refusal("a mean over a padded map of this size")
+        if kind == "AVERAGE_POOL_2D":
+            beyond = bool(call.get("ceil_mode", 0)) and any(self._beyond(sides, call, kernel, strides))
+            counted = padded and bool(call.get("count_include_pad", 0))  # what is beyond the padding never counts
+            if (padded or beyond) and (counted != (padding == "VALID") or (counted and beyond)):
+                raise self._refusal("a mean over windows that end beyond a map of this size")
         options = {"strideH": strides[0], "strideW": strides[1], "filterHeight": kernel[0], "filterWidth": kernel[1]}
         shape = (1, *self._size(x, kernel, strides, (1, 1), padding), self.shapes[x][3])
         return self._add(kind, (x,), shape, call.output, padding=padding, **options)
@@ -376,6 +390,52 @@ class _Translation:
         shape = (1, 1, 1, channels) if keep else (1, channels)
         return self._add("MEAN", (x, self._constant(np.array([1, 2], np.int32))), shape, output, keepDims=keep)
 
+    def reshape(self, call: "_Call") -> str:
+        """A row of an image's maps, or their channels in groups and, reordered, in one line again."""
+        (x,) = call.reads
+        shape, asked = self.shapes[x], call.given[1] if len(call.given) > 1 else None
+        sizes = [] if asked is None else [int(size) for size in asked]
+        if len(sizes) == 5 and len(shape) == 4 and tuple(sizes[3:]) == shape[1:3] and sizes[1] * sizes[2] == shape[3]:
+            groups = (-1, sizes[1], sizes[2])
+            pixels = shape[1] * shape[2]
+            into = self._add(
+                "RESHAPE", (x, self._constant(np.array(groups, np.int32))), (pixels, *groups[1:]), call.output
+            )
+            self.grouped[into] = (shape[1], shape[2])
+            return into
+        if x not in self.grouped:
+            return self.flatten(call)
+        line = (*self.grouped[x], shape[1] * shape[2])
+        if sizes[1:] != [line[2], line[0], line[1]]:
+            raise self._refusal("channels in groups other than reordered")
+        return self._add("RESHAPE", (x, self._constant(np.array((-1, *line), np.int32))), (1, *line), call.output)
+
+    def transpose(self, call: "_Call") -> str:
+        """The first channels of all groups before the second ones, as ShuffleNet reorders them."""
+        (x,) = call.reads
+        if x not in self.grouped or list(call.get("perm", ())) != [0, 2, 1, 3, 4]:
+            raise self._refusal("axes in another order")
+        pixels, groups, each = self.shapes[x]
+        order = self._constant(np.array((0, 2, 1), np.int32))
+        turned = self._add("TRANSPOSE", (x, order), (pixels, each, groups), call.output)
+        self.grouped[turned] = self.grouped[x]
+        return turned
+
+    def split(self, call: "_Call") -> str:
+        """Some channels here, others there."""
+        (x,) = call.reads
+        shape = self.shapes[x]
+        sizes = call.given[1] if len(call.given) > 1 else None
+        if call.get("axis", 0) != 1 or sizes is None:
+            raise self._refusal("a division of something else than channels")
+        first = 0
+        for size, output in zip(sizes.tolist(), (call.output, *call.others), strict=True):
+            begin = self._constant(np.array([0] * (len(shape) - 1) + [first], np.int32))
+            extent = self._constant(np.array([-1] * (len(shape) - 1) + [size], np.int32))
+            self.names[output] = self._add("SLICE", (x, begin, extent), (*shape[:-1], size), output)
+            first += size
+        return self.names[call.output]
+
     def flatten(self, call: "_Call") -> str:
         """What makes one row of an image's maps."""
         (x,) = call.reads
@@ -387,8 +447,9 @@ class _Translation:
         if len(shape) == 4 and shape[3] > 1 and shape[1] * shape[2] > 1:
             first = tuple(shape[axis] for axis in TO_CHANNELS_FIRST)
             x = self._add("TRANSPOSE", (x, self._constant(np.array(TO_CHANNELS_FIRST, np.int32))), first)
-        row = (1, int(np.prod(shape)))
-        return self._add("RESHAPE", (x, self._constant(np.array(row, np.int32))), row, call.output)
+        features = int(np.prod(shape))
+        row = self._constant(np.array((-1, features), np.int32))
+        return self._add("RESHAPE", (x, row), (1, features), call.output)
 
     def concat(self, call: "_Call") -> str:
         """Channels beside channels."""
@@ -412,6 +473,8 @@ class _Call:
     given: list[Array | None]
     attributes: Mapping[str, Any]
     output: str
+    others: list[str]
+    """More outputs, of an operator that has several."""
 
     def get(self, name: str, otherwise: Any) -> Any:
         """An attribute, or what it is where it is not said."""
@@ -443,10 +506,12 @@ OPERATORS: Mapping[str, Callable[[_Translation, _Call], str]] = {
     "Mul": partial(_Translation.elementwise, kind="MUL"),
     "ReduceMean": _Translation.mean,
     "Relu": partial(_Translation.unary, kind="RELU"),
-    "Reshape": _Translation.flatten,
+    "Reshape": _Translation.reshape,
     "Sigmoid": partial(_Translation.unary, kind="LOGISTIC"),
     "Softmax": _Translation.softmax,
+    "Split": _Translation.split,
     "Sub": partial(_Translation.elementwise, kind="SUB"),
     "Tanh": partial(_Translation.unary, kind="TANH"),
+    "Transpose": _Translation.transpose,
 }
 """What writes each operator of ONNX."""

@@ -19,7 +19,8 @@ SMALLEST, LARGEST = -128, 127
 LARGEST_BIAS = 2**30
 """A bias is an integer of 32 bits: a channel's scale is never so small that its bias would not fit."""
 SAME_SCALE = (
-    *("RESHAPE", "TRANSPOSE", "PAD", "PADV2", "MAX_POOL_2D", "AVERAGE_POOL_2D", "CONCATENATION", "MAXIMUM", "MINIMUM"),
+    *("RESHAPE", "TRANSPOSE", "PAD", "PADV2", "SLICE", "MAX_POOL_2D", "AVERAGE_POOL_2D", "CONCATENATION"),
+    *("MAXIMUM", "MINIMUM"),
 )
 """Operators that give numbers of the same scale and zero point as those that they read."""
 FIXED: Mapping[str, tuple[float, int]] = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0), "SOFTMAX": (1 / 256, -128)}
