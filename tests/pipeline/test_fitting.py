@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.support.command_line import trainonce
 from tests.support.own_images import few_digits
 from tests.support.pace import an_epoch_a_second
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
+from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
 from trainonce.pipeline.fitting import (
@@ -28,7 +30,7 @@ from trainonce.pipeline.fitting import (
 )
 from trainonce.pipeline.fitting_images import fit
 from trainonce.pipeline.verifying import verify
-from trainonce.recipes import RECIPES
+from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets import read_subnet
@@ -111,6 +113,33 @@ def test_the_one_chosen_is_the_best_scored_of_its_size(
         within = [line for line in run.population() if 0.85 * top <= line.macs <= top]
         assert one.candidates == len(within)
         assert min(line.loss for line in within) == pytest.approx(one.before.loss, rel=1e-4)
+
+
+def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
+    alone = Phase(name="alone", epochs=20, lr=1e-6, keep_largest=ONLY_LARGEST)  # so it stays at its first weights
+    spoiling = Phase(name="spoiling", epochs=2, lr=0.3, schedule="constant")
+    recipe = Recipe(name="spoils", about="", phases=(alone, spoiling), batch_size=8)
+    said: list[str] = []
+    fitted = fit_supernet(net, recipe, data, run, settings_of(net), Watch(stage=said.append))
+    assert fitted is not None
+    smallest, largest = fitted
+    assert (smallest.before_subnets, largest.before_subnets) == (False, True)
+    assert any("before others shared its weights" in sentence for sentence in said)
+    assert (largest.arch, largest.finetuned_epochs) == (str(net.space.largest()), 0)
+    [step] = run.kept_steps()
+    assert step == round(run.metrics()[-1].step * 20 / 22)
+    evaluator = Evaluator(data, "validate", EvaluateSettings(seed=3))
+    kept, spoiled = (evaluator(one, net.space.largest()).loss for one in (run.load_kept(step), net))
+    assert largest.before.loss == pytest.approx(kept, rel=1e-4)
+    assert kept < spoiled
+    reference = read_reference(run.subnets / largest.name, images=4)
+    assert reference.supernet is not None, reference.no_supernet
+    network, _ = read_subnet(run.subnets / largest.name)
+    with torch.no_grad():
+        assert torch.equal(reference.supernet(reference.random_BCHW), network(reference.random_BCHW))
 
 
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from trainonce.recipes import RECIPES, Phase, Recipe, phase_at, timetable
+from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.recipes import RECIPES, Phase, Recipe, largest_alone, phase_at, timetable
 
 NAMES = tuple(RECIPES)
 
@@ -113,3 +114,16 @@ class TestValues:
 def test_an_epoch_is_its_whole_batches(batch: int, images: int, a_step: int, steps: int) -> None:
     recipe = RECIPES["spos"].with_batch_size(batch)
     assert (recipe.images_per_step(images), recipe.steps_per_epoch(images)) == (a_step, steps)
+
+
+def test_how_long_the_largest_subnet_is_trained_alone() -> None:
+    space = MobileNetV3(MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10)).space
+
+    def of(recipe: Recipe) -> int:
+        return largest_alone(timetable(recipe, 7), space)
+
+    transfer = RECIPES["transfer"]
+    assert of(transfer) == (2 + 15) * 7
+    assert of(transfer.model_copy(update={"phases": transfer.phases[:2]})) == 0, "nothing shares its weights"
+    assert of(transfer.model_copy(update={"phases": transfer.phases[::-1]})) == 0
+    assert of(RECIPES["quick"]) == 0

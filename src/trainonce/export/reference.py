@@ -169,11 +169,14 @@ def _supernet(run: RunDirectory, network: nn.Module, description: SubnetDescript
         raise UserError("the subnet was fine-tuned, so its weights are not the supernet's any more")
     if description.fused:
         raise UserError("its parallel convolutions were merged, so its weights are not the supernet's any more")
-    net, step = run.load_supernet()
+    then = None if trained is None else trained.step
+    if then is not None and then in run.kept_steps():
+        net, step = run.load_kept(then), then
+    else:
+        net, step = run.load_supernet()
     arch = net.space.parse(description.architecture)
     if net.describe(arch) != spec_of(network):
         raise UserError(f"{run.path} holds another supernet than the one that the subnet was taken from")
-    then = None if trained is None else trained.step
     if then != step:
         raise UserError(f"{run.path} has been trained on: the subnet is of step {then}, its weights of step {step}")
     give_statistics(net, arch, network)

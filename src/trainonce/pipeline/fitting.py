@@ -23,7 +23,7 @@ from trainonce.evaluation.population import Bucket, draw_population, evaluate_po
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
-from trainonce.recipes import Recipe
+from trainonce.recipes import Recipe, largest_alone, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
@@ -96,6 +96,8 @@ class Fitted(Settings):
     """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
     candidates: int
     """The number of subnets scored of about this size, of which it had the least loss."""
+    before_subnets: bool = False
+    """Whether it is the largest subnet as it was before others shared its weights."""
     finetuned_epochs: int
     """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
     before: Score
@@ -235,8 +237,8 @@ class _Fit:
         with self.run.lock():
             evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
             devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
-            for limit, chosen in devices[len(self.done) :]:
-                self.done.append(self._hand_over(evaluator, limit, chosen))
+            while ahead := devices[len(self.done) :]:
+                self.done.append(self._hand_over(evaluator, ahead))
                 self._record()
         return self.done
 
@@ -253,7 +255,9 @@ class _Fit:
             seed=self.settings.seed,
             start=self.start,
             resume=is_there(self.run.config_file),
-            settings=TrainSettings(device=self.settings.device, planned_step_s=step_s),
+            settings=TrainSettings(
+                device=self.settings.device, planned_step_s=step_s, keep_at=self._kept_for_largest(recipe)
+            ),
             on_progress=self.watch.training,
             should_stop=self.watch.should_stop,
         )
@@ -263,6 +267,14 @@ class _Fit:
         self._record()
         if left_out := said_left_out(self.run.metrics()[-1]):
             self.watch.stage(left_out)
+
+    def _kept_for_largest(self, recipe: Recipe) -> tuple[float, ...]:
+        """After which share of the training the weights are kept: where a device takes the largest subnet."""
+        if max(self.settings.max_macs) < self.largest_macs:
+            return ()
+        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
+        alone = largest_alone(table, self.net.space)
+        return (alone / table[-1].end,) if alone else ()
 
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
         """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
@@ -290,30 +302,47 @@ class _Fit:
         if self.watch.should_stop():
             raise _StoppedEarlyError
         chosen = []
-        for bucket in self.buckets:
+        for limit, bucket in zip(self.settings.max_macs, self.buckets, strict=True):
             fitting = [line for line in lines if line.macs in bucket]
             best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
-            chosen.append(_Chosen(space.parse(best.arch), len(fitting)))
+            found = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
+            if limit >= self.largest_macs:
+                found = self._or_before_subnets(found, best.loss, evaluator)
+            chosen.append(found)
         return chosen
+
+    def _or_before_subnets(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
+        """The largest subnet as it was before others shared its weights, where that was kept and has less loss."""
+        for step in self.run.kept_steps():
+            net = self.run.load_kept(step).to(self.settings.device)
+            score = evaluator(net, net.space.largest())
+            if score.loss < loss:
+                self.watch.stage(
+                    f"The largest subnet is taken as it was before others shared its weights: {score.top1:.1f}% on "
+                    "validate"
+                )
+                return _Chosen(net, step, net.space.largest(), found.candidates + 1, before_subnets=True)
+        return found
 
     def _step(self) -> int:
         newest = checkpoint.newest_state(self.run.checkpoints)
         assert newest is not None, "it was trained"
         return int(newest[1]["step"])
 
-    def _hand_over(self, evaluator: Evaluator, limit: float, chosen: "_Chosen") -> Fitted:
-        """Take a device's subnet out, fine-tune it in its share of the time left, score it, write it."""
-        network = evaluator.recalibrated(self.net, chosen.arch)
+    def _hand_over(self, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]) -> Fitted:
+        """Take the next device's subnet out, fine-tune it in its share of the time left, score it, write it."""
+        limit, chosen = ahead[0]
+        network = evaluator.recalibrated(chosen.net, chosen.arch)
         before = finite(evaluator.score(network), "validate")
-        tuned, how = self._finetuned(network, before, evaluator, limit)
+        tuned, how = self._finetuned(network, before, evaluator, ahead)
         final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
         test, classes = score_by_class(final, self.data.test, self.data, "test")
         described = describe_taken(
-            self.net,
+            chosen.net,
             chosen.arch,
             self.data,
             self.run,
-            self._step(),
+            chosen.step,
             calibration=evaluator.settings,
             scores={"validate": before},
         )
@@ -339,6 +368,7 @@ class _Fit:
             params=cost.params,
             name=place.name,
             candidates=chosen.candidates,
+            before_subnets=chosen.before_subnets,
             finetuned_epochs=0 if tuned is None else tuned.epoch,
             before=before,
             after=after,
@@ -347,11 +377,12 @@ class _Fit:
         )
 
     def _finetuned(
-        self, network: nn.Module, before: Score, evaluator: Evaluator, limit: float
+        self, network: nn.Module, before: Score, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]
     ) -> tuple[Finetuned | None, FinetuneSettings]:
-        """The subnet fine-tuned in its share of the time left, and how.
+        """The next device's subnet fine-tuned in its share of the time left, and how.
 
-        None where that is too short for an epoch, or where none was better on validate than `before`.
+        None where that is too short for an epoch, where none was better on validate than `before`, and for a largest
+        subnet of before its weights were shared, which was trained to its end: others have its time.
         """
         how = FinetuneSettings.by(
             self.optimizer,
@@ -361,13 +392,15 @@ class _Fit:
             class_balance=self.class_balance,
             seed=self.settings.seed,
         )
-        ahead = [min(limit, self.largest_macs) ** 0.5 for limit in self.settings.max_macs[len(self.done) :]]
-        share = self.left() * ahead[0] / sum(ahead)
+        if ahead[0][1].before_subnets:
+            return None, how
+        weights = [min(limit, self.largest_macs) ** 0.5 for limit, chosen in ahead if not chosen.before_subnets]
+        share = self.left() * weights[0] / sum(weights)
         epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs} epochs")
+        self.watch.stage(f"Fine-tuning the subnet for {ahead[0][0] / 1e6:g} million MACs: {epochs} epochs")
         tuned = finetune(network, evaluator, how, on_progress=self.watch.finetuning, should_stop=self.watch.should_stop)
         if tuned is None:
             raise _StoppedEarlyError
@@ -407,7 +440,10 @@ class _Fit:
 
 
 class _Chosen(NamedTuple):
-    """A device's subnet, and of how many of about its size it had the least loss."""
+    """A device's subnet, of the weights of which step, and of how many of about its size it had the least loss."""
 
+    net: Supernet
+    step: int
     arch: Architecture
     candidates: int
+    before_subnets: bool

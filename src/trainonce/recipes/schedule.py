@@ -1,9 +1,11 @@
 """A recipe laid out in steps: where each phase lies, and the learning rate of each step."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainonce.recipes.recipe import Phase, Recipe
+from trainonce.space import SearchSpace
 
 ONE_CYCLE_START = 1 / 25
 """Of the highest learning rate, where one cycle begins."""
@@ -89,3 +91,15 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
 def phase_at(table: tuple[PhaseSteps, ...], step: int) -> PhaseSteps:
     """The entry in whose steps `step` lies."""
     return next(entry for entry in table if step < entry.end)
+
+
+def largest_alone(table: Sequence[PhaseSteps], space: SearchSpace) -> int:
+    """The steps for which a recipe trains the largest subnet and nothing else, before others share its weights.
+
+    0 where others are trained from the beginning, or never.
+    """
+    for entry in table:
+        trained = entry.phase.subspace(space)
+        if trained.smallest() != space.largest():
+            return entry.start
+    return 0
