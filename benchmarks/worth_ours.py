@@ -11,7 +11,7 @@ from torch import nn
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.models import Supernet
-from trainonce.recipes import AugmentationChange, Recipe, load_recipe
+from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, derived_rng
@@ -66,29 +66,31 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     began = time.process_time()
     recipe = load_recipe(settings.recipe).at_rate(settings.lr_factor)
     data = _augmented(data, settings.crop_scale).varied_by(recipe)
-    steps = train_for(net, recipe, data, seconds * settings.split[0], seed)
-    trained = time.process_time()
+    steps, alone = train_for(net, recipe, data, seconds * settings.split[0], seed)
+    at_end = time.process_time()
     evaluating = EvaluateSettings(calibration_images=settings.calibration_images)
     evaluator = Evaluator(data, "validate", evaluating)
-    chosen = choose(net, evaluator, settings.candidates, seed, until=began + seconds * sum(settings.split[:2]))
-    parts = {"train": round(trained - began, 1), "choose": round(time.process_time() - trained, 1)}
+    until = began + seconds * sum(settings.split[:2])
+    chosen = choose(net, alone, evaluator, settings.candidates, seed, until=until)
+    parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
-    for arch, before in chosen:
-        ahead = [net.cost_of(later).macs ** 0.5 for later, _ in chosen[len(finished) :]]
+    for one in chosen:
+        network = evaluator.recalibrated(one.net, one.arch)
+        if one.net is alone:
+            finished.append(Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"}))
+            continue
+        ahead = [net.cost_of(later.arch).macs ** 0.5 for later in chosen[len(finished) :] if later.net is net]
         left = (began + seconds - time.process_time()) * ahead[0] / sum(ahead)
-        network = evaluator.recalibrated(net, arch)
-        finished.append(finetuned(network, before, evaluator, left, how))
+        finished.append(finetuned(network, one.top1, evaluator, left, how))
     took = time.process_time() - began
     tester = Evaluator(data, "test", evaluating)
     networks = []
-    for (arch, before), (network, validate, said) in zip(chosen, finished, strict=True):
-        test, about = (
-            tester.score(network).top1,
-            {"architecture": str(arch), "seconds": parts | {"all": round(took, 1)}},
-        )
-        one = Trained(validate=validate, test=test, seconds=took / len(chosen), steps=steps)
-        networks.append(Network(arch, one, about | {"validate_before": before} | said))
+    for one, (network, validate, said) in zip(chosen, finished, strict=True):
+        about = {"architecture": str(one.arch), "seconds": parts | {"all": round(took, 1)}, "validate_before": one.top1}
+        test = tester.score(network).top1
+        trained = Trained(validate=validate, test=test, seconds=took / len(chosen), steps=steps)
+        networks.append(Network(one.arch, trained, about | said))
     return networks
 
 
@@ -96,10 +98,11 @@ def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
     return replace(data, augmentation=AugmentationChange(crop_from=crop_scale).of(data.augmentation, data.class_names))
 
 
-def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> int:
-    """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps; gives the steps.
+def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> tuple[int, Supernet | None]:
+    """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps.
 
-    The few steps train another supernet of the same settings, and count.
+    Gives the steps, and the supernet as it was before others shared the largest subnet's weights, where that was
+    trained first. The few steps train another supernet of the same settings, and count.
     """
     began = time.process_time()
     whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
@@ -107,8 +110,10 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
 
         def run(network: Supernet, steps: float, name: str) -> float:
             start = time.process_time()
-            saved = TrainSettings(checkpoint_every_s=3600)
             scaled = recipe.scaled(steps / whole)
+            table = timetable(scaled, scaled.steps_per_epoch(len(data.train)))
+            alone = largest_alone(table, network.space) / table[-1].end
+            saved = TrainSettings(checkpoint_every_s=3600, keep_at=(alone,) if alone else ())
             train_supernet(network, scaled, data, RunDirectory(Path(folder) / name), seed=seed, settings=saved)
             return time.process_time() - start
 
@@ -120,14 +125,23 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
         pace = (run(pilot, some, "longer") - short) / (some - few)
         steps = max(least, round((seconds - (time.process_time() - began)) / pace))
         run(net, steps, "run")
-    return steps
+        kept = RunDirectory(Path(folder) / "run")
+        return steps, next(map(kept.load_kept, kept.kept_steps()), None)
+
+
+class Chosen(NamedTuple):
+    """A device's subnet, of which supernet, and its top-1 on validate."""
+
+    net: Supernet
+    arch: Architecture
+    top1: float
 
 
 def choose(
-    net: Supernet, evaluator: Evaluator, candidates: int, seed: int, until: float
-) -> list[tuple[Architecture, float]]:
-    """For each device the subnet of least loss on validate of up to `candidates`, and its top-1; of the largest there
-    is one.
+    net: Supernet, alone: Supernet | None, evaluator: Evaluator, candidates: int, seed: int, until: float
+) -> list[Chosen]:
+    """For each device the subnet of least loss on validate of up to `candidates`; of the largest there is one, and the
+    one as it was when it was trained `alone`.
 
     Rounds of one subnet for each device, the first in any case, until the process time is `until`.
     """
@@ -148,7 +162,10 @@ def choose(
             if arch not in scores:
                 scores[arch] = evaluator(net, arch)
     best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
-    return [(arch, score.top1) for arch, score in best]
+    chosen = [Chosen(net, arch, score.top1) for arch, score in best]
+    if alone is not None and (score := evaluator(alone, largest)).loss < best[DEVICES.index(1)][1].loss:
+        chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1)
+    return chosen
 
 
 class Finetuned(NamedTuple):
