@@ -267,7 +267,11 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
             f"{one.macs / 1e6:.3f}",
             f"{one.params / 1e6:.3f}",
             f"{one.before.top1:.2f}%",
-            f"{one.after.top1:.2f}%" if one.finetuned_epochs else "as it was",
+            f"{one.after.top1:.2f}%"
+            if one.finetuned_epochs
+            else "as it was alone"
+            if one.before_subnets
+            else "as it was",
             f"{one.test.top1:.2f}%",
             "{:.1f} to {:.1f}".format(*one.test.interval()),
         )
