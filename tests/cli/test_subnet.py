@@ -211,9 +211,19 @@ class TestFinetuneRefuses:
         trainonce("finetune", subnet, "--epochs", "1", *DEVICE).refused("recalibrated: calibration_images")
 
     def test_no_subnet(self, run: Path, tmp_path: Path) -> None:
-        for path in (tmp_path / "nothing", run):
-            trainonce("finetune", path, "--epochs", "1").refused("cannot read .*config.json: No such file")
-            trainonce("push", path, "someone/pets").refused("cannot read .*config.json: No such file")
+        with_one = tmp_path / "run"
+        (with_one / "ship/phone").mkdir(parents=True)
+        for name in ("run.json", "ship/phone/config.json"):
+            (with_one / name).write_text("{}", encoding="utf-8")
+        for path, why in (
+            (tmp_path / "nothing", "does not exist: name a directory that `trainonce extract` wrote"),
+            (tmp_path, r"is no subnet's directory \(there is no config.json in it\)"),
+            (run / "run.json", "is a file, and no subnet's directory"),
+            (run, "is a run, and no subnet's directory: take a subnet out of it with `trainonce extract"),
+            (with_one, rf"is a run, .*: name its subnet {with_one}/ship/phone, or take out another with"),
+        ):
+            trainonce("finetune", path, "--epochs", "1").refused(why)
+            trainonce("push", path, "someone/pets").refused(why)
 
 
 class TestEvaluateOne:

@@ -14,7 +14,7 @@ from tests.support.command_line import trainonce
 from tests.support.made_up import shifted
 
 from trainonce.errors import UserError
-from trainonce.export import TARGETS, exporting
+from trainonce.export import TARGETS, exporting, extras
 from trainonce.run.directory import RunDirectory
 
 
@@ -59,6 +59,23 @@ def test_a_target_that_fails_keeps_no_other_from_being_written(subnet: Path, mad
     assert [entry["certificate"]["target"] for entry in said["exports"]] == ["a", "c"]
     assert said["failed"] == {"b": "it needs an extra"}
     trainonce("export", subnet, "--to", "b").refused("^trainonce: it needs an extra$", code=2)
+
+
+def test_a_missing_extra_is_said_before_any_work(
+    subnet: Path, made_up: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("openvino", "ncnn") else name)
+    made_up("a")
+    result = trainonce("export", subnet, "--to", "a", "--to", "openvino")
+    result.refused("^trainonce: 1 of 2 targets failed$", code=1)
+    said = result.err.splitlines()
+    (missing,) = (number for number, line in enumerate(said) if line.startswith("openvino failed: openvino needs an"))
+    assert missing < next(number for number, line in enumerate(said) if line.startswith("computing the network"))
+    assert "pip install 'trainonce[openvino]'" in said[missing]
+    result = trainonce("export", subnet, "--to", "ncnn", "--to", "openvino")
+    result.refused("^trainonce: 2 of 2 targets failed$", code=1)
+    assert "computing" not in result.err
+    trainonce("export", subnet, "--to", "ncnn").refused(r"^trainonce: ncnn needs an extra: .*trainonce\[ncnn\]")
 
 
 def test_of_several_files_that_are_checked_each_gets_its_verdict(subnet: Path, made_up: Callable[..., None]) -> None:

@@ -156,11 +156,12 @@ class TestRefusals:
         refused(trainonce("predict", tmp_path / "model.txt", image), "is neither a subnet's directory nor an .onnx")
         refused(trainonce("predict", tmp_path / "gone.onnx", image), "does not exist")
         refused(trainonce("predict", tmp_path / "gone", image), "does not exist")
-        refused(trainonce("predict", folder, image), r"cannot read .*config\.json: No such file")
+        refused(trainonce("predict", folder, image), r"is no subnet's directory \(there is no config\.json")
 
     def test_exporting(self, subnet: Path, onnx_file: Path, tmp_path: Path) -> None:
+        refused(trainonce("export", subnet, "--to", "onnx,openvino"), "; each has a --to of its own")
         refused(trainonce("export", subnet, "--to", "tflite"), "the targets are onnx, onnx-fp16, onnx-int8, openvino")
-        refused(trainonce("export", tmp_path, "--to", "onnx"), r"cannot read .*config\.json: No such file")
+        refused(trainonce("export", tmp_path, "--to", "onnx"), r"is no subnet's directory \(there is no config\.json")
         refused(trainonce("export", subnet, "--to", "onnx", "--run", tmp_path), "holds no run")
         refused(trainonce("export", subnet, "--to", "onnx-int8"), "int8 needs the run's images")
         refused(trainonce("export", subnet, "--to", "openvino", "--check"), "holds no export")

@@ -9,6 +9,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, Target
 from trainonce.export.certificate import Certificate, ReferenceLogits
 from trainonce.export.exporting import check_export, export_subnet, renew
+from trainonce.export.extras import require_extras
 from trainonce.export.reference import Reference, read_reference
 from trainonce.pipeline.machine import use_threads
 from trainonce.pipeline.turns import for_each
@@ -61,13 +62,22 @@ def export(
 
     The files of each are in a folder of its name in `out` or SUBNET/export. `run` and `data` say where the run and its
     images are now, if they have moved. `on_reference` is called with what is compared with, before the work, `on_part`
-    with a sentence before each part of it; the others after each target. Raises `UserError` for what cannot be, and
-    `RunError` where the file of an only target is not the same network; of several targets, `failed` says of which.
+    with a sentence before each part of it; the others after each target, or before all work where its extra is missing.
+    Raises `UserError` for what cannot be, and `RunError` where the file of an only target is not the same network; of
+    several targets, `failed` says of which.
     """
     use_threads(threads)
     targets = [target_named(name) for name in dict.fromkeys([to] if isinstance(to, str) else to)]
     subnet = Path(subnet)
     place = Path(out or subnet / "export")
+    done, failed = [], {}
+    for target, lacking in for_each(targets, lambda target: None if check else require_extras(target)):
+        if lacking is not None:
+            failed[target.name] = str(lacking)
+            on_failed(target, lacking)
+    targets = [target for target in targets if target.name not in failed]
+    if not targets:
+        return Exports(done=(), failed=failed)
     reference = read_reference(
         subnet,
         run=None if run is None else Path(run),
@@ -80,7 +90,6 @@ def export(
     also = "" if reference.supernet is None else f", and the supernet on {some:,} of them"
     on_part(f"computing the network on {reference.counted()}{also}")
     expected = ReferenceLogits.of(reference)
-    done, failed = [], {}
     for target, found in for_each(targets, lambda target: _exported(expected, target, place, max_loss, check, on_part)):
         if isinstance(found, Exception):
             failed[target.name] = str(found)
@@ -94,7 +103,8 @@ def export(
 def target_named(name: str) -> Target:
     """The target of that name. Raises `UserError` that names the targets for another."""
     if name not in TARGETS:
-        raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
+        each = "; each has a --to of its own" if "," in name else ""
+        raise UserError(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}{each}")
     return TARGETS[name]
 
 

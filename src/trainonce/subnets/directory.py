@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainonce.cost.memory import WEIGHTS_METADATA
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
-from trainonce.files import partial_directory, put_in_place, read_bytes, standing, write_synced
+from trainonce.files import is_there, partial_directory, put_in_place, read_bytes, standing, write_synced
 from trainonce.models import Supernet
 from trainonce.nn.kinds import read_spec, source_of, spec_of, written
 from trainonce.nn.loading import FORMAT
@@ -135,6 +135,8 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, SubnetDescription]:
     path = standing(Path(path))
     if not (path / CONFIG).exists() and (path / EARLIER_CONFIG).exists():
         raise UserError(f"{path} holds a subnet in an earlier format: take it out again with `trainonce extract`")
+    if not is_there(path / CONFIG):
+        raise UserError(_why_none(path))
     values, checked = read_document(path / CONFIG)
     if values.get("format") != FORMAT:
         raise UserError(f"{path} is not a subnet of this format ({FORMAT})")
@@ -154,6 +156,18 @@ def read_subnet(path: str | Path) -> tuple[nn.Module, SubnetDescription]:
     except _MISFITS as error:
         raise UserError(f"{path} is not consistent as a subnet: {error}") from error
     return network.eval(), description
+
+
+def _why_none(path: Path) -> str:
+    """Why a path is no subnet's directory, in a sentence that says what is."""
+    if not path.is_dir():
+        state = "is a file, and no subnet's directory" if path.exists() else "does not exist"
+        return f"{path} {state}: name a directory that `trainonce extract` wrote"
+    if not is_there(path / "run.json"):
+        return f"{path} is no subnet's directory (there is no {CONFIG} in it): name one that `trainonce extract` wrote"
+    there = sorted(place.parent for depth in ("*", "*/*") for place in path.glob(f"{depth}/{CONFIG}"))
+    named = f"name its subnet {there[0]}, or take out another" if there else "take a subnet out of it"
+    return f"{path} is a run, and no subnet's directory: {named} with `trainonce extract {path}`"
 
 
 def _checked(path: Path, name: str, description: SubnetDescription) -> bytes:
