@@ -4,7 +4,8 @@
 
 For each network the ratio of CPU seconds (process time, the least of six each, by turns) of a step, forward and
 backward, of the supernet at an architecture to one of the network extracted for it; and of the largest subnet to the
-network's own classes. Channels are as they come, then ordered. Then the peak of memory of twelve steps by SGD with
+network's own classes. All get images with their channels innermost, as training gives them. Channels of the supernet
+are as they come, then ordered. Then the peak of memory of twelve steps by SGD with
 momentum (resident, beyond what the process had before the first, and the weights): in a process of its own the network
 in its own classes, and in another the supernet, at its largest subnet and at random ones by turns.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common import channels_last
 from own_networks import built
 from trainonce.models.traced import elastic
 
@@ -55,7 +57,7 @@ def resident_mb(*, peak: bool) -> float:
 def memory_mb(name: str, *, elastically: bool) -> float:
     """What twelve steps of a network take at their peak, weights included."""
     model, rng = built(name, "timm").train(), random.Random(0)
-    x_BCHW = torch.randn(4 * IMAGES, 3, 2 * SIDE, 2 * SIDE)
+    x_BCHW = channels_last(torch.randn(4 * IMAGES, 3, 2 * SIDE, 2 * SIDE))
     weights: float = sum(tensor.numel() * 4 for tensor in model.state_dict().values()) / 1e6
     net = elastic(model, x_BCHW[:2]).train() if elastically else None
     before = resident_mb(peak=False)
@@ -73,7 +75,7 @@ def main() -> None:
     print(f"{IMAGES} images of {SIDE} x {SIDE}, {torch.get_num_threads()} thread(s)")
     for name in sys.argv[1:]:
         model = built(name, "timm").train()
-        x_BCHW, rng = torch.randn(IMAGES, 3, SIDE, SIDE), random.Random(0)
+        x_BCHW, rng = channels_last(torch.randn(IMAGES, 3, SIDE, SIDE)), random.Random(0)
         net = elastic(model, x_BCHW).train()
         largest = net.space.largest()
         own = ratio(lambda: net(x_BCHW, largest), net, model, x_BCHW)  # noqa: B023
