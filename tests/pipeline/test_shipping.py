@@ -236,6 +236,15 @@ def test_the_table_is_not_broken(shipped: shipping.Shipment, capsys: pytest.Capt
     assert [row.split()[-1] for row in rows] == ["passed", "passed", "failed"]
 
 
+def test_times_beside_other_work_are_said_to_be_so(shipped: shipping.Shipment) -> None:
+    board, desk = shipped.done
+    assert board.quiet is Certificate.read_file(shipped.out / board.certificate).latency_ms.quiet
+    for quiet, said in ((False, "not to be quoted: board"), (True, "")):
+        found = [board.model_copy(update={"quiet": quiet}), desk.model_copy(update={"quiet": True})]
+        sentences = [sentence for sentence in display.shipped_sentences(found) if "Other work" in sentence]
+        assert [sentence.partition("ms are ")[2].rstrip(".") for sentence in sentences] == [said] * (not quiet)
+
+
 def test_what_a_runtime_plans_has_the_last_word(shipped: shipping.Shipment) -> None:
     """A microcontroller's arena is beyond the limit, where following the network said less."""
     board = Device(name="board", target="plain", max_flash="2MB", max_ram="20KB")

@@ -327,6 +327,9 @@ def shipped_sentences(shipped: Sequence[Shipped]) -> Iterator[str]:
         yield "~ what the activations take that are live at once; no runtime was asked."
     if any(one.latency_table is None for one in shipped):
         yield "* measured on this machine, not on the device: a latency table says that (docs/latency.md)."
+    busy = [one.name for one in shipped if one.quiet is False]
+    if busy:
+        yield f"Other work ran beside while these were timed, so their ms are not to be quoted: {', '.join(busy)}."
     if not all(one.ran for one in shipped):
         yield "not run: its runtime is not here, so nobody saw the file compute; test is that of the network."
     for one in shipped:

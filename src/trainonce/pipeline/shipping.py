@@ -93,6 +93,8 @@ class Shipped(Record):
     """Of one image: by the device's latency table; else measured here, beside other work as it may be."""
     latency_table: str | None
     """The table; None where it was measured here."""
+    quiet: bool | None = None
+    """Whether the machine was quiet while it was measured here: where not, other work ran beside."""
     certificate: str
     ran: bool = True
     """Whether the file was computed by its runtime; where that is not here, top-1 on test is the network's."""
@@ -492,6 +494,7 @@ class _Work:
             if table is None
             else LatencyTable.read(table).predict_ms(spec),
             "latency_table": None if table is None else str(table),
+            "quiet": certificate.latency_ms.quiet if table is None else None,
             "certificate": str((made.place / CERTIFICATE).relative_to(self.out)),
             "ran": ran,
             "verdict": certificate.verdict,
