@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainonce import UserError, load_dataset
+from trainonce.__main__ import SPINS
 from trainonce.cli.app import app
 from trainonce.cli.stopping import importing
 
@@ -34,6 +35,26 @@ def test_ctrl_c_while_modules_are_imported(how: tuple[str, ...], tmp_path: Path)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == "trainonce: stopped\n"
     assert process.returncode == 130
+
+
+SAYING = "import os, sys\nsys.exit(os.environ.get('GOMP_SPINCOUNT', 'as it is'))\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "as it is")],
+)
+def test_threads_wait_shortly_once_torch_is_imported(asked: dict[str, str], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(SAYING)
+    plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainonce", "train"],
+        env=plain | {"PYTHONPATH": str(tmp_path)} | asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.strip() == expected
 
 
 def test_rubbish_is_collected_again_after_imports() -> None:
