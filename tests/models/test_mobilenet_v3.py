@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from trainonce.errors import UserError
 from trainonce.models import FAMILIES, GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet, build
 from trainonce.models.layout import make_divisible
-from trainonce.nn import ops
-from trainonce.nn.native import blocks as native_blocks
+from trainonce.nn import blocks, ops
 from trainonce.nn.plain import BN_MOMENTUM, MBConv, PlainNetwork
 from trainonce.space import Architecture, SearchSpace
 
@@ -34,7 +33,7 @@ def randomised(settings: MobileNetV3Settings = TINY) -> MobileNetV3:
         plain_norms = [module for module in net.train().modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in plain_norms:
             norm.momentum = 1.0
-        with patch.object(ops, "BN_MOMENTUM", 1.0), patch.object(native_blocks, "BN_MOMENTUM", 1.0):
+        with patch.object(ops, "BN_MOMENTUM", 1.0), patch.object(blocks, "BN_MOMENTUM", 1.0):
             for arch in (net.space.largest(), net.space.smallest()):
                 net(x, arch)
         for norm in plain_norms:

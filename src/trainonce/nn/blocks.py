@@ -16,7 +16,7 @@ from trainonce.nn.ops import (
     Slices,
     prefixed,
 )
-from trainonce.nn.plain import ACTIVATIONS, BlockSpec
+from trainonce.nn.plain import ACTIVATIONS, BN_MOMENTUM, BlockSpec
 
 
 class ElasticBlock(nn.Module, ABC):
@@ -88,7 +88,7 @@ class ElasticMBConv(ElasticBlock):
         whole = {name: getattr(layer, part) for name, layer, part in self._wholes}
         statistics = {f"{name}.running_mean": norm.running_mean for name, norm in self._norms}
         statistics |= {f"{name}.running_var": norm.running_var for name, norm in self._norms}
-        return native.mbconv(x_BCHW, spec, kernel_C1kk, whole, statistics)
+        return native.mbconv(x_BCHW, spec, kernel_C1kk, whole, statistics, BN_MOMENTUM)
 
     def slices(self, spec: BlockSpec) -> Slices:
         """The state dict of the plain block of `spec`, cut from the elastic weights."""

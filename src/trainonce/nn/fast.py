@@ -58,7 +58,8 @@ class TrainedMBConv(FastMBConv):
         of_all_ranks = isinstance(norm, Synchronisable)
         if not (torch.is_grad_enabled() and norm.training and native.usable(x_BCHW)) or of_all_ranks:
             return super().forward(x_BCHW)
-        return native.mbconv(x_BCHW, self.spec, conv.weight, self.whole, self.tensors)
+        assert norm.momentum is not None
+        return native.mbconv(x_BCHW, self.spec, conv.weight, self.whole, self.tensors, norm.momentum)
 
 
 def with_fast_blocks(network: N, *, trained: bool = False) -> N:

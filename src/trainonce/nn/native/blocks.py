@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from trainonce.nn.native.calls import KINDS, Norm, kernels, maps, refuse_single_values, rows, threads_for
 from trainonce.nn.native.library import Block, Gradients, NormTensors
-from trainonce.nn.plain import BN_MOMENTUM, BlockSpec
+from trainonce.nn.plain import BlockSpec
 from trainonce.nn.sizes import out_size
 
 Tensors = Mapping[str, Tensor]
@@ -57,12 +57,12 @@ def mbconv(
     kernel_C1kk: Tensor,
     whole: Tensors,
     statistics: Tensors,
-    momentum: float = BN_MOMENTUM,
+    momentum: float,
 ) -> Tensor:
     """The block of `spec` in training mode, differentiable in x, in the depthwise kernel and in the `whole` weights.
 
     A whole weight's gradient is zero beyond the first entries, which the spec says how many are used of. The
-    running `statistics`, whole too, move.
+    running `statistics`, whole too, move by `momentum`.
     """
     out: Tensor = _MBConv.apply(  # type: ignore[no-untyped-call]
         x_BCHW, spec, tuple(whole), statistics, momentum, kernel_C1kk, *whole.values()
