@@ -1,4 +1,4 @@
-"""A network that is a list of operations, faster in training: most of it by the native kernels.
+"""A network that is a list of operations, faster in training and in scoring: most of it by the native kernels.
 
 Blocks of a pointwise, a depthwise and a pointwise convolution (inverted residuals, with squeeze-excite or without, and
 without the first of the three) are one call each, and so is every other batch norm with its activation.
@@ -36,10 +36,15 @@ class FusedNorm:
     """A batch norm and an activation, or `none`."""
 
     count: int
+    """How many lines they are."""
     out: str
+    """What the last of them makes."""
     reads: str
+    """The map that they take."""
     norm: str
+    """The name of the norm, which its tensors' names begin with."""
     kind: str
+    """The activation, as the kernels name it."""
     momentum: float
     eps: float
 
