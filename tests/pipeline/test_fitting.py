@@ -20,6 +20,7 @@ from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
 from trainonce.pipeline.fitting import (
+    CALIBRATION_IMAGES,
     FitRecord,
     FitSettings,
     Fitted,
@@ -42,11 +43,11 @@ RECIPE = RECIPES["spos"].with_batch_size(8)
 
 @pytest.fixture(autouse=True, scope="module")
 def pace() -> Iterator[None]:
-    """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning half."""
+    """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning fifty."""
     with pytest.MonkeyPatch.context() as patch:
         an_epoch_a_second(patch)
-        patch.setattr(fitting, "finetuning_seconds", lambda *_: 0.5)
-        patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
+        patch.setattr(fitting, "finetuning_seconds", lambda *_: 50.0)
+        patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
         patch.setattr(fitting, "CANDIDATES", 3)
         yield
 
@@ -131,7 +132,7 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
     assert (largest.arch, largest.finetuned_epochs) == (str(net.space.largest()), 0)
     [step] = run.kept_steps()
     assert step == round(run.metrics()[-1].step * 20 / 22)
-    evaluator = Evaluator(data, "validate", EvaluateSettings(seed=3))
+    evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=3))
     kept, spoiled = (evaluator(one, net.space.largest()).loss for one in (run.load_kept(step), net))
     assert largest.before.loss == pytest.approx(kept, rel=1e-4)
     assert kept < spoiled

@@ -51,6 +51,9 @@ CHOOSING_SHARE = 0.3
 """How much of the time left after training goes into choosing subnets."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
+CALIBRATION_IMAGES = 400
+"""Augmented images that batch norms are recalibrated on: a fifth of what the commands that compare subnets take, since
+each candidate and each epoch of fine-tuning pays for them."""
 NEAR = 0.85
 """Candidates for a device have at least this share of its MACs, where there are such subnets."""
 
@@ -235,7 +238,8 @@ class _Fit:
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
-            evaluator = Evaluator(self.data, "validate", EvaluateSettings(seed=self.settings.seed))
+            calibrating = EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=self.settings.seed)
+            evaluator = Evaluator(self.data, "validate", calibrating)
             devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
             while ahead := devices[len(self.done) :]:
                 self.done.append(self._hand_over(evaluator, ahead))
