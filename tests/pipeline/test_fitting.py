@@ -224,7 +224,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     before = sum(device["before"]["top1"] for device in told["devices"]) / 2
     assert told["outlook"] == again.outlook
     assert re.fullmatch(
-        rf"\S.*: {RunDirectory(tmp_path / 'run').metrics()[-1].top1:.1f}%.* {before:.1f}% on validate.*",
+        rf"\S.*: subnets classify {RunDirectory(tmp_path / 'run').metrics()[-1].top1:.1f}%.* {before:.1f}% on validate.*",
         told["outlook"],
     )
     assert told["outlook"] in " ".join(result.out.split())

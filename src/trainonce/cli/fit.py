@@ -208,7 +208,8 @@ def _say(done: FittedDevices) -> None:
             f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "
             f"{name_of(one.max_macs)}'s {one.after.top1:.2f}%: the smaller one fits there too."
         )
-    display.out.print(done.outlook)
+    if done.outlook:
+        display.out.print(done.outlook)
     display.say_baseline(run.baseline(), max(one.after.top1 for one in fitted))
     display.out.print(
         f"The networks are in {run.subnets}/{first.name} and so on; their README.md says how to load them."

@@ -27,7 +27,7 @@ from trainonce.recipes import Recipe, largest_alone, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
-from trainonce.sampling import MacsSampler
+from trainonce.sampling import NEAR, MacsSampler
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -54,8 +54,6 @@ CANDIDATES = 24
 CALIBRATION_IMAGES = 400
 """Augmented images that batch norms are recalibrated on: a fifth of what the commands that compare subnets take, since
 each candidate and each epoch of fine-tuning pays for them."""
-NEAR = 0.85
-"""Candidates for a device have at least this share of its MACs, where there are such subnets."""
 
 
 def name_of(max_macs: float) -> str:

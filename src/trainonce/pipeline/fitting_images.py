@@ -175,7 +175,8 @@ class _Fitting:
         recipe = balanced(recipe, self.class_balance)
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
         seconds = time.monotonic() - began
-        verdict = outlook(run.metrics()[-1].top1, fmean(one.before.top1 for one in fitted)) if fitted else ""
+        shared = [one.before.top1 for one in fitted or () if not one.before_subnets]
+        verdict = outlook(run.metrics()[-1].top1, fmean(shared)) if shared else ""
         return FittedDevices(
             plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None, outlook=verdict
         )

@@ -316,7 +316,7 @@ def outlook(train: float, validate: float) -> str:
 
     `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
     """
-    shown = f"{train:.1f}% of the varied training images are classified correctly, {validate:.1f}% on validate"
+    shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
     if train < validate + STILL_RISING:
         return f"Still rising: {shown}. Training longer would likely help."
     if train > validate + OVERFITTING:

@@ -81,8 +81,9 @@ class Phase(Settings):
     """How each subnet of a step is drawn: names of `SLOTS`, or your own slot as `package.module:name`. Their gradients
     are summed before the one optimizer step."""
     cycle: tuple[str, ...] = ()
-    """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform" or
-    "stratified". Turn i of the phase takes entry i; several such slots of a step take as many entries."""
+    """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform",
+    "stratified", or a number of MACs ("5M": a subnet of 85 to 100% of them, each choice uniform given that). Turn i of
+    the phase takes entry i; several such slots of a step take as many entries."""
     hold: Literal["step", "epoch"] = "step"
     """How long a draw is kept: for a step, or for `hold_epochs`."""
     hold_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
