@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
-from trainonce.recipes import CYCLED, cycled_macs, slot_named
+from trainonce.recipes import CYCLED, DEVICES, cycled_macs, slot_named
 from trainonce.space import Architecture, Choice, Over, SearchSpace, derived_rng
 
 State = tuple[int | None, ...]
@@ -276,6 +276,8 @@ class SubnetDraws:
         self.cycle = tuple(map(self._entry, cycle))
 
     def _entry(self, entry: str) -> Entry:
+        if entry == DEVICES:
+            return "uniform"
         if entry in CYCLED:
             return entry
         if macs := cycled_macs(entry):
@@ -289,7 +291,7 @@ class SubnetDraws:
         try:
             return self.space.parse(entry)
         except UserError as error:
-            known = f"architectures, numbers of MACs (5M) or {' or '.join(CYCLED)}"
+            known = f"architectures, numbers of MACs (5M), {DEVICES} or {' or '.join(CYCLED)}"
             raise UserError(f"a cycle goes round {known}: {error}") from error
 
     def draw(self, rng: random.Random, turn: int) -> list[list[Architecture]]:

@@ -143,6 +143,17 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
         assert torch.equal(reference.supernet(reference.random_BCHW), network(reference.random_BCHW))
 
 
+def test_a_recipe_that_asks_for_it_draws_near_the_devices(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    net, run = make_net(), RunDirectory(tmp_path / "run")
+    least = net.cost_of(net.space.smallest()).macs
+    recipe = Recipe(name="near", about="", phases=(Phase(name="a", epochs=1, subnets=("cycle",), cycle=("devices",)),))
+    assert fit_supernet(net, recipe.with_batch_size(8), make_data(), run, settings_of(net)) is not None
+    assert run.checked_config().recipe.phases[0].cycle == (f"{least / 1e6:.6f}M",), "the largest subnet is no draw"
+    assert {line.macs for line in run.metrics()} == {least}
+
+
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
     def having(macs: int, top1: float) -> Fitted:
         first = whole[1][0]
@@ -223,10 +234,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert told["classes"] == list("0123456789")
     before = sum(device["before"]["top1"] for device in told["devices"]) / 2
     assert told["outlook"] == again.outlook
-    assert re.fullmatch(
-        rf"\S.*: subnets classify {RunDirectory(tmp_path / 'run').metrics()[-1].top1:.1f}%.* {before:.1f}% on validate.*",
-        told["outlook"],
-    )
+    varied = RunDirectory(tmp_path / "run").metrics()[-1].top1
+    assert re.fullmatch(rf"\S.*: subnets classify {varied:.1f}%.* {before:.1f}% on validate.*", told["outlook"])
     assert told["outlook"] in " ".join(result.out.split())
     shown = [line.split() for line in result.out.splitlines() if line[:2] in {f"{number} " for number in range(10)}]
     assert len(shown) == 10

@@ -224,6 +224,7 @@ class _Fit:
             recipe, step_s = self._bring_back()
         else:
             self.watch.stage("Timing some steps of training")
+            recipe = recipe.for_devices([macs for macs in self.settings.max_macs if macs < self.largest_macs])
             recipe, step_s = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
             self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trainonce.errors import UserError
 from trainonce.recipes.augmentation import AugmentationChange
 from trainonce.recipes.recipe import Phase, Recipe
+from trainonce.recipes.slots import DEVICES
 from trainonce.settings import read_toml
 
 ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
@@ -201,7 +202,6 @@ _RECIPES = (
                 name="largest",
                 epochs=15,
                 lr=0.001,
-                backbone_lr=0.5,
                 warmup_epochs=1,
                 keep_largest=ONLY_LARGEST,
                 label_smoothing=0.1,
@@ -210,8 +210,9 @@ _RECIPES = (
                 name="subnets",
                 epochs=15,
                 lr=0.001,
-                backbone_lr=0.5,
                 warmup_epochs=1,
+                subnets=("cycle",),
+                cycle=(DEVICES,),
                 sort_channels=True,
                 sort_by="l2",
                 target="labels+teacher",

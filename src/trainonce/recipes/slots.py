@@ -116,6 +116,8 @@ def slot_named(name: str) -> Slot:
 
 CYCLED = ("uniform", "stratified")
 """Slots that can stand in a cycle, beside architectures (of which `largest` and `smallest` are two)."""
+DEVICES = "devices"
+"""What stands in a cycle for the devices that networks are trained for: see `Recipe.for_devices`."""
 
 
 def cycled_macs(entry: str) -> float | None:
