@@ -72,7 +72,7 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     at_end = time.process_time()
     evaluating = EvaluateSettings(calibration_images=settings.calibration_images)
     evaluator = Evaluator(data, "validate", evaluating)
-    until = began + seconds * sum(settings.split[:2])
+    until = at_end + seconds * settings.split[1]
     chosen = choose(net, alone, evaluator, settings.candidates, seed, until=until)
     parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)

@@ -47,7 +47,7 @@ TRAINING_SHARE = 0.75
 """How much of the time the supernet is trained; what is left after it is for choosing and fine-tuning."""
 SHARE_OF_TRAINED = 0.55
 """The same where it begins with trained weights, of which fine-tuning makes more (docs/own_network.md)."""
-CHOOSING_SHARE = 0.3
+CHOOSING_SHARE = 0.15
 """How much of the time left after training goes into choosing subnets."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
