@@ -64,9 +64,7 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     Each network's seconds are a third of all.
     """
     began = time.process_time()
-    macs = net.cost_of(net.space.largest()).macs
     recipe = load_recipe(settings.recipe).at_rate(settings.lr_factor)
-    recipe = recipe.for_devices([share * macs for share in DEVICES if share < 1])
     data = _augmented(data, settings.crop_scale).varied_by(recipe)
     steps, alone = train_for(net, recipe, data, seconds * settings.split[0], seed)
     at_end = time.process_time()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trainonce.cost.macs import CostModel
 from trainonce.errors import UserError
-from trainonce.recipes import CYCLED, DEVICES, cycled_macs, slot_named
+from trainonce.recipes import CYCLED, slot_named
 from trainonce.space import Architecture, Choice, Over, SearchSpace, derived_rng
 
 State = tuple[int | None, ...]
@@ -27,11 +27,6 @@ Step = tuple[int | None, float, int, State]
 """A value, the weight of drawing it, the MACs that it settles, and the state after it."""
 Floats = NDArray[np.float64]
 
-Entry = Architecture | str | tuple[float, float]
-"""What a cycle goes round: a subnet, a slot's name, or a window of MACs."""
-
-NEAR = 0.85
-"""Subnets for a number of MACs have at least this share of it, where there are such subnets."""
 BINS = 4096
 TRIES = 2_000
 CELLS = 200
@@ -263,36 +258,22 @@ class SubnetDraws:
     """Draws the subnets of one step of a phase from the phase's part of the space.
 
     `slots` are their names (`trainonce.recipes.SLOTS`), `cycle` what the slot "cycle" goes round. Raises `UserError`
-    for an entry of `cycle` that is none or that no subnet of that part fits, and for a slot of one's own that cannot be
-    imported.
+    for an entry of `cycle` that is no architecture of that part, and for a slot of one's own that cannot be imported.
     """
 
     def __init__(self, slots: Sequence[str], cost: CostModel, cycle: Sequence[str] = ()) -> None:
         self.slots = tuple(map(slot_named, slots))
         self.space = cost.space
+        self.cycle = tuple(entry if entry in CYCLED else self._parsed(entry) for entry in cycle)
         self._at = {kind: slots.count(kind) for kind in ("fair", "cycle")}
-        by_macs = any(slot.by_macs for slot in self.slots) or any(x == "stratified" or cycled_macs(x) for x in cycle)
+        by_macs = any(slot.by_macs for slot in self.slots) or "stratified" in cycle
         self._by_macs = MacsSampler(cost) if by_macs else None
-        self.cycle = tuple(map(self._entry, cycle))
 
-    def _entry(self, entry: str) -> Entry:
-        if entry == DEVICES:
-            return "uniform"
-        if entry in CYCLED:
-            return entry
-        if macs := cycled_macs(entry):
-            assert self._by_macs is not None, "an entry of the cycle is a number of MACs"
-            if macs < self._by_macs.min_macs:
-                raise UserError(
-                    f"a cycle goes round subnets of at most {entry} MACs: the smallest has "
-                    f"{self._by_macs.min_macs / 1e6:.3f} M"
-                )
-            return self._by_macs.below(macs, share=NEAR)
+    def _parsed(self, entry: str) -> Architecture:
         try:
             return self.space.parse(entry)
         except UserError as error:
-            known = f"architectures, numbers of MACs (5M), {DEVICES} or {' or '.join(CYCLED)}"
-            raise UserError(f"a cycle goes round {known}: {error}") from error
+            raise UserError(f"a cycle goes round architectures or {' or '.join(CYCLED)}: {error}") from error
 
     def draw(self, rng: random.Random, turn: int) -> list[list[Architecture]]:
         """For each slot the architectures it chooses from: `Slot.candidates` of them.
@@ -327,7 +308,7 @@ class _Draw:
     rng: random.Random
     turn: int
     in_order: Iterator[Architecture]
-    entries: Iterator[Entry]
+    entries: Iterator[Architecture | str]
 
     def stratified(self) -> Architecture:
         assert self.by_macs is not None, "the slot says `by_macs`"
@@ -345,7 +326,4 @@ class _Draw:
         entry = next(self.entries)
         if isinstance(entry, Architecture):
             return entry
-        if isinstance(entry, str):
-            return slot_named(entry).draw(self)[0]
-        assert self.by_macs is not None, "a window is of MACs"
-        return self.by_macs.sample(self.rng, *entry)
+        return slot_named(entry).draw(self)[0]

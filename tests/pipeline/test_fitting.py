@@ -143,17 +143,6 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
         assert torch.equal(reference.supernet(reference.random_BCHW), network(reference.random_BCHW))
 
 
-def test_a_recipe_that_asks_for_it_draws_near_the_devices(
-    make_net: MakeNet, make_data: MakeData, tmp_path: Path
-) -> None:
-    net, run = make_net(), RunDirectory(tmp_path / "run")
-    least = net.cost_of(net.space.smallest()).macs
-    recipe = Recipe(name="near", about="", phases=(Phase(name="a", epochs=1, subnets=("cycle",), cycle=("devices",)),))
-    assert fit_supernet(net, recipe.with_batch_size(8), make_data(), run, settings_of(net)) is not None
-    assert run.checked_config().recipe.phases[0].cycle == (f"{least / 1e6:.6f}M",), "the largest subnet is no draw"
-    assert {line.macs for line in run.metrics()} == {least}
-
-
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
     def having(macs: int, top1: float) -> Fitted:
         first = whole[1][0]

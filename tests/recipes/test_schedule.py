@@ -91,16 +91,6 @@ class TestValues:
             optimizer.step()
             cycle.step()
 
-    def test_for_devices(self) -> None:
-        """Each device takes a place in the cycle; what does not speak of devices, or knows none, stays as it is."""
-        going = Phase(name="a", epochs=1, subnets=("cycle", "largest"), cycle=("smallest", "devices", "uniform"))
-        recipe = Recipe(name="r", about="", phases=(Phase(name="b", epochs=1), going))
-        first, second = recipe.for_devices([5e6, 812_345.678]).phases
-        assert first == recipe.phases[0]
-        assert second == going.model_copy(update={"cycle": ("smallest", "5.000000M", "0.812346M", "uniform")})
-        assert recipe.for_devices([]) == recipe
-        assert RECIPES["rss"].for_devices([5e6]) == RECIPES["rss"]
-
     def test_at_rate(self) -> None:
         recipe = RECIPES["ps"].at_rate(3)
         assert [p.lr for p in recipe.phases] == pytest.approx([3 * p.lr for p in RECIPES["ps"].phases])

@@ -27,7 +27,7 @@ from trainonce.recipes import Recipe, largest_alone, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
-from trainonce.sampling import NEAR, MacsSampler
+from trainonce.sampling import MacsSampler
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -51,6 +51,8 @@ CHOOSING_SHARE = 0.15
 """How much of the time left after training goes into choosing subnets."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
+NEAR = 0.85
+"""Candidates for a device have at least this share of its MACs, where there are such subnets."""
 CALIBRATION_IMAGES = 400
 """Augmented images that batch norms are recalibrated on: a fifth of what the commands that compare subnets take, since
 each candidate and each epoch of fine-tuning pays for them."""
@@ -224,7 +226,6 @@ class _Fit:
             recipe, step_s = self._bring_back()
         else:
             self.watch.stage("Timing some steps of training")
-            recipe = recipe.for_devices([macs for macs in self.settings.max_macs if macs < self.largest_macs])
             recipe, step_s = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
             self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)

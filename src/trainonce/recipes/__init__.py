@@ -24,12 +24,11 @@ from trainonce.recipes.augmentation import (
 from trainonce.recipes.published import ONLY_LARGEST, RECIPES, load_recipe
 from trainonce.recipes.recipe import DISTILLATIONS, LONGEST_EPOCHS, DistillationName, Phase, Recipe
 from trainonce.recipes.schedule import PhaseSteps, largest_alone, phase_at, timetable
-from trainonce.recipes.slots import CANDIDATES, CYCLED, DEVICES, SLOTS, Draw, Slot, SlotName, cycled_macs, slot_named
+from trainonce.recipes.slots import CANDIDATES, CYCLED, SLOTS, Draw, Slot, SlotName, slot_named
 
 __all__ = [
     "CANDIDATES",
     "CYCLED",
-    "DEVICES",
     "DISTILLATIONS",
     "LONGEST_EPOCHS",
     "MIXES",
@@ -55,7 +54,6 @@ __all__ = [
     "SlotName",
     "TrivialAugment",
     "Variation",
-    "cycled_macs",
     "largest_alone",
     "load_recipe",
     "phase_at",

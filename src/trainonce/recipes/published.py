@@ -7,7 +7,6 @@ from typing import Any, Literal
 from trainonce.errors import UserError
 from trainonce.recipes.augmentation import AugmentationChange
 from trainonce.recipes.recipe import Phase, Recipe
-from trainonce.recipes.slots import DEVICES
 from trainonce.settings import read_toml
 
 ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
@@ -211,8 +210,6 @@ _RECIPES = (
                 epochs=15,
                 lr=0.001,
                 warmup_epochs=1,
-                subnets=("cycle",),
-                cycle=(DEVICES,),
                 sort_channels=True,
                 sort_by="l2",
                 target="labels+teacher",

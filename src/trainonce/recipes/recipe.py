@@ -5,7 +5,7 @@ how long, and at which learning rate.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from trainonce.errors import UserError
 from trainonce.names import FileName, is_import_name
 from trainonce.recipes.augmentation import AugmentationChange, Own
-from trainonce.recipes.slots import DEVICES, SlotName
+from trainonce.recipes.slots import SlotName
 from trainonce.settings import Settings
 from trainonce.space import OTHER_NAMES, ROLES, SearchSpace
 
@@ -81,10 +81,8 @@ class Phase(Settings):
     """How each subnet of a step is drawn: names of `SLOTS`, or your own slot as `package.module:name`. Their gradients
     are summed before the one optimizer step."""
     cycle: tuple[str, ...] = ()
-    """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform",
-    "stratified", a number of MACs ("5M": a subnet of 85 to 100% of them, each choice uniform given that), or "devices":
-    the MACs of each device that the networks are for, where they are known (`Recipe.for_devices`), else "uniform". Turn
-    i of the phase takes entry i; several such slots of a step take as many entries."""
+    """What "cycle" in `subnets` goes round: architectures in their text form, "largest", "smallest", "uniform" or
+    "stratified". Turn i of the phase takes entry i; several such slots of a step take as many entries."""
     hold: Literal["step", "epoch"] = "step"
     """How long a draw is kept: for a step, or for `hold_epochs`."""
     hold_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -245,17 +243,6 @@ class Recipe(Settings):
     def at_rate(self, factor: float) -> "Recipe":
         """The recipe with every learning rate multiplied by `factor`, over 0."""
         phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) for phase in self.phases)
-        return self.model_copy(update={"phases": phases})
-
-    def for_devices(self, max_macs: Sequence[float]) -> "Recipe":
-        """The recipe with "devices" in its cycles replaced by the most MACs of each device; as it is without any."""
-        numbers = tuple(f"{macs / 1e6:.6f}M" for macs in max_macs) or (DEVICES,)
-        phases = tuple(
-            phase.model_copy(
-                update={"cycle": tuple(x for one in phase.cycle for x in (numbers if one == DEVICES else (one,)))}
-            )
-            for phase in self.phases
-        )
         return self.model_copy(update={"phases": phases})
 
     def with_batch_size(self, batch_size: int) -> "Recipe":

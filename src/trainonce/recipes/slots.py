@@ -1,7 +1,6 @@
 """How one subnet of a training step is drawn, as values: a phase names a slot for each subnet that its steps train."""
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, final
@@ -116,13 +115,3 @@ def slot_named(name: str) -> Slot:
 
 CYCLED = ("uniform", "stratified")
 """Slots that can stand in a cycle, beside architectures (of which `largest` and `smallest` are two)."""
-DEVICES = "devices"
-"""What stands in a cycle for the devices that networks are trained for: see `Recipe.for_devices`."""
-
-
-def cycled_macs(entry: str) -> float | None:
-    """The number of MACs that an entry of a cycle is, as `5M` or `0.8M`, over 0; None where it is none."""
-    number = entry.removesuffix("M")
-    if number == entry or not re.fullmatch(r"\d+(\.\d+)?", number):
-        return None
-    return 1e6 * float(number) or None
