@@ -143,6 +143,22 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
         assert torch.equal(reference.supernet(reference.random_BCHW), network(reference.random_BCHW))
 
 
+def test_where_every_device_takes_the_largest_no_other_is_trained(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    net, run = make_net(), RunDirectory(tmp_path / "run")
+    alone = Phase(name="alone", epochs=4, lr=0.02, keep_largest=ONLY_LARGEST)
+    recipe = Recipe(name="both", about="", phases=(alone, Phase(name="others", epochs=1)), batch_size=8)
+    largest = net.space.largest()
+    macs = net.cost_of(largest).macs
+    fitted = fit_supernet(net, recipe, make_data(), run, FitSettings(minutes=8 / 60, max_macs=(macs, 3.0 * macs)))
+    assert fitted is not None
+    assert [phase.name for phase in run.checked_config().recipe.phases] == ["alone"]
+    assert {line.macs for line in run.metrics()} == {macs}
+    assert {one.arch for one in fitted} == {line.arch for line in run.population()} == {str(largest)}
+    assert not any(one.before_subnets for one in fitted)
+
+
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
     def having(macs: int, top1: float) -> Fitted:
         first = whole[1][0]

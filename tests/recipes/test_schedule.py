@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES, Phase, Recipe, largest_alone, phase_at, timetable
+from trainonce.recipes import RECIPES, Phase, Recipe, largest_alone, phase_at, phases_of_largest, timetable
 
 NAMES = tuple(RECIPES)
 
@@ -123,6 +123,7 @@ def test_how_long_the_largest_subnet_is_trained_alone() -> None:
         return largest_alone(timetable(recipe, 7), space)
 
     transfer = RECIPES["transfer"]
+    assert [phases_of_largest(recipe.phases, space) for recipe in (transfer, RECIPES["quick"])] == [2, 0]
     assert of(transfer) == (2 + 15) * 7
     assert of(transfer.model_copy(update={"phases": transfer.phases[:2]})) == 0, "nothing shares its weights"
     assert of(transfer.model_copy(update={"phases": transfer.phases[::-1]})) == 0

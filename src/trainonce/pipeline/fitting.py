@@ -23,7 +23,7 @@ from trainonce.evaluation.population import Bucket, draw_population, evaluate_po
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
-from trainonce.recipes import Recipe, largest_alone, timetable
+from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
@@ -205,7 +205,7 @@ class _Fit:
         self.share = SHARE_OF_TRAINED if start and start.trained else TRAINING_SHARE
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
-        self.optimizer, self.class_balance = "sgd", 0.0
+        self.optimizer, self.class_balance, self.only_largest = "sgd", 0.0, False
         self.done: list[Fitted] = []
         sampler = MacsSampler(net.cost)
         windows = [sampler.below(limit, share=NEAR) for limit in settings.max_macs]
@@ -226,7 +226,7 @@ class _Fit:
             recipe, step_s = self._bring_back()
         else:
             self.watch.stage("Timing some steps of training")
-            recipe, step_s = planned_recipe(self.net, recipe, self.data, self.settings, share=self.share)
+            recipe, step_s = planned_recipe(self.net, self._needed(recipe), self.data, self.settings, share=self.share)
             self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
@@ -235,6 +235,7 @@ class _Fit:
         if len(self.done) == len(self.settings.max_macs):
             return self.done
         self.optimizer, self.class_balance = recipe.optimizer, recipe.class_balance
+        self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
@@ -245,6 +246,13 @@ class _Fit:
                 self.done.append(self._hand_over(evaluator, ahead))
                 self._record()
         return self.done
+
+    def _needed(self, recipe: Recipe) -> Recipe:
+        """The recipe without the phases that train other subnets, where every device takes the largest."""
+        alone = recipe.phases[: phases_of_largest(recipe.phases, self.net.space)]
+        if not alone or min(self.settings.max_macs) < self.largest_macs:
+            return recipe
+        return recipe.model_copy(update={"phases": alone})
 
     def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         self.watch.stage(
@@ -288,11 +296,14 @@ class _Fit:
         one, devices = time.monotonic() - began, len(self.settings.max_macs)
         count = int(min(CANDIDATES, max(1, CHOOSING_SHARE * self.left() / one / devices)))
         self.watch.stage(
-            f"Choosing: up to {count} subnets for each of {devices} devices are scored on the validate split"
+            f"Choosing: up to {count} subnets for each of {devices} devices, and the largest, are scored on validate"
         )
         drawn: list[tuple[Bucket, Architecture]] = []
-        for bucket in self.buckets:  # one by one: those of devices that are near each other overlap
-            drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
+        for limit, bucket in zip(self.settings.max_macs, self.buckets, strict=True):  # one by one: they may overlap
+            if limit >= self.largest_macs:
+                drawn.append((bucket, space.largest()))
+            if limit < self.largest_macs or not self.only_largest:
+                drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
         lines = evaluate_population(
             self.net,
             self._step(),

@@ -23,7 +23,7 @@ from trainonce.recipes.augmentation import (
 )
 from trainonce.recipes.published import ONLY_LARGEST, RECIPES, load_recipe
 from trainonce.recipes.recipe import DISTILLATIONS, LONGEST_EPOCHS, DistillationName, Phase, Recipe
-from trainonce.recipes.schedule import PhaseSteps, largest_alone, phase_at, timetable
+from trainonce.recipes.schedule import PhaseSteps, largest_alone, phase_at, phases_of_largest, timetable
 from trainonce.recipes.slots import CANDIDATES, CYCLED, SLOTS, Draw, Slot, SlotName, slot_named
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "largest_alone",
     "load_recipe",
     "phase_at",
+    "phases_of_largest",
     "slot_named",
     "timetable",
 ]

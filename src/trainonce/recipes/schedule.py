@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from trainonce.recipes.recipe import Phase, Recipe
 from trainonce.space import SearchSpace
@@ -93,13 +94,16 @@ def phase_at(table: tuple[PhaseSteps, ...], step: int) -> PhaseSteps:
     return next(entry for entry in table if step < entry.end)
 
 
+def phases_of_largest(phases: Sequence[Phase], space: SearchSpace) -> int:
+    """How many phases, from the first on, train the largest subnet and no other."""
+    alone = takewhile(lambda phase: phase.subspace(space).smallest() == space.largest(), phases)
+    return len(list(alone))
+
+
 def largest_alone(table: Sequence[PhaseSteps], space: SearchSpace) -> int:
     """The steps for which a recipe trains the largest subnet and nothing else, before others share its weights.
 
     0 where others are trained from the beginning, or never.
     """
-    for entry in table:
-        trained = entry.phase.subspace(space)
-        if trained.smallest() != space.largest():
-            return entry.start
-    return 0
+    first = phases_of_largest([entry.phase for entry in table], space)
+    return table[first].start if first < len(table) else 0
