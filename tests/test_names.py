@@ -141,7 +141,7 @@ def test_a_terminal_obeys_no_name(tmp_path: Path) -> None:
 def test_colours_of_our_own_stay() -> None:
     shown = io.StringIO()
     console = display._Printable(file=shown, force_terminal=True, color_system="standard", width=200)
-    table = display._table("recipe\x1b[5m", "about")
+    table = display.plain_table("recipe\x1b[5m", "about")
     table.add_row("\x9b31m\tred", Text("\x1b[2Jname", style="red"))
     console.print(table)
     console.print(Text.assemble(("trainonce:", "bold red"), " \x1b]0;title\x9c\nis no file"))

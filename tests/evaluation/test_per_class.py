@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
 from torch import nn
 
-from trainonce.cli.display import per_class_table
+from trainonce.cli.results import per_class_table
 from trainonce.data import load_dataset
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import CONFIDENCE_BINS, WORST_IMAGES, by_class, score_by_class

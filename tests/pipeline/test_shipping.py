@@ -10,7 +10,7 @@ import pytest
 from tests.support.command_line import trainonce
 from tests.support.plain_target import PLAIN
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.data import load_dataset
 from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, certificate, extras
@@ -229,7 +229,7 @@ def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_is_not_broken(shipped: shipping.Shipment, capsys: pytest.CaptureFixture[str]) -> None:
-    display.print_wide(display.shipped_table(shipped.done, {"pea": "too small"}))
+    display.print_wide(results.shipped_table(shipped.done, {"pea": "too small"}))
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["device", "target", "M", "MACs"]
     assert [row.split()[0] for row in rows] == ["board", "desk", "pea"]
@@ -241,7 +241,7 @@ def test_times_beside_other_work_are_said_to_be_so(shipped: shipping.Shipment) -
     assert board.quiet is Certificate.read_file(shipped.out / board.certificate).latency_ms.quiet
     for quiet, said in ((False, "not to be quoted: board"), (True, "")):
         found = [board.model_copy(update={"quiet": quiet}), desk.model_copy(update={"quiet": True})]
-        sentences = [sentence for sentence in display.shipped_sentences(found) if "Other work" in sentence]
+        sentences = [sentence for sentence in results.shipped_sentences(found) if "Other work" in sentence]
         assert [sentence.partition("ms are ")[2].rstrip(".") for sentence in sentences] == [said] * (not quiet)
 
 

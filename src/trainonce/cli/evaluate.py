@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.known import LOCAL, MOST_PER_BUCKET
 from trainonce.cli.options import (
     BucketHalfWidth,
@@ -171,7 +171,7 @@ def _evaluate_one(context: typer.Context, path: Path, arch: str | None) -> None:
         return
     macs, params = done.cost.macs / 1e6, done.cost.params / 1e6
     display.out.print(f"{done.arch}\n{done.score} on {done.split}; {macs:.3f} M MACs, {params:.3f} M parameters")
-    display.say_per_class(done.per_class, done.class_names)
+    results.say_per_class(done.per_class, done.class_names)
 
 
 def _say_plan(plan: EvaluatePlan) -> None:
@@ -186,7 +186,7 @@ def _say(done: Evaluated) -> None:
 
     plan, run = done.plan, done.plan.run
     display.out.print(f"Top-1 in percent on {done.lines[0].images} {plan.split} images of {plan.data.name}")
-    display.out.print(display.population_table(done.summaries))
+    display.out.print(results.population_table(done.summaries))
     best = max(summary.maximum for summary in done.summaries)
     low, high = wilson(best, done.lines[0].images)
     display.out.print(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.options import (
     CountedFor,
     DataDir,
@@ -101,7 +101,7 @@ def extract(
     measured = "; ".join(f"{found} on {name}" for name, found in done.scores.items())
     macs, params = done.cost.macs / 1e6, done.cost.params / 1e6
     display.out.print(f"{done.arch}\n{measured}; {macs:.3f} M MACs, {params:.3f} M parameters")
-    display.say_per_class(done.per_class, done.class_names)
+    results.say_per_class(done.per_class, done.class_names)
     display.say_baseline(done.run.baseline(), done.scores["validate"].top1)
     display.out.print(f"Written to {done.path}; reloaded, and its output is the same to the last bit.")
     display.out.print(f"Load it without trainonce: {done.path}/README.md, its model card, says how.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.options import (
     ClassBalance,
     DataDir,
@@ -122,7 +122,7 @@ def _say(done: FinetunedSubnet, result: Finetuned, description: SubnetDescriptio
             f"{after.loss:.4f} after"
         )
     if done.per_class is not None:
-        display.say_per_class(done.per_class, description.classes)
+        results.say_per_class(done.per_class, description.classes)
     last, epochs = result.epochs[-1].score, done.settings.epochs
     display.out.print(
         f"Epoch {result.epoch} of {epochs} was best on validate and is kept; the last had {last.top1:.2f}%."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.known import DATA_SETS, FILES
 from trainonce.cli.options import (
     ClassBalance,
@@ -173,8 +173,8 @@ def _told(done: FittedDevices) -> dict[str, Any]:
 
 def _say_folds(done: FittedDevices) -> None:
     place, count, minutes = done.plan.run.path.parent, len(done.folds), done.plan.settings.minutes
-    display.out.print(display.folds_table(done.over_folds))
-    display.out.print(display.folds_recall_table(done.over_folds, done.plan.data.class_names))
+    display.out.print(results.folds_table(done.over_folds))
+    display.out.print(results.folds_recall_table(done.over_folds, done.plan.data.class_names))
     display.out.print(
         f"Top-1 on test images; each of {done.over_folds[0].images} images was tested once, by a network that was "
         f"trained without it, in {minutes:.3g} minutes. Took {display.duration(done.seconds)}."
@@ -193,12 +193,12 @@ def _say(done: FittedDevices) -> None:
     fitted, run = done.devices, done.plan.run
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
     class_names, best = done.plan.data.class_names, max(fitted, key=lambda one: one.test.top1)
-    display.out.print(display.fitted_table(fitted))
-    display.out.print(display.recall_table(fitted, class_names))
+    display.out.print(results.fitted_table(fitted))
+    display.out.print(results.recall_table(fitted, class_names))
     for one in fitted:
         for sentence in one.per_class.sentences(class_names):
             display.out.print(f"{name_of(one.max_macs)}: {sentence}")
-    for line in display.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
+    for line in results.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
         display.out.print(line)
     display.out.print(
         f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."

@@ -1,6 +1,6 @@
 """`trainonce list`."""
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.known import DATA_SETS, FAMILIES, FILES
 from trainonce.cli.options import Json
 
@@ -16,7 +16,7 @@ def list_names(as_json: Json = False) -> None:
         recipes = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
         display.print_json({"recipes": recipes, "data": DATA_SETS, "families": settings})
         return
-    display.out.print(display.recipes_table(list(RECIPES.values())))
+    display.out.print(results.recipes_table(list(RECIPES.values())))
     display.out.print(f"\nData sets: {', '.join(DATA_SETS)}, or the path of an image folder or {FILES} file")
     display.out.print("Families, and their geometries (tiny: for images of about 8 pixels; light: for minutes):")
     for name, geometries in FAMILIES.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.known import LOCAL, MOST_SCORES, RESOURCES
 from trainonce.cli.options import (
     Cluster,
@@ -134,14 +134,14 @@ def _say_plan(plan: SearchPlan) -> None:
     if plan.unsuited:
         display.err.print(f"Note: {plan.unsuited}.")
     display.err.print(
-        f"{plan.net.space.count():.3g} subnets, {display.limits_text(plan.problem)}; {plan.known} scores recorded; "
+        f"{plan.net.space.count():.3g} subnets, {results.limits_text(plan.problem)}; {plan.known} scores recorded; "
         f"weights of step {plan.step}"
     )
 
 
 def _say(done: Searched, result: SearchResult) -> None:
-    display.out.print(display.front_table(result))
-    for sentence in display.search_sentences(result):
+    display.out.print(results.front_table(result))
+    for sentence in results.search_sentences(result):
         display.out.print(sentence)
     if done.test is not None:
         from trainonce.evaluation.evaluator import wilson

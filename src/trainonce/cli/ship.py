@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainonce.cli import display
+from trainonce.cli import display, results
 from trainonce.cli.known import DEVICES, MOST_SCORES
 from trainonce.cli.options import DataDir, DecodeWorkers, DryRun, Json, MovedData, RunArgument, Seed, Threads, Workers
 from trainonce.cli.stopping import importing
@@ -110,8 +110,8 @@ def ship(
 def _say(done: Shipment) -> None:
     if not done.done:
         return
-    display.print_wide(display.shipped_table(done.done, done.failed))
-    for sentence in display.shipped_sentences(done.done):
+    display.print_wide(results.shipped_table(done.done, done.failed))
+    for sentence in results.shipped_sentences(done.done):
         display.out.print(sentence)
     display.out.print(
         f"The networks are in {done.out}/{done.done[0].name} and so on, what they are in {done.out}/ship.json."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trainonce.cli import display, known
+from trainonce.cli import display, known, results
 from trainonce.cli.known import DATA_SETS, FILES, LOCAL, LONGEST_SCALE, MOST_PER_BUCKET, MOST_SEEDS
 from trainonce.cli.options import (
     DataDir,
@@ -201,7 +201,7 @@ def _say_plan(plan: StudyPlan) -> None:
     about, images = plan.study, plan.data
     display.err.print(f"{about.name} on {images.name}, into {plan.directory.path}: {about.question}\n{about.about}")
     display.say_classes(images)
-    display.err.print(display.study_plan(about))
+    display.err.print(results.study_plan(about))
 
 
 def _say_estimate(plan: StudyPlan, seconds: float) -> None:
@@ -233,6 +233,6 @@ def _say(done: Studied, conclusion: RecordedConclusion, *, as_json: bool) -> Non
         display.print_json({"study": str(place), "arms": arms, "conclusion": conclusion.to_json()})
         return
     display.out.print(f"Top-1 in percent on the {done.plan.study.evaluate.split} split")
-    display.out.print(display.study_table(done.arms))
+    display.out.print(results.study_table(done.arms))
     display.out.print(conclusion.sentence)
     display.err.print(f"Written to {place}")
