@@ -295,15 +295,14 @@ class _Fit:
         evaluator(self.net, space.build(lambda _, values: values[len(values) // 2]))
         one, devices = time.monotonic() - began, len(self.settings.max_macs)
         count = int(min(CANDIDATES, max(1, CHOOSING_SHARE * self.left() / one / devices)))
-        self.watch.stage(
-            f"Choosing: up to {count} subnets for each of {devices} devices, and the largest, are scored on validate"
-        )
         drawn: list[tuple[Bucket, Architecture]] = []
         for limit, bucket in zip(self.settings.max_macs, self.buckets, strict=True):  # one by one: they may overlap
             if limit >= self.largest_macs:
                 drawn.append((bucket, space.largest()))
             if limit < self.largest_macs or not self.only_largest:
                 drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed)
+        wanted = len({arch for _, arch in drawn})
+        self.watch.stage(f"Choosing: subnets for each device, {wanted} in all, are scored on the validate split")
         lines = evaluate_population(
             self.net,
             self._step(),
@@ -311,7 +310,7 @@ class _Fit:
             self.run,
             drawn,
             workers=1,
-            on_progress=lambda done, _line: self.watch.choosing(done, len({arch for _, arch in drawn})),
+            on_progress=lambda done, _line: self.watch.choosing(done, wanted),
             should_stop=self.watch.should_stop,
         )
         if self.watch.should_stop():
