@@ -159,6 +159,15 @@ def test_where_every_device_takes_the_largest_no_other_is_trained(
     assert not any(one.before_subnets for one in fitted)
 
 
+def test_a_head_trained_alone_is_no_whole_network(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    net, run = make_net(), RunDirectory(tmp_path / "run")
+    head = Phase(name="head", epochs=1, trains="head", keep_largest=ONLY_LARGEST)
+    recipe = Recipe(name="both", about="", phases=(head, Phase(name="others", epochs=1)), batch_size=8)
+    macs = float(net.cost_of(net.space.largest()).macs)
+    assert fit_supernet(net, recipe, make_data(), run, FitSettings(minutes=8 / 60, max_macs=(macs,))) is not None
+    assert [phase.name for phase in run.checked_config().recipe.phases] == ["head", "others"]
+
+
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
     def having(macs: int, top1: float) -> Fitted:
         first = whole[1][0]

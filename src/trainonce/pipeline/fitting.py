@@ -250,7 +250,7 @@ class _Fit:
     def _needed(self, recipe: Recipe) -> Recipe:
         """The recipe without the phases that train other subnets, where every device takes the largest."""
         alone = recipe.phases[: phases_of_largest(recipe.phases, self.net.space)]
-        if not alone or min(self.settings.max_macs) < self.largest_macs:
+        if min(self.settings.max_macs) < self.largest_macs or all(phase.trains == "head" for phase in alone):
             return recipe
         return recipe.model_copy(update={"phases": alone})
 
