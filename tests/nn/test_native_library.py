@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -191,3 +192,27 @@ class TestWithoutAPlaceToKeepThem:
 def test_the_kernels_compile_where_there_is_a_compiler() -> None:
     """Else every test here would be skipped, and everything be slow, without a word."""
     assert "could not compile" not in native.why_not()
+
+
+@needs_native
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep what they keep")
+def test_large_tensors_are_given_back_to_the_system() -> None:
+    code = """
+import os, pathlib, torch
+from trainonce.nn import native
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+assert native.usable(torch.zeros(1)), native.remark()
+empty = resident()
+large = torch.ones(1 << 24)
+held = resident()
+del large
+print(held - empty, resident() - empty)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    held, left = map(int, done.stdout.split())
+    assert held > 60 << 20
+    assert left < 1 << 20

@@ -25,7 +25,7 @@ SWITCH = "TRAINONCE_NATIVE"
 CACHE = "TRAINONCE_CACHE"
 COMPILE_SECONDS = 120
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-KEPT_BYTES = 1 << 30
+KEPT_BYTES, MAPPED_BYTES = 1 << 30, 1 << 24
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 BLOCK_NORMS = 3  # after the expansion, the depthwise convolution and the projection
@@ -140,11 +140,14 @@ def _build() -> Kernels | str:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one: else it takes and clears some 500 pages anew every step."""
+    """Let glibc keep what a step frees for the next one: else it takes and clears some 500 pages anew every step.
+
+    The largest maps are given back: kept, they leave holes that maps of another size do not fill.
+    """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(option, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
