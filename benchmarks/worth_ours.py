@@ -21,8 +21,8 @@ from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
 from worth_table import DEVICES
 
-WARM_UP_STEPS, PILOT_STEPS = 8, 56
-"""The pace is the difference of two trainings of so many steps, without what a training of any length takes."""
+WARM_UP_IMAGES, PILOT_IMAGES = 256, 1792
+"""The pace is the difference of two trainings on so many images, without what a training of any length takes."""
 NEAR = 0.9
 """A device's subnets have at least this share of its MACs."""
 
@@ -76,7 +76,7 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
     for one in chosen:
-        network = evaluator.recalibrated(one.net, one.arch)
+        network = evaluator.recalibrated(one.net, one.arch) if one.recalibrated else one.net.extract(one.arch)
         if one.net is alone:
             finished.append(Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"}))
             continue
@@ -108,21 +108,22 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
     whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
     with TemporaryDirectory() as folder:
 
-        def run(network: Supernet, steps: float, name: str) -> float:
+        def run(network: Supernet, steps: float, name: str) -> tuple[float, int]:
             start = time.process_time()
             scaled = recipe.scaled(steps / whole)
             table = timetable(scaled, scaled.steps_per_epoch(len(data.train)))
             alone = largest_alone(table, network.space) / table[-1].end
             saved = TrainSettings(checkpoint_every_s=3600, keep_at=(alone,) if alone else ())
             train_supernet(network, scaled, data, RunDirectory(Path(folder) / name), seed=seed, settings=saved)
-            return time.process_time() - start
+            return time.process_time() - start, table[-1].end
 
         least = len(recipe.phases)
-        few, some = max(WARM_UP_STEPS, least), max(PILOT_STEPS, 2 * least)
+        few = max(WARM_UP_IMAGES // recipe.batch_size, least)
         pilot = type(net)(net.settings, seed=seed)
         run(pilot, few, "cold")
-        short = run(pilot, few, "short")
-        pace = (run(pilot, some, "longer") - short) / (some - few)
+        short_s, short = run(pilot, few, "short")
+        longer_s, longer = run(pilot, max(PILOT_IMAGES // recipe.batch_size, 2 * few), "longer")
+        pace = (longer_s - short_s) / (longer - short)
         steps = max(least, round((seconds - (time.process_time() - began)) / pace))
         run(net, steps, "run")
         kept = RunDirectory(Path(folder) / "run")
@@ -135,6 +136,8 @@ class Chosen(NamedTuple):
     net: Supernet
     arch: Architecture
     top1: float
+    recalibrated: bool = True
+    """Whether its batch norms are; else they keep the statistics of its training."""
 
 
 def choose(
@@ -163,8 +166,11 @@ def choose(
                 scores[arch] = evaluator(net, arch)
     best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
     chosen = [Chosen(net, arch, score.top1) for arch, score in best]
-    if alone is not None and (score := evaluator(alone, largest)).loss < best[DEVICES.index(1)][1].loss:
-        chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1)
+    if alone is not None:
+        ways = {True: evaluator(alone, largest), False: evaluator.score(alone.eval().extract(largest))}
+        recalibrated, score = min(ways.items(), key=lambda way: way[1].loss)
+        if score.loss < best[DEVICES.index(1)][1].loss:
+            chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1, recalibrated)
     return chosen
 
 

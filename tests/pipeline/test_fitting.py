@@ -133,9 +133,12 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
     [step] = run.kept_steps()
     assert step == round(run.metrics()[-1].step * 20 / 22)
     evaluator = Evaluator(data, "validate", EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=3))
-    kept, spoiled = (evaluator(one, net.space.largest()).loss for one in (run.load_kept(step), net))
+    before, arch = run.load_kept(step).eval(), net.space.largest()
+    kept, spoiled = evaluator.score(before.extract(arch)).loss, evaluator(net, arch).loss
     assert largest.before.loss == pytest.approx(kept, rel=1e-4)
+    assert kept < evaluator(before, arch).loss, "its own statistics are better, and stay"
     assert kept < spoiled
+    assert read_subnet(run.subnets / largest.name)[1].recalibrated is None
     reference = read_reference(run.subnets / largest.name, images=4)
     assert reference.supernet is not None, reference.no_supernet
     network, _ = read_subnet(run.subnets / largest.name)

@@ -326,16 +326,21 @@ class _Fit:
         return chosen
 
     def _or_before_subnets(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
-        """The largest subnet as it was before others shared its weights, where that was kept and has less loss."""
+        """The largest subnet as it was before others shared its weights, where that was kept and has less loss.
+
+        It may keep the statistics of batch norm that its training gathered, which are those of no other subnet.
+        """
         for step in self.run.kept_steps():
-            net = self.run.load_kept(step).to(self.settings.device)
-            score = evaluator(net, net.space.largest())
+            net = self.run.load_kept(step).to(self.settings.device).eval()
+            largest = net.space.largest()
+            ways = {True: evaluator(net, largest), False: evaluator.score(net.extract(largest))}
+            recalibrated, score = min(ways.items(), key=lambda way: way[1].loss)
             if score.loss < loss:
                 self.watch.stage(
                     f"The largest subnet is taken as it was before others shared its weights: {score.top1:.1f}% on "
                     "validate"
                 )
-                return _Chosen(net, step, net.space.largest(), found.candidates + 1, before_subnets=True)
+                return _Chosen(net, step, largest, found.candidates + 1, before_subnets=True, recalibrated=recalibrated)
         return found
 
     def _step(self) -> int:
@@ -346,7 +351,8 @@ class _Fit:
     def _hand_over(self, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]) -> Fitted:
         """Take the next device's subnet out, fine-tune it in its share of the time left, score it, write it."""
         limit, chosen = ahead[0]
-        network = evaluator.recalibrated(chosen.net, chosen.arch)
+        own = not chosen.recalibrated
+        network = chosen.net.extract(chosen.arch) if own else evaluator.recalibrated(chosen.net, chosen.arch)
         before = finite(evaluator.score(network), "validate")
         tuned, how = self._finetuned(network, before, evaluator, ahead)
         final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
@@ -357,7 +363,7 @@ class _Fit:
             self.data,
             self.run,
             chosen.step,
-            calibration=evaluator.settings,
+            calibration=None if own else evaluator.settings,
             scores={"validate": before},
         )
         if tuned is not None:
@@ -461,3 +467,4 @@ class _Chosen(NamedTuple):
     arch: Architecture
     candidates: int
     before_subnets: bool
+    recalibrated: bool = True

@@ -113,7 +113,7 @@ def for_minutes(
         needed = math.ceil(100 * (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60) / 100
         raise UserError(
             f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
-            f"give at least {needed:g}, or smaller images with --image-size"
+            f"give at least {needed:g}, or smaller images with --image-size, or fewer with --train-images"
         )
     return Planned(recipe.scaled(epochs / recipe.epochs), pace.step_seconds(net, recipe, passes=PLANNING_PASSES))
 
