@@ -205,6 +205,7 @@ def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 assert native.usable(torch.zeros(1)), native.remark()
+torch.ones(1 << 16)  # by several threads, which take what they need now
 empty = resident()
 large = torch.ones(1 << 24)
 held = resident()
