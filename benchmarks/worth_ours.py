@@ -11,6 +11,7 @@ from torch import nn
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.models import Supernet
+from trainonce.pipeline.fitting import better_statistics
 from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -21,7 +22,7 @@ from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
 from worth_table import DEVICES
 
-WARM_UP_IMAGES, PILOT_IMAGES = 256, 1792
+WARM_UP_IMAGES, PILOT_IMAGES = 256, 1024
 """The pace is the difference of two trainings on so many images, without what a training of any length takes."""
 NEAR = 0.9
 """A device's subnets have at least this share of its MACs."""
@@ -167,9 +168,8 @@ def choose(
     best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
     chosen = [Chosen(net, arch, score.top1) for arch, score in best]
     if alone is not None:
-        ways = {True: evaluator(alone, largest), False: evaluator.score(alone.eval().extract(largest))}
-        recalibrated, score = min(ways.items(), key=lambda way: way[1].loss)
-        if score.loss < best[DEVICES.index(1)][1].loss:
+        recalibrated, score = better_statistics(alone, evaluator)
+        if score.rank > best[DEVICES.index(1)][1].rank:
             chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1, recalibrated)
     return chosen
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from trainonce.nn import native
 from trainonce.nn.segments import Segment, segments_of
 
 KEPT_BYTES = 1 << 30
@@ -41,9 +42,10 @@ class Chain:
             common += 1
         self._segments = self._segments[:common] + fresh[common:]
         device = next(plain.parameters()).device
-        for _ in self._calibration.run([segment.calibrate for segment in self._segments], common, device):
-            pass
-        yield from self._images.run([_fixed(segment) for segment in self._segments], common, device)
+        with native.large_maps_kept():
+            for _ in self._calibration.run([segment.calibrate for segment in self._segments], common, device):
+                pass
+            yield from self._images.run([_fixed(segment) for segment in self._segments], common, device)
 
 
 def _fixed(segment: Segment) -> Callable[[Tensor, int], Tensor]:

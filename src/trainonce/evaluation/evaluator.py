@@ -22,8 +22,12 @@ from trainonce.evaluation.chain import Chain
 from trainonce.files import fits_record
 from trainonce.limits import refuse_beyond_memory
 from trainonce.models import Supernet
+from trainonce.nn import native
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture, derived_seed
+
+CPU_PIXELS = 1 << 19
+"""Pixels of the images that a CPU scores at once, of which there are at most 200."""
 
 SplitName = Literal["validate", "test"]
 
@@ -61,6 +65,11 @@ class Score:
     top1: float
     loss: float
     images: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher the better: top-1, then of equals less loss."""
+        return self.top1, -self.loss
 
     def interval(self) -> tuple[float, float]:
         """The 95% interval of top-1, in percent: `wilson`'s."""
@@ -124,15 +133,12 @@ class Evaluator:
         """Recalibrate and score a plain network, which is taken apart: give a copy with weights of its own."""
         return score_of(self._chain.logits(plain), self.split)
 
-    @property
-    def _score_batch(self) -> int:
-        return self.settings.score_batch or _score_batch(self.split.device)
-
     def _scored(self) -> Iterator[Tensor]:
-        return _normalised(self.split, self.data, self._score_batch)
+        return _normalised(self.split, self.data, self.settings.score_batch)
 
 
 @torch.no_grad()
+@native.large_maps_kept()
 def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
     """Replace the batch-norm statistics by the mean over batches of batch mean and (unbiased) variance.
 
@@ -164,8 +170,9 @@ def logits_of(plain: nn.Module, split: Split, data: DataSet, *, batch: int | Non
     """The logits [B, classes] of a network, put into evaluation mode, for each batch of a split of `data`."""
     plain.eval()
     device = next(plain.parameters()).device
-    for x_BCHW in _normalised(split, data, batch or _score_batch(split.device)):
-        yield plain(x_BCHW.to(device))
+    with native.large_maps_kept():
+        for x_BCHW in _normalised(split, data, batch):
+            yield plain(x_BCHW.to(device))
 
 
 def finite(found: Score, split: str) -> Score:
@@ -175,13 +182,14 @@ def finite(found: Score, split: str) -> Score:
     return found
 
 
-def _score_batch(device: torch.device) -> int:
-    """A batch's activations should stay in a CPU's cache; a GPU wants many images at once."""
-    return 200 if device.type == "cpu" else 2000
+def _score_batch(split: Split) -> int:
+    """A GPU wants many images at once; on a CPU many large ones take time to find memory for, and nothing is gained."""
+    _, _, height, width = split.shape
+    return 2000 if split.device.type != "cpu" else min(200, max(1, CPU_PIXELS // (height * width)))
 
 
-def _normalised(split: Split, data: DataSet, size: int) -> Iterator[Tensor]:
-    for _, images_BCHW, _ in split.in_order(size):
+def _normalised(split: Split, data: DataSet, size: int | None) -> Iterator[Tensor]:
+    for _, images_BCHW, _ in split.in_order(size or _score_batch(split)):
         x_BCHW = normalise(images_BCHW, mean=data.mean, std=data.std)
         yield x_BCHW.contiguous(memory_format=torch.channels_last)
 

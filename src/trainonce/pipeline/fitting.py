@@ -58,6 +58,16 @@ CALIBRATION_IMAGES = 400
 each candidate and each epoch of fine-tuning pays for them."""
 
 
+def better_statistics(net: Supernet, evaluator: Evaluator) -> tuple[bool, Score]:
+    """Whether the largest subnet has less loss recalibrated than with its training's own statistics, and that score.
+
+    For a supernet whose largest subnet shared its weights with no other: the statistics are then those of no other.
+    """
+    largest = net.space.largest()
+    ways = {True: evaluator(net, largest), False: evaluator.score(net.extract(largest))}
+    return min(ways.items(), key=lambda way: way[1].loss)
+
+
 def name_of(max_macs: float) -> str:
     """The name of a device's directory: 5M, 0.8M."""
     return f"{max_macs / 1e6:.4g}M"
@@ -321,26 +331,27 @@ class _Fit:
             best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
             found = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
             if limit >= self.largest_macs:
-                found = self._or_before_subnets(found, best.loss, evaluator)
+                found = self._or_alone(found, Score(top1=best.top1, loss=best.loss, images=0), evaluator)
             chosen.append(found)
         return chosen
 
-    def _or_before_subnets(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
-        """The largest subnet as it was before others shared its weights, where that was kept and has less loss.
+    def _or_alone(self, found: "_Chosen", score: Score, evaluator: Evaluator) -> "_Chosen":
+        """The largest subnet as it was when it had shared its weights with no other, where that was kept and is better.
 
-        It may keep the statistics of batch norm that its training gathered, which are those of no other subnet.
+        By top-1, as fine-tuning goes: what learned from a teacher is less sure of itself, and its loss says so.
         """
+        if self.only_largest and found.arch == self.net.space.largest():
+            recalibrated, _ = better_statistics(self.net, evaluator)
+            return found._replace(recalibrated=recalibrated)
         for step in self.run.kept_steps():
             net = self.run.load_kept(step).to(self.settings.device).eval()
-            largest = net.space.largest()
-            ways = {True: evaluator(net, largest), False: evaluator.score(net.extract(largest))}
-            recalibrated, score = min(ways.items(), key=lambda way: way[1].loss)
-            if score.loss < loss:
+            recalibrated, before = better_statistics(net, evaluator)
+            if before.rank > score.rank:
                 self.watch.stage(
-                    f"The largest subnet is taken as it was before others shared its weights: {score.top1:.1f}% on "
+                    f"The largest subnet is taken as it was before others shared its weights: {before.top1:.1f}% on "
                     "validate"
                 )
-                return _Chosen(net, step, largest, found.candidates + 1, before_subnets=True, recalibrated=recalibrated)
+                return _Chosen(net, step, net.space.largest(), found.candidates + 1, True, recalibrated)
         return found
 
     def _step(self) -> int:

@@ -3,7 +3,7 @@
 from trainonce.nn.native.blocks import DEPTHWISE, BlockSizes, calibrate, infer, mbconv
 from trainonce.nn.native.calls import Norm, usable
 from trainonce.nn.native.layers import norm_act, pointwise
-from trainonce.nn.native.library import remark, tuned, why_not
+from trainonce.nn.native.library import large_maps_kept, remark, tuned, why_not
 
 __all__ = [
     "DEPTHWISE",
@@ -11,6 +11,7 @@ __all__ = [
     "Norm",
     "calibrate",
     "infer",
+    "large_maps_kept",
     "mbconv",
     "norm_act",
     "pointwise",

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -145,9 +147,29 @@ def _keep_freed_memory() -> None:
     The largest maps are given back: kept, they leave holes that maps of another size do not fill.
     """
     if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        _give_back_from(MAPPED_BYTES)
+
+
+def _give_back_from(size: int) -> None:
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
+
+
+@contextmanager
+def large_maps_kept() -> Iterator[None]:
+    """Let glibc keep the largest maps, too, while networks are scored; what is left of them is given back at the end.
+
+    Scoring makes a few maps of hundreds of images again and again: clearing their pages took as long as computing them.
+    """
+    if load_kernels() is None or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    _give_back_from(KEPT_BYTES)
+    try:
+        yield
+    finally:
+        _give_back_from(MAPPED_BYTES)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
