@@ -120,7 +120,7 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
     make_net: MakeNet, make_data: MakeData, tmp_path: Path
 ) -> None:
     net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
-    dark = Split(data.calibrate.pixels // 16, data.calibrate.labels)  # so statistics of these are bad
+    dark = Split(torch.zeros(24, 1, 8, 8, dtype=torch.uint8), data.calibrate.labels)  # so statistics of these are bad
     data = replace(data, calibrate=dark)
     alone = Phase(name="alone", epochs=20, lr=0.02, keep_largest=ONLY_LARGEST)
     spoiling = Phase(name="spoiling", epochs=2, lr=0.3, schedule="constant")
