@@ -194,10 +194,8 @@ def test_the_kernels_compile_where_there_is_a_compiler() -> None:
     assert "could not compile" not in native.why_not()
 
 
-@needs_native
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep what they keep")
-def test_large_tensors_are_given_back_to_the_system() -> None:
-    code = """
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep what they keep")
+RESIDENT = """
 import os, pathlib, torch
 from trainonce.nn import native
 
@@ -207,13 +205,38 @@ def resident():
 assert native.usable(torch.zeros(1)), native.remark()
 torch.ones(1 << 16)  # by several threads, which take what they need now
 empty = resident()
-large = torch.ones(1 << 24)
-held = resident()
-del large
-print(held - empty, resident() - empty)
+
+def grown():
+    return resident() - empty
 """
-    done = run_python(code)
+
+
+def resident(code: str) -> list[int]:
+    """The numbers that code prints after `RESIDENT`."""
+    done = run_python(RESIDENT + code)
     assert done.returncode == 0, done.stderr
-    held, left = map(int, done.stdout.split())
+    return [int(number) for number in done.stdout.split()]
+
+
+@needs_native
+@needs_glibc
+def test_large_tensors_are_given_back_to_the_system() -> None:
+    held, left = resident("large = torch.ones(1 << 24); print(grown()); del large; print(grown())")
     assert held > 60 << 20
     assert left < 1 << 20
+
+
+@needs_native
+@needs_glibc
+def test_large_tensors_are_kept_while_networks_are_scored() -> None:
+    code = """
+with native.large_maps_kept():
+    large = torch.ones(1 << 24)
+    del large
+    print(grown())
+print(grown())
+large = torch.ones(1 << 24); del large; print(grown())
+"""
+    inside, after, later = resident(code)
+    assert inside > 60 << 20
+    assert max(after, later) < 1 << 20
