@@ -169,7 +169,7 @@ def choose(
     chosen = [Chosen(net, arch, score.top1) for arch, score in best]
     if alone is not None:
         recalibrated, score = better_statistics(alone, evaluator)
-        if score.rank > best[DEVICES.index(1)][1].rank:
+        if score.loss < best[DEVICES.index(1)][1].loss:
             chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1, recalibrated)
     return chosen
 

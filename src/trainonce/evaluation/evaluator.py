@@ -66,11 +66,6 @@ class Score:
     loss: float
     images: int
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """The higher the better: top-1, then of equals less loss."""
-        return self.top1, -self.loss
-
     def interval(self) -> tuple[float, float]:
         """The 95% interval of top-1, in percent: `wilson`'s."""
         return wilson(self.top1, self.images)

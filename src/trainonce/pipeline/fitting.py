@@ -331,14 +331,14 @@ class _Fit:
             best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
             found = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
             if limit >= self.largest_macs:
-                found = self._or_alone(found, Score(top1=best.top1, loss=best.loss, images=0), evaluator)
+                found = self._or_alone(found, best.loss, evaluator)
             chosen.append(found)
         return chosen
 
-    def _or_alone(self, found: "_Chosen", score: Score, evaluator: Evaluator) -> "_Chosen":
-        """The largest subnet as it was when it had shared its weights with no other, where that was kept and is better.
+    def _or_alone(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
+        """The largest subnet with weights that it shared with no other, where such were kept and have less loss.
 
-        By top-1, as fine-tuning goes: what learned from a teacher is less sure of itself, and its loss says so.
+        Where it was trained to the end so, that is what was found.
         """
         if self.only_largest and found.arch == self.net.space.largest():
             recalibrated, _ = better_statistics(self.net, evaluator)
@@ -346,7 +346,7 @@ class _Fit:
         for step in self.run.kept_steps():
             net = self.run.load_kept(step).to(self.settings.device).eval()
             recalibrated, before = better_statistics(net, evaluator)
-            if before.rank > score.rank:
+            if before.loss < loss:
                 self.watch.stage(
                     f"The largest subnet is taken as it was before others shared its weights: {before.top1:.1f}% on "
                     "validate"

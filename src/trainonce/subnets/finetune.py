@@ -150,9 +150,9 @@ def finetune(
         score = finite(evaluator.score_recalibrated(loop.network()), "validate")
         found = Epoch(epoch=number, loss=loss, score=score)
         epochs.append(found)
-        if found is max(epochs, key=lambda epoch: epoch.score.rank):
+        if found is max(epochs, key=_goodness):
             kept = loop.network().state_dict()
-    best = max(epochs, key=lambda epoch: epoch.score.rank)
+    best = max(epochs, key=_goodness)
     chosen = _copy(network)
     chosen.load_state_dict(kept)
     recalibrate(chosen, evaluator.calibration_batches)
@@ -224,6 +224,10 @@ def described_finetuned(
         "recalibrated": evaluator.settings.model_dump(),
         "trained": trained | {"finetuned": finetuned},
     }
+
+
+def _goodness(epoch: Epoch) -> tuple[float, float]:
+    return epoch.score.top1, -epoch.score.loss
 
 
 def _copy(network: nn.Module) -> nn.Module:
