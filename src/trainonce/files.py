@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -333,7 +334,8 @@ def _array(content: bytes, where: str) -> "NDArray[Any]":
     import numpy as np  # only here: the command line, which has no arrays, starts without it
 
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # numpy's, of headers of Python 2
+            array = np.load(io.BytesIO(content), allow_pickle=False)
     except _NPY_ERRORS as error:
         raise UserError(f"{where} is not a plain array: {error}") from error
     if not isinstance(array, np.ndarray):
