@@ -193,6 +193,16 @@ GOOD = {"train_images": pixels(4, 6, 6), "train_labels": np.array([0, 1, 1, 0])}
 
 
 class TestNpz:
+    def test_what_python_2_wrote_is_read_without_a_word(self, tmp_path: Path) -> None:
+        """Its long numbers end in L; numpy warns of it, and warnings are errors here."""
+        file = io.BytesIO()
+        np.save(file, GOOD["train_images"])
+        written = file.getvalue().replace(b"(4, 6, 6)", b"(4L, 6, 6)").replace(b" \n", b"\n", 1)
+        path = put(tmp_path, "old.npz", npz_bytes(train_labels=GOOD["train_labels"]))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("train_images.npy", written)
+        assert (formats.read_npz(path).train.images[:, 0].numpy() == GOOD["train_images"]).all()
+
     def test_grey(self, tmp_path: Path) -> None:
         published = formats.read_npz(put(tmp_path, "a.npz", npz_bytes(**GOOD)))
         assert published.class_names == ("0", "1")
