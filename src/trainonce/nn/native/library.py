@@ -159,7 +159,7 @@ def _give_back_from(size: int) -> None:
 def large_maps_kept() -> Iterator[None]:
     """Let glibc keep the largest maps, too, while networks are scored; what is left of them is given back at the end.
 
-    Scoring makes a few maps of hundreds of images again and again: clearing their pages took as long as computing them.
+    Scoring makes a few maps of hundreds of images over and over: clearing their pages took nearly as long as all else.
     """
     if load_kernels() is None or platform.libc_ver()[0] != "glibc":
         yield
