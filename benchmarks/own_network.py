@@ -14,6 +14,9 @@ fine-tuned in its share of what is left (`--split`).
 device's. For each other device it is pruned to the device's MACs (groups of channels, by their L2 norm, in one step and
 by the same share of every layer, to multiples of 8: the library's own example) and fine-tuned in half of what is left.
 
+**Resized**: the network is fine-tuned for each device by itself, in a third of the budget, on images of the largest size
+(a multiple of 16 pixels) at which it has no more than the device's MACs.
+
 **Scratch**: timm's mobilenetv3_small_050 with random weights, a third of the budget.
 
 Of several rates of a side, validate chooses. Every network is a line of the file; run again it does what is missing.
@@ -35,15 +38,18 @@ from torch import nn
 from common import machine
 from trainonce.data import DataSet, load_dataset
 from trainonce.models.traced import Traced, elastic, network_named
+from trainonce.nn.plain import resize
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
 from worth_rivals import Trained, counted_macs, train_alone
 from worth_table import DEVICES, Result, table
 
-OURS, PRUNED, SCRATCH = SIDES = ("ours", "pruned", "scratch")
+OURS, PRUNED, RESIZED, SCRATCH = SIDES = ("ours", "pruned", "resized", "scratch")
 WHOLE = 0.4
 """Share of the budget in which the network is fine-tuned before it is pruned."""
 SMALL = "mobilenetv3_small_050"
+SIDES_APART = 16
+"""Pixels between the sizes of images that are tried for a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +151,34 @@ def _pruned_by(pruning: Any, network: nn.Module, share: float, example_BCHW: tor
     return network
 
 
+class _OnSmaller(nn.Module):
+    """A network that sees its images in a smaller size."""
+
+    def __init__(self, network: nn.Module, side: int) -> None:
+        super().__init__()
+        self.network, self.side = network, side
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes] of images [B, C, H, W]."""
+        return self.network(resize(x_BCHW, self.side))
+
+
+def resized(bench: Bench, rate: float) -> Iterator[Result]:
+    """The network fine-tuned for each device on images of its own size."""
+    size, channels = bench.data.image_size, bench.data.channels
+    whole = counted_macs(bench.network, channels, size)
+    params = sum(parameter.numel() for parameter in bench.network.parameters())
+    for device in DEVICES:
+        for side in range(size, 0, -SIDES_APART):
+            network = _OnSmaller(copy.deepcopy(bench.network), side)
+            macs = counted_macs(network, channels, size)
+            if macs <= device * whole:
+                break
+        seconds = 60 * bench.minutes / len(DEVICES)
+        trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
+        yield bench.result(RESIZED, trained, f"rate {rate:g}", device, macs, params)
+
+
 def scratch(bench: Bench, rate: float) -> Iterator[Result]:
     """A small network from random weights; the same for all devices that it fits."""
     timm: Any = import_module("timm")
@@ -173,7 +207,8 @@ def loaded(name_or_path: str, asked: argparse.Namespace) -> tuple[DataSet, Trace
         few = min(asked.train_images // 5, len(data.validate))
         data = replace(data, validate=data.validate.drawn(few, seed=0))
     example_BCHW = torch.zeros(1, data.channels, data.image_size, data.image_size)
-    net = elastic(given.network, example_BCHW, num_classes=data.num_classes, stages=asked.stages)
+    asked_for = {"stages": asked.stages, "resolutions": asked.resolutions}
+    net = elastic(given.network, example_BCHW, num_classes=data.num_classes, **asked_for)
     network = given.network
     name, head = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     if head.out_features != data.num_classes:
@@ -194,6 +229,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--train-images", type=int, default=5000, help="at most")
     parser.add_argument("--stages", action="store_true")
+    parser.add_argument("--resolutions", type=int, nargs="*", default=[], help="sizes of images that subnets may have")
     parser.add_argument("--recipe", default="transfer")
     parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="multiplies the recipe's rates")
     parser.add_argument("--split", type=float, nargs=3, default=[0.55, 0.05, 0.4])
@@ -228,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     calibration_images=asked.calibration_images,
                 )
                 runs.append((OURS, str(settings), ours(bench, settings)))
-            for rate, (side, measure) in product(asked.rates, ((PRUNED, pruned), (SCRATCH, scratch))):
+            for rate, (side, measure) in product(asked.rates, ((PRUNED, pruned), (RESIZED, resized), (SCRATCH, scratch))):
                 runs.append((side, f"rate {rate:g}", measure(bench, rate)))
             for side, named, results in runs:
                 if side in asked.sides and not bench.has(side, named):
