@@ -14,8 +14,8 @@ fine-tuned in its share of what is left (`--split`).
 device's. For each other device it is pruned to the device's MACs (groups of channels, by their L2 norm, in one step and
 by the same share of every layer, to multiples of 8: the library's own example) and fine-tuned in half of what is left.
 
-**Resized**: the network is fine-tuned for each device by itself, in a third of the budget, on images of the largest size
-(a multiple of 16 pixels) at which it has no more than the device's MACs.
+**Resized**: the network is fine-tuned for each device by itself, in a third of the budget, on images of the largest
+size (a multiple of 16 pixels) at which it has no more than the device's MACs.
 
 **Scratch**: timm's mobilenetv3_small_050 with random weights, a third of the budget.
 
@@ -160,7 +160,8 @@ class _OnSmaller(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] of images [B, C, H, W]."""
-        return self.network(resize(x_BCHW, self.side))
+        logits_BK: torch.Tensor = self.network(resize(x_BCHW, self.side))
+        return logits_BK
 
 
 def resized(bench: Bench, rate: float) -> Iterator[Result]:
@@ -207,8 +208,13 @@ def loaded(name_or_path: str, asked: argparse.Namespace) -> tuple[DataSet, Trace
         few = min(asked.train_images // 5, len(data.validate))
         data = replace(data, validate=data.validate.drawn(few, seed=0))
     example_BCHW = torch.zeros(1, data.channels, data.image_size, data.image_size)
-    asked_for = {"stages": asked.stages, "resolutions": asked.resolutions}
-    net = elastic(given.network, example_BCHW, num_classes=data.num_classes, **asked_for)
+    net = elastic(
+        given.network,
+        example_BCHW,
+        num_classes=data.num_classes,
+        resolutions=asked.resolutions,
+        stages=asked.stages,
+    )
     network = given.network
     name, head = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     if head.out_features != data.num_classes:
@@ -229,12 +235,12 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--train-images", type=int, default=5000, help="at most")
     parser.add_argument("--stages", action="store_true")
-    parser.add_argument("--resolutions", type=int, nargs="*", default=[], help="sizes of images that subnets may have")
+    parser.add_argument("--resolutions", type=int, nargs="*", help="sizes of images that subnets may have")
     parser.add_argument("--recipe", default="transfer")
     parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="multiplies the recipe's rates")
     parser.add_argument("--split", type=float, nargs=3, default=[0.55, 0.05, 0.4])
     parser.add_argument("--finetune-rate", type=float, help="default: what suits the recipe's optimizer")
-    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
     parser.add_argument("--calibration-images", type=int, default=400)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of the rivals' AdamW; ten times alone")
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
@@ -264,7 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     calibration_images=asked.calibration_images,
                 )
                 runs.append((OURS, str(settings), ours(bench, settings)))
-            for rate, (side, measure) in product(asked.rates, ((PRUNED, pruned), (RESIZED, resized), (SCRATCH, scratch))):
+            for rate, (side, measure) in product(
+                asked.rates, ((PRUNED, pruned), (RESIZED, resized), (SCRATCH, scratch))
+            ):
                 runs.append((side, f"rate {rate:g}", measure(bench, rate)))
             for side, named, results in runs:
                 if side in asked.sides and not bench.has(side, named):

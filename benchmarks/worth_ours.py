@@ -10,12 +10,13 @@ from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
+from trainonce.evaluation.population import Bucket
 from trainonce.models import Supernet
-from trainonce.pipeline.fitting import better_statistics
+from trainonce.pipeline.fitting import better_statistics, candidates, draws_even
 from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
-from trainonce.space import Architecture, derived_rng
+from trainonce.space import Architecture
 from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_seconds
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import TrainSettings
@@ -72,7 +73,12 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     evaluating = EvaluateSettings(calibration_images=settings.calibration_images)
     evaluator = Evaluator(data, "validate", evaluating)
     until = at_end + seconds * settings.split[1]
-    chosen = choose(net, alone, evaluator, settings.candidates, seed, until=until)
+    chosen = choose(
+        *(net, alone, evaluator, settings.candidates),
+        even=draws_even(recipe),
+        seed=seed,
+        until=until,
+    )
     parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
@@ -142,29 +148,25 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    net: Supernet, alone: Supernet | None, evaluator: Evaluator, candidates: int, seed: int, until: float
+    net: Supernet, alone: Supernet | None, evaluator: Evaluator, most: int, *, even: bool, seed: int, until: float
 ) -> list[Chosen]:
-    """For each device the subnet of least loss on validate of up to `candidates`; of the largest there is one, and the
+    """For each device the subnet of least loss on validate of up to `most`; of the largest there is one, and the
     one as it was when it was trained `alone`.
 
     Rounds of one subnet for each device, the first in any case, until the process time is `until`.
     """
-    sampler, rng = MacsSampler(net.cost), derived_rng(seed, "worth")
-    largest = net.space.largest()
+    sampler, largest = MacsSampler(net.cost), net.space.largest()
+    drawn = []
+    for device in DEVICES:
+        limit = max(device * sampler.max_macs, 1.02 * sampler.min_macs)
+        low, high = sampler.below(limit, share=NEAR)
+        bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
+        drawn.append([largest] if device == 1 else candidates(net.cost, bucket, most, even=even, seed=seed))
     scored: list[dict[Architecture, Score]] = [{} for _ in DEVICES]
-    for turn in range(candidates):
-        for device, scores in zip(DEVICES, scored, strict=True):
-            if turn > 0 and (device == 1 or time.process_time() >= until):
-                continue
-            limit = net.cost_of(largest).macs * device
-            if device == 1:
-                arch = largest
-            elif limit < sampler.min_macs:
-                arch = net.space.smallest()
-            else:
-                arch = sampler.sample(rng, *sampler.below(max(limit, 1.02 * sampler.min_macs), share=NEAR))
-            if arch not in scores:
-                scores[arch] = evaluator(net, arch)
+    for turn in range(most):
+        for archs, scores in zip(drawn, scored, strict=True):
+            if turn < len(archs) and (turn == 0 or time.process_time() < until):
+                scores[archs[turn]] = evaluator(net, archs[turn])
     best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
     chosen = [Chosen(net, arch, score.top1) for arch, score in best]
     if alone is not None:

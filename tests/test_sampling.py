@@ -15,7 +15,7 @@ from trainonce import sampling
 from trainonce.cost.macs import Cost, CostModel, CostTerm
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.sampling import MacsSampler, SubnetDraws
+from trainonce.sampling import MacsSampler, SubnetDraws, even_subnets
 from trainonce.space import Architecture, Choice, Over, SearchSpace
 
 
@@ -237,7 +237,7 @@ class TestNear:
             assert inside == (cell in full)
 
     @pytest.mark.parametrize(
-        "slot", ["uniform", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up"]
+        "slot", ["uniform", "even", "largest", "smallest", "alternate", "stratified", "fair", "best_up", "worst_up"]
     )
     def test_no_slot_remembers(self, slot: str) -> None:
         draws = SubnetDraws((slot,), small_cost())
@@ -287,10 +287,10 @@ class TestSlots:
             third = space.largest() if turn % 2 else space.smallest()
             assert draws.draw(rng, turn) == [[space.largest()], [space.smallest()], [third]]
 
-    def test_uniform_slots_are_the_spaces_own_draws(self) -> None:
+    def test_uniform_and_even_slots_are_the_spaces_own_draws(self) -> None:
         space, rng = paper_cost().space, random.Random(10)
-        expected = [[space.sample(rng)], [space.sample(rng)]]
-        assert self.draws("uniform", "uniform").draw(random.Random(10), 0) == expected
+        expected = [[space.sample(rng)], [space.sample_even(rng)], [space.sample(rng)]]
+        assert self.draws("uniform", "even", "uniform").draw(random.Random(10), 0) == expected
 
     @pytest.mark.parametrize("slot", ["best_up", "worst_up"])
     def test_three_candidates_near_one_another(self, slot: str) -> None:
@@ -392,3 +392,21 @@ def test_the_window_below_a_number_of_macs_holds_a_subnet(share: float) -> None:
         if times is not None:
             assert low == pytest.approx(high * share**times)
             assert times == 1 or not any(high * share ** (times - 1) < count <= high for count in counts)
+
+
+class TestEvenSubnets:
+    def test_are_those_of_the_window_each_once(self) -> None:
+        cost, rng = small_cost(), random.Random(12)
+        common = {arch for arch, n in Counter(cost.space.sample_even(rng) for _ in range(20_000)).items() if n > 20}
+        counts = sorted(macs(arch) for arch in common)
+        low, high = counts[len(counts) // 4], counts[len(counts) // 2]
+        inside = {arch for arch in common if low <= macs(arch) <= high}
+        assert len(inside) > 5
+        found = even_subnets(cost, random.Random(13), low, high, 10**6)
+        assert len(set(found)) == len(found)
+        assert inside <= set(found)
+        assert all(low <= macs(arch) <= high for arch in found)
+        assert even_subnets(cost, random.Random(13), low, high, 3) == found[:3]
+
+    def test_of_an_empty_window_there_are_none(self) -> None:
+        assert even_subnets(small_cost(), random.Random(14), 1, 2, 5) == []

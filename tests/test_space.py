@@ -5,13 +5,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainonce.errors import UserError
-from trainonce.space import Architecture, Choice, Over, SearchSpace, derived_rng, derived_seed
+from trainonce.space import UNEVEN, Architecture, Choice, Over, SearchSpace, derived_rng, derived_seed
 
 Values = dict[str, int]
 
@@ -268,6 +269,45 @@ class TestSample:
         first, again = ([space.sample(random.Random(seed)) for seed in range(9)] for _ in range(2))
         assert first == again
         assert len(set(first)) == 9
+
+
+class TestEven:
+    @settings(max_examples=60, deadline=None)
+    @given(spaces(), st.integers(0, 2**32))
+    def test_one_share_explains_all_choices_of_a_role(self, space: SearchSpace, seed: int) -> None:
+        """The i-th of n open values is where i / n to (i + 1) / n are; the ends of the range take what goes beyond."""
+        choices = tuple(replace(choice, role="width" if "d" in choice.name else "kernel") for choice in space.choices)
+        space = SearchSpace(choices)
+        arch = space.sample_even(random.Random(seed))
+        assert arch in space
+        for role in ("width", "kernel"):
+            low, high = 0.0, 1.0
+            for choice in choices:
+                if choice.role == role and choice.name in arch:
+                    values = choice.open_values(arch.get(choice.parent) if choice.parent else None)
+                    at, of = values.index(arch[choice.name]), len(values)
+                    low = max(low, at / of - UNEVEN if at else 0.0)
+                    high = min(high, (at + 1) / of + UNEVEN if at + 1 < of else 1.0)
+            assert low <= high
+
+    def test_reaches_both_ends_of_a_large_space(self) -> None:
+        """Which draws of each choice by itself about never do."""
+        space, rng = stages(5), random.Random(5)
+        assert space.count() > 10**9
+        drawn = Counter(space.sample_even(rng) for _ in range(3000))
+        assert drawn[space.smallest()] > 0
+        assert drawn[space.largest()] > 0
+
+    def test_roles_are_independent(self) -> None:
+        space, rng = stages(3), random.Random(6)
+        both: Counter[tuple[bool, bool]] = Counter()
+        for _ in range(3000):
+            arch = space.sample_even(rng)
+            both[arch["stage1.depth"] == 3, arch["stage1.block1.kernel_size"] == 5] += 1
+        deep, large = (sum(n for key, n in both.items() if key[i]) / 3000 for i in (0, 1))
+        assert both[True, True] / 3000 == pytest.approx(deep * large, abs=0.03)
+        assert deep == pytest.approx(1 / 3, abs=0.04)
+        assert large == pytest.approx(1 / 2, abs=0.04)
 
 
 class TestCheck:

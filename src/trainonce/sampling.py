@@ -254,6 +254,22 @@ class MacsSampler:
         return float(mass[max(0, first - offset) : max(0, last - offset + 1)].sum())
 
 
+def even_subnets(cost: CostModel, rng: random.Random, low: float, high: float, count: int) -> list[Architecture]:
+    """Up to `count` distinct even subnets (`SearchSpace.sample_even`) with `low` <= MACs <= `high`.
+
+    Fewer where many draws in a row find no new one.
+    """
+    found: dict[Architecture, None] = {}
+    misses = 0
+    while len(found) < count and misses < TRIES:
+        arch = cost.space.sample_even(rng)
+        if arch in found or not low <= cost(arch).macs <= high:
+            misses += 1
+        else:
+            found[arch], misses = None, 0
+    return list(found)
+
+
 class SubnetDraws:
     """Draws the subnets of one step of a phase from the phase's part of the space.
 

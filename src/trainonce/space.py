@@ -25,6 +25,9 @@ kernel."""
 OTHER_NAMES = {"kernel_size": "kernel", "expand_ratio": "width"}
 """What choices of a role are called in the literature of MBConv networks, and roles in recipes of earlier versions."""
 
+UNEVEN = 0.15
+"""How far from the share of its role a choice of an even draw may lie."""
+
 Over = Literal["choices", "subnets"]
 """What a uniform draw is uniform over: the values of each choice, or the distinct subnets."""
 
@@ -196,6 +199,25 @@ class SearchSpace:
         if over == "choices":
             return self.build(lambda _, values: rng.choice(values))
         return self.build(lambda choice, values: _draw(rng, values, [self._below(choice, v) for v in values]))
+
+    def sample_even(self, rng: random.Random) -> Architecture:
+        """Draw one whose choices of a role all lie at about the same share of their values.
+
+        For each role a share is drawn uniformly, and for each choice up to `UNEVEN` is added or taken off. Where each
+        choice is drawn by itself, some layer is nearly always far narrower than the others, and the subnet no better
+        than it (docs/own_network.md). That depth and width go together is the idea of CompOFA (Sahni 2021, arXiv
+        2104.12642), which ties them to each other; here each role has a share of its own.
+        """
+        shares: dict[str, float] = {}
+
+        def pick(choice: Choice, values: tuple[int, ...]) -> int:
+            role = choice.role or choice.name
+            if role not in shares:
+                shares[role] = rng.random()
+            share = shares[role] + UNEVEN * (2 * rng.random() - 1)
+            return values[min(max(0, int(share * len(values))), len(values) - 1)]
+
+        return self.build(pick)
 
     def count(self) -> int:
         """The exact number of distinct architectures."""

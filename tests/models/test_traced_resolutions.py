@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from trainonce import testing
 from trainonce.cost.macs import counted_cost
 from trainonce.errors import UserError
-from trainonce.models.traced import Traced, TracedSettings, elastic, in_own_classes, table
+from trainonce.models.traced import Traced, TracedSettings, elastic, in_own_classes, resolutions, table
+from trainonce.models.traced.resolutions import smaller_sides
 from trainonce.nn.plain import resize
 from trainonce.sampling import MacsSampler
 from trainonce.space import derived_rng
@@ -130,6 +131,17 @@ class BySize(nn.Module):
             x = torch.relu(self.down(x))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
+
+
+def test_by_default_the_sizes_are_what_the_network_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole strides from half of its own size on; a classifier behind a flattened map is for one size."""
+    assert [list(smaller_sides(side)) for side in (32, 64, 96, 100, 224)] == [
+        *([], [32], [64]),
+        *([64, 96], [128, 160, 192]),
+    ]
+    monkeypatch.setattr(resolutions, "STRIDE", 4)
+    assert elastic(Residual(), torch.zeros(1, 1, 16, 16), resolutions=None).settings.resolutions == (8, 12, 16)
+    assert elastic(Chain(), torch.zeros(1, 1, 8, 8), resolutions=None).settings.resolutions == (8,)
 
 
 def test_a_network_that_does_something_else_is_refused() -> None:

@@ -92,6 +92,13 @@ def test_images_are_of_the_largest_resolution_that_is_asked_for() -> None:
     assert begun(model=OWN, image_size=8, resolutions=(6,)).net.space["resolution"].values == (6, 8)
 
 
+def test_smaller_images_are_choices_unless_one_size_is_asked_for() -> None:
+    assert begun(model=OWN, image_size=64).net.space["resolution"].values == (32, 64)
+    assert "resolution" not in {
+        choice.role for choice in begun(model=OWN, image_size=64, resolutions=(64,)).net.space.choices
+    }
+
+
 def test_another_number_of_classes_gets_a_fresh_head(weights: Path, make_data: MakeData) -> None:
     there, whole = begun(make_data(), model=OWN, weights=weights), begun(model=OWN, weights=weights)
     assert there.net.settings.num_classes == 3

@@ -85,6 +85,7 @@ class TestPublished:
             ("deps", ("largest", "smallest", "uniform", "uniform"), "largest"),
             ("fair", ("fair", "fair", "fair"), "labels"),
             ("stratified", ("stratified",), "labels"),
+            ("transfer", ("even",), "labels+teacher"),
         ],
     )
     def test_what_a_step_trains(self, name: str, subnets: tuple[str, ...], target: str) -> None:
@@ -112,7 +113,8 @@ class TestPublished:
         assert head.trains == "head"
         assert largest.trains == subnets.trains == "all"
         assert largest.backbone_lr == subnets.backbone_lr == 1
-        assert head.keep_largest == largest.keep_largest == {"kernel": 1, "depth": 1, "width": 1}
+        alone = {"kernel": 1, "depth": 1, "width": 1, "resolution": 1}  # else smaller images would be its first lesson
+        assert head.keep_largest == largest.keep_largest == alone
         assert (subnets.target, subnets.teacher, subnets.keep_largest) == ("labels+teacher", "largest", {})
         assert subnets.sort_channels
         first, second = RECIPES["deps"].phases

@@ -55,8 +55,8 @@ def begin(
     `model` names a network to be made elastic, and `weights` a file of its weights; without a model, `weights` is a
     run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
     trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages`,
-    `kernels`, `rigid` (patterns of choices) and `resolutions` (the largest is the size of the images) say what of a
-    network is elastic. A new network for one's own images,
+    `kernels`, `rigid` (patterns of choices) and `resolutions` (the largest is the size of the images; None
+    for what suits it) say what of a network is elastic. A new network for one's own images,
     and with `light` for any, is of the geometry that suits a training of minutes, unless another is named.
     Raises `UserError` for what cannot be together or cannot be made.
     """
@@ -76,8 +76,8 @@ def begin(
     if model is None:
         assert weights is not None
         return _of_run(load, data, Path(weights), image_size, resolutions, seed)
-    fields = {"stages": stages, "kernels": kernels, "off": tuple(rigid), "resolutions": tuple(resolutions or ())}
-    return _of_network(load, data, model, weights, image_size, fields, seed)
+    fields = {"stages": stages, "kernels": kernels, "off": tuple(rigid)}
+    return _of_network(load, data, model, weights, image_size, resolutions, fields, seed)
 
 
 def _suiting(
@@ -104,17 +104,18 @@ def _of_network(
     model: str,
     weights: str | Path | None,
     image_size: int | None,
+    resolutions: Sequence[int] | None,
     fields: Mapping[str, Any],
     seed: int,
 ) -> Beginning:
     from trainonce.models.traced import elastic, network_named  # takes a while to import, and only this needs it
 
     given = network_named(model, weights, seed=seed)
-    own_size = max(fields["resolutions"], default=given.image_size)
+    own_size = max(resolutions or (), default=given.image_size)
     images = _suiting(load, data, image_size, own_size, given.mean, given.std, given.interpolation)
     example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
     _refuse_channels(given.mean, images, model)
-    net = elastic(given.network, example_BCHW, seed=seed, **fields)
+    net = elastic(given.network, example_BCHW, resolutions=resolutions, seed=seed, **fields)
     fresh = net.settings.num_classes != images.num_classes
     start = Start(
         network=model,

@@ -12,6 +12,9 @@ from trainonce.settings import read_toml
 ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
 """Keeps the largest network, at any resolution."""
 
+ONLY_LARGEST_IMAGES = {**ONLY_LARGEST, "resolution": 1}
+"""Keeps the largest network alone."""
+
 
 def _progressive_shrinking(
     *, largest: float, kernel: float, first: float, second: float, warmup: float = 0.0, **fields: Any
@@ -196,13 +199,15 @@ _RECIPES = (
         name="transfer",
         about="For weights that were trained before: the head, then the largest subnet, then all, taught by it.",
         phases=(
-            Phase(name="head", epochs=2, lr=0.003, trains="head", keep_largest=ONLY_LARGEST, label_smoothing=0.1),
+            Phase(
+                name="head", epochs=2, lr=0.003, trains="head", keep_largest=ONLY_LARGEST_IMAGES, label_smoothing=0.1
+            ),
             Phase(
                 name="largest",
                 epochs=15,
                 lr=0.001,
                 warmup_epochs=1,
-                keep_largest=ONLY_LARGEST,
+                keep_largest=ONLY_LARGEST_IMAGES,
                 label_smoothing=0.1,
             ),
             Phase(
@@ -210,6 +215,7 @@ _RECIPES = (
                 epochs=15,
                 lr=0.001,
                 warmup_epochs=1,
+                subnets=("even",),
                 sort_channels=True,
                 sort_by="l2",
                 target="labels+teacher",

@@ -59,6 +59,10 @@ class Slot:
 
 SLOTS: dict[str, Slot] = {
     "uniform": Slot(about="Each existing choice uniformly.", draw=lambda draw: [draw.space.sample(draw.rng)]),
+    "even": Slot(
+        about="All choices of a role at about the same share of their values.",
+        draw=lambda draw: [draw.space.sample_even(draw.rng)],
+    ),
     "largest": Slot(about="Every choice at its largest.", draw=lambda draw: [draw.space.largest()], always="largest"),
     "smallest": Slot(
         about="Every choice at its smallest.", draw=lambda draw: [draw.space.smallest()], always="smallest"

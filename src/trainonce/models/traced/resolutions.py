@@ -9,6 +9,13 @@ from trainonce.nn.plain_graph import GraphSpec
 from trainonce.space import Architecture, Choice, SearchSpace
 
 RESOLUTION = "resolution"
+STRIDE = 32
+"""What most networks divide the side of an image by."""
+
+
+def smaller_sides(side: int) -> range:
+    """What `STRIDE` divides from half of a side on; a side between two of these mostly costs what the next does."""
+    return range(-(-side // (2 * STRIDE)) * STRIDE, side, STRIDE)
 
 
 class Resolutions:

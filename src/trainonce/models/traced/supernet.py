@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -17,7 +17,7 @@ from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
-from trainonce.models.traced.resolutions import Resolutions, check_same, ends_at_each_size
+from trainonce.models.traced.resolutions import Resolutions, check_same, ends_at_each_size, smaller_sides
 from trainonce.models.traced.rules import OUTPUT, RULES
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
@@ -426,18 +426,26 @@ def elastic(
     example_BCHW: Tensor,
     *,
     num_classes: int | None = None,
-    resolutions: Sequence[int] = (),
+    resolutions: Sequence[int] | None = (),
     seed: int = 0,
     **fields: Any,
 ) -> Traced:
     """The supernet whose largest subnet is `model`, to the last bit in evaluation mode. The model stays as it is.
 
     `example_BCHW` is a batch of square images of the size that the network will see. Subnets may take smaller
-    images too, of the sides in `resolutions`: the network is traced at each. `fields` are those of
-    `TracedSettings`. With `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
+    images too, of the sides in `resolutions`: the network is traced at each. None stands for `smaller_sides` where the
+    network can take those, and for its own size alone where it cannot. `fields` are those of `TracedSettings`. With
+    `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
     Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
     """
-    net = supernet_of(Traced, model, example_BCHW, resolutions=resolutions, seed=seed, **fields)
+    make = partial(supernet_of, Traced, model, example_BCHW, seed=seed, **fields)
+    if resolutions is None:
+        try:
+            net = make(resolutions=smaller_sides(example_BCHW.shape[-1]))
+        except UserError:
+            net = make(resolutions=())
+    else:
+        net = make(resolutions=resolutions)
     if num_classes is not None and num_classes != net.settings.num_classes:
         return net.with_head(num_classes, seed=seed)
     return net
