@@ -10,9 +10,9 @@ from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
-from trainonce.evaluation.population import Bucket
+from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over
 from trainonce.models import Supernet
-from trainonce.pipeline.fitting import better_statistics, candidates, draws_even
+from trainonce.pipeline.fitting import better_statistics
 from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -75,7 +75,7 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     until = at_end + seconds * settings.split[1]
     chosen = choose(
         *(net, alone, evaluator, settings.candidates),
-        even=draws_even(recipe),
+        over=drawn_over(recipe),
         seed=seed,
         until=until,
     )
@@ -148,7 +148,7 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    net: Supernet, alone: Supernet | None, evaluator: Evaluator, most: int, *, even: bool, seed: int, until: float
+    net: Supernet, alone: Supernet | None, evaluator: Evaluator, most: int, *, over: DrawnOver, seed: int, until: float
 ) -> list[Chosen]:
     """For each device the subnet of least loss on validate of up to `most`; of the largest there is one, and the
     one as it was when it was trained `alone`.
@@ -161,7 +161,8 @@ def choose(
         limit = max(device * sampler.max_macs, 1.02 * sampler.min_macs)
         low, high = sampler.below(limit, share=NEAR)
         bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
-        drawn.append([largest] if device == 1 else candidates(net.cost, bucket, most, even=even, seed=seed))
+        found = [] if device == 1 else draw_population(net.cost, [bucket], most, seed=seed, over=over)
+        drawn.append([arch for _, arch in found] or [largest])
     scored: list[dict[Architecture, Score]] = [{} for _ in DEVICES]
     for turn in range(most):
         for archs, scores in zip(drawn, scored, strict=True):

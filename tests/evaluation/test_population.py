@@ -35,10 +35,10 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 
-def counting_cost() -> CostModel:
+def counting_cost(role: str | None = None) -> CostModel:
     """A space of 4 x 10 x 10 architectures whose MACs are a plain number: 100 a + 10 b + c, in thousands."""
-    choices = [Choice(name="s.a", values=tuple(range(1, 5)))]
-    choices += [Choice(name=f"s.{name}", values=tuple(range(10))) for name in "bc"]
+    choices = [Choice(name="s.a", values=tuple(range(1, 5)), role=role)]
+    choices += [Choice(name=f"s.{name}", values=tuple(range(10)), role=role) for name in "bc"]
     weights = {"s.a": 100_000, "s.b": 10_000, "s.c": 1_000}
 
     def term(name: str, weight: int) -> CostTerm:
@@ -84,6 +84,15 @@ class TestDraw:
         bucket = Bucket(203e3, 3e3)  # 200 to 206: seven subnets
         drawn = draw_population(counting_cost(), [bucket], 100, seed=0)
         assert sorted(thousands(arch) for _, arch in drawn) == list(range(200, 207))
+
+    def test_even_ones_come_first_and_others_make_up_for_them(self) -> None:
+        """200 to 206: a is the second of 4 and b the first of 10, so the share is 0.10 to 0.25, and c up to 3."""
+        cost, bucket = counting_cost(role="width"), Bucket(203e3, 3e3)
+        found = [thousands(arch) for _, arch in draw_population(cost, [bucket], 100, seed=0, over="even")]
+        assert sorted(found[:4]) == [200, 201, 202, 203]
+        assert sorted(found[4:]) == [204, 205, 206]
+        few = draw_population(cost, [bucket], 3, seed=0, over="even")
+        assert [thousands(arch) for _, arch in few] == found[:3]
 
     def test_an_empty_bucket_is_a_sentence(self) -> None:
         with pytest.raises(UserError, match=r"no subnet with 0\.600 to 0\.700 M MACs .* 0\.100 to 0\.499 M"):

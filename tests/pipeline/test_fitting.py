@@ -16,7 +16,7 @@ from tests.support.pace import an_epoch_a_second
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
-from trainonce.evaluation.population import Bucket, draw_population
+from trainonce.evaluation.population import Bucket, draw_population, drawn_over
 from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
@@ -26,7 +26,6 @@ from trainonce.pipeline.fitting import (
     FitSettings,
     Fitted,
     Watch,
-    candidates,
     fit_supernet,
     planned_recipe,
     smaller_ones_as_good,
@@ -36,8 +35,7 @@ from trainonce.pipeline.verifying import verify
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
-from trainonce.sampling import MacsSampler, even_subnets
-from trainonce.space import derived_rng
+from trainonce.sampling import MacsSampler
 from trainonce.subnets import read_subnet
 
 MakeNet = Callable[..., MobileNetV3]
@@ -150,28 +148,19 @@ def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
         assert torch.equal(reference.supernet(reference.random_BCHW), network(reference.random_BCHW))
 
 
-def test_candidates_are_even_where_the_recipe_ends_with_such(make_net: MakeNet) -> None:
-    cost = make_net().cost
-    sampler = MacsSampler(cost)
-    middle, half = (sampler.min_macs + sampler.max_macs) / 2, (sampler.max_macs - sampler.min_macs) / 4
-    bucket = Bucket(middle, half)
-    even = candidates(cost, bucket, 5, even=True, seed=1)
-    assert even == even_subnets(cost, derived_rng(1, "even", str(bucket)), middle - half, middle + half, 5)
-    uniform = candidates(cost, bucket, 5, even=False, seed=1)
-    assert uniform == [arch for _, arch in draw_population(cost, [bucket], 5, seed=1)]
-    assert len(set(even)) == len(set(uniform)) == 5
-
-
-def test_where_even_subnets_are_too_few_others_make_up_for_them(
-    make_net: MakeNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cost = make_net().cost
-    largest = cost(cost.space.largest()).macs
-    bucket = Bucket(0.75 * largest, 0.25 * largest)
-    monkeypatch.setattr(fitting, "even_subnets", lambda *_: [cost.space.largest()])
-    found = candidates(cost, bucket, 4, even=True, seed=1)
-    assert found[0] == cost.space.largest()
-    assert len(set(found)) == len(found) == 4
+def test_what_is_scored_is_drawn_as_the_recipe_ends(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    net, space = make_net(), make_net().space
+    for slot, over in (("even", "even"), ("uniform", "choices")):
+        run = RunDirectory(tmp_path / slot)
+        recipe = RECIPE.model_copy(update={"phases": (RECIPE.phases[0].model_copy(update={"subnets": (slot,)}),)})
+        assert drawn_over(recipe) == over
+        limits = (0.75 * net.cost_of(space.largest()).macs,)
+        settings = FitSettings(minutes=8 / 60, max_macs=limits, seed=3)
+        assert fit_supernet(make_net(), recipe, make_data(), run, settings) is not None
+        low, high = MacsSampler(net.cost).below(limits[0], share=0.85)
+        bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
+        drawn = draw_population(net.cost, [bucket], 3, seed=3, over=over)
+        assert {line.arch for line in run.population()} == {str(arch) for _, arch in drawn}
 
 
 def test_where_every_device_takes_the_largest_no_other_is_trained(

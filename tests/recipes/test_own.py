@@ -113,7 +113,7 @@ class TestOwn:
             ('phases = [{ name = "a", epochs = 1, subnets = [] }]', "a step must train at least one subnet"),
             (
                 'phases = [{ name = "a", epochs = 1, subnets = ["most"] }]',
-                r"phases\.0\.subnets\.0: must be one of uniform, even, largest, .*, or your own slot as package\.module:name",
+                r"phases\.0\.subnets\.0: must be one of uniform, even, .*, or your own slot as package\.module:name",
             ),
             (
                 'phases = [{ name = "a", epochs = 1, target = "largest" }]',

@@ -65,9 +65,13 @@ def evaluate(
         int, typer.Option(min=1, max=MOST_PER_BUCKET, help="Distinct random subnets in each bucket.")
     ] = 100,
     over: Annotated[
-        Literal["choices", "subnets"],
-        typer.Option(help="What is uniform within a bucket: the values of choices, or distinct subnets."),
-    ] = "choices",
+        Literal["choices", "subnets", "even"] | None,
+        typer.Option(
+            help="What is uniform within a bucket: the values of choices, or distinct subnets; or even subnets, with "
+            "all choices of a role at about the same share of their values. Default: even where the recipe ends with "
+            "those, else choices."
+        ),
+    ] = None,
     calibration_images: Annotated[
         int, typer.Option(min=2, help="Augmented images for recalibrating batch norms.")
     ] = 2000,

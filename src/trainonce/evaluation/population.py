@@ -7,7 +7,7 @@ with, so evaluating again does only what is missing.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,15 @@ from trainonce.evaluation.scoring import Chunk, Scoring, chunks_of
 from trainonce.files import fits_record
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL, fan_out
+from trainonce.recipes import Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
-from trainonce.sampling import MacsSampler
+from trainonce.sampling import MacsSampler, even_subnets
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture, Over, derived_rng
+
+DrawnOver = Over | Literal["even"]
+"""What a population is drawn over: see `draw_population`."""
 
 PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
@@ -74,24 +78,34 @@ def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float
 
 
 def draw_population(
-    cost: CostModel, buckets: Sequence[Bucket], per_bucket: int, *, seed: int, over: Over = "choices"
+    cost: CostModel, buckets: Sequence[Bucket], per_bucket: int, *, seed: int, over: DrawnOver = "choices"
 ) -> list[tuple[Bucket, Architecture]]:
-    """Distinct subnets of each bucket, drawn without bias from `seed`; fewer where a bucket holds fewer.
+    """Distinct subnets of each bucket, drawn from `seed`; fewer where a bucket holds fewer.
 
-    The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any subnet.
+    Drawn without bias over "choices" or "subnets"; with "even" they are even ones, and others over choices only where
+    few of a bucket are. The first n of a larger draw are the draw of n, but for those. Raises `UserError` for a bucket
+    without any subnet.
     """
-    sampler = MacsSampler(cost, over=over)
+    sampler = MacsSampler(cost, over="choices" if over == "even" else over)
     drawn = []
     for bucket in buckets:
+        low, high, found = bucket.centre - bucket.half, bucket.centre + bucket.half, dict[Architecture, None]()
+        if over == "even":
+            rng = derived_rng(seed, "even population", str(bucket))
+            found = dict.fromkeys(even_subnets(cost, rng, low, high, per_bucket))
         rng = derived_rng(seed, "population", str(bucket))
-        found: dict[Architecture, None] = {}
         misses = 0
         while len(found) < per_bucket and misses < DRAWS_PER_SUBNET:
-            arch = sampler.sample(rng, bucket.centre - bucket.half, bucket.centre + bucket.half)
+            arch = sampler.sample(rng, low, high)
             misses = misses + 1 if arch in found else 0
             found[arch] = None
         drawn += [(bucket, arch) for arch in found]
     return drawn
+
+
+def drawn_over(recipe: Recipe | None) -> DrawnOver:
+    """What a supernet's subnets are drawn over where nobody says: even ones where its recipe ends with such."""
+    return "even" if recipe is not None and "even" in recipe.phases[-1].subnets else "choices"
 
 
 class ScoreKey(NamedTuple):

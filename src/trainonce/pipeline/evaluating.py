@@ -12,7 +12,9 @@ from trainonce.evaluation.population import (
     PAPER_BUCKETS_M,
     Bucket,
     BucketSummary,
+    DrawnOver,
     draw_population,
+    drawn_over,
     evaluate_population,
     make_buckets,
     recorded,
@@ -22,7 +24,7 @@ from trainonce.parallel.fan_out import LOCAL
 from trainonce.pipeline.machine import cluster_chosen, device_named, planned_workers, use_threads
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
-from trainonce.space import Architecture, Over
+from trainonce.space import Architecture
 
 Buckets = Sequence[float] | Literal["paper"]
 """Centres in million MACs, or the paper's; none: six, evenly."""
@@ -83,7 +85,7 @@ def evaluate(
     buckets: Buckets = (),
     bucket_half_width: float | None = None,
     per_bucket: int = 100,
-    over: Over = "choices",
+    over: DrawnOver | None = None,
     calibration_images: int = 2000,
     data: DataSet | str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -101,6 +103,7 @@ def evaluate(
 ) -> Evaluated:
     """Score random subnets of a run in buckets of MACs: `trainonce evaluate`, whose options these are.
 
+    `over` says what is drawn over, None what suits the recipe (`drawn_over`).
     What is recorded in RUN/population.jsonl is not done again. `data` says where the images are now, if they have
     moved. `on_start` is called where the scoring begins: from there on `should_stop` is asked. Under torchrun, call it
     inside `trainonce.parallel.fan_out.ranks_at_work`, on the rank that leads. Raises `UserError` for what cannot be.
@@ -110,7 +113,9 @@ def evaluate(
     place = RunDirectory(run)
     net, step = place.load_supernet()
     chosen = make_buckets(net.cost, centres_of(buckets), bucket_half_width)
-    population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
+    population = draw_population(
+        net.cost, chosen, per_bucket, seed=seed, over=over or drawn_over(place.config().recipe)
+    )
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
     net = net.to(settled)

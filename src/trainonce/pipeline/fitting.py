@@ -14,13 +14,12 @@ from typing import Annotated, NamedTuple, final
 from pydantic import Field, field_validator
 from torch import nn
 
-from trainonce.cost.macs import CostModel
 from trainonce.data import DataSet
 from trainonce.data.baseline import baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import PerClass, score_by_class
-from trainonce.evaluation.population import Bucket, draw_population, evaluate_population
+from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
@@ -28,9 +27,9 @@ from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetabl
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
-from trainonce.sampling import MacsSampler, even_subnets
+from trainonce.sampling import MacsSampler
 from trainonce.settings import Settings, refuse_subclass
-from trainonce.space import Architecture, derived_rng
+from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
 from trainonce.subnets.finetune import (
     Finetuned,
@@ -67,21 +66,6 @@ def better_statistics(net: Supernet, evaluator: Evaluator) -> tuple[bool, Score]
     largest = net.space.largest()
     ways = {True: evaluator(net, largest), False: evaluator.score(net.extract(largest))}
     return min(ways.items(), key=lambda way: way[1].loss)
-
-
-def draws_even(recipe: Recipe) -> bool:
-    """Whether a recipe ends with even subnets: those are what is best taken out of it."""
-    return "even" in recipe.phases[-1].subnets
-
-
-def candidates(cost: CostModel, bucket: Bucket, count: int, *, even: bool, seed: int) -> list[Architecture]:
-    """So many subnets of a device's bucket; with `even` even ones, and others only where those are too few."""
-    found: list[Architecture] = []
-    if even:
-        low, high = bucket.centre - bucket.half, bucket.centre + bucket.half
-        found = even_subnets(cost, derived_rng(seed, "even", str(bucket)), low, high, count)
-    others = draw_population(cost, [bucket], count - len(found), seed=seed)
-    return list(dict.fromkeys([*found, *(arch for _, arch in others)]))
 
 
 def name_of(max_macs: float) -> str:
@@ -231,7 +215,8 @@ class _Fit:
         self.share = SHARE_OF_TRAINED if start and start.trained else TRAINING_SHARE
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
-        self.optimizer, self.class_balance, self.only_largest, self.even = "sgd", 0.0, False, False
+        self.optimizer, self.class_balance, self.only_largest = "sgd", 0.0, False
+        self.drawn: DrawnOver = "choices"
         self.done: list[Fitted] = []
         sampler = MacsSampler(net.cost)
         windows = [sampler.below(limit, share=NEAR) for limit in settings.max_macs]
@@ -260,7 +245,7 @@ class _Fit:
             self._record()
         if len(self.done) == len(self.settings.max_macs):
             return self.done
-        self.optimizer, self.class_balance, self.even = recipe.optimizer, recipe.class_balance, draws_even(recipe)
+        self.optimizer, self.class_balance, self.drawn = recipe.optimizer, recipe.class_balance, drawn_over(recipe)
         self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
@@ -326,8 +311,7 @@ class _Fit:
             if limit >= self.largest_macs:
                 drawn.append((bucket, space.largest()))
             if limit < self.largest_macs or not self.only_largest:
-                archs = candidates(self.net.cost, bucket, count, even=self.even, seed=self.settings.seed)
-                drawn += ((bucket, arch) for arch in archs)
+                drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed, over=self.drawn)
         wanted = len({arch for _, arch in drawn})
         self.watch.stage(f"Choosing: subnets for each device, {wanted} in all, are scored on the validate split")
         lines = evaluate_population(

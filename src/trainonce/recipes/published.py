@@ -204,7 +204,7 @@ _RECIPES = (
             ),
             Phase(
                 name="largest",
-                epochs=15,
+                epochs=18,
                 lr=0.001,
                 warmup_epochs=1,
                 keep_largest=ONLY_LARGEST_IMAGES,
@@ -212,7 +212,7 @@ _RECIPES = (
             ),
             Phase(
                 name="subnets",
-                epochs=15,
+                epochs=12,
                 lr=0.001,
                 warmup_epochs=1,
                 subnets=("even",),
