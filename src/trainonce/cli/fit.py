@@ -23,6 +23,7 @@ from trainonce.cli.options import (
     Kernels,
     Model,
     Recipe,
+    Resolutions,
     Rigid,
     Seed,
     SkipBroken,
@@ -33,7 +34,7 @@ from trainonce.cli.options import (
     Width,
 )
 from trainonce.cli.stopping import importing
-from trainonce.cli.tools import work
+from trainonce.cli.tools import numbers, work
 from trainonce.errors import Stopped
 from trainonce.names import command
 
@@ -70,6 +71,7 @@ def fit(
     family: Family = None,
     geometry: Geometry = None,
     width: Width = None,
+    resolutions: Resolutions = None,
     image_size: ImageSize = None,
     grey: Grey = False,
     train_images: TrainImages = None,
@@ -123,6 +125,7 @@ def fit(
             family=family,
             geometry=geometry,
             width=width,
+            resolutions=None if resolutions is None else numbers(resolutions, "--resolutions", int),
             image_size=image_size,
             grey=grey,
             train_images=train_images,

@@ -53,6 +53,13 @@ From = Annotated[
 Stages = Annotated[
     bool, typer.Option("--stages", help="Of --model, make the channels elastic too that residual sums share.")
 ]
+Resolutions = Annotated[
+    str | None,
+    typer.Option(
+        help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size; of --model also the "
+        "multiples of 32 from half of it on, where the network can take them."
+    ),
+]
 Kernels = Annotated[
     bool,
     typer.Option("--kernels", help="Of --model, let depthwise kernels of 5 x 5 and more be smaller too."),

@@ -27,6 +27,7 @@ from trainonce.cli.options import (
     Kernels,
     Model,
     Recipe,
+    Resolutions,
     Rigid,
     Seed,
     SkipBroken,
@@ -85,7 +86,6 @@ Minutes = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(min=2, help="Images in a step; learning rates scale with it.")]
-Resolutions = Annotated[str | None, typer.Option(help="Elastic input resolution, such as 24,28,32 (pixels).")]
 Stream = Annotated[
     bool | None,
     typer.Option(

@@ -69,6 +69,7 @@ def fit(
     family: str | None = None,
     geometry: str | None = None,
     width: float | None = None,
+    resolutions: Sequence[int] | None = None,
     image_size: int | None = None,
     grey: bool = False,
     train_images: int | None = None,
@@ -115,6 +116,7 @@ def fit(
         geometry=geometry,
         light=True,
         width=width,
+        resolutions=resolutions,
         seed=seed,
     )
     fitting = _Fitting(
