@@ -159,16 +159,34 @@ def test_a_feasible_subnet_is_found_where_the_smallest_is_none(small: Any) -> No
     assert feasible_subnet(problem)["s.b1.kernel"] == 5
 
 
+@pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("spread", ["uniform", "stratified", "both"])
-def test_draws_are_distinct_within_the_limits_and_end(small: Any, spread: Any) -> None:
+def test_draws_are_distinct_within_the_limits_and_end(small: Any, spread: Any, even: bool) -> None:
     """Another limit than MACs, which is drawn for by rejection."""
     problem = small.problem(most_params=55)
     inside = {arch for arch in small.everything() if small.COST(arch).params <= 55}
-    draws = FeasibleDraws(problem, feasible_subnet(problem), derived_rng(0), spread=spread)
+    draws = FeasibleDraws(problem, feasible_subnet(problem), derived_rng(0), spread=spread, even=even)
     found = draws.draw(100, ())
     assert len(set(found)) == len(found)
     assert set(found) == inside
     assert draws.draw(1, inside) == []
+
+
+def test_two_draws_of_four_are_even(make_net: MakeNet) -> None:
+    """Of a space in which next to no uniform subnet is: one whose kernels are all 3 or all 5."""
+    net = make_net()
+    most = net.cost(net.space.largest()).macs
+    macs = Resource(name="macs", of=lambda arch: net.cost(arch).macs)
+    problem = Problem(cost=net.cost, limits=(Limit(resource=macs, most=0.8 * most),), minimised=(macs,))
+
+    def one_kernel(even: bool) -> int:
+        draws = FeasibleDraws(problem, net.space.smallest(), derived_rng(2), spread="uniform", even=even)
+        found = [draws.draw(1, ())[0] for _ in range(200)]
+        assert all(net.cost(arch).macs <= 0.8 * most for arch in found)
+        return sum(len({value for name, value in arch.pairs if "kernel" in name}) == 1 for arch in found)
+
+    assert one_kernel(even=False) < 20
+    assert 40 < one_kernel(even=True) < 110  # of the 100 even ones those whose share is not within 0.15 of a half
 
 
 def test_draws_stay_uniform_where_most_are_beyond_a_limit(make_net: MakeNet) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.evaluation.population import newest_lines
+from trainonce.evaluation.population import drawn_over, newest_lines
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL
@@ -137,7 +137,8 @@ def search(
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
     problem = problem_of(net, most, table, minimise, target=target)
     feasible = feasible_subnet(problem)
-    settings = SearchSettings(scores=scores, predictor=predictor, control=control, seed=seed)
+    even = drawn_over(place.config().recipe) == "even"
+    settings = SearchSettings(scores=scores, predictor=predictor, control=control, even=even, seed=seed)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers)
     prepared = _prepared(
         *(place, step, net, images, problem, settings, table),

@@ -50,6 +50,8 @@ class SearchSettings(Settings):
     """Whether random search is done beside it."""
     spread: Spread = "both"
     """How the random subnets lie below the limits: of the search's beginning and of the control."""
+    even: bool = False
+    """Whether half of the random subnets of the search's beginning are even ones; the control's never are."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random in a search."""
 
@@ -117,9 +119,8 @@ class _Search:
         self.known = dict(recorded)
         self.own: dict[Architecture, float] = {}
         self.predictions: dict[Architecture, float] = {}
-        self.draws = FeasibleDraws(
-            problem, feasible, derived_rng(settings.seed, "search", "begin"), spread=settings.spread
-        )
+        rng = derived_rng(settings.seed, "search", "begin")
+        self.draws = FeasibleDraws(problem, feasible, rng, spread=settings.spread, even=settings.even)
 
     @property
     def left(self) -> int:

@@ -18,6 +18,10 @@ TRIED = 300
 """Draws that say how many of those below some MACs keep the other limits."""
 KEPT = 0.03
 """The part that must keep them, lest nearly all is drawn in vain."""
+EVEN_TRIED = 50
+"""Even subnets that are drawn until one has about as many MACs as are wanted; else any is taken."""
+EVEN_NEAR = 0.8
+"""The least part of the MACs wanted that it has."""
 NARROWEST = 0.02
 """The part of the range of MACs that a drawn limit leaves at least."""
 REPEATS = 200
@@ -28,15 +32,23 @@ class FeasibleDraws:
     """Draws distinct random subnets within the limits of a problem.
 
     A limit on MACs is drawn from exactly (`MacsSampler`), others by rejection. Where less than `KEPT` would be kept,
-    the MACs drawn are lowered beforehand, towards those of `feasible`, a subnet that keeps all limits.
+    the MACs drawn are lowered beforehand, towards those of `feasible`, a subnet that keeps all limits. With `even`,
+    two draws of four are even subnets (`SearchSpace.sample_even`), where these can be found.
     """
 
     def __init__(
-        self, problem: Problem, feasible: Architecture, rng: random.Random, *, spread: Spread = "both"
+        self,
+        problem: Problem,
+        feasible: Architecture,
+        rng: random.Random,
+        *,
+        spread: Spread = "both",
+        even: bool = False,
     ) -> None:
         self.problem = problem
         self.rng = rng
         self.spread = spread
+        self.even = even
         self.sampler = MacsSampler(problem.cost)
         self.feasible = feasible
         self._turn = 0
@@ -71,14 +83,22 @@ class FeasibleDraws:
 
     def _one(self) -> Architecture:
         stratified = self.spread == "stratified" or (self.spread == "both" and self._turn % 2 == 1)
+        even = self.even and self._turn % 4 < 2
         self._turn += 1
         low, high = float(self.sampler.min_macs), self._most
         for _ in range(TRIED):
             most = self.rng.uniform(low + NARROWEST * (high - low), high) if stratified else high
-            arch = self._drawn(most)
+            arch = (self._drawn_even(most) if even else None) or self._drawn(most)
             if self.problem.feasible(arch):
                 return arch
         return self.feasible
+
+    def _drawn_even(self, most: float) -> Architecture | None:
+        for _ in range(EVEN_TRIED):
+            arch = self.problem.cost.space.sample_even(self.rng)
+            if EVEN_NEAR * most <= self.problem.cost(arch).macs <= most:
+                return arch
+        return None
 
     def _drawn(self, most: float) -> Architecture:
         try:
