@@ -15,7 +15,7 @@ device's. For each other device it is pruned to the device's MACs (groups of cha
 by the same share of every layer, to multiples of 8: the library's own example) and fine-tuned in half of what is left.
 
 **Resized**: the network is fine-tuned for each device by itself, in a third of the budget, on images of the largest
-size (a multiple of 16 pixels) at which it has no more than the device's MACs.
+size (in steps of 16 pixels) at which it has no more than the device's MACs.
 
 **Scratch**: timm's mobilenetv3_small_050 with random weights, a third of the budget.
 
@@ -48,8 +48,8 @@ OURS, PRUNED, RESIZED, SCRATCH = SIDES = ("ours", "pruned", "resized", "scratch"
 WHOLE = 0.4
 """Share of the budget in which the network is fine-tuned before it is pruned."""
 SMALL = "mobilenetv3_small_050"
-SIDES_APART = 16
-"""Pixels between the sizes of images that are tried for a device."""
+PIXELS_APART = 16
+"""Between the sizes of images that are tried for a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,13 @@ def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:
     networks = train_once(net, bench.data, settings, seconds=60 * bench.minutes, seed=bench.seed)
     for device, (arch, trained, about) in zip(DEVICES, networks, strict=True):
         cost = net.cost_of(arch)
-        result = bench.result(OURS, trained, str(settings), device, cost.macs, cost.params)
+        result = bench.result(OURS, trained, _named(settings, net), device, cost.macs, cost.params)
         yield replace(result, about=result.about | {"architecture": str(arch)} | about)
+
+
+def _named(settings: OurSettings, net: Traced) -> str:
+    """The settings, and on images of which sizes."""
+    return f"{settings}, {', '.join(map(str, net.settings.resolutions))} pixels"
 
 
 def pruned(bench: Bench, rate: float) -> Iterator[Result]:
@@ -170,11 +175,9 @@ def resized(bench: Bench, rate: float) -> Iterator[Result]:
     whole = counted_macs(bench.network, channels, size)
     params = sum(parameter.numel() for parameter in bench.network.parameters())
     for device in DEVICES:
-        for side in range(size, 0, -SIDES_APART):
-            network = _OnSmaller(copy.deepcopy(bench.network), side)
-            macs = counted_macs(network, channels, size)
-            if macs <= device * whole:
-                break
+        network = _OnSmaller(copy.deepcopy(bench.network), size)
+        while (macs := counted_macs(network, channels, size)) > device * whole:
+            network.side -= PIXELS_APART
         seconds = 60 * bench.minutes / len(DEVICES)
         trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
         yield bench.result(RESIZED, trained, f"rate {rate:g}", device, macs, params)
@@ -269,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     candidates=asked.candidates,
                     calibration_images=asked.calibration_images,
                 )
-                runs.append((OURS, str(settings), ours(bench, settings)))
+                runs.append((OURS, _named(settings, net), ours(bench, settings)))
             for rate, (side, measure) in product(
                 asked.rates, ((PRUNED, pruned), (RESIZED, resized), (SCRATCH, scratch))
             ):

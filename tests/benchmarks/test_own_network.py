@@ -31,6 +31,16 @@ def test_three_devices_from_one_training(tmp_path: Path, capsys: pytest.CaptureF
     assert len(out.read_text().splitlines()) == 3, "what is there is not done again"
 
 
+def test_a_rival_on_smaller_images(tmp_path: Path) -> None:
+    """Its MACs are a device's at most, the network's for the largest; its parameters stay."""
+    out = tmp_path / "own.jsonl"
+    asked = ["digits", "--model", OWN[1], "--image-size", "48", "--train-images", "200", "--minutes", "0.02"]
+    import_module("own_network").main([*asked, "--seeds", "0", "--sides", "resized", "--out", str(out)])
+    quarter, half, whole = (json.loads(line) for line in out.read_text().splitlines())
+    assert [line["macs"] / whole["macs"] for line in (quarter, half)] == pytest.approx([1 / 9, 4 / 9], rel=0.01)
+    assert quarter["params"] == half["params"] == whole["params"]
+
+
 def test_orders_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     import_module("channel_order").main(["digits", *OWN, "--epochs", "1", "--subnets", "2"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

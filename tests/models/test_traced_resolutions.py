@@ -1,5 +1,6 @@
 """A person's own network at several sizes of images: at each its largest subnet is the network itself."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.own_networks import Attention, Chain, Inverted, Residual, Shuffled
 from torch import Tensor, nn
 
-from trainonce import testing
+from trainonce import sampling, testing
 from trainonce.cost.macs import counted_cost
 from trainonce.errors import UserError
 from trainonce.models.traced import Traced, TracedSettings, elastic, in_own_classes, resolutions, table
@@ -142,6 +143,19 @@ def test_by_default_the_sizes_are_what_the_network_can_take(monkeypatch: pytest.
     monkeypatch.setattr(resolutions, "STRIDE", 4)
     assert elastic(Residual(), torch.zeros(1, 1, 16, 16), resolutions=None).settings.resolutions == (8, 12, 16)
     assert elastic(Chain(), torch.zeros(1, 1, 8, 8), resolutions=None).settings.resolutions == (8,)
+
+
+def test_no_smaller_sizes_where_subnets_could_not_be_drawn_by_their_macs_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolutions, "STRIDE", 4)
+    example_BCHW = torch.zeros(1, 1, 16, 16)
+    with_them = elastic(Residual(), example_BCHW, resolutions=(8, 12)).cost
+    joined = max(
+        math.prod(len(with_them.space[name].values) for name in names) for names in MacsSampler(with_them)._live
+    )
+    monkeypatch.setattr(sampling, "MOST_STATES", joined - 1)
+    assert elastic(Residual(), example_BCHW, resolutions=None).settings.resolutions == (16,)
 
 
 def test_a_network_that_does_something_else_is_refused() -> None:

@@ -19,9 +19,12 @@ from trainonce.cli.app import app
 from trainonce.cli.display import say_untrained
 from trainonce.data import from_arrays, load_dataset
 from trainonce.errors import UserError
+from trainonce.evaluation.population import draw_population
 from trainonce.models.weights import file_sha256
-from trainonce.pipeline import fit, train
+from trainonce.pipeline import evaluate, fit, search, train
 from trainonce.pipeline.beginning import Beginning, begin, default_recipe, supernet_for
+from trainonce.pipeline.fitting_images import FitPlan
+from trainonce.records import read_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
 
@@ -97,6 +100,34 @@ def test_smaller_images_are_choices_unless_one_size_is_asked_for() -> None:
     assert "resolution" not in {
         choice.role for choice in begun(model=OWN, image_size=64, resolutions=(64,)).net.space.choices
     }
+
+
+def test_what_is_drawn_follows_from_the_recipe(run: RunDirectory, weights: Path, tmp_path: Path) -> None:
+    """A run that ends with even subnets is evaluated and searched by such; asked for others, it gives them."""
+    transferred = tmp_path / "transferred"
+    train("digits", model=OWN, weights=weights, epochs=1, train_images=200, out=transferred, probes=0)
+    assert evaluate(run.path, per_bucket=2, dry_run=True).plan.over == "choices"
+    plan = evaluate(transferred, per_bucket=2, dry_run=True).plan
+    space = plan.run.load_supernet()[0]
+    assert plan.over == "even"
+    assert plan.population == draw_population(space.cost, plan.buckets, 2, seed=0, over="even")
+    assert evaluate(transferred, per_bucket=2, over="subnets", dry_run=True).plan.over == "subnets"
+    for path, even in ((run.path, False), (transferred, True)):
+        search(path, scores=2, predictor=False, control=False, calibration_images=20)
+        assert read_json(RunDirectory(path).front_file)["settings"]["even"] is even
+
+
+def test_fit_takes_the_sizes_of_images(tmp_path: Path) -> None:
+    plans: list[FitPlan] = []
+
+    def stop(plan: FitPlan) -> None:
+        plans.append(plan)
+        raise UserError("seen")
+
+    for sizes in (None, (48, 64)):
+        with pytest.raises(UserError, match="seen"):
+            fit("digits", 1, model=OWN, image_size=64, resolutions=sizes, max_macs=(9e9,), out=tmp_path, on_plan=stop)
+    assert [plan.net.space["resolution"].values for plan in plans] == [(32, 64), (48, 64)]
 
 
 def test_another_number_of_classes_gets_a_fresh_head(weights: Path, make_data: MakeData) -> None:
@@ -216,7 +247,7 @@ def test_a_run_says_where_it_began_and_goes_on(weights: Path, tmp_path: Path) ->
 
 
 def test_fit_begins_with_it(weights: Path, tmp_path: Path) -> None:
-    done = fit("digits", 0.1, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
+    done = fit("digits", 0.2, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
     assert done.finished
     config = RunDirectory(tmp_path / "fit").config()
     assert config.start is not None

@@ -124,7 +124,7 @@ def test_how_long_the_largest_subnet_is_trained_alone() -> None:
 
     transfer = RECIPES["transfer"]
     assert [phases_of_largest(recipe.phases, space) for recipe in (transfer, RECIPES["quick"])] == [2, 0]
-    assert of(transfer) == (2 + 15) * 7
+    assert of(transfer) == (2 + 18) * 7
     assert of(transfer.model_copy(update={"phases": transfer.phases[:2]})) == 0, "nothing shares its weights"
     assert of(transfer.model_copy(update={"phases": transfer.phases[::-1]})) == 0
     assert of(RECIPES["quick"]) == 0

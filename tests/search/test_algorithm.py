@@ -185,6 +185,10 @@ def test_two_draws_of_four_are_even(make_net: MakeNet) -> None:
         assert all(net.cost(arch).macs <= 0.8 * most for arch in found)
         return sum(len({value for name, value in arch.pairs if "kernel" in name}) == 1 for arch in found)
 
+    other = replace(problem, limits=(Limit(resource=replace(macs, name="latency"), most=0.8 * most),))
+    draws = FeasibleDraws(other, net.space.smallest(), derived_rng(3), spread="uniform", even=True)
+    found = [draws.draw(1, ())[0] for _ in range(60)]
+    assert found.count(net.space.smallest()) < 3, "draws beyond another limit fall back on uniform ones"
     assert one_kernel(even=False) < 20
     assert 40 < one_kernel(even=True) < 110  # of the 100 even ones those whose share is not within 0.15 of a half
 

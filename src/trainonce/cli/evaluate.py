@@ -67,8 +67,8 @@ def evaluate(
     over: Annotated[
         Literal["choices", "subnets", "even"] | None,
         typer.Option(
-            help="What is uniform within a bucket: the values of choices, or distinct subnets; or even subnets, with "
-            "all choices of a role at about the same share of their values. Default: even where the recipe ends with "
+            help="How subnets are drawn: each choice uniformly, distinct subnets uniformly, or even ones, with all "
+            "choices of a role at about the same share of their values. Default: even where the recipe ends with "
             "those, else choices."
         ),
     ] = None,
@@ -134,7 +134,9 @@ def evaluate(
         raise typer.Exit(128 + at_work.stopped_by)
     elif as_json:
         summaries = [asdict(summary) for summary in done.summaries]
-        display.print_json({"run": str(done.plan.run.path), "split": split, "buckets": summaries})
+        display.print_json(
+            {"run": str(done.plan.run.path), "split": split, "over": done.plan.over, "buckets": summaries}
+        )
     else:
         _say(done)
 
@@ -180,7 +182,8 @@ def _evaluate_one(context: typer.Context, path: Path, arch: str | None) -> None:
 
 def _say_plan(plan: EvaluatePlan) -> None:
     count, buckets = len(plan.population), len(plan.buckets)
-    display.err.print(f"{count} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
+    drawn = " even" if plan.over == "even" else ""
+    display.err.print(f"{count}{drawn} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
 

@@ -56,8 +56,8 @@ Stages = Annotated[
 Resolutions = Annotated[
     str | None,
     typer.Option(
-        help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size; of --model also the "
-        "multiples of 32 from half of it on, where the network can take them."
+        help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size, of --from RUN that "
+        "run's; of --model also the multiples of 32 from half of it on, where the network can take them."
     ),
 ]
 Kernels = Annotated[

@@ -83,8 +83,8 @@ def draw_population(
     """Distinct subnets of each bucket, drawn from `seed`; fewer where a bucket holds fewer.
 
     Drawn without bias over "choices" or "subnets"; with "even" they are even ones, and others over choices only where
-    few of a bucket are. The first n of a larger draw are the draw of n, but for those. Raises `UserError` for a bucket
-    without any subnet.
+    few of a bucket are. The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any
+    subnet.
     """
     sampler = MacsSampler(cost, over="choices" if over == "even" else over)
     drawn = []
@@ -103,9 +103,9 @@ def draw_population(
     return drawn
 
 
-def drawn_over(recipe: Recipe | None) -> DrawnOver:
+def drawn_over(recipe: Recipe) -> DrawnOver:
     """What a supernet's subnets are drawn over where nobody says: even ones where its recipe ends with such."""
-    return "even" if recipe is not None and "even" in recipe.phases[-1].subnets else "choices"
+    return "even" if "even" in recipe.phases[-1].subnets else "choices"
 
 
 class ScoreKey(NamedTuple):

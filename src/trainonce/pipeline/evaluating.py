@@ -40,6 +40,8 @@ class EvaluatePlan:
     split: SplitName
     data: DataSet
     buckets: list[Bucket]
+    over: DrawnOver
+    """What the population is drawn over."""
     population: list[tuple[Bucket, Architecture]]
     recorded: int
     """How many of them are scored already."""
@@ -113,9 +115,8 @@ def evaluate(
     place = RunDirectory(run)
     net, step = place.load_supernet()
     chosen = make_buckets(net.cost, centres_of(buckets), bucket_half_width)
-    population = draw_population(
-        net.cost, chosen, per_bucket, seed=seed, over=over or drawn_over(place.config().recipe)
-    )
+    over = over or drawn_over(place.config().recipe)
+    population = draw_population(net.cost, chosen, per_bucket, seed=seed, over=over)
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
     net = net.to(settled)
@@ -128,6 +129,7 @@ def evaluate(
         split=split,
         data=images,
         buckets=chosen,
+        over=over,
         population=population,
         recorded=before,
         device=settled,

@@ -27,6 +27,8 @@ FEWEST_EPOCHS = 2.0
 """A time that gives fewer passes over the images is refused: nothing would be learned."""
 PLANNING_PASSES = 12
 """How many subnets are trained to learn the pace by which a training of some minutes is planned."""
+EVEN_VARY = 2
+"""So many times as many of even ones, whose sizes vary more."""
 GPU_WARM_STEPS = 16
 """Steps before those that are timed on a GPU: most blocks have their graphs captured in them."""
 
@@ -55,6 +57,7 @@ class Pace:
 
     def _step(self, net: Supernet, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
         phase = entry.phase
+        passes *= EVEN_VARY if "even" in phase.subnets else 1
         steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
         alike = phase.model_dump(
             include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher", "trains"}

@@ -13,7 +13,7 @@ ONLY_LARGEST = {"kernel": 1, "depth": 1, "width": 1}
 """Keeps the largest network, at any resolution."""
 
 ONLY_LARGEST_IMAGES = {**ONLY_LARGEST, "resolution": 1}
-"""Keeps the largest network alone."""
+"""Keeps the largest network, at the largest resolution."""
 
 
 def _progressive_shrinking(

@@ -51,7 +51,7 @@ class SearchSettings(Settings):
     spread: Spread = "both"
     """How the random subnets lie below the limits: of the search's beginning and of the control."""
     even: bool = False
-    """Whether half of the random subnets of the search's beginning are even ones; the control's never are."""
+    """Whether half of the search's random subnets are even ones; the control's never are."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random in a search."""
 

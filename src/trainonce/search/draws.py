@@ -33,7 +33,7 @@ class FeasibleDraws:
 
     A limit on MACs is drawn from exactly (`MacsSampler`), others by rejection. Where less than `KEPT` would be kept,
     the MACs drawn are lowered beforehand, towards those of `feasible`, a subnet that keeps all limits. With `even`,
-    two draws of four are even subnets (`SearchSpace.sample_even`), where these can be found.
+    two draws of four are even subnets (`SearchSpace.sample_even`), where such are found within the limits.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class FeasibleDraws:
         even = self.even and self._turn % 4 < 2
         self._turn += 1
         low, high = float(self.sampler.min_macs), self._most
-        for _ in range(TRIED):
+        for attempt in range(TRIED):
             most = self.rng.uniform(low + NARROWEST * (high - low), high) if stratified else high
-            arch = (self._drawn_even(most) if even else None) or self._drawn(most)
+            if even and attempt == 0 and (found := self._drawn_even(most)) is not None:
+                return found
+            arch = self._drawn(most)
             if self.problem.feasible(arch):
                 return arch
         return self.feasible
@@ -96,7 +98,7 @@ class FeasibleDraws:
     def _drawn_even(self, most: float) -> Architecture | None:
         for _ in range(EVEN_TRIED):
             arch = self.problem.cost.space.sample_even(self.rng)
-            if EVEN_NEAR * most <= self.problem.cost(arch).macs <= most:
+            if EVEN_NEAR * most <= self.problem.cost(arch).macs <= most and self.problem.feasible(arch):
                 return arch
         return None
 

@@ -10,11 +10,11 @@ from trainonce.space import Architecture, Choice, SearchSpace
 
 RESOLUTION = "resolution"
 STRIDE = 32
-"""What most networks divide the side of an image by."""
+"""What most networks divide the side of an image by: a multiple of it makes whole maps."""
 
 
 def smaller_sides(side: int) -> range:
-    """What `STRIDE` divides from half of a side on; a side between two of these mostly costs what the next does."""
+    """What `STRIDE` divides from half of a side on: few, since each is traced."""
     return range(-(-side // (2 * STRIDE)) * STRIDE, side, STRIDE)
 
 

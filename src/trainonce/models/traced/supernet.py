@@ -25,6 +25,7 @@ from trainonce.nn.fast_graph import MOVING, FastProgram
 from trainonce.nn.ops import Slices
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_graph import DROPOUT, NORM, STATISTICS, GraphSpec, Line, Program, TensorSpec, place
+from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, SearchSpace
 
 T = TypeVar("T", bound="Traced")
@@ -442,6 +443,7 @@ def elastic(
     if resolutions is None:
         try:
             net = make(resolutions=smaller_sides(example_BCHW.shape[-1]))
+            MacsSampler(net.cost)  # may be refused with them where it is not without
         except UserError:
             net = make(resolutions=())
     else:
