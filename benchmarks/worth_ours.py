@@ -12,7 +12,7 @@ from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over
 from trainonce.models import Supernet
-from trainonce.pipeline.fitting import better_statistics
+from trainonce.pipeline.fitting import NEAR, better_statistics
 from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -25,8 +25,6 @@ from worth_table import DEVICES
 
 WARM_UP_IMAGES, PILOT_IMAGES = 256, 1024
 """The pace is the difference of two trainings on so many images, without what a training of any length takes."""
-NEAR = 0.9
-"""A device's subnets have at least this share of its MACs."""
 
 
 @dataclass(frozen=True, kw_only=True)
