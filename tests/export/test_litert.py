@@ -325,7 +325,7 @@ class TestSmaller:
             in_int8(graph, ranges, in_float=lambda name: name.startswith(kept)), graph, description, "int8"
         )
         found = outputs(content, x_BCHW)
-        within = 2e-6 if not kept else 0.2
+        within = 2e-5 if not kept else 0.2  # a kernel of another width sums otherwise: 2.2e-6 on a CPU with AVX-512
         assert float((found - expected).abs().max()) <= within * float(expected.abs().max().clamp(min=1))
 
     @pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "HARD_SWISH", "ADD", "MUL", "MEAN"])
