@@ -204,8 +204,8 @@ class SearchSpace:
         """Draw one whose choices of a role all lie at about the same share of their values.
 
         For each role a share is drawn uniformly, and for each choice up to `UNEVEN` is added or taken off. Where each
-        choice is drawn by itself, some layer is nearly always far narrower than the others, and the subnet no better
-        than it (docs/own_network.md). That depth and width go together is the idea of CompOFA (Sahni 2021, arXiv
+        choice is drawn by itself, some layer is nearly always far narrower than the others, which costs a network
+        that was trained before dearly (docs/own_network.md). That depth and width go together is the idea of CompOFA (Sahni 2021, arXiv
         2104.12642), which ties them to each other; here each role has a share of its own.
         """
         shares: dict[str, float] = {}

@@ -86,11 +86,14 @@ class FeasibleDraws:
         even = self.even and self._turn % 4 < 2
         self._turn += 1
         low, high = float(self.sampler.min_macs), self._most
-        for attempt in range(TRIED):
-            most = self.rng.uniform(low + NARROWEST * (high - low), high) if stratified else high
-            if even and attempt == 0 and (found := self._drawn_even(most)) is not None:
-                return found
-            arch = self._drawn(most)
+
+        def most() -> float:
+            return self.rng.uniform(low + NARROWEST * (high - low), high) if stratified else high
+
+        if even and (found := self._drawn_even(most())) is not None:
+            return found
+        for _ in range(TRIED):
+            arch = self._drawn(most())
             if self.problem.feasible(arch):
                 return arch
         return self.feasible
