@@ -205,8 +205,8 @@ class SearchSpace:
 
         For each role a share is drawn uniformly, and for each choice up to `UNEVEN` is added or taken off. Where each
         choice is drawn by itself, some layer is nearly always far narrower than the others, which costs a network
-        that was trained before dearly (docs/own_network.md). That depth and width go together is the idea of CompOFA (Sahni 2021, arXiv
-        2104.12642), which ties them to each other; here each role has a share of its own.
+        that was trained before dearly (docs/own_network.md). That depth and width go together is the idea of CompOFA
+        (Sahni 2021, arXiv 2104.12642), which ties them to each other; here each role has a share of its own.
         """
         shares: dict[str, float] = {}
 
