@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainonce import sampling
 from trainonce.cost.macs import Cost, CostModel, CostTerm
+from trainonce.cost.partial import PartialCosts
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.sampling import MacsSampler, SubnetDraws, even_subnets
@@ -148,18 +149,58 @@ class TestWindow:
             MacsSampler(small_cost()).sample(random.Random(0), below + 1, below + width - 1)
 
 
-def test_costs_that_join_many_choices_are_refused_at_once() -> None:
-    """Each of thirty widths costs together with every other, as in a network that concatenates all its maps."""
-    space = SearchSpace(tuple(Choice(name=f"layer{i}.width", values=(1, 2, 3)) for i in range(30)))
-    terms = tuple(CostTerm((one.name, other.name), _product) for one, other in itertools.combinations(space.choices, 2))
-    with pytest.raises(UserError, match=r"cannot be drawn by their MACs: .* depend on \d+ choices together \(layer0"):
-        MacsSampler(CostModel(space, terms))
-    few = space.restrict({f"layer{i}.width": (3,) for i in range(4, 30)})
-    assert MacsSampler(CostModel(few, terms)).max_macs == 9 * len(terms)
+class TestCostsOfSums:
+    """Each layer reads the maps of all before it, as in a DenseNet; with two resolutions 2 * 3 ** 6 subnets."""
+
+    LAYERS = 6
+
+    @classmethod
+    def cost(cls, *, resolutions: Sequence[int] = (), base: int = 1) -> CostModel:
+        """Layer i has the MACs of its width times that of each layer before it, times `base` ** i, at side 1."""
+        widths = tuple(Choice(name=f"layer{i}.width", values=(1, 2, 3)) for i in range(cls.LAYERS))
+        pairs = list(itertools.combinations(range(cls.LAYERS), 2))
+        if not resolutions:
+            terms = [CostTerm((f"layer{i}.width", f"layer{j}.width"), _scaled(base**i)) for i, j in pairs]
+            return CostModel(SearchSpace(widths), tuple(terms))
+        terms = [CostTerm((f"layer{j}.width", "resolution", f"layer{i}.width"), _scaled(base**i)) for i, j in pairs]
+        alone = CostTerm(("resolution",), lambda side: Cost(7 * side**2, 0))
+        width = CostTerm(("layer0.width",), lambda width: Cost(5 * width, 0))
+        sides = Choice(name="resolution", values=tuple(resolutions))
+        return CostModel(SearchSpace((sides, *widths)), (*terms, alone, width, CostTerm((), lambda: Cost(3, 0))))
+
+    @pytest.mark.parametrize("resolutions", [(), (2, 3)])
+    def test_draws_are_the_filtered_enumeration(self, resolutions: Sequence[int]) -> None:
+        cost = self.cost(resolutions=resolutions)
+        archs = [
+            cost.space.check(dict(zip((c.name for c in cost.space.choices), values, strict=True)))
+            for values in itertools.product(*(choice.values for choice in cost.space.choices))
+        ]
+        by_macs = sorted(cost(arch).macs for arch in archs)
+        sampler, rng = MacsSampler(cost), random.Random(5)
+        assert (sampler.min_macs, sampler.max_macs) == (by_macs[0], by_macs[-1])
+        low, high = by_macs[len(by_macs) // 3], by_macs[len(by_macs) // 3 + 60]
+        inside = [arch for arch in archs if low <= cost(arch).macs <= high]
+        counts = Counter(sampler.sample(rng, low, high) for _ in range(30 * len(inside)))
+        assert set(counts) <= set(inside)
+        assert chi_square_passes([counts[arch] for arch in inside], [30.0] * len(inside))
+
+    def test_there_are_as_many_states_as_sums(self) -> None:
+        """Of n widths of 1, 2 or 3 there are 2 n + 1 sums; after the last but one layer nothing else is asked."""
+        steps = PartialCosts(self.cost()).steps
+        assert [len(states) for states in steps] == [1, 3, 5, 7, 9, 11]
+
+    def test_more_than_can_be_listed_are_refused_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where each layer counts otherwise in those after it, every combination makes a difference of its own."""
+        monkeypatch.setattr(type(self), "LAYERS", 12)
+        with pytest.raises(UserError, match=r"cannot be drawn by their MACs: .* up to layer9.width makes 59,049 diff"):
+            MacsSampler(self.cost(base=3))
+        cost = self.cost(base=3)
+        few = cost.space.restrict({f"layer{i}.width": (3,) for i in range(4, 12)})
+        assert MacsSampler(cost.within(few)).max_macs == cost(cost.space.largest()).macs
 
 
-def _product(one: int, other: int) -> Cost:
-    return Cost(one * other, 0)
+def _scaled(by: int) -> Callable[..., Cost]:
+    return lambda *values: Cost(by * math.prod(values), 0)
 
 
 class TestPaper:

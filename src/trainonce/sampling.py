@@ -7,7 +7,6 @@ that, and rejects the few draws that binning let in. What remains is the uniform
 that the MACs lie in the window.
 """
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,20 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainonce.cost.macs import CostModel
+from trainonce.cost.partial import PartialCosts, Settled
 from trainonce.errors import UserError
 from trainonce.recipes import CYCLED, slot_named
 from trainonce.space import Architecture, Choice, Over, SearchSpace, derived_rng
 
-State = tuple[int | None, ...]
-Step = tuple[int | None, float, int, State]
-"""A value, the weight of drawing it, the MACs that it settles, and the state after it."""
 Floats = NDArray[np.float64]
 
 BINS = 4096
 TRIES = 2_000
 CELLS = 200
-MOST_STATES = 20_000
-"""Combinations of choices that later costs still look at, each of which holds `BINS` numbers."""
 
 
 class MacsSampler:
@@ -43,24 +38,13 @@ class MacsSampler:
     def __init__(self, cost: CostModel, *, over: Over = "choices") -> None:
         self.cost = cost
         self.over: Over = over
-        self._choices = cost.space.choices
-        self._order = {choice.name: i for i, choice in enumerate(self._choices)}
-        self._live = self._live_names()
-        self._refuse_joined()
-        self._due: list[list[int]] = [[] for _ in self._choices]
-        constant = 0
-        for number, term in enumerate(cost.terms):
-            if term.choices:
-                self._due[max(self._order[name] for name in term.choices)].append(number)
-            else:
-                constant += term.cost().macs
-        self._constant = constant
-        self._steps_at: dict[tuple[int, State], list[Step]] = {}
+        partial = PartialCosts(cost)
+        self._steps, self._constant = partial.steps, partial.constant
         self.min_macs, self.max_macs = self._range()
         self._width = max(1.0, (self.max_macs - self.min_macs) / BINS)
         self._holds_some: dict[int, bool] = {}
         """Of cells: a memory of what follows from the cell alone."""
-        self._after: dict[tuple[int, State], tuple[int, Floats]] = {}
+        self._after: dict[tuple[int, int], tuple[int, Floats]] = {}
 
     def holds(self, low: float, high: float) -> bool:
         """Whether a subnet with `low` <= MACs <= `high` is found."""
@@ -88,7 +72,7 @@ class MacsSampler:
         """
         first, last = self._bins(low, high)
         reaches = max(low, self.min_macs) <= min(high, self.max_macs)
-        if reaches and self._mass(*self._suffix(0, ()), first, last) > 0:
+        if reaches and self._mass(*self._suffix(0, 0), first, last) > 0:
             for _ in range(TRIES):
                 arch = self._draw(rng, first, last)
                 if low <= self.cost(arch).macs <= high:
@@ -143,76 +127,31 @@ class MacsSampler:
 
     def probability(self, low: float, high: float) -> float:
         """The share of all draws (see `over`) with MACs between, within the error of binning."""
-        offset, mass = self._suffix(0, ())
+        offset, mass = self._suffix(0, 0)
         first = round((low - self._constant) / self._width)
         last = round((high - self._constant) / self._width)
         return self._mass(offset, mass, first, last) / float(mass.sum())
 
-    # The dynamic programme. A partial architecture is summed up by the values that later choices or
-    # cost terms still look at (its state); below each state stands the probability mass by bin.
+    # The dynamic programme: below each state of a partial architecture stands the probability mass by bin.
 
-    def _live_names(self) -> list[tuple[str, ...]]:
-        last_use = {choice.name: self._order[choice.name] for choice in self._choices}
-        for choice in self._choices:
-            if choice.parent is not None:
-                last_use[choice.parent] = max(last_use[choice.parent], self._order[choice.name])
-        for term in self.cost.terms:
-            due = max((self._order[name] for name in term.choices), default=0)
-            for name in term.choices:
-                last_use[name] = max(last_use[name], due)
-        names = [choice.name for choice in self._choices]
-        return [tuple(n for n in names[:i] if last_use[n] >= i) for i in range(len(names) + 1)]
-
-    def _refuse_joined(self) -> None:
-        """Raise `UserError` where costs join so many choices that their combinations cannot be listed."""
-        for names in self._live:
-            joined = [self.cost.space[name] for name in names]
-            if math.prod(len(choice.values) + (choice.parent is not None) for choice in joined) > MOST_STATES:
-                raise UserError(
-                    "subnets of this space cannot be drawn by their MACs: the costs of what comes after depend on "
-                    f"{len(names)} choices together ({names[0]}, {names[1]}, …); draw uniformly, or restrict the space"
-                )
-
-    def _steps(self, i: int, state: State) -> list[Step]:
-        """What choice i can be, in a state."""
-        if (i, state) not in self._steps_at:
-            self._steps_at[i, state] = self._make_steps(i, state)
-        return self._steps_at[i, state]
-
-    def _make_steps(self, i: int, state: State) -> list[Step]:
-        choice = self._choices[i]
-        known = dict(zip(self._live[i], state, strict=True))
-        values: Sequence[int | None] = choice.open_values(known[choice.parent] if choice.parent else None)
-        weight = 1.0 / len(values) if values and self.over == "choices" else 1.0
-        steps = []
-        for value in values or (None,):
-            known[choice.name] = value
-            terms = (self.cost.terms[number] for number in self._due[i])
-            macs = sum(term.cost(*(known[name] for name in term.choices)).macs for term in terms)
-            steps.append((value, weight, macs, tuple(known[name] for name in self._live[i + 1])))
-        return steps
+    def _weight(self, steps: Sequence[Settled]) -> float:
+        return 1.0 / len(steps) if self.over == "choices" else 1.0
 
     def _range(self) -> tuple[int, int]:
-        bounds: dict[State, tuple[int, int]] = {(): (0, 0)}
-        layers: list[set[State]] = [{()}]
-        for i in range(len(self._choices)):
-            layers.append({step[3] for state in layers[-1] for step in self._steps(i, state)})
-        for i in reversed(range(len(self._choices))):
-            below = bounds
-            bounds = {}
-            for state in layers[i]:
-                ends = [(macs + below[n][0], macs + below[n][1]) for _, _, macs, n in self._steps(i, state)]
-                bounds[state] = (min(low for low, _ in ends), max(high for _, high in ends))
-        low, high = bounds[()]
+        bounds = [(0, 0)]
+        for layer in reversed(self._steps):
+            ends = [[(macs + bounds[n][0], macs + bounds[n][1]) for _, macs, n in steps] for steps in layer]
+            bounds = [(min(low for low, _ in each), max(high for _, high in each)) for each in ends]
+        [(low, high)] = bounds
         return low + self._constant, high + self._constant
 
-    def _suffix(self, i: int, state: State) -> tuple[int, Floats]:
+    def _suffix(self, i: int, state: int) -> tuple[int, Floats]:
         """The first bin and the mass by bin of everything from choice i on."""
         if (i, state) not in self._after:
-            if i == len(self._choices):
+            if i == len(self._steps):
                 return 0, np.ones(1)
-            parts = []
-            for _, weight, macs, following in self._steps(i, state):
+            parts, weight = [], self._weight(self._steps[i][state])
+            for _, macs, following in self._steps[i][state]:
                 offset, below = self._suffix(i + 1, following)
                 parts.append((offset + self._bin(macs), weight * below))
             start = min(offset for offset, _ in parts)
@@ -223,15 +162,14 @@ class MacsSampler:
         return self._after[i, state]
 
     def _draw(self, rng: random.Random, first: int, last: int) -> Architecture:
-        state: State = ()
-        pairs = []
-        for i, choice in enumerate(self._choices):
-            steps = self._steps(i, state)
-            masses = []
-            for _, weight, macs, following in steps:
+        state, pairs = 0, []
+        for i, choice in enumerate(self.cost.space.choices):
+            steps, masses = self._steps[i][state], []
+            weight = self._weight(steps)
+            for _, macs, following in steps:
                 bin_ = self._bin(macs)
                 masses.append(weight * self._mass(*self._suffix(i + 1, following), first - bin_, last - bin_))
-            value, _, macs, state = rng.choices(steps, masses)[0]
+            value, macs, state = rng.choices(steps, masses)[0]
             first, last = first - self._bin(macs), last - self._bin(macs)
             if value is not None:
                 pairs.append((choice.name, value))

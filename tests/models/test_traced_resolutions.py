@@ -1,6 +1,5 @@
 """A person's own network at several sizes of images: at each its largest subnet is the network itself."""
 
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 from tests.support.own_networks import Attention, Chain, Inverted, Residual, Shuffled
 from torch import Tensor, nn
 
-from trainonce import sampling, testing
+from trainonce import testing
+from trainonce.cost import partial
 from trainonce.cost.macs import counted_cost
+from trainonce.cost.partial import PartialCosts
 from trainonce.errors import UserError
 from trainonce.models.traced import Traced, TracedSettings, elastic, in_own_classes, resolutions, table
 from trainonce.models.traced.resolutions import smaller_sides
@@ -145,16 +146,27 @@ def test_by_default_the_sizes_are_what_the_network_can_take(monkeypatch: pytest.
     assert elastic(Chain(), torch.zeros(1, 1, 8, 8), resolutions=None).settings.resolutions == (8,)
 
 
+@pytest.mark.parametrize("asked", [None, (8, 12)])
+def test_the_resolution_can_be_turned_off_as_any_choice(
+    monkeypatch: pytest.MonkeyPatch, asked: tuple[int, ...] | None
+) -> None:
+    monkeypatch.setattr(resolutions, "STRIDE", 4)
+    example_BCHW = torch.zeros(1, 1, 16, 16)
+    assert elastic(Residual(), example_BCHW, resolutions=asked, off=("*.depth",)).settings.resolutions[0] == 8
+    assert elastic(Residual(), example_BCHW, resolutions=asked, off=("resolution",)).settings.resolutions == (16,)
+
+
 def test_no_smaller_sizes_where_subnets_could_not_be_drawn_by_their_macs_with_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resolutions, "STRIDE", 4)
     example_BCHW = torch.zeros(1, 1, 16, 16)
-    with_them = elastic(Residual(), example_BCHW, resolutions=(8, 12)).cost
-    joined = max(
-        math.prod(len(with_them.space[name].values) for name in names) for names in MacsSampler(with_them)._live
+    with_them, without = (
+        max(map(len, PartialCosts(elastic(Residual(), example_BCHW, resolutions=sides).cost).steps))
+        for sides in ((8, 12), ())
     )
-    monkeypatch.setattr(sampling, "MOST_STATES", joined - 1)
+    assert with_them > without
+    monkeypatch.setattr(partial, "MOST_STATES", with_them - 1)
     assert elastic(Residual(), example_BCHW, resolutions=None).settings.resolutions == (16,)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
@@ -17,7 +18,7 @@ from trainonce.errors import UserError
 from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.models.traced.axes import Dimension
 from trainonce.models.traced.layout import Elasticity, Kernel, TracedLayout, refuse_rigid, tensors_of
-from trainonce.models.traced.resolutions import Resolutions, check_same, ends_at_each_size, smaller_sides
+from trainonce.models.traced.resolutions import RESOLUTION, Resolutions, check_same, ends_at_each_size, smaller_sides
 from trainonce.models.traced.rules import OUTPUT, RULES
 from trainonce.models.traced.tracing import trace
 from trainonce.nn.batch_norm import Synchronisable, synchronised_batch_norm
@@ -435,10 +436,13 @@ def elastic(
 
     `example_BCHW` is a batch of square images of the size that the network will see. Subnets may take smaller
     images too, of the sides in `resolutions`: the network is traced at each. None stands for `smaller_sides` where the
-    network can take those, and for its own size alone where it cannot. `fields` are those of `TracedSettings`. With
+    network can take those, and for its own size alone where it cannot. `fields` are those of `TracedSettings`; of one
+    size, too, is a network with a pattern in `off` that "resolution" matches. With
     `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
     Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
     """
+    if any(fnmatchcase(RESOLUTION, pattern) for pattern in fields.get("off", ())):
+        resolutions = ()
     make = partial(supernet_of, Traced, model, example_BCHW, seed=seed, **fields)
     if resolutions is None:
         try:
