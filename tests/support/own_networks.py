@@ -111,6 +111,23 @@ class Concatenated(nn.Module):
         return logits
 
 
+class Dense(nn.Module):
+    """Each layer reads the maps of all layers before it, side by side (DenseNet)."""
+
+    def __init__(self, layers: int = 9, growth: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, growth, 1)
+        self.layers = nn.ModuleList(nn.Conv2d(growth * (i + 1), growth, 3, padding=1) for i in range(layers))
+        self.fc = nn.Linear(growth * (layers + 1), 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [F.relu(self.stem(x))]
+        for layer in self.layers:
+            maps.append(F.relu(layer(torch.cat(maps, dim=1))))
+        logits: Tensor = self.fc(torch.cat(maps, dim=1).mean((2, 3)))
+        return logits
+
+
 class Shuffled(nn.Module):
     """A shuffle of channels between two convolutions in groups, as a reshape that spells the channels out."""
 
