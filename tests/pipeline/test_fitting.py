@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.support.command_line import trainonce
 from tests.support.own_images import few_digits
+from tests.support.own_networks import Residual
 from tests.support.pace import an_epoch_a_second
 
 from trainonce.data import DataSet
@@ -19,6 +20,7 @@ from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
 from trainonce.evaluation.population import Bucket, draw_population, drawn_over
 from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
+from trainonce.models.traced import elastic
 from trainonce.pipeline import fitting
 from trainonce.pipeline.fitting import (
     CALIBRATION_IMAGES,
@@ -28,6 +30,7 @@ from trainonce.pipeline.fitting import (
     Watch,
     fit_supernet,
     planned_recipe,
+    refuse_small_budgets,
     smaller_ones_as_good,
 )
 from trainonce.pipeline.fitting_images import fit
@@ -234,6 +237,12 @@ def test_what_cannot_be_is_refused(
     least = net.cost_of(net.space.smallest()).macs
     with pytest.raises(UserError, match=rf"no subnet fits 0\.001 million MACs: the smallest has {least / 1e6:.3f}"):
         fit_supernet(net, RECIPE, data, run, FitSettings(minutes=1, max_macs=(1e3, 1e6)))
+    with pytest.raises(UserError, match="make all of them smaller with --width or --image-size$"):
+        refuse_small_budgets(net, (1e3,))
+    for stages, ways in ((False, "--stages or --image-size"), (True, "--image-size")):
+        own = elastic(Residual(), torch.zeros(1, 1, 8, 8), stages=stages)
+        with pytest.raises(UserError, match=f"smaller with {ways}, or leave --model out: a network from nothing"):
+            refuse_small_budgets(own, (1,))
     assert not run.path.exists()
     shutil.copytree(whole[0].path, run.path)
     other = settings_of(net).model_copy(update={"minutes": 5.0})

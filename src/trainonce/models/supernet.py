@@ -89,6 +89,11 @@ class Supernet(nn.Module, ABC):
         super().__init__()
         self.settings = settings
 
+    @property
+    def ways_to_smaller(self) -> str:
+        """What a person can do to have smaller subnets than the smallest, in words after "make all of them smaller"."""
+        return "with --width or --image-size"
+
     @abstractmethod
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes], through the subnet `arch`."""

@@ -171,7 +171,7 @@ def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
     if without:
         raise UserError(
             f"no subnet fits {' or '.join(without)} million MACs: the smallest has {least / 1e6:.3f}. Ask for more, or "
-            "make all of them smaller with --width or --image-size"
+            f"make all of them smaller {net.ways_to_smaller}"
         )
 
 

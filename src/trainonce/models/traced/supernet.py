@@ -110,6 +110,12 @@ class TracedNorm(Synchronisable):
         for name, tensor in tensors.items():
             place(self, name, tensor.empty())
 
+    @property
+    def ways_to_smaller(self) -> str:
+        """As `Supernet.ways_to_smaller`: stages where they are rigid, and a network from nothing."""
+        ways = "--image-size" if self.settings.stages else "--stages or --image-size"
+        return f"with {ways}, or leave --model out: a network from nothing can be smaller"
+
     def forward(self, x_BCHW: Tensor, cut: Mapping[str, Tensor], momentum: float, eps: float) -> Tensor:
         """Normalise [B, C, H, W] with `weight`, `bias`, `running_mean` and `running_var` of C channels.
 
