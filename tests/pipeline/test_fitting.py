@@ -237,7 +237,7 @@ def test_what_cannot_be_is_refused(
     least = net.cost_of(net.space.smallest()).macs
     with pytest.raises(UserError, match=rf"no subnet fits 0\.001 million MACs: the smallest has {least / 1e6:.3f}"):
         fit_supernet(net, RECIPE, data, run, FitSettings(minutes=1, max_macs=(1e3, 1e6)))
-    with pytest.raises(UserError, match="make all of them smaller with --width or --image-size$"):
+    with pytest.raises(UserError, match=r"make all of them smaller with --width or --image-size$"):
         refuse_small_budgets(net, (1e3,))
     for stages, ways in ((False, "--stages or --image-size"), (True, "--image-size")):
         own = elastic(Residual(), torch.zeros(1, 1, 8, 8), stages=stages)

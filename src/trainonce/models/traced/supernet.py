@@ -110,12 +110,6 @@ class TracedNorm(Synchronisable):
         for name, tensor in tensors.items():
             place(self, name, tensor.empty())
 
-    @property
-    def ways_to_smaller(self) -> str:
-        """As `Supernet.ways_to_smaller`: stages where they are rigid, and a network from nothing."""
-        ways = "--image-size" if self.settings.stages else "--stages or --image-size"
-        return f"with {ways}, or leave --model out: a network from nothing can be smaller"
-
     def forward(self, x_BCHW: Tensor, cut: Mapping[str, Tensor], momentum: float, eps: float) -> Tensor:
         """Normalise [B, C, H, W] with `weight`, `bias`, `running_mean` and `running_var` of C channels.
 
@@ -177,6 +171,12 @@ class Traced(Supernet):
         self._cuts: dict[Architecture, dict[str, tuple[Tensor | int | None, ...]]] = {}
         self._cut_in: tuple[tuple[int, int], ...] = ()
         self.reset_parameters(seed)
+
+    @property
+    def ways_to_smaller(self) -> str:
+        """As `Supernet.ways_to_smaller`: stages where they are rigid, and a network from nothing."""
+        ways = "--image-size" if self.settings.stages else "--stages or --image-size"
+        return f"with {ways}, or leave --model out: a network from nothing can be smaller"
 
     def describe(self, arch: Architecture) -> GraphSpec:
         return self._described(self._inside(self.space.check(arch)))
