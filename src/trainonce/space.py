@@ -200,6 +200,32 @@ class SearchSpace:
             return self.build(lambda _, values: rng.choice(values))
         return self.build(lambda choice, values: _draw(rng, values, [self._below(choice, v) for v in values]))
 
+    def draws_of(self, names: Sequence[str]) -> Iterator[tuple[Mapping[str, int], float]]:
+        """All values that a uniform draw can give some choices and those they depend on, each with its probability.
+
+        A choice that does not exist there is left out.
+        """
+        wanted: set[str] = set()
+        for name in names:
+            choice: Choice | None = self[name]
+            while choice is not None:
+                wanted.add(choice.name)
+                choice = self[choice.parent] if choice.parent else None
+        choices = [choice for choice in self.choices if choice.name in wanted]
+
+        def from_(i: int, values: dict[str, int], probability: float) -> Iterator[tuple[Mapping[str, int], float]]:
+            if i == len(choices):
+                yield values, probability
+                return
+            choice = choices[i]
+            open_values = choice.open_values(values.get(choice.parent) if choice.parent else None)
+            if not open_values:
+                yield from from_(i + 1, values, probability)
+            for value in open_values:
+                yield from from_(i + 1, values | {choice.name: value}, probability / len(open_values))
+
+        return from_(0, {}, 1.0)
+
     def sample_even(self, rng: random.Random) -> Architecture:
         """Draw one whose choices of a role all lie at about the same share of their values.
 

@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused(
         refuse_small_budgets(net, (1e3,))
     for stages, ways in ((False, "--stages or --image-size"), (True, "--image-size")):
         own = elastic(Residual(), torch.zeros(1, 1, 8, 8), stages=stages)
-        with pytest.raises(UserError, match=f"smaller with {ways}, or leave --model out: a network from nothing"):
+        with pytest.raises(UserError, match=f"smaller with {ways}, or begin without a network of your own"):
             refuse_small_budgets(own, (1,))
     assert not run.path.exists()
     shutil.copytree(whole[0].path, run.path)

@@ -6,7 +6,6 @@ architectures by their MACs (`trainonce.sampling`). Where layers read the maps o
 DenseNet, later costs depend on a sum of widths: then there are as many states as there are sums, not combinations.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +21,9 @@ Integers = NDArray[np.int64]
 
 MOST_STATES = 20_000
 """The most states before one choice."""
+MOST_VALUES = 100_000
+"""The most values that one term may have."""
+CANNOT = "subnets of this space cannot be drawn by their MACs"
 
 
 class Settled(NamedTuple):
@@ -44,16 +46,15 @@ class PartialCosts:
     """
 
     def __init__(self, cost: CostModel) -> None:
-        self.choices = cost.space.choices
+        self._space, self.choices = cost.space, cost.space.choices
         self._order = {choice.name: i for i, choice in enumerate(self.choices)}
         self._last_asked = {c.parent: i for i, c in enumerate(self.choices) if c.parent is not None}
         """Of choices whose values the states hold: the last choice that asks for them."""
         self._starting: list[dict[tuple[str, ...], Integers]] = [{} for _ in self.choices]
-        """Of the terms whose first choice is the i-th: what they cost, [leader's values, slots of their choices]."""
+        """Of the terms whose first choice but for the leader is the i-th: what they cost by slot of their choices, in a
+        row, or in one for each value of the leader."""
         self.constant = 0
         self._leader = self._led_by(cost.terms)
-        if self._leader is not None:
-            self._last_asked[self._leader.name] = len(self.choices) - 1
         for term in cost.terms:
             if term.choices:
                 self._add(term)
@@ -69,33 +70,42 @@ class PartialCosts:
         return (*choice.values, None) if choice.parent is not None else choice.values
 
     def _led_by(self, terms: Sequence[CostTerm]) -> Choice | None:
-        """The first choice, where most terms ask for it, as they do for a resolution: its value is in each state then,
-        and not what each choice to come costs with it."""
-        first = self.choices[0]
-        return first if 2 * sum(first.name in term.choices for term in terms) > len(terms) else None
+        """The first choice, where most terms of several choices ask for it, as they do for a resolution: its value is
+        in each state then, and not what each choice to come costs with it."""
+        joining = [term.choices for term in terms if len(term.choices) > 1]
+        first = self.choices[0] if self.choices else None
+        return first if first and 2 * sum(first.name in names for names in joining) > len(joining) else None
 
     def _add(self, term: CostTerm) -> None:
         names, table = self._table(term)
-        if self._leader is None or names == (self._leader.name,):
-            table = table[None]
-        elif names[0] == self._leader.name:
+        leader = None if self._leader is None else self._leader.name
+        if leader == names[0]:
+            self._last_asked[leader] = max(self._last_asked.get(leader, -1), self._order[names[-1]])
+        if leader == names[0] and len(names) > 1:
             names = names[1:]
         else:
-            table = np.broadcast_to(table, (len(self._leader.values), *table.shape))
+            table = table[None]
         if table.any():
             those = self._starting[self._order[names[0]]]
             those[names] = those.get(names, 0) + table.reshape(len(table), -1)
 
     def _table(self, term: CostTerm) -> tuple[tuple[str, ...], Integers]:
-        """The MACs of a term by the slots of its choices, in the order of the space; 0 for what cannot be."""
+        """The MACs of a term by the slots of its choices, in the order of the space; 0 for what no subnet has."""
         names = tuple(sorted(term.choices, key=self._order.__getitem__))
-        choices = [self.choices[self._order[name]] for name in names]
-        slots = [self._slots(choice) for choice in choices]
-        table = np.zeros([len(each) for each in slots], dtype=np.int64)
-        for at in itertools.product(*(range(len(each)) for each in slots)):
-            known = {name: each[slot] for name, each, slot in zip(names, slots, at, strict=True)}
-            if all(_can_be(choice, known) for choice in choices):
-                table[at] = term.cost(*(known[name] for name in term.choices)).macs
+        slots = [self._slots(self.choices[self._order[name]]) for name in names]
+        shape = [len(each) for each in slots]
+        if math.prod(shape) > MOST_VALUES:
+            raise UserError(
+                f"{CANNOT}: {names[0]} and {len(names) - 1} more choices cost together, in more than {MOST_VALUES:,} "
+                "ways; restrict the space"
+            )
+        table = np.zeros(shape, dtype=np.int64)
+        done: set[tuple[int, ...]] = set()
+        for known, _ in self._space.draws_of(names):
+            at = tuple(each.index(known.get(name)) for name, each in zip(names, slots, strict=True))
+            if at not in done:
+                done.add(at)
+                table[at] = term.cost(*(known.get(name) for name in term.choices)).macs
         return names, table
 
     def _after(self, i: int, choice: Choice, before: "_Layer") -> "_Layer":
@@ -131,8 +141,8 @@ class PartialCosts:
         states, number = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
         if len(states) > MOST_STATES:
             raise UserError(
-                "subnets of this space cannot be drawn by their MACs: what is chosen up to "
-                f"{choice.name} makes {len(states):,} differences to the costs of what comes after; restrict the space"
+                f"{CANNOT}: what is chosen up to {choice.name} makes {len(states):,} differences to the costs of what "
+                "comes after; restrict the space"
             )
         steps: list[list[Settled]] = [[] for _ in before.states]
         numbers = iter(number.reshape(-1).tolist())
@@ -147,7 +157,10 @@ class PartialCosts:
         for names, place in before.places.items():
             yield names, before.states[:, place]
         for names, table in self._starting[i].items():
-            yield names, table if self._leader is None or i == 0 else table[before.column(self._leader.name)]
+            if self._leader is not None and len(table) > 1:
+                yield names, table[before.column(self._leader.name)]
+            else:
+                yield names, table
 
     def _open(self, choice: Choice, slot: int, before: "_Layer") -> NDArray[np.bool_]:
         """Of each state, whether the choice can have that slot."""
@@ -173,10 +186,3 @@ class _Layer(NamedTuple):
     def column(self, name: str) -> Integers:
         """Of each state the slot of a choice that is held."""
         return self.states[:, self.held.index(name)]
-
-
-def _can_be(choice: Choice, known: dict[str, int | None]) -> bool:
-    """Whether a choice has its value in `known` in some architecture that has those of `known`."""
-    if choice.parent is None or choice.parent not in known:
-        return True
-    return known[choice.name] in (choice.open_values(known[choice.parent]) or (None,))

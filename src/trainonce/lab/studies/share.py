@@ -1,10 +1,9 @@
 """How much of a subnet's weights a random subnet trains: in closed form."""
 
 import math
-from collections.abc import Iterator, Mapping
 
 from trainonce.cost.macs import CostModel
-from trainonce.space import Architecture, Choice
+from trainonce.space import Architecture
 
 
 def expected_share(cost: CostModel, arch: Architecture) -> float:
@@ -16,7 +15,7 @@ def expected_share(cost: CostModel, arch: Architecture) -> float:
     """
     shared = []
     for term in cost.terms:
-        for drawn, probability in _draws(cost, term.choices):
+        for drawn, probability in cost.space.draws_of(term.choices):
             meet = (_smaller(arch.get(name), drawn.get(name)) for name in term.choices)
             shared.append(probability * term.cost(*meet).params)
     return math.fsum(shared) / cost(arch).params
@@ -24,27 +23,3 @@ def expected_share(cost: CostModel, arch: Architecture) -> float:
 
 def _smaller(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else min(a, b)
-
-
-def _draws(cost: CostModel, names: tuple[str, ...]) -> Iterator[tuple[Mapping[str, int], float]]:
-    """All values that a uniform draw can give some choices and those they depend on, each with its probability."""
-    wanted: set[str] = set()
-    for name in names:
-        choice: Choice | None = cost.space[name]
-        while choice is not None:
-            wanted.add(choice.name)
-            choice = cost.space[choice.parent] if choice.parent else None
-    choices = [choice for choice in cost.space.choices if choice.name in wanted]
-
-    def from_(i: int, values: dict[str, int], probability: float) -> Iterator[tuple[Mapping[str, int], float]]:
-        if i == len(choices):
-            yield values, probability
-            return
-        choice = choices[i]
-        open_values = choice.open_values(values.get(choice.parent) if choice.parent else None)
-        if not open_values:
-            yield from from_(i + 1, values, probability)
-        for value in open_values:
-            yield from from_(i + 1, values | {choice.name: value}, probability / len(open_values))
-
-    return from_(0, {}, 1.0)

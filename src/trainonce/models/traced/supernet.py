@@ -176,7 +176,7 @@ class Traced(Supernet):
     def ways_to_smaller(self) -> str:
         """As `Supernet.ways_to_smaller`: stages where they are rigid, and a network from nothing."""
         ways = "--image-size" if self.settings.stages else "--stages or --image-size"
-        return f"with {ways}, or leave --model out: a network from nothing can be smaller"
+        return f"with {ways}, or begin without a network of your own: one from nothing can be smaller"
 
     def describe(self, arch: Architecture) -> GraphSpec:
         return self._described(self._inside(self.space.check(arch)))
@@ -448,6 +448,8 @@ def elastic(
     Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
     """
     if any(fnmatchcase(RESOLUTION, pattern) for pattern in fields.get("off", ())):
+        if resolutions:
+            raise UserError(f"the resolution is turned off, but images of {sorted(resolutions)} pixels are asked for")
         resolutions = ()
     make = partial(supernet_of, Traced, model, example_BCHW, seed=seed, **fields)
     if resolutions is None:
