@@ -32,7 +32,8 @@ CELLS = 200
 class MacsSampler:
     """Draws architectures of `cost.space` whose MACs lie in a window.
 
-    `over` says what is uniform, given the window: the values of each choice, or the distinct subnets.
+    `over` says what is uniform, given the window: the values of each choice, or the distinct subnets. Raises
+    `UserError` as `PartialCosts`, where costs join too many choices.
     """
 
     def __init__(self, cost: CostModel, *, over: Over = "choices") -> None:

@@ -42,7 +42,7 @@ class PartialCosts:
 
     `steps[i][state]` are the values that choice i can have there, in their order. The only state before choice 0, and
     the only one after the last choice, is number 0. `constant` are MACs that follow from no choice. Raises `UserError`
-    where there are more than `MOST_STATES` states before one choice.
+    where there are more than `MOST_STATES` states before one choice, or a term may have more than `MOST_VALUES` values.
     """
 
     def __init__(self, cost: CostModel) -> None:

@@ -442,10 +442,10 @@ def elastic(
 
     `example_BCHW` is a batch of square images of the size that the network will see. Subnets may take smaller
     images too, of the sides in `resolutions`: the network is traced at each. None stands for `smaller_sides` where the
-    network can take those, and for its own size alone where it cannot. `fields` are those of `TracedSettings`; of one
-    size, too, is a network with a pattern in `off` that "resolution" matches. With
-    `num_classes` of another number than the network's, its last layer is drawn anew from `seed`.
-    Raises `UserError` that says what of the network cannot be followed, or that nothing of it is elastic.
+    network can take those, and for its own size alone where it cannot, or where a pattern in `off` matches
+    "resolution". `fields` are those of `TracedSettings`. With `num_classes` of another number than the network's, its
+    last layer is drawn anew from `seed`. Raises `UserError` that says what of the network cannot be followed, that
+    nothing of it is elastic, or that `off` and `resolutions` contradict each other.
     """
     if any(fnmatchcase(RESOLUTION, pattern) for pattern in fields.get("off", ())):
         if resolutions:
