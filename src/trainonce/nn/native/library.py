@@ -193,14 +193,16 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
 def _kept_or_built(folder: Path, name: str, command: list[str]) -> Path:
     """The library of this name in a folder: a file with the sum of its bytes at the end of its name.
 
-    One that has other bytes is damaged: loaded, it would end the process or give wrong numbers.
+    One that has other bytes is damaged: loaded, it would end the process or give wrong numbers. The new one takes its
+    place in one step: were it removed before, it could be what another process has just put there.
     Raises `OSError` where the folder cannot be written, and `subprocess.SubprocessError` where it does not compile.
     """
+    damaged = []
     for kept in sorted(folder.glob(f"{name}-*.so")):
         if kept.is_file() and kept.name == _summed(name, kept.read_bytes()):  # no link that leads nowhere
             return kept
         warnings.warn(f"{kept} is damaged: it is compiled anew", stacklevel=2)
-        kept.unlink(missing_ok=True)
+        damaged.append(kept)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that several processes may build at once
         built = Path(scratch, "kernels.so")
@@ -211,6 +213,9 @@ def _kept_or_built(folder: Path, name: str, command: list[str]) -> Path:
         write_synced(built, content)
         target = folder / _summed(name, content)
         built.replace(target)
+    for other in damaged:
+        if other != target:
+            other.unlink(missing_ok=True)
     sync_directory(folder)
     return target
 
