@@ -399,6 +399,14 @@ class TestKeepLargest:
         ]
         assert as_set(every(space.keep_largest({"depth": depth, "expand_ratio": expand}))) == as_set(kept)
 
+    @pytest.mark.parametrize("largest", [1, 2, 3])
+    @pytest.mark.parametrize("smallest", [1, 2, 9])
+    def test_the_smallest_of_the_largest(self, largest: int, smallest: int) -> None:
+        space, wanted = stages(), (1, 2, 3)[-largest:][:smallest]
+        kept = [values for values in every(space) if values["stage1.depth"] in wanted]
+        assert as_set(every(space.keep_largest({"depth": largest}).keep_smallest({"depth": smallest}))) == as_set(kept)
+        assert space.keep_smallest({"*": 1}).largest() == space.smallest()
+
     def test_one_of_everything_is_the_largest(self) -> None:
         space = stages(2)
         part = space.keep_largest({"*": 1})
@@ -409,6 +417,8 @@ class TestKeepLargest:
     def test_none_is_refused(self, count: int) -> None:
         with pytest.raises(UserError, match="depth"):
             stages().keep_largest({"depth": count})
+        with pytest.raises(UserError, match="depth"):
+            stages().keep_smallest({"depth": count})
 
 
 class TestCouple:

@@ -364,12 +364,21 @@ class SearchSpace:
         Roles that it lacks are passed over. Raises `UserError` for another pattern that matches nothing and for an n
         below 1.
         """
+        return self._keep_ends(counts, lambda values, count: values[-count:])
+
+    def keep_smallest(self, counts: Mapping[str, int]) -> "SearchSpace":
+        """As `keep_largest`, but the n smallest values."""
+        return self._keep_ends(counts, lambda values, count: values[:count])
+
+    def _keep_ends(
+        self, counts: Mapping[str, int], ends: Callable[[tuple[int, ...], int], tuple[int, ...]]
+    ) -> "SearchSpace":
         keep: dict[str, set[int]] = {choice.name: set(choice.values) for choice in self.choices}
         for pattern, count in counts.items():
             if count < 1:
                 raise UserError(f"{pattern!r} must keep at least 1 value, not {count}")
             for choice in self.matching(pattern):
-                keep[choice.name] &= set(choice.values[-count:])
+                keep[choice.name] &= set(ends(choice.values, count))
         return self._keep(keep)
 
     def couple(self, child: str, parent: str) -> "SearchSpace":

@@ -123,8 +123,8 @@ class TestOwn:
             ('phases = [{ name = "a", epochs = 1, target = "labels+teacher" }]', "the first phase cannot learn"),
             ('phases = [{ name = "a", epochs = 1, warmup_epochs = 1 }]', "warmup_epochs must be fewer than"),
             (
-                'phases = [{ name = "a", epochs = 2, warmup_epochs = 1, cosine = "recipe" }]',
-                "warmup_epochs goes with a cosine over the phase",
+                'phases = [{ name = "a", epochs = 2, warmup_epochs = 1, cosine = "cumulative" }]',
+                "warmup_epochs goes with a cosine over the phase or the recipe",
             ),
             (
                 'phases = [{ name = "a", epochs = 2, schedule = "constant", cosine = "recipe" }]',

@@ -4,6 +4,7 @@ import pytest
 from tests.support.paper_space import space
 
 from trainonce.recipes import RECIPES, Recipe, timetable
+from trainonce.space import Choice, SearchSpace
 
 NAMES = [
     "largest",
@@ -92,6 +93,21 @@ class TestPublished:
         phase = RECIPES[name].phases[-1]
         assert (phase.subnets, phase.target) == (subnets, target)
 
+    @pytest.mark.parametrize(
+        ("sides", "trained"),
+        [
+            ((64,), [(64,), (64,), (64,)]),
+            ((64, 96), [(64,), (64,), (64, 96)]),
+            ((32, 48, 64), [(32,), (48,), (32, 48, 64)]),
+            ((128, 160, 192, 224), [(128,), (192,), (128, 160, 192, 224)]),
+        ],
+    )
+    def test_quick_takes_smaller_images_first(self, sides: tuple[int, ...], trained: list[tuple[int, ...]]) -> None:
+        space = SearchSpace((Choice(name="resolution", values=sides), Choice(name="depth", values=(1, 2))))
+        parts = [phase.subspace(space) for phase in RECIPES["quick"].phases]
+        assert [part["resolution"].values for part in parts] == trained
+        assert all(part["depth"].values == (1, 2) for part in parts)
+
     def test_details(self) -> None:
         assert {name for name, recipe in RECIPES.items() if any(p.hold == "epoch" for p in recipe.phases)} == {
             "rss",
@@ -104,11 +120,11 @@ class TestPublished:
             assert phase.dropout_largest_only
             assert (phase.label_smoothing, phase.clip_value) == (0.1, 1.0)
             assert phase.distillation == ("alpha" if name == "alphanet" else "kl")
-        quick, (phase,) = RECIPES["quick"], RECIPES["quick"].phases
+        quick = RECIPES["quick"]
         assert quick.zero_init_residual
         assert (quick.optimizer, quick.batch_size, quick.passes) == ("sgd", 32, 120)
-        assert (phase.subnets, phase.target) == (("uniform",), "labels")
-        assert 0 < phase.warmup_epochs < phase.epochs
+        assert {(phase.subnets, phase.target) for phase in quick.phases} == {(("uniform",), "labels")}
+        assert [phase.warmup_epochs > 0 for phase in quick.phases] == [True, False, False]
         head, largest, subnets = RECIPES["transfer"].phases
         assert head.trains == "head"
         assert largest.trains == subnets.trains == "all"

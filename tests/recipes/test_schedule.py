@@ -103,6 +103,18 @@ class TestValues:
             for step in range(entry.start, entry.end, 97):
                 assert entry.lr(step) == pytest.approx(0.05 * (1 + math.cos(math.pi * step / steps)))
 
+    def test_one_cosine_after_a_warm_up(self) -> None:
+        """As one phase of the whole length has it."""
+        first = Phase(name="a", epochs=4, lr=0.5, warmup_epochs=1, cosine="recipe")
+        second = Phase(name="b", epochs=6, lr=0.5, cosine="recipe")
+        parts = timetable(Recipe(name="parts", about="A.", phases=(first, second)), 5)
+        whole = Phase(name="whole", epochs=10, lr=0.5, warmup_epochs=1)
+        (expected,) = timetable(Recipe(name="whole", about="A.", phases=(whole,)), 5)
+        found = [entry.lr(step) for entry in parts for step in range(entry.start, entry.end)]
+        assert found == [expected.lr(step) for step in range(50)]
+        with pytest.raises(ValidationError, match="no later phase has one"):
+            Recipe(name="late", about="A.", phases=(second, first))
+
     def test_frozen(self) -> None:
         with pytest.raises(ValidationError, match="frozen"):
             RECIPES["rss"].batch_size = 1  # type: ignore[misc]

@@ -100,12 +100,13 @@ def recipe_plan(recipe: Recipe) -> Table:
     """The phases of a recipe, one a row."""
     table = plain_table("phase", "epochs", "subnets a step", "lr", "trains", "learns", left=6)
     for phase in recipe.phases:
-        part: dict[str, int | list[int] | str] = {
-            **phase.keep_largest,
-            **{k: list(v) for k, v in phase.restrict.items()},
-            **phase.couple,
-        }
-        trained = ", ".join(f"{name}: {_kept(value)}" for name, value in part.items()) or "the whole space"
+        part = [
+            *((name, "/".join(map(str, values))) for name, values in phase.restrict.items()),
+            *((name, _count(count, "largest")) for name, count in phase.keep_largest.items()),
+            *((name, _count(count, "smallest")) for name, count in phase.keep_smallest.items()),
+            *((name, f"by {parent}") for name, parent in phase.couple.items()),
+        ]
+        trained = ", ".join(f"{name}: {kept}" for name, kept in part) or "the whole space"
         trained = f"the head alone; {trained}" if phase.trains == "head" else trained
         held = f", {_held(phase.hold_epochs)}" if phase.hold == "epoch" else ""
         subnets = (
@@ -120,10 +121,8 @@ def _held(epochs: float) -> str:
     return "one an epoch" if epochs == 1 else f"each for {epochs:.3g} epochs"
 
 
-def _kept(value: int | list[int] | str) -> str:
-    if isinstance(value, int):
-        return "the largest" if value == 1 else f"the {value} largest"
-    return f"by {value}" if isinstance(value, str) else "/".join(map(str, value))
+def _count(count: int, end: str) -> str:
+    return f"the {end}" if count == 1 else f"the {count} {end}"
 
 
 def print_wide(table: Table) -> None:

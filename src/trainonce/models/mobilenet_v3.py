@@ -7,6 +7,7 @@ from typing import ClassVar
 from trainonce.models.layout import Layout, MBConvSettings, StageLayout
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.registry import register
+from trainonce.models.supernet import sides_up_to
 
 GEOMETRIES: dict[str, dict[str, object]] = {
     "paper": {"stem_stride": 2, "strides": (2, 2, 2, 1, 2)},
@@ -16,8 +17,9 @@ GEOMETRIES: dict[str, dict[str, object]] = {
 }
 """Named geometries. `paper`: maps 16, 8, 4, 2, 2, 1 from 32 pixels; at 224 it is OFA's for ImageNet. `cifar`: 32, 32,
 16, 8, 8, 4, from DepS (Khare 2024): eleven times the MACs, much more accurate. `tiny`: half as wide and shallower, for
-8 x 8 images. `light`: half as wide, one or two blocks a stage, strides that follow the image size (`strides_for`),
-for trainings of minutes: on images of 64 pixels a step took a third of the time of one of `paper` (docs/LOG.md)."""
+8 x 8 images. `light`: half as wide, one or two blocks a stage, strides that follow the image size (`strides_for`), and
+smaller images to choose from (`sides_up_to`), for trainings of minutes: on images of 64 pixels a step took a third of
+the time of one of `paper` (docs/LOG.md)."""
 
 LAST_MAP = 4
 """The least side in pixels of the last map in geometries that follow the image size."""
@@ -52,7 +54,8 @@ class MobileNetV3Settings(MBConvSettings):
     @classmethod
     def geometry(cls, name: str, image_size: int) -> Mapping[str, object]:
         """The fields of a named geometry for images of a size."""
-        return {**(strides_for(image_size) if name == "light" else {}), **GEOMETRIES[name]}
+        suiting = {"resolutions": sides_up_to(image_size), **strides_for(image_size)} if name == "light" else {}
+        return {**suiting, **GEOMETRIES[name]}
 
 
 @register

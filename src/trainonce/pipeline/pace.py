@@ -59,11 +59,9 @@ class Pace:
         phase = entry.phase
         passes *= EVEN_VARY if "even" in phase.subnets else 1
         steps = max(1, min(entry.steps, -(-passes // len(phase.subnets))))
-        alike = phase.model_dump(
-            include={"subnets", "cycle", "keep_largest", "restrict", "couple", "target", "teacher", "trains"}
-        )
+        alike = phase.model_dump(include={"subnets", "cycle", "target", "teacher", "trains"})
         shared = recipe.model_dump(include={"batch_size", "optimizer", "augmentation"}), recipe.ema > 0
-        key = repr((net.family, net.settings, shared, steps, alike))
+        key = repr((net.family, net.settings, shared, steps, phase.subspace(net.space), alike))
         if key not in self._steps:
             self._steps[key] = self._timed(net, recipe, phase, steps)
         return self._steps[key]

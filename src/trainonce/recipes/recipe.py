@@ -68,11 +68,14 @@ class Phase(Settings):
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Over how many epochs at the phase's beginning the learning rate rises to `lr`."""
     cosine: Literal["phase", "recipe", "cumulative"] = "phase"
-    """Where the cosine starts and ends: over this phase; over the whole recipe; or, as in the paper's released
-    code, started with the recipe and ended with this phase, so that later phases begin far down the curve."""
+    """Where the cosine starts and ends: over this phase; over the whole recipe, after its first phase's warm-up; or, as
+    in the paper's released code, started with the recipe and ended with this phase, so that later phases begin far down
+    the curve."""
     keep_largest: ByRole[Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Trains only the part of the space where choices of these roles ("kernel", "depth", "width", "resolution"), names
     or patterns have their n largest values. Roles that a family lacks are passed over."""
+    keep_smallest: ByRole[Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """The same with the n smallest values, of those that `restrict` and `keep_largest` leave."""
     restrict: ByRole[tuple[int, ...]] = Field(default_factory=dict)
     """Trains only the part of the space where choices of these roles, names or patterns have these values."""
     couple: ByRole[str] = Field(default_factory=dict)
@@ -132,8 +135,8 @@ class Phase(Settings):
             raise ValueError("ramp_epochs goes with target 'largest'")
         if self.cosine != "phase" and self.schedule != "cosine":
             raise ValueError("`cosine` says where the schedule 'cosine' starts and ends: no other goes with it")
-        if self.warmup_epochs and self.cosine != "phase":
-            raise ValueError("warmup_epochs goes with a cosine over the phase")
+        if self.warmup_epochs and self.cosine == "cumulative":
+            raise ValueError("warmup_epochs goes with a cosine over the phase or the recipe")
         if self.warmup_epochs >= self.epochs:
             raise ValueError("warmup_epochs must be fewer than the phase's epochs")
         if self.label_weight + self.teacher_weight == 0:
@@ -144,14 +147,15 @@ class Phase(Settings):
 
     def passed_over(self, space: SearchSpace) -> tuple[str, ...]:
         """The roles that the phase names and `space` lacks: the phase does without them."""
-        asked = dict.fromkeys((*self.keep_largest, *self.restrict, *self.couple, *self.couple.values()))
+        parts = (self.keep_largest, self.keep_smallest, self.restrict, self.couple, self.couple.values())
+        asked = dict.fromkeys(name for part in parts for name in part)
         return tuple(name for name in asked if name in ROLES and not space.matching(name))
 
     def subspace(self, space: SearchSpace) -> SearchSpace:
         """The part of `space` that the phase trains. Raises `UserError` for a name that matches nothing."""
         for child, parent in self.couple.items():
             space = space.couple(child, parent)
-        return space.restrict(self.restrict).keep_largest(self.keep_largest)
+        return space.restrict(self.restrict).keep_largest(self.keep_largest).keep_smallest(self.keep_smallest)
 
 
 @final
@@ -195,6 +199,8 @@ class Recipe(Settings):
     def _check(self) -> Self:
         if self.phases[0].target == "labels+teacher" and self.phases[0].teacher == "largest":
             raise ValueError("the first phase cannot learn from the largest subnet: no phase before has trained it")
+        if any(phase.cosine == "recipe" and phase.warmup_epochs for phase in self.phases[1:]):
+            raise ValueError("of a cosine over the recipe the warm-up comes first: no later phase has one")
         return self
 
     @property

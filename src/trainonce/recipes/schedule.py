@@ -62,16 +62,18 @@ class PhaseSteps:
 def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
     """The phases laid out in steps, at least one each."""
     lengths = [max(1, round(phase.epochs * steps_per_epoch)) for phase in recipe.phases]
-    table = []
+    table, recipe_warmup = [], 0
     for index, (phase, steps) in enumerate(zip(recipe.phases, lengths, strict=True)):
         start = sum(lengths[:index])
         rise = phase.warmup_epochs * steps_per_epoch
         if phase.schedule == "one-cycle" and not phase.warmup_epochs:
             rise = ONE_CYCLE_RISE * steps
         warmup = min(round(rise), steps - 1)
+        if index == 0 and phase.cosine == "recipe":
+            recipe_warmup = warmup
         cosine_start, cosine_end = {
             "phase": (start + warmup, start + steps),
-            "recipe": (0, sum(lengths)),
+            "recipe": (recipe_warmup, sum(lengths)),
             "cumulative": (0, start + steps),
         }[phase.cosine]
         table.append(
