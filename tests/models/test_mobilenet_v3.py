@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from trainonce.errors import UserError
-from trainonce.models import FAMILIES, GEOMETRIES, MobileNetV3, MobileNetV3Settings, Supernet, build
+from trainonce.models import (
+    FAMILIES,
+    GEOMETRIES,
+    MobileNetV3,
+    MobileNetV3Settings,
+    ResNetSettings,
+    Supernet,
+    build,
+)
 from trainonce.models.layout import make_divisible
 from trainonce.nn import blocks, ops
 from trainonce.nn.plain import BN_MOMENTUM, MBConv, PlainNetwork
@@ -249,6 +257,24 @@ class TestGeometry:
             assert settings.resolutions == (side,)
         overridden = MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=2, depths=(1,))
         assert overridden.depths == (1,)
+
+    @pytest.mark.parametrize(
+        ("side", "sides"),
+        [
+            (8, (8,)),
+            (21, (21,)),
+            (22, (16, 22)),
+            (28, (21, 28)),
+            (32, (16, 24, 32)),
+            (50, (25, 37, 50)),
+            (64, (32, 48, 64)),
+        ],
+    )
+    def test_light_has_smaller_images_to_choose_from(self, side: int, sides: tuple[int, ...]) -> None:
+        images: dict[str, Any] = {"image_size": side, "in_channels": 1, "num_classes": 2, "geometry": "light"}
+        for settings in (MobileNetV3Settings, ResNetSettings):
+            assert settings.for_images(**images).resolutions == sides
+            assert settings.for_images(**images, resolutions=(side,)).resolutions == (side,)
 
     @pytest.mark.parametrize("side", [5, 8, 16, 28, 32, 48, 64, 100])
     def test_the_last_map_of_light_is_as_small_as_it_may_be(self, side: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainonce.data import DataSet
     from trainonce.data.baseline import Baseline
     from trainonce.models import Supernet
-    from trainonce.recipes import Recipe
+    from trainonce.recipes import Phase, Recipe
     from trainonce.run.directory import RunDirectory, Start
     from trainonce.run.lines import SubnetScore
     from trainonce.subnets.finetune import FinetuneProgress
@@ -102,8 +102,7 @@ def recipe_plan(recipe: Recipe) -> Table:
     for phase in recipe.phases:
         part = [
             *((name, "/".join(map(str, values))) for name, values in phase.restrict.items()),
-            *((name, _count(count, "largest")) for name, count in phase.keep_largest.items()),
-            *((name, _count(count, "smallest")) for name, count in phase.keep_smallest.items()),
+            *((name, _ends(phase, name)) for name in {**phase.keep_largest, **phase.keep_smallest}),
             *((name, f"by {parent}") for name, parent in phase.couple.items()),
         ]
         trained = ", ".join(f"{name}: {kept}" for name, kept in part) or "the whole space"
@@ -121,8 +120,11 @@ def _held(epochs: float) -> str:
     return "one an epoch" if epochs == 1 else f"each for {epochs:.3g} epochs"
 
 
-def _count(count: int, end: str) -> str:
-    return f"the {end}" if count == 1 else f"the {count} {end}"
+def _ends(phase: Phase, name: str) -> str:
+    """Which ends of the values of a choice a phase keeps, in words."""
+    kept = (("smallest", phase.keep_smallest), ("largest", phase.keep_largest))
+    counts = [(end, counts[name]) for end, counts in kept if name in counts]
+    return " of ".join(f"the {end}" if count == 1 else f"the {count} {end}" for end, count in counts)
 
 
 def print_wide(table: Table) -> None:

@@ -56,8 +56,9 @@ Stages = Annotated[
 Resolutions = Annotated[
     str | None,
     typer.Option(
-        help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size, of --from RUN that "
-        "run's; of --model also the multiples of 32 from half of it on, where the network can take them."
+        help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size, in the geometry light also "
+        "half and three quarters of it; of --from RUN that run's; of --model also the multiples of 32 from half of it "
+        "on, where the network can take them."
     ),
 ]
 Kernels = Annotated[

@@ -56,7 +56,7 @@ def begin(
     run's directory, whose supernet is trained further. Images get the size and normalisation that the network was
     trained with, where they are loaded here; a network for another number of classes gets a fresh head. `stages`,
     `kernels`, `rigid` (patterns of choices) and `resolutions` (the largest is the size of the images; None
-    for what suits it) say what of a network is elastic. A new network for one's own images,
+    for what suits network and geometry) say what of a network is elastic. A new network for one's own images,
     and with `light` for any, is of the geometry that suits a training of minutes, unless another is named.
     Raises `UserError` for what cannot be together or cannot be made.
     """
