@@ -9,6 +9,7 @@ subnet.
 
 import argparse
 from collections import defaultdict
+from typing import Any
 
 import torch
 from ai_edge_litert import schema_py_generated as schema
@@ -61,7 +62,7 @@ def main() -> None:
 
 def supernets() -> dict[str, Supernet]:
     """The two, by name."""
-    images = {"image_size": SIDE, "in_channels": 3, "num_classes": len(CLASSES)}
+    images: dict[str, Any] = {"image_size": SIDE, "resolutions": (SIDE,), "in_channels": 3, "num_classes": len(CLASSES)}
     return {
         "MobileNetV3": MobileNetV3(MobileNetV3Settings.for_images(**images, geometry="light"), seed=0),
         "ResNet": ResNet(ResNetSettings.for_images(**images, geometry="light"), seed=0),

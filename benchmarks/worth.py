@@ -64,6 +64,8 @@ class Bench:
     minutes: float
     seed: int
     out: Path
+    resolutions: tuple[int, ...] | None = None
+    """Sizes of images to choose from; None for the geometry's."""
 
     @property
     def seconds(self) -> float:
@@ -72,11 +74,13 @@ class Bench:
 
     def supernet(self, seed: int) -> MobileNetV3:
         """A supernet for the set's images."""
+        sizes: dict[str, Any] = {} if self.resolutions is None else {"resolutions": self.resolutions}
         settings = MobileNetV3Settings.for_images(
             image_size=self.data.image_size,
             in_channels=self.data.channels,
             num_classes=self.data.num_classes,
             geometry=self.geometry,
+            **sizes,
         )
         return MobileNetV3(settings, seed=seed)
 
@@ -269,6 +273,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train-images", type=int, default=5000, help="at most")
     parser.add_argument("--geometry", help="of the supernet; default: the library's for the image size")
+    parser.add_argument("--one-size", action="store_true", help="of images, whatever the geometry has to choose from")
     parser.add_argument("--recipe", nargs="+", default=["rss", "sandwich"], help="names or TOML files")
     parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="multiplies the recipe's rates")
     parser.add_argument("--crop-scale", type=float, help="smallest area of our crops; default: the set's own")
@@ -312,7 +317,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name_or_path in (asked.sets or SETS) if asked.sides else ():
         name, data = loaded(name_or_path, asked.train_images)
         for minutes, seed in product(asked.minutes, range(asked.seeds)):
-            bench = Bench(data=data, name=name, geometry=asked.geometry, minutes=minutes, seed=seed, out=asked.out)
+            bench = Bench(
+                data=data,
+                name=name,
+                geometry=asked.geometry,
+                resolutions=(data.image_size,) if asked.one_size else None,
+                minutes=minutes,
+                seed=seed,
+                out=asked.out,
+            )
             measure(bench, asked, settings)
     found = results_in(asked.out)
     print(f"\n{table(found, every_setting=asked.every_setting)}\n\n{break_evens(found)}")

@@ -22,7 +22,7 @@ from trainonce.lab.studies.run_study import StudyDirectory, StudyRunner, run_stu
 from trainonce.lab.studies.study import Study
 from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
-from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, Recipe
+from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, Phase, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.training.settings import TrainSettings
 
@@ -220,6 +220,23 @@ def test_the_pace_is_measured_and_remembered(tiny: Study, digits: DataSet, monke
     monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", None)
     assert meter.seconds(net, recipe) == once
     assert meter.seconds(net, adamw) == other != once, "each timed for itself"
+
+
+@pytest.mark.parametrize(("sides", "timed"), [((8,), 1), ((6, 8), 2), ((4, 6, 8), 3)])
+def test_phases_that_train_the_same_part_are_timed_once(
+    tiny: Study, digits: DataSet, monkeypatch: pytest.MonkeyPatch, sides: tuple[int, ...], timed: int
+) -> None:
+    """Of `quick` the first two, where there are two sizes of images; all three, where there is one."""
+    asked = list[str]()
+
+    def step(_meter: Pace, _net: Any, _recipe: Any, phase: Phase, _steps: int) -> float:
+        asked.append(phase.name)
+        return 1.0
+
+    monkeypatch.setattr(Pace, "_timed", step)
+    net = build(tiny.runs[0].family, {**tiny.runs[0].model, "resolutions": sides})
+    Pace(digits).seconds(net, RECIPES["quick"])
+    assert len(asked) == timed
 
 
 def test_subnets_are_recalibrated_on_images_varied_as_the_recipe_says(

@@ -85,6 +85,20 @@ def whole(
     return run, fitted
 
 
+def test_a_small_device_gets_a_network_for_smaller_images(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+) -> None:
+    """By `quick`, which begins with them; what it makes of the images of the data set is what was said."""
+    net, data, run = make_net(resolutions=(6, 8)), make_data(), RunDirectory(tmp_path / "run")
+    fitted = fit_supernet(net, RECIPES["quick"].with_batch_size(8), data, run, settings_of(net))
+    assert fitted is not None
+    assert net.space.parse(fitted[0].arch)["resolution"] == 6
+    for one in fitted:
+        network, _ = read_subnet(run.subnets / one.name)
+        assert score(network, data.test, data) == one.test
+    assert {line.phase for line in run.metrics()} == {phase.name for phase in RECIPES["quick"].phases}
+
+
 def test_every_device_gets_a_network_that_is_what_is_said(
     make_net: MakeNet, make_data: MakeData, whole: tuple[RunDirectory, list[Fitted]]
 ) -> None:

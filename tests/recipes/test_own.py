@@ -29,6 +29,7 @@ subnets = ["largest"]
 name = "second"
 epochs = 3.5
 keep_largest = { depth = 2 }
+keep_smallest = { depth = 1 }
 restrict = { "stage1.block1.kernel_size" = [3, 5] }
 subnets = ["uniform", "smallest"]
 target = "labels+teacher"
@@ -59,6 +60,7 @@ class TestOwn:
                     name="second",
                     epochs=3.5,
                     keep_largest={"depth": 2},
+                    keep_smallest={"depth": 1},
                     restrict={"stage1.block1.kernel_size": (3, 5)},
                     subnets=("uniform", "smallest"),
                     target="labels+teacher",
@@ -181,9 +183,10 @@ class TestOwn:
             Phase(name="a", epochs=1, restrict={"widths": (1,)}).subspace(space())
 
     def test_roles_that_a_space_lacks_are_passed_over_and_said(self) -> None:
-        phase = Phase(name="a", epochs=1, keep_largest={"depth": 1}, restrict={"resolution": (8,)})
-        assert phase.subspace(space()) == space().keep_largest({"depth": 1})
-        assert phase.passed_over(space()) == ("resolution",)
+        for asked in ({"restrict": {"resolution": (8,)}}, {"keep_smallest": {"resolution": 1}}):
+            phase = Phase(name="a", epochs=1, keep_largest={"depth": 1}, **asked)
+            assert phase.subspace(space()) == space().keep_largest({"depth": 1})
+            assert phase.passed_over(space()) == ("resolution",)
 
     def test_other_names_of_roles_are_roles(self) -> None:
         """Recipes of earlier versions, in run.json and in files of people's own, are the same values."""

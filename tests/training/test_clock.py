@@ -15,7 +15,7 @@ from trainonce.recipes import Phase, PhaseSteps, Recipe, phase_at, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.training.clock import TOLERATED, Clock
 from trainonce.training.loop import train_supernet
-from trainonce.training.settings import EpochEnd, TrainSettings
+from trainonce.training.settings import EpochEnd, Progress, TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -132,3 +132,28 @@ def test_without_time_steps_are_left_out_and_counted(make_net: MakeNet, make_dat
     steps = [line.step for line in lines]
     assert steps == sorted(set(steps))
     assert 48 in steps, "the first phase ends with its last step"
+
+
+@pytest.mark.parametrize(("step_s", "left"), [((100.0, 300.0), [0.0, 30.0, 12.0, 0.0]), ((), [0.0, 10.0, 20 / 3, 0.0])])
+def test_the_time_left_counts_steps_as_they_were_planned(
+    make_net: MakeNet,
+    make_data: MakeData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step_s: tuple[float, ...],
+    left: list[float],
+) -> None:
+    """Four steps, after each of which ten seconds pass: the last two are planned to take three times as long."""
+    now, seen = [0.0], list[float]()
+
+    def on_progress(at: Progress) -> None:
+        seen.append(at.seconds_left)
+        now[0] += 10
+
+    monkeypatch.setattr("trainonce.training.loop.time.monotonic", lambda: now[0])
+    recipe = Recipe(name="r", about="", phases=(Phase(name="a", epochs=0.5), Phase(name="b", epochs=0.5)), batch_size=8)
+    settings = TrainSettings(log_every=1, planned_step_s=step_s)
+    train_supernet(
+        *(make_net(), recipe, make_data(), RunDirectory(tmp_path / "run")), settings=settings, on_progress=on_progress
+    )
+    assert seen == pytest.approx(left)

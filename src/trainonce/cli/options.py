@@ -57,8 +57,8 @@ Resolutions = Annotated[
     str | None,
     typer.Option(
         help="Sizes of images to choose from, such as 24,28,32 (pixels). Default: one size, in the geometry light also "
-        "half and three quarters of it; of --from RUN that run's; of --model also the multiples of 32 from half of it "
-        "on, where the network can take them."
+        "half and three quarters of it; of --from RUN that run's, where the images have its size; of --model also the "
+        "multiples of 32 from half of it on, where the network can take them."
     ),
 ]
 Kernels = Annotated[

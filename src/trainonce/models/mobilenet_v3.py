@@ -7,7 +7,6 @@ from typing import ClassVar
 from trainonce.models.layout import Layout, MBConvSettings, StageLayout
 from trainonce.models.mbconv import MBConvSupernet
 from trainonce.models.registry import register
-from trainonce.models.supernet import sides_up_to
 
 GEOMETRIES: dict[str, dict[str, object]] = {
     "paper": {"stem_stride": 2, "strides": (2, 2, 2, 1, 2)},
@@ -23,6 +22,15 @@ the time of one of `paper` (docs/LOG.md)."""
 
 LAST_MAP = 4
 """The least side in pixels of the last map in geometries that follow the image size."""
+
+
+SMALLEST_SIDE = 16
+"""No image is made smaller than so many pixels unless a person asks."""
+
+
+def sides_up_to(image_size: int) -> tuple[int, ...]:
+    """Half, three quarters and the whole of a side in pixels, from `SMALLEST_SIDE` on: sizes to choose images from."""
+    return (*(side for side in (image_size // 2, image_size * 3 // 4) if side >= SMALLEST_SIDE), image_size)
 
 
 def strides_for(image_size: int) -> dict[str, object]:

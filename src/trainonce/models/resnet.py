@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from trainonce.cost.macs import Cost, CostModel, CostTerm, bn_cost, cached_term, conv_cost
 from trainonce.models.layout import make_divisible
 from trainonce.models.registry import register
-from trainonce.models.supernet import FamilySettings, Supernet, Weigh, sides_up_to
+from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.nn.ops import Slices, prefixed
 from trainonce.nn.plain import resize
 from trainonce.nn.plain_resnet import ResidualSpec, ResNetSpec
@@ -55,8 +55,7 @@ class ResNetSettings(FamilySettings):
         "wide": {"channels": (32, 64, 128)},
         "deep": {"channels": (32, 64, 128, 256), "depths": (1, 2, 3)},
     }
-    """Strides follow the image size in all of them (`strides_for`). `light` is for trainings of minutes, and has
-    smaller images to choose from (`sides_up_to`)."""
+    """Strides follow the image size in all of them (`strides_for`). `light` is for trainings of minutes."""
 
     @classmethod
     def geometry(cls, name: str, image_size: int) -> Mapping[str, object]:
@@ -64,8 +63,7 @@ class ResNetSettings(FamilySettings):
         fields = cls.geometries[name]
         channels = fields.get("channels", cls.model_fields["channels"].default)
         assert isinstance(channels, tuple)
-        sides = sides_up_to(image_size) if name == "light" else (image_size,)
-        return {"resolutions": sides, **strides_for(image_size, len(channels)), **fields}
+        return {**strides_for(image_size, len(channels)), **fields}
 
     @property
     def outer(self) -> tuple[int, ...]:

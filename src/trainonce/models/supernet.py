@@ -19,15 +19,6 @@ Weigh = Callable[[Tensor], Tensor]
 """Gives of a parameter a tensor of its shape: how much each of its numbers counts, 0 or more."""
 
 
-SMALLEST_SIDE = 16
-"""No image is made smaller than so many pixels unless a person asks."""
-
-
-def sides_up_to(image_size: int) -> tuple[int, ...]:
-    """Half, three quarters and the whole of a side in pixels, from `SMALLEST_SIDE` on: sizes to choose images from."""
-    return (*(side for side in (image_size // 2, image_size * 3 // 4) if side >= SMALLEST_SIDE), image_size)
-
-
 class FamilySettings(Settings):
     """What a supernet is built from: the images it is for; a family adds its geometry."""
 

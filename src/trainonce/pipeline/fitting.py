@@ -22,7 +22,7 @@ from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
-from trainonce.pipeline.pace import Planned, for_minutes, said_left_out
+from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
@@ -303,7 +303,7 @@ class _Fit:
         """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
         space = self.net.space
         began = time.monotonic()
-        evaluator(self.net, space.build(lambda _, values: values[len(values) // 2]))
+        evaluator(self.net, middling(space))
         one, devices = time.monotonic() - began, len(self.settings.max_macs)
         count = int(min(CANDIDATES, max(1, CHOOSING_SHARE * self.left() / one / devices)))
         drawn: list[tuple[Bucket, Architecture]] = []

@@ -20,6 +20,7 @@ from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
+from trainonce.space import Architecture, SearchSpace
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import Progress, TrainSettings
 
@@ -30,7 +31,7 @@ PLANNING_PASSES = 12
 EVEN_VARY = 2
 """So many times as many of even ones, whose sizes vary more."""
 GPU_WARM_STEPS = 16
-"""Steps before those that are timed on a GPU: most blocks have their graphs captured in them."""
+"""Steps before those that are timed on a GPU, for each size of images: most blocks have their graphs captured then."""
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Pace:
         have to be timed by the dozen before their sizes average out, and a held subnet's step costs the same on the
         CPU. On a GPU it replays a graph of the whole step there and graphs of its blocks here, which is nearly as fast.
         """
-        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS
+        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS * _sizes(phase.subspace(net.space))
         epoch = recipe.steps_per_epoch(len(self.data.train))
         changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
         first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
@@ -128,12 +129,23 @@ def said_left_out(last: MetricsLine) -> str:
     )
 
 
+def middling(space: SearchSpace) -> Architecture:
+    """The subnet of the middle value of each choice, on the largest images: about as long to score as most."""
+    part = space.keep_largest({"resolution": 1})
+    return part.build(lambda _, values: values[len(values) // 2])
+
+
+def _sizes(space: SearchSpace) -> int:
+    """How many sizes of images subnets have."""
+    return max((len(choice.values) for choice in space.matching("resolution")), default=1)
+
+
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:
     """About how many seconds it takes to score one middling subnet of one like `net`: what evaluating does, once."""
     net = type(net)(net.settings).eval()
     settings = EvaluateSettings(calibration_images=calibration_images)
     evaluator = Evaluator(data, "test" if split == "test" else "validate", settings)
-    middle = net.space.build(lambda _, values: values[len(values) // 2])
+    middle = middling(net.space)
     began = time.monotonic()
     evaluator(net.to(data.test.device), middle)
     return time.monotonic() - began

@@ -68,9 +68,9 @@ class Phase(Settings):
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Over how many epochs at the phase's beginning the learning rate rises to `lr`."""
     cosine: Literal["phase", "recipe", "cumulative"] = "phase"
-    """Where the cosine starts and ends: over this phase; over the whole recipe, after its first phase's warm-up; or, as
-    in the paper's released code, started with the recipe and ended with this phase, so that later phases begin far down
-    the curve."""
+    """Where the cosine starts and ends: over this phase; over the whole recipe, after its first phase's warm-up
+    if that has this cosine, too; or, as in the paper's released code, started with the recipe and ended with this
+    phase, so that later phases begin far down the curve."""
     keep_largest: ByRole[Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Trains only the part of the space where choices of these roles ("kernel", "depth", "width", "resolution"), names
     or patterns have their n largest values. Roles that a family lacks are passed over."""

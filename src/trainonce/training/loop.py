@@ -239,7 +239,7 @@ class _Loop:
         on_epoch: Callable[[EpochEnd], None],
         should_stop: Callable[[], bool],
     ) -> bool:
-        state, first_passes, began = self.state, self.state.passes, time.monotonic()
+        state, first, began = self.state, self.state.step, time.monotonic()
         saved, clock = began, self._clock()
         while state.step < self.steps:
             entry = phase_at(self.table, state.step)
@@ -252,8 +252,8 @@ class _Loop:
             done = state.step == self.steps
             if state.sums.steps == self.settings.log_every or state.step == entry.end:
                 self._look()
-                pace = (time.monotonic() - began) / (state.passes - first_passes)
-                self._log(on_progress, entry, lr, arch, seconds_left=self._passes_left() * pace)
+                pace = (time.monotonic() - began) / self._work(first, state.step)
+                self._log(on_progress, entry, lr, arch, seconds_left=self._work(state.step, self.steps) * pace)
                 if clock is not None and not done:
                     state.leave_out(clock.leave_out(state.step, state.seconds()))
             if self.ranks.first and (done or state.step // self.steps_per_epoch > before // self.steps_per_epoch):
@@ -287,10 +287,11 @@ class _Loop:
         self.requests_R.zero_()
         return _Requests(stop=stop, save=save)
 
-    def _passes_left(self) -> int:
-        """Subnets of the steps to come."""
-        step = self.state.step
-        return sum(len(e.phase.subnets) * (e.end - max(step, e.start)) for e in self.table if step < e.end)
+    def _work(self, first: int, end: int) -> float:
+        """What the steps from `first` to before `end` are to take: seconds as planned, else subnets."""
+        each = self.settings.planned_step_s or [len(entry.phase.subnets) for entry in self.table]
+        lengths = (max(0, min(entry.end, end) - max(entry.start, first)) for entry in self.table)
+        return sum(one * length for one, length in zip(each, lengths, strict=True))
 
     def _clock(self) -> Clock | None:
         planned, state = self.settings.planned_step_s, self.state
