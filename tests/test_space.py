@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainonce.errors import UserError
-from trainonce.space import UNEVEN, Architecture, Choice, Over, SearchSpace, derived_rng, derived_seed
+from trainonce.space import UNEVEN, Architecture, Choice, Over, SearchSpace
 
 Values = dict[str, int]
 
@@ -85,9 +85,6 @@ def stages(count: int = 1, *, depths: tuple[int, ...] = (1, 2, 3)) -> SearchSpac
                 )
     return SearchSpace(tuple(choices))
 
-
-KNOWN_SEED = 8605440082370975677
-"""Of (0, "subnets", 2, 1234): runs made today must resume tomorrow."""
 
 SMALL = SearchSpace(
     (
@@ -492,18 +489,3 @@ class TestMaking:
         for name in ("", "A", "a..b", "1a", "a b"):
             with pytest.raises(UserError, match="is not a dotted name"):
                 SearchSpace((Choice(name=name, values=(1,)),))
-
-
-class TestDerived:
-    def test_known_values(self) -> None:
-        assert derived_seed(0, "subnets", 2, 1234) == KNOWN_SEED
-        assert derived_rng(0, "subnets", 2, 1234).random() == random.Random(KNOWN_SEED).random()
-
-    def test_keys_do_not_run_into_each_other(self) -> None:
-        keys: list[tuple[int | str, ...]] = [(1, 23), (12, 3), (123,), ("1", 23), ("1", "23"), (1, 23, ""), ()]
-        assert len({derived_seed(*key) for key in keys}) == len(keys)
-
-    @settings(max_examples=50, deadline=None)
-    @given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4))
-    def test_fits_a_signed_64_bit_seed(self, key: list[int | str]) -> None:
-        assert 0 <= derived_seed(*key) < 2**63

@@ -188,9 +188,9 @@ _RECIPES = (
         about="For a person's own images and minutes: one uniform subnet a step, small batches, high rate, mild crops, "
         "smaller images first.",
         phases=(
-            _quick("small images", 48, warmup_epochs=6, keep_smallest={"resolution": 1}),
-            _quick("larger images", 48, keep_largest={"resolution": 2}, keep_smallest={"resolution": 1}),
-            _quick("all images", 24),
+            _quick("early", 48, warmup_epochs=6, keep_smallest={"resolution": 1}),
+            _quick("middle", 48, keep_largest={"resolution": 2}, keep_smallest={"resolution": 1}),
+            _quick("late", 24),
         ),
         batch_size=32,
         weight_decay=2e-3,
