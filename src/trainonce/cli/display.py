@@ -122,9 +122,8 @@ def _held(epochs: float) -> str:
 
 def _ends(phase: Phase, name: str) -> str:
     """Which ends of the values of a choice a phase keeps, in words."""
-    kept = (("smallest", phase.keep_smallest), ("largest", phase.keep_largest))
-    counts = [(end, counts[name]) for end, counts in kept if name in counts]
-    return " of ".join(f"the {end}" if count == 1 else f"the {count} {end}" for end, count in counts)
+    ends = {"smallest": phase.keep_smallest.get(name), "largest": phase.keep_largest.get(name)}
+    return " of ".join(f"the {end}" if count == 1 else f"the {count} {end}" for end, count in ends.items() if count)
 
 
 def print_wide(table: Table) -> None:

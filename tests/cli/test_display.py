@@ -1,0 +1,25 @@
+"""What the commands print."""
+
+import pytest
+
+from trainonce.cli.display import recipe_plan
+from trainonce.recipes import Phase, Recipe
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "the whole space"),
+        ({"keep_largest": {"depth": 1}}, "depth: the largest"),
+        ({"keep_smallest": {"depth": 2}}, "depth: the 2 smallest"),
+        (
+            {"keep_largest": {"resolution": 2}, "keep_smallest": {"resolution": 1}},
+            "resolution: the smallest of the 2 largest",
+        ),
+        ({"restrict": {"kernel": (3, 5)}, "couple": {"width": "depth"}}, "kernel: 3/5, width: by depth"),
+    ],
+)
+def test_a_plan_says_what_a_phase_trains(fields: dict[str, dict[str, int]], says: str) -> None:
+    recipe = Recipe(name="r", about="R.", phases=(Phase(name="a", epochs=1, **fields),))
+    (trains,) = (column for column in recipe_plan(recipe).columns if column.header == "trains")
+    assert list(trains.cells) == [says]
