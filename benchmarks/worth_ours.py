@@ -10,9 +10,9 @@ from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
-from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over
+from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over
 from trainonce.models import Supernet
-from trainonce.pipeline.fitting import NEAR, better_statistics
+from trainonce.pipeline.fitting import better_statistics
 from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
@@ -81,12 +81,16 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
     finished: list[Finetuned] = []
     for one in chosen:
+        if one in chosen[: len(finished)]:  # an earlier device has the same
+            finished.append(finished[chosen.index(one)])
+            continue
         network = evaluator.recalibrated(one.net, one.arch) if one.recalibrated else one.net.extract(one.arch)
         if one.net is alone:
             finished.append(Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"}))
             continue
-        ahead = [net.cost_of(later.arch).macs ** 0.5 for later in chosen[len(finished) :] if later.net is net]
-        left = (began + seconds - time.process_time()) * ahead[0] / sum(ahead)
+        ahead = [(later, net.cost_of(later.arch).macs ** 0.5) for later in chosen[len(finished) :] if later.net is net]
+        share = sum(weight for later, weight in ahead if later == one) / sum(weight for _, weight in ahead)
+        left = (began + seconds - time.process_time()) * share
         finished.append(finetuned(network, one.top1, evaluator, left, how))
     took = time.process_time() - began
     tester = Evaluator(data, "test", evaluating)
@@ -148,30 +152,30 @@ class Chosen(NamedTuple):
 def choose(
     net: Supernet, alone: Supernet | None, evaluator: Evaluator, most: int, *, over: DrawnOver, seed: int, until: float
 ) -> list[Chosen]:
-    """For each device the subnet of least loss on validate of up to `most`; of the largest there is one, and the
-    one as it was when it was trained `alone`.
+    """For each device the subnet of least loss on validate of those that fit it of up to `most` drawn for each device;
+    for the largest device also the largest subnet as it was when it was trained `alone`.
 
-    Rounds of one subnet for each device, the first in any case, until the process time is `until`.
+    Rounds of one subnet for each device, the first of each size of images in any case, until the process time is
+    `until`.
     """
-    sampler, largest = MacsSampler(net.cost), net.space.largest()
-    drawn = []
-    for device in DEVICES:
-        limit = max(device * sampler.max_macs, 1.02 * sampler.min_macs)
-        low, high = sampler.below(limit, share=NEAR)
-        bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
-        found = [] if device == 1 else draw_population(net.cost, [bucket], most, seed=seed, over=over)
-        drawn.append([arch for _, arch in found] or [largest])
-    scored: list[dict[Architecture, Score]] = [{} for _ in DEVICES]
+    sampler = MacsSampler(net.cost)
+    limits = [max(device * sampler.max_macs, 1.02 * sampler.min_macs) for device in DEVICES]
+    drawn = [draw_candidates(net.cost, limit, most, seed=seed, over=over) for limit in limits]
+    scored: dict[Architecture, Score] = {}
     for turn in range(most):
-        for archs, scores in zip(drawn, scored, strict=True):
-            if turn < len(archs) and (turn == 0 or time.process_time() < until):
-                scores[archs[turn]] = evaluator(net, archs[turn])
-    best = [min(scores.items(), key=lambda one: one[1].loss) for scores in scored]
-    chosen = [Chosen(net, arch, score.top1) for arch, score in best]
+        for archs in drawn:
+            wanted = turn < len(net.space.by_image_size()) or time.process_time() < until
+            if turn < len(archs) and archs[turn] not in scored and wanted:
+                scored[archs[turn]] = evaluator(net, archs[turn])
+    chosen = []
+    for limit in limits:
+        fitting = [(arch, score) for arch, score in scored.items() if net.cost_of(arch).macs <= limit]
+        arch, score = min(fitting, key=lambda one: one[1].loss)
+        chosen.append(Chosen(net, arch, score.top1))
     if alone is not None:
         recalibrated, score = better_statistics(alone, evaluator)
-        if score.loss < best[DEVICES.index(1)][1].loss:
-            chosen[DEVICES.index(1)] = Chosen(alone, largest, score.top1, recalibrated)
+        if score.loss < scored[chosen[-1].arch].loss:
+            chosen[-1] = Chosen(alone, alone.space.largest(), score.top1, recalibrated)
     return chosen
 
 

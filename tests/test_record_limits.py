@@ -83,16 +83,15 @@ class OneOverflows(Evaluator):
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), LARGEST_NUMBER])
 def test_the_other_subnets_are_recorded(make_net: MakeNet, make_data: MakeData, tmp_path: Path, loss: float) -> None:
     net, run = make_net(), RunDirectory(tmp_path)
-    population = draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
-    archs = list(dict.fromkeys(arch for _, arch in population))
+    archs = [arch for _, arch in draw_population(net.cost, make_buckets(net.cost), 2, seed=0)]
     evaluator = OneOverflows(make_data(), "validate", EvaluateSettings(calibration_images=8))
     evaluator.bad = {archs[3]: loss}
     message = f"1 of {len(archs)} subnets have no score on validate.* it is {loss:g} for {archs[3]}".replace("+", r"\+")
     with pytest.raises(RunError, match=message):
-        evaluate_population(net, 1, evaluator, run, population)
+        evaluate_population(net, 1, evaluator, run, archs)
     assert {line.arch for line in run.population()} == {str(arch) for arch in archs} - {str(archs[3])}
     evaluator.bad = {}
-    assert len(evaluate_population(net, 1, evaluator, run, population)) == len(archs)
+    assert len(evaluate_population(net, 1, evaluator, run, archs)) == len(archs)
 
 
 def test_training_stops_at_a_loss_that_its_record_could_not_hold(

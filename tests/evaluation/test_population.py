@@ -17,7 +17,9 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.evaluation.population import (
     Bucket,
+    DrawnOver,
     best_within,
+    draw_candidates,
     draw_population,
     evaluate_population,
     make_buckets,
@@ -97,6 +99,56 @@ class TestDraw:
     def test_an_empty_bucket_is_a_sentence(self) -> None:
         with pytest.raises(UserError, match=r"no subnet with 0\.600 to 0\.700 M MACs .* 0\.100 to 0\.499 M"):
             draw_population(counting_cost(), [Bucket(650e3, 50e3)], 1, seed=0)
+
+
+class TestCandidates:
+    """Of sizes 1 to 4 and MACs of the size times 10 b + c, in thousands."""
+
+    @staticmethod
+    def cost() -> CostModel:
+        b, c = (Choice(name=f"s.{name}", values=tuple(range(10))) for name in "bc")
+        size = Choice(name="resolution", values=(1, 2, 3, 4), role="resolution")
+        term = CostTerm((size.name, b.name, c.name), lambda size, b, c: Cost(size * (10 * b + c) * 1000, 0))
+        return CostModel(SearchSpace((size, b, c)), (term,))
+
+    def test_of_each_size_in_turn_near_the_limit(self) -> None:
+        cost = self.cost()
+        drawn = draw_candidates(cost, 66e3, 8, seed=0)
+        assert [arch["resolution"] for arch in drawn] == [4, 3, 2, 1, 4, 3, 2, 1]
+        assert len(set(drawn)) == 8
+        assert all(0.85 * 66e3 <= cost(arch).macs <= 66e3 for arch in drawn)
+        assert draw_candidates(cost, 66e3, 3, seed=0) == drawn[:3]
+
+    def test_sizes_with_more_subnets_make_up_for_others(self) -> None:
+        """From 56.1 to 66: of size 4 60 and 64, four of size 3, five of size 2, ten of size 1."""
+        sizes = [arch["resolution"] for arch in draw_candidates(self.cost(), 66e3, 100, seed=0)]
+        assert sizes == [4, 3, 2, 1] * 2 + [3, 2, 1] * 2 + [2, 1] + [1] * 5
+
+    def test_a_large_device_has_the_largest_of_smaller_sizes(self) -> None:
+        cost = self.cost()
+        drawn = draw_candidates(cost, 300e3, 40, seed=0)
+        of_size = {size: [cost(a).macs / 1e3 for a in drawn if a["resolution"] == size] for size in (1, 2, 3, 4)}
+        for size in (1, 2, 3):
+            largest = 99 * size
+            assert of_size[size][0] == largest
+            assert all(0.85 * largest <= macs <= largest for macs in of_size[size])
+            assert len(set(of_size[size])) == 10
+        assert all(255 <= macs <= 300 for macs in of_size[4])
+
+    def test_a_size_of_which_none_fits_is_passed_over(self) -> None:
+        more = CostTerm(("resolution",), lambda size: Cost(40_000 * size, 0))
+        cost = CostModel(self.cost().space, (*self.cost().terms, more))
+        assert {arch["resolution"] for arch in draw_candidates(cost, 100e3, 9, seed=0)} == {1, 2}
+        with pytest.raises(UserError, match=r"no subnet has 0\.03 M MACs or fewer"):
+            draw_candidates(cost, 30e3, 1, seed=0)
+
+    @pytest.mark.parametrize("over", ["choices", "even"])
+    def test_of_one_size_it_is_the_population(self, over: DrawnOver) -> None:
+        cost = counting_cost(role="width")
+        low, high = 0.85 * 235e3, 235e3
+        bucket = Bucket((low + high) / 2, (high - low) / 2)
+        population = [arch for _, arch in draw_population(cost, [bucket], 5, seed=1, over=over)]
+        assert draw_candidates(cost, 235e3, 5, seed=1, over=over) == population
 
 
 class TestBuckets:
@@ -218,8 +270,8 @@ def net(make_net: MakeNet) -> MobileNetV3:
 
 
 @pytest.fixture(scope="module")
-def population(net: MobileNetV3) -> list[tuple[Bucket, Architecture]]:
-    return draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
+def archs(net: MobileNetV3) -> list[Architecture]:
+    return [arch for _, arch in draw_population(net.cost, make_buckets(net.cost), 2, seed=0)]
 
 
 class TestEvaluate:
@@ -230,7 +282,7 @@ class TestEvaluate:
     def test_lines(
         self,
         net: MobileNetV3,
-        population: list[tuple[Bucket, Architecture]],
+        archs: list[Architecture],
         run: RunDirectory,
         make_data: MakeData,
     ) -> None:
@@ -238,13 +290,13 @@ class TestEvaluate:
         evaluator = Evaluator(data, "test", EvaluateSettings(calibration_images=8, seed=4))
         progress: list[tuple[int, SubnetScore]] = []
         found = evaluate_population(
-            net, 17, evaluator, run, population[:3], on_progress=lambda done, line: progress.append((done, line))
+            net, 17, evaluator, run, archs[:3], on_progress=lambda done, line: progress.append((done, line))
         )
         assert [done for done, _ in progress] == [1, 2, 3]
         assert [line for _, line in progress] == run.population()
-        assert [line.arch for line in found] == [str(arch) for _, arch in population[:3]]
+        assert [line.arch for line in found] == [str(arch) for arch in archs[:3]]
         assert sorted(found, key=lambda line: str(line.arch)) == [line for _, line in progress]
-        for (_, arch), line in zip(population, found, strict=False):
+        for arch, line in zip(archs, found, strict=False):
             plain = net.extract(arch)
             assert line.params == sum(p.numel() for p in plain.parameters())
             score = evaluator(net, arch)
@@ -264,22 +316,21 @@ class TestEvaluate:
     def test_what_is_recorded_is_not_done_again(
         self,
         net: MobileNetV3,
-        population: list[tuple[Bucket, Architecture]],
+        archs: list[Architecture],
         run: RunDirectory,
         make_data: MakeData,
     ) -> None:
-        archs = [arch for _, arch in population]
         first = CountingEvaluator(make_data())
-        begun = evaluate_population(net, 1, first, run, population, should_stop=lambda: len(first.asked) == 5)
+        begun = evaluate_population(net, 1, first, run, archs, should_stop=lambda: len(first.asked) == 5)
         assert first.asked == sorted(archs, key=str)[:5]  # those that begin alike are together
         second = CountingEvaluator(make_data())
-        whole = evaluate_population(net, 1, second, run, population)
+        whole = evaluate_population(net, 1, second, run, archs)
         assert second.asked == sorted(archs, key=str)[5:]
         assert [line.arch for line in whole] == [str(arch) for arch in archs]
         assert begun == [line for line in whole if line in begun]
         assert len(begun) == 5
         third = CountingEvaluator(make_data(), settings=EvaluateSettings(calibration_images=8, score_batch=3))
-        assert evaluate_population(net, 1, third, run, population) == whole  # the score's batches change nothing
+        assert evaluate_population(net, 1, third, run, archs) == whole  # the score's batches change nothing
         assert third.asked == []
         assert len(run.population()) == len(whole)
 
@@ -287,48 +338,48 @@ class TestEvaluate:
     def test_what_was_scored_otherwise_is_scored_again(
         self,
         net: MobileNetV3,
-        population: list[tuple[Bucket, Architecture]],
+        archs: list[Architecture],
         run: RunDirectory,
         make_data: MakeData,
         other: str,
     ) -> None:
-        evaluate_population(net, 1, CountingEvaluator(make_data()), run, population)
+        evaluate_population(net, 1, CountingEvaluator(make_data()), run, archs)
         changed = EvaluateSettings(
             calibration_images=9 if other == "calibration images" else 8, seed=1 if other == "seed" else 0
         )
         evaluator = CountingEvaluator(make_data(), "test" if other == "split" else "validate", changed)
-        evaluate_population(net, 2 if other == "step" else 1, evaluator, run, population)
-        assert set(evaluator.asked) == {arch for _, arch in population}
-        assert len(evaluator.asked) == len(population)
-        assert len(run.population()) == 2 * len(population)
+        evaluate_population(net, 2 if other == "step" else 1, evaluator, run, archs)
+        assert set(evaluator.asked) == set(archs)
+        assert len(evaluator.asked) == len(archs)
+        assert len(run.population()) == 2 * len(archs)
 
-    def test_a_subnet_in_two_buckets_is_scored_once(
+    def test_a_subnet_that_is_there_twice_is_scored_once(
         self,
         net: MobileNetV3,
-        population: list[tuple[Bucket, Architecture]],
+        archs: list[Architecture],
         run: RunDirectory,
         make_data: MakeData,
     ) -> None:
         evaluator = CountingEvaluator(make_data())
-        assert len(evaluate_population(net, 1, evaluator, run, [*population, *population])) == len(population)
-        assert len(evaluator.asked) == len(population)
+        assert len(evaluate_population(net, 1, evaluator, run, [*archs, *archs])) == len(archs)
+        assert len(evaluator.asked) == len(archs)
 
     def test_a_half_written_line_is_scored_again(
         self,
         net: MobileNetV3,
-        population: list[tuple[Bucket, Architecture]],
+        archs: list[Architecture],
         run: RunDirectory,
         make_data: MakeData,
     ) -> None:
-        evaluate_population(net, 1, CountingEvaluator(make_data()), run, population)
+        evaluate_population(net, 1, CountingEvaluator(make_data()), run, archs)
         content = run.population_file.read_bytes()
         run.population_file.write_bytes(content[:-20])
         count_file(run.population_file).unlink()  # a process that dies in a line has not counted it
         evaluator = CountingEvaluator(make_data())
         with pytest.warns(UncheckedWarning, match="half a line at its end is left out"):
-            evaluate_population(net, 1, evaluator, run, population)
-        assert evaluator.asked == [max((arch for _, arch in population), key=str)]
-        assert len(run.population()) == len(population)
+            evaluate_population(net, 1, evaluator, run, archs)
+        assert evaluator.asked == [max(archs, key=str)]
+        assert len(run.population()) == len(archs)
 
 
 GOOD = {"arch": "d1", "id": "0", "macs": 5, "params": 7, "top1": 1.5, "loss": 2.0, "images": 3, "step": 1}

@@ -138,9 +138,9 @@ def test_a_run_that_was_really_trained(
     net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
     train_supernet(net, RECIPES["rss"].scaled(0.002).with_batch_size(8), data, run, seed=0)
     trained, step = run.load_supernet()
-    population = draw_population(net.cost, make_buckets(net.cost), 2, seed=0)
+    archs = [arch for _, arch in draw_population(net.cost, make_buckets(net.cost), 2, seed=0)]
     settings = EvaluateSettings(calibration_images=8, calibration_batch=8)
-    lines = evaluate_population(trained, step, Evaluator(data, "validate", settings), run, population)
+    lines = evaluate_population(trained, step, Evaluator(data, "validate", settings), run, archs)
     page = build_page(read_groups([run.path]))
     best = max(lines, key=lambda line: float(line.top1))
     assert "12 subnets of one supernet (rss) were scored" in page

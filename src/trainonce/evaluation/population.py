@@ -6,7 +6,7 @@ with, so evaluating again does only what is missing.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, zip_longest
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +34,9 @@ PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 
 DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
+
+NEAR = 0.85
+"""Candidates for a device have at least this share of the MACs that subnets of their images' size can have there."""
 
 MOST_PER_BUCKET = 100_000
 """The most subnets that a bucket may be asked for."""
@@ -101,6 +104,34 @@ def draw_population(
             found[arch] = None
         drawn += [(bucket, arch) for arch in found]
     return drawn
+
+
+def draw_candidates(
+    cost: CostModel, max_macs: float, count: int, *, seed: int, over: DrawnOver = "choices"
+) -> list[Architecture]:
+    """Up to `count` distinct subnets of at most `max_macs`, to choose one from: of each size of images in turn, the
+    largest images first, those that come near the limit or the largest there are.
+
+    Drawn by MACs alone nearly all would have the size of images that most subnets of those MACs have, and a large
+    device none of smaller images. The largest subnet of a size that fits is the first of its size; the others are
+    drawn as `draw_population` draws. The first n of a larger draw are the draw of n. Raises `UserError` where no subnet
+    fits.
+    """
+    drawn: list[list[Architecture]] = []
+    for part in reversed(cost.space.by_image_size()):
+        sampler = MacsSampler(cost.within(part))
+        if sampler.min_macs > max_macs:
+            continue
+        low, high = sampler.below(max_macs, share=NEAR)
+        bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
+        of_size = [arch for _, arch in draw_population(sampler.cost, [bucket], count, seed=seed, over=over)]
+        if max_macs >= sampler.max_macs:
+            of_size = [part.largest(), *(arch for arch in of_size if arch != part.largest())]
+        drawn.append(of_size)
+    if not drawn:
+        raise UserError(f"no subnet has {max_macs / 1e6:g} M MACs or fewer")
+    in_turn = (arch for turn in zip_longest(*drawn) for arch in turn if arch is not None)
+    return list(islice(in_turn, count))
 
 
 def drawn_over(recipe: Recipe) -> DrawnOver:
@@ -197,21 +228,21 @@ def evaluate_population(
     step: int,
     evaluator: Evaluator,
     run: RunDirectory,
-    population: Sequence[tuple[Bucket, Architecture]],
+    archs: Iterable[Architecture],
     *,
     workers: int | None = None,
     cluster: str = LOCAL,
     on_progress: Callable[[int, SubnetScore], None] = lambda _done, _line: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[SubnetScore]:
-    """Score what is not recorded yet of a population drawn; returns a line for each subnet, old and new, in order.
+    """Score what is not recorded yet of some subnets; returns a line for each, old and new, in order.
 
     `step` is the training step of the weights. `workers` and `cluster` are `fan_out`'s: who scores; this process
-    alone records, and without them also scores. `on_progress` gets, for each subnet scored, how many of the
-    population are recorded, and its line. Stops early, with what is done recorded, when `should_stop` says so.
+    alone records, and without them also scores. `on_progress` gets, for each subnet scored, how many of them are
+    recorded, and its line. Stops early, with what is done recorded, when `should_stop` says so.
     """
     known = recorded(run, evaluator, step)
-    wanted = dict.fromkeys(arch for _, arch in population)
+    wanted = dict.fromkeys(archs)
     missing = [arch for arch in wanted if str(arch) not in known]
     done = len(wanted) - len(missing)
 

@@ -151,7 +151,7 @@ def evaluate(
     with place.lock():
         on_start()
         lines = evaluate_population(
-            *(net, step, evaluator, place, population),
+            *(net, step, evaluator, place, (arch for _, arch in population)),
             workers=workers,
             cluster=cluster,
             on_progress=note,

@@ -19,7 +19,7 @@ from trainonce.data.baseline import baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import PerClass, score_by_class
-from trainonce.evaluation.population import Bucket, DrawnOver, draw_population, drawn_over, evaluate_population
+from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out
@@ -27,7 +27,6 @@ from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetabl
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
-from trainonce.sampling import MacsSampler
 from trainonce.settings import Settings, refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -51,8 +50,6 @@ CHOOSING_SHARE = 0.15
 """How much of the time left after training goes into choosing subnets."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
-NEAR = 0.85
-"""Candidates for a device have at least this share of its MACs, where there are such subnets."""
 CALIBRATION_IMAGES = 400
 """Augmented images that batch norms are recalibrated on: a fifth of what the commands that compare subnets take, since
 each candidate and each epoch of fine-tuning pays for them."""
@@ -108,7 +105,7 @@ class Fitted(Settings):
     name: str
     """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
     candidates: int
-    """The number of subnets scored of about this size, of which it had the least loss."""
+    """The number of subnets scored that fit the device, of which it had the least loss."""
     before_subnets: bool = False
     """Whether it is the largest subnet as it was before others shared its weights."""
     finetuned_epochs: int
@@ -218,10 +215,6 @@ class _Fit:
         self.optimizer, self.class_balance, self.only_largest = "sgd", 0.0, False
         self.drawn: DrawnOver = "choices"
         self.done: list[Fitted] = []
-        sampler = MacsSampler(net.cost)
-        windows = [sampler.below(limit, share=NEAR) for limit in settings.max_macs]
-        self.buckets = [Bucket(centre=(low + high) / 2, half=(high - low) / 2) for low, high in windows]
-        """The MACs that each device's candidates may have."""
 
     def seconds(self) -> float:
         """Seconds spent so far, in this and earlier sessions."""
@@ -300,20 +293,21 @@ class _Fit:
         return (alone / table[-1].end,) if alone else ()
 
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
-        """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
-        space = self.net.space
+        """For each device the subnet that has the least cross-entropy on validate of those drawn that fit it."""
+        space, limits = self.net.space, self.settings.max_macs
         began = time.monotonic()
         evaluator(self.net, middling(space))
-        one, devices = time.monotonic() - began, len(self.settings.max_macs)
-        count = int(min(CANDIDATES, max(1, CHOOSING_SHARE * self.left() / one / devices)))
-        drawn: list[tuple[Bucket, Architecture]] = []
-        for limit, bucket in zip(self.settings.max_macs, self.buckets, strict=True):  # one by one: they may overlap
-            if limit >= self.largest_macs:
-                drawn.append((bucket, space.largest()))
-            if limit < self.largest_macs or not self.only_largest:
-                drawn += draw_population(self.net.cost, [bucket], count, seed=self.settings.seed, over=self.drawn)
-        wanted = len({arch for _, arch in drawn})
-        self.watch.stage(f"Choosing: subnets for each device, {wanted} in all, are scored on the validate split")
+        one = time.monotonic() - began
+        in_time = CHOOSING_SHARE * self.left() / one / len(limits)
+        count = int(min(CANDIDATES, max(len(space.by_image_size()), in_time)))
+        drawn: dict[Architecture, None] = {}
+        for limit in limits:
+            if self.only_largest and limit >= self.largest_macs:
+                drawn[space.largest()] = None
+            else:
+                found = draw_candidates(self.net.cost, limit, count, seed=self.settings.seed, over=self.drawn)
+                drawn |= dict.fromkeys(found)
+        self.watch.stage(f"Choosing: {len(drawn)} subnets that fit the devices are scored on the validate split")
         lines = evaluate_population(
             self.net,
             self._step(),
@@ -321,19 +315,19 @@ class _Fit:
             self.run,
             drawn,
             workers=1,
-            on_progress=lambda done, _line: self.watch.choosing(done, wanted),
+            on_progress=lambda done, _line: self.watch.choosing(done, len(drawn)),
             should_stop=self.watch.should_stop,
         )
         if self.watch.should_stop():
             raise _StoppedEarlyError
         chosen = []
-        for limit, bucket in zip(self.settings.max_macs, self.buckets, strict=True):
-            fitting = [line for line in lines if line.macs in bucket]
+        for limit in limits:
+            fitting = [line for line in lines if line.macs <= limit]
             best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
-            found = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
+            taken = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
             if limit >= self.largest_macs:
-                found = self._or_alone(found, best.loss, evaluator)
-            chosen.append(found)
+                taken = self._or_alone(taken, best.loss, evaluator)
+            chosen.append(taken)
         return chosen
 
     def _or_alone(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
@@ -361,8 +355,14 @@ class _Fit:
         return int(newest[1]["step"])
 
     def _hand_over(self, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]) -> Fitted:
-        """Take the next device's subnet out, fine-tune it in its share of the time left, score it, write it."""
+        """Take the next device's subnet out, fine-tune it in its share of the time left, score it, write it.
+
+        Or write it again, where an earlier device has the same.
+        """
         limit, chosen = ahead[0]
+        for other in self.done:
+            if (other.arch, other.before_subnets) == (str(chosen.arch), chosen.before_subnets):
+                return self._hand_over_again(other, limit, chosen.candidates)
         own = not chosen.recalibrated
         network = chosen.net.extract(chosen.arch) if own else evaluator.recalibrated(chosen.net, chosen.arch)
         before = finite(evaluator.score(network), "validate")
@@ -408,13 +408,21 @@ class _Fit:
             per_class=classes,
         )
 
+    def _hand_over_again(self, other: Fitted, limit: float, candidates: int) -> Fitted:
+        """Write another device's network for this one, too."""
+        network, described = read_subnet(self.run.subnets / other.name)
+        place = self.run.subnets / name_of(limit)
+        write_subnet(place, network, described)
+        return other.model_copy(update={"max_macs": limit, "name": place.name, "candidates": candidates})
+
     def _finetuned(
         self, network: nn.Module, before: Score, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]
     ) -> tuple[Finetuned | None, FinetuneSettings]:
         """The next device's subnet fine-tuned in its share of the time left, and how.
 
         None where that is too short for an epoch, where none was better on validate than `before`, and for a largest
-        subnet of before its weights were shared, which was trained to its end: others have its time.
+        subnet of before its weights were shared, which was trained to its end: others have its time. A network for
+        several devices has the shares of all.
         """
         how = FinetuneSettings.by(
             self.optimizer,
@@ -424,15 +432,17 @@ class _Fit:
             class_balance=self.class_balance,
             seed=self.settings.seed,
         )
-        if ahead[0][1].before_subnets:
+        (limit, first), *_ = ahead
+        if first.before_subnets:
             return None, how
-        weights = [min(limit, self.largest_macs) ** 0.5 for limit, chosen in ahead if not chosen.before_subnets]
-        share = self.left() * weights[0] / sum(weights)
+        others = [chosen for _, chosen in ahead if not chosen.before_subnets]
+        weights = [(chosen.arch == first.arch, self.net.cost_of(chosen.arch).macs ** 0.5) for chosen in others]
+        share = self.left() * sum(one for own, one in weights if own) / sum(one for _, one in weights)
         epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {ahead[0][0] / 1e6:g} million MACs: {epochs} epochs")
+        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs} epochs")
         tuned = finetune(network, evaluator, how, on_progress=self.watch.finetuning, should_stop=self.watch.should_stop)
         if tuned is None:
             raise _StoppedEarlyError

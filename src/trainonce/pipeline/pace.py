@@ -74,7 +74,7 @@ class Pace:
         have to be timed by the dozen before their sizes average out, and a held subnet's step costs the same on the
         CPU. On a GPU it replays a graph of the whole step there and graphs of its blocks here, which is nearly as fast.
         """
-        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS * _sizes(phase.subspace(net.space))
+        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS * len(phase.subspace(net.space).by_image_size())
         epoch = recipe.steps_per_epoch(len(self.data.train))
         changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
         first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
@@ -133,11 +133,6 @@ def middling(space: SearchSpace) -> Architecture:
     """The subnet of the middle value of each choice, on the largest images: about as long to score as most."""
     part = space.keep_largest({"resolution": 1})
     return part.build(lambda _, values: values[len(values) // 2])
-
-
-def _sizes(space: SearchSpace) -> int:
-    """How many sizes of images subnets have."""
-    return max((len(choice.values) for choice in space.matching("resolution")), default=1)
 
 
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:

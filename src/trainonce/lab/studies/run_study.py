@@ -291,7 +291,7 @@ class _RunTrainer:
                 step,
                 evaluator,
                 directory,
-                [(Bucket(0, 0), arch) for arch in unique],  # what it takes; only the architectures count
+                unique,
                 should_stop=self.given.should_stop,
             )
         if len(lines) < len(unique):
