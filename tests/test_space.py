@@ -418,16 +418,12 @@ class TestKeepLargest:
             stages().keep_smallest({"depth": count})
 
 
-class TestByImageSize:
-    def test_parts_of_one_size_each_make_up_the_space(self) -> None:
-        sizes = Choice(name="resolution", values=(8, 16, 24), role="resolution")
-        space = SearchSpace((sizes, *stages().choices))
-        parts = [every(part) for part in space.by_image_size()]
-        assert [{values["resolution"] for values in part} for part in parts] == [{8}, {16}, {24}]
-        assert as_set([values for part in parts for values in part]) == as_set(every(space))
-
-    def test_without_a_choice_of_size_there_is_one(self) -> None:
-        assert stages().by_image_size() == [stages()]
+def test_parts_of_one_image_size_each_make_up_the_space() -> None:
+    space = SearchSpace((Choice(name="resolution", values=(8, 16, 24), role="resolution"), *stages().choices))
+    parts = [every(part) for part in space.by_image_size()]
+    assert [{values["resolution"] for values in part} for part in parts] == [{8}, {16}, {24}]
+    assert as_set([values for part in parts for values in part]) == as_set(every(space))
+    assert stages().by_image_size() == [stages()]
 
 
 class TestCouple:

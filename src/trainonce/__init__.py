@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
     from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
     from trainonce.models.traced import elastic
-    from trainonce.pipeline.fitting import FitSettings, Fitted, fit_supernet
+    from trainonce.pipeline.fitted import FitSettings, Fitted
+    from trainonce.pipeline.fitting import fit_supernet
     from trainonce.pipeline.hub import from_pretrained, push_to_hub
     from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe
     from trainonce.run.directory import RunDirectory
@@ -33,7 +34,8 @@ else:
             "data": ("DataSet", "load_dataset"),
             "errors": ("RunError", "UserError"),
             "evaluation.evaluator": ("EvaluateSettings", "Evaluator", "Score"),
-            "pipeline.fitting": ("FitSettings", "Fitted", "fit_supernet"),
+            "pipeline.fitted": ("FitSettings", "Fitted"),
+            "pipeline.fitting": ("fit_supernet",),
             "models": ("MobileNetV3", "MobileNetV3Settings", "Supernet"),
             "models.traced": ("elastic",),
             "pipeline.hub": ("from_pretrained", "push_to_hub"),

@@ -23,16 +23,13 @@ from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.models.traced import elastic
 from trainonce.pipeline import fitting
+from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, sharing, smaller_ones_as_good
 from trainonce.pipeline.fitting import (
     CALIBRATION_IMAGES,
-    FitRecord,
-    FitSettings,
-    Fitted,
     Watch,
     fit_supernet,
     planned_recipe,
     refuse_small_budgets,
-    smaller_ones_as_good,
 )
 from trainonce.pipeline.fitting_images import fit
 from trainonce.pipeline.verifying import verify
@@ -94,7 +91,7 @@ def whole(
     fitted = finished(make_net, make_known, run)
     assert fitted is not None
     small, large = fitted
-    assert small.arch != large.arch
+    assert sharing(fitted) == [[small], [large]]
     return run, fitted
 
 
@@ -105,7 +102,7 @@ def test_a_small_device_gets_a_network_for_smaller_images(
     net, data, run = make_net(resolutions=(6, 8)), make_data(), RunDirectory(tmp_path / "run")
     fitted = fit_supernet(net, RECIPES["quick"].with_batch_size(8), data, run, settings_of(net))
     assert fitted is not None
-    assert net.space.parse(fitted[0].arch)["resolution"] == 6
+    assert fitted[0].resolution == net.space.parse(fitted[0].arch)["resolution"] == 6
     for one in fitted:
         network, _ = read_subnet(run.subnets / one.name)
         assert score(network, data.test, data) == one.test
@@ -121,6 +118,7 @@ def test_every_device_gets_a_network_that_is_what_is_said(
     for one in fitted:
         assert one.macs <= one.max_macs
         assert one.macs == net.cost_of(net.space.parse(one.arch)).macs
+        assert one.resolution == 8
         network, described = read_subnet(run.subnets / one.name)
         description = described.to_json()
         assert description["architecture"] == one.arch
@@ -161,6 +159,7 @@ def test_devices_for_which_one_network_is_the_best_share_it(
         assert score(network, data.test, data) == first.test
         assert described == read_subnet(run.subnets / first.name)[1]
     assert len({one.name for one in fitted}) == len(fitted)
+    assert sharing(fitted) == [fitted]
 
 
 def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
@@ -307,6 +306,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
         assert row[1] == f"{device['macs'] / 1e6:.3f}"
+        assert row[3] == str(device["resolution"])
         assert row[-4] == f"{device['test']['top1']:.2f}%"
         assert device["test"]["images"] == 45
     how = {"width": 0.25, "device": "cpu", "recipe": "spos", "max_macs": (0.4, 9)}

@@ -191,21 +191,26 @@ def _say_folds(done: FittedDevices) -> None:
 
 
 def _say(done: FittedDevices) -> None:
-    from trainonce.pipeline.fitting import name_of, smaller_ones_as_good
+    from trainonce.pipeline.fitted import name_of, sharing, smaller_ones_as_good
 
     fitted, run = done.devices, done.plan.run
     first, counted = fitted[0], f"{fitted[0].after.images} validate and {fitted[0].test.images} test images"
     class_names, best = done.plan.data.class_names, max(fitted, key=lambda one: one.test.top1)
     display.out.print(results.fitted_table(fitted))
     display.out.print(results.recall_table(fitted, class_names))
-    for one in fitted:
-        for sentence in one.per_class.sentences(class_names):
-            display.out.print(f"{name_of(one.max_macs)}: {sentence}")
+    for shared in sharing(fitted):
+        names = ", ".join(name_of(one.max_macs) for one in shared)
+        for sentence in shared[0].per_class.sentences(class_names):
+            display.out.print(f"{names}: {sentence}")
     for line in results.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
         display.out.print(line)
     display.out.print(
         f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."
     )
+    for shared in sharing(fitted):
+        if len(shared) > 1:
+            names = " and ".join(name_of(one.max_macs) for one in shared)
+            display.out.print(f"One network is for {names}: of those scored it is the best for each.")
     for one, smaller in smaller_ones_as_good(fitted):
         display.out.print(
             f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainonce.evaluation.population import BucketSummary
     from trainonce.lab.studies.study import Study
     from trainonce.lab.studies.summary import ArmSummary
-    from trainonce.pipeline.fitting import Fitted
+    from trainonce.pipeline.fitted import Fitted
     from trainonce.pipeline.folds import OverFolds
     from trainonce.pipeline.shipping import Shipped
     from trainonce.recipes import Recipe
@@ -148,14 +148,17 @@ def search_sentences(result: SearchResult) -> list[str]:
 
 def fitted_table(fitted: Sequence[Fitted]) -> Table:
     """The network for each device; its directory has the device's name."""
-    from trainonce.pipeline.fitting import name_of
+    from trainonce.pipeline.fitted import name_of
 
-    table = display.plain_table("device", "M MACs", "M params", "from supernet", "fine-tuned", "test", "95% interval")
+    table = display.plain_table(
+        "device", "M MACs", "M params", "pixels", "from supernet", "fine-tuned", "test", "95% interval"
+    )
     for one in fitted:
         table.add_row(
             name_of(one.max_macs),
             f"{one.macs / 1e6:.3f}",
             f"{one.params / 1e6:.3f}",
+            str(one.resolution or "-"),
             f"{one.before.top1:.2f}%",
             f"{one.after.top1:.2f}%"
             if one.finetuned_epochs
@@ -232,7 +235,7 @@ def per_class_table(found: PerClass, class_names: Sequence[str]) -> Table:
 
 def recall_table(fitted: Sequence[Fitted], class_names: Sequence[str]) -> Table:
     """Recall on the test images by class and device; of many classes, of those found least in the mean."""
-    from trainonce.pipeline.fitting import name_of
+    from trainonce.pipeline.fitted import name_of
 
     table = display.plain_table("class", "images", *(f"recall, {name_of(one.max_macs)}" for one in fitted))
     counts, shown = fitted[0].per_class.counts(), list(range(len(class_names)))
@@ -249,7 +252,7 @@ def recall_table(fitted: Sequence[Fitted], class_names: Sequence[str]) -> Table:
 
 def folds_table(found: Sequence[OverFolds]) -> Table:
     """What the networks for each device came to over the folds."""
-    from trainonce.pipeline.fitting import name_of
+    from trainonce.pipeline.fitted import name_of
 
     table = display.plain_table("device", "mean", "95% interval", "lowest fold", "highest fold")
     for one in found:
@@ -261,7 +264,7 @@ def folds_table(found: Sequence[OverFolds]) -> Table:
 
 def folds_recall_table(found: Sequence[OverFolds], class_names: Sequence[str]) -> Table:
     """Recall over all folds by class and device; of many classes, of those found least in the mean."""
-    from trainonce.pipeline.fitting import name_of
+    from trainonce.pipeline.fitted import name_of
 
     table = display.plain_table("class", *(f"recall, {name_of(one.max_macs)}" for one in found))
     shown = list(range(len(class_names)))

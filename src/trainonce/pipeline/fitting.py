@@ -9,25 +9,26 @@ the stages), so that the same call goes on where it stopped.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, NamedTuple, final
+from typing import NamedTuple
 
-from pydantic import Field, field_validator
 from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.data.baseline import baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
-from trainonce.evaluation.per_class import PerClass, score_by_class
+from trainonce.evaluation.per_class import score_by_class
 from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
+from trainonce.nn.kinds import spec_of
+from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, name_of
 from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start, provenance
-from trainonce.settings import Settings, refuse_subclass
+from trainonce.settings import refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
 from trainonce.subnets.finetune import (
@@ -63,84 +64,6 @@ def better_statistics(net: Supernet, evaluator: Evaluator) -> tuple[bool, Score]
     largest = net.space.largest()
     ways = {True: evaluator(net, largest), False: evaluator.score(net.extract(largest))}
     return min(ways.items(), key=lambda way: way[1].loss)
-
-
-def name_of(max_macs: float) -> str:
-    """The name of a device's directory: 5M, 0.8M."""
-    return f"{max_macs / 1e6:.4g}M"
-
-
-@final
-class FitSettings(Settings):
-    """What is wanted, and in what time."""
-
-    minutes: float = Field(gt=0, le=60 * 24 * 366)
-    """Time for everything: training, choosing and fine-tuning."""
-    max_macs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
-    """The most MACs of each device's network."""
-    finetune_lr: float | None = Field(None, gt=0)
-    """Highest learning rate of fine-tuning, for 64 images; None for what suits the recipe's optimizer."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the training, of the candidates' draw and of fine-tuning."""
-    device: str = "cpu"
-    """Where it is computed: cpu, cuda, cuda:1."""
-
-    @field_validator("max_macs")
-    @classmethod
-    def _check_macs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if len({name_of(value) for value in values}) < len(values):
-            raise ValueError("must differ, by more than a ten-thousandth")
-        return values
-
-
-@final
-class Fitted(Settings):
-    """The network for one device."""
-
-    max_macs: float
-    """The device's budget."""
-    arch: str
-    macs: int
-    params: int
-    name: str
-    """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
-    candidates: int
-    """The number of subnets scored that fit the device, of which it had the least loss."""
-    before_subnets: bool = False
-    """Whether it is the largest subnet as it was before others shared its weights."""
-    finetuned_epochs: int
-    """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
-    before: Score
-    """On validate, as it came out of the supernet: the least loss of `candidates`, which flatters a little."""
-    after: Score
-    """On validate, as it is handed over. Its epoch was chosen by it, which flatters a little."""
-    test: Score
-    """On the test split, read once."""
-    per_class: PerClass
-    """On the test split, class by class."""
-
-
-def smaller_ones_as_good(fitted: Sequence[Fitted]) -> list[tuple[Fitted, Fitted]]:
-    """The networks to which one of fewer MACs is equal or superior on validate, each with the best of those."""
-    found = []
-    for one in fitted:
-        smaller = [other for other in fitted if other.macs < one.macs and other.after.top1 >= one.after.top1]
-        if smaller:
-            found.append((one, max(smaller, key=lambda other: (other.after.top1, -other.macs))))
-    return found
-
-
-@final
-class FitRecord(Settings):
-    """What `fit.json` holds."""
-
-    settings: FitSettings
-    trained: bool
-    """Whether the supernet is trained."""
-    seconds: float = Field(ge=0)
-    """Seconds spent up to the last stage that is done; while training, up to its beginning."""
-    devices: tuple[Fitted, ...]
-    """Those that are done, in the order of `settings.max_macs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +321,7 @@ class _Fit:
             arch=str(chosen.arch),
             macs=cost.macs,
             params=cost.params,
+            resolution=spec_of(final).resolution,
             name=place.name,
             candidates=chosen.candidates,
             before_subnets=chosen.before_subnets,

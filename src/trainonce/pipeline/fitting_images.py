@@ -12,7 +12,8 @@ from trainonce.data.splits import Fold
 from trainonce.errors import UserError
 from trainonce.models import Supernet
 from trainonce.pipeline.beginning import Beginning, begin, default_recipe
-from trainonce.pipeline.fitting import FitSettings, Fitted, Watch, fit_supernet
+from trainonce.pipeline.fitted import FitSettings, Fitted
+from trainonce.pipeline.fitting import Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.training import balanced, outlook

@@ -11,7 +11,7 @@ from scipy import stats
 
 from trainonce.errors import UserError
 from trainonce.files import is_there, write_atomic
-from trainonce.pipeline.fitting import Fitted
+from trainonce.pipeline.fitted import Fitted
 from trainonce.records import to_json
 from trainonce.settings import Settings
 
