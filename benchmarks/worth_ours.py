@@ -79,23 +79,21 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     )
     parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
     how = FinetuneSettings.by(recipe.optimizer, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
-    finished: list[Finetuned] = []
-    for one in chosen:
-        if one in chosen[: len(finished)]:  # an earlier device has the same
-            finished.append(finished[chosen.index(one)])
-            continue
+    weights = {one: chosen.count(one) * net.cost_of(one.arch).macs ** 0.5 for one in chosen if one.net is net}
+    finished: dict[Chosen, Finetuned] = {}
+    for one in dict.fromkeys(chosen):  # devices that have the same network share it and its time
         network = evaluator.recalibrated(one.net, one.arch) if one.recalibrated else one.net.extract(one.arch)
         if one.net is alone:
-            finished.append(Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"}))
+            finished[one] = Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"})
             continue
-        ahead = [(later, net.cost_of(later.arch).macs ** 0.5) for later in chosen[len(finished) :] if later.net is net]
-        share = sum(weight for later, weight in ahead if later == one) / sum(weight for _, weight in ahead)
-        left = (began + seconds - time.process_time()) * share
-        finished.append(finetuned(network, one.top1, evaluator, left, how))
+        ahead = sum(weight for other, weight in weights.items() if other not in finished)
+        left = (began + seconds - time.process_time()) * weights[one] / ahead
+        finished[one] = finetuned(network, one.top1, evaluator, left, how)
     took = time.process_time() - began
     tester = Evaluator(data, "test", evaluating)
     networks = []
-    for one, (network, validate, said) in zip(chosen, finished, strict=True):
+    for one in chosen:
+        network, validate, said = finished[one]
         about = {"architecture": str(one.arch), "seconds": parts | {"all": round(took, 1)}, "validate_before": one.top1}
         test = tester.score(network).top1
         trained = Trained(validate=validate, test=test, seconds=took / len(chosen), steps=steps)
@@ -152,30 +150,30 @@ class Chosen(NamedTuple):
 def choose(
     net: Supernet, alone: Supernet | None, evaluator: Evaluator, most: int, *, over: DrawnOver, seed: int, until: float
 ) -> list[Chosen]:
-    """For each device the subnet of least loss on validate of those that fit it of up to `most` drawn for each device;
-    for the largest device also the largest subnet as it was when it was trained `alone`.
+    """For each device the subnet of least loss on validate of up to `most` drawn for it; where it takes the largest,
+    that is also looked at as it was when it was trained `alone`.
 
-    Rounds of one subnet for each device, the first of each size of images in any case, until the process time is
-    `until`.
+    Rounds of one subnet for each device, those with the first of each size of images in any case, until the process
+    time is `until`.
     """
     sampler = MacsSampler(net.cost)
     limits = [max(device * sampler.max_macs, 1.02 * sampler.min_macs) for device in DEVICES]
-    drawn = [draw_candidates(net.cost, limit, most, seed=seed, over=over) for limit in limits]
+    drawn = draw_candidates(net.cost, limits, most, seed=seed, over=over)
+    sizes = [len({arch.get("resolution") for arch in archs}) for archs in drawn]
     scored: dict[Architecture, Score] = {}
     for turn in range(most):
-        for archs in drawn:
-            wanted = turn < len(net.space.by_image_size()) or time.process_time() < until
-            if turn < len(archs) and archs[turn] not in scored and wanted:
+        for archs, least in zip(drawn, sizes, strict=True):
+            if turn < len(archs) and archs[turn] not in scored and (turn < least or time.process_time() < until):
                 scored[archs[turn]] = evaluator(net, archs[turn])
     chosen = []
-    for limit in limits:
-        fitting = [(arch, score) for arch, score in scored.items() if net.cost_of(arch).macs <= limit]
-        arch, score = min(fitting, key=lambda one: one[1].loss)
-        chosen.append(Chosen(net, arch, score.top1))
-    if alone is not None:
-        recalibrated, score = better_statistics(alone, evaluator)
-        if score.loss < scored[chosen[-1].arch].loss:
-            chosen[-1] = Chosen(alone, alone.space.largest(), score.top1, recalibrated)
+    for device, archs in zip(DEVICES, drawn, strict=True):
+        score, arch = min(((scored[arch], arch) for arch in archs if arch in scored), key=lambda one: one[0].loss)
+        taken = Chosen(net, arch, score.top1)
+        if alone is not None and device == 1:
+            recalibrated, before = better_statistics(alone, evaluator)
+            if before.loss < score.loss:
+                taken = Chosen(alone, net.space.largest(), before.top1, recalibrated)
+        chosen.append(taken)
     return chosen
 
 

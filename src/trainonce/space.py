@@ -359,9 +359,14 @@ class SearchSpace:
         return self._keep(keep)
 
     def by_image_size(self) -> "list[SearchSpace]":
-        """The parts of the space in which all subnets have images of one size, from small to large."""
-        sizes = sorted({value for choice in self.matching("resolution") for value in choice.values})
-        return [self.restrict({"resolution": (size,)}) for size in sizes] or [self]
+        """The parts of the space in which all subnets have images of one size, from small to large.
+
+        Itself where no choice, or not exactly one, has the role "resolution".
+        """
+        choices = self.matching("resolution")
+        if len(choices) != 1:
+            return [self]
+        return [self.restrict({"resolution": (size,)}) for size in choices[0].values]
 
     def keep_largest(self, counts: Mapping[str, int]) -> "SearchSpace":
         """The part of the space in which the choices matching each pattern keep their n largest values.

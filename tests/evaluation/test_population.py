@@ -105,28 +105,30 @@ class TestCandidates:
     """Of sizes 1 to 4 and MACs of the size times 10 b + c, in thousands."""
 
     @staticmethod
-    def cost() -> CostModel:
-        b, c = (Choice(name=f"s.{name}", values=tuple(range(10))) for name in "bc")
+    def cost(*more: CostTerm) -> CostModel:
+        b, c = (Choice(name=f"s.{name}", values=tuple(range(10)), role="width") for name in "bc")
         size = Choice(name="resolution", values=(1, 2, 3, 4), role="resolution")
         term = CostTerm((size.name, b.name, c.name), lambda size, b, c: Cost(size * (10 * b + c) * 1000, 0))
-        return CostModel(SearchSpace((size, b, c)), (term,))
+        return CostModel(SearchSpace((size, b, c)), (term, *more))
 
-    def test_of_each_size_in_turn_near_the_limit(self) -> None:
+    @pytest.mark.parametrize("over", ["choices", "subnets", "even"])
+    def test_of_each_size_in_turn_near_the_limit(self, over: DrawnOver) -> None:
         cost = self.cost()
-        drawn = draw_candidates(cost, 66e3, 8, seed=0)
+        [drawn] = draw_candidates(cost, [66e3], 8, seed=0, over=over)
         assert [arch["resolution"] for arch in drawn] == [4, 3, 2, 1, 4, 3, 2, 1]
         assert len(set(drawn)) == 8
         assert all(0.85 * 66e3 <= cost(arch).macs <= 66e3 for arch in drawn)
-        assert draw_candidates(cost, 66e3, 3, seed=0) == drawn[:3]
+        assert draw_candidates(cost, [20e3, 66e3], 3, seed=0, over=over)[1] == drawn[:3]
 
     def test_sizes_with_more_subnets_make_up_for_others(self) -> None:
         """From 56.1 to 66: of size 4 60 and 64, four of size 3, five of size 2, ten of size 1."""
-        sizes = [arch["resolution"] for arch in draw_candidates(self.cost(), 66e3, 100, seed=0)]
+        [drawn] = draw_candidates(self.cost(), [66e3], 100, seed=0)
+        sizes = [arch["resolution"] for arch in drawn]
         assert sizes == [4, 3, 2, 1] * 2 + [3, 2, 1] * 2 + [2, 1] + [1] * 5
 
     def test_a_large_device_has_the_largest_of_smaller_sizes(self) -> None:
         cost = self.cost()
-        drawn = draw_candidates(cost, 300e3, 40, seed=0)
+        [drawn] = draw_candidates(cost, [300e3], 40, seed=0)
         of_size = {size: [cost(a).macs / 1e3 for a in drawn if a["resolution"] == size] for size in (1, 2, 3, 4)}
         for size in (1, 2, 3):
             largest = 99 * size
@@ -135,20 +137,28 @@ class TestCandidates:
             assert len(set(of_size[size])) == 10
         assert all(255 <= macs <= 300 for macs in of_size[4])
 
-    def test_a_size_of_which_none_fits_is_passed_over(self) -> None:
-        more = CostTerm(("resolution",), lambda size: Cost(40_000 * size, 0))
-        cost = CostModel(self.cost().space, (*self.cost().terms, more))
-        assert {arch["resolution"] for arch in draw_candidates(cost, 100e3, 9, seed=0)} == {1, 2}
-        with pytest.raises(UserError, match=r"no subnet has 0\.03 M MACs or fewer"):
-            draw_candidates(cost, 30e3, 1, seed=0)
+    def test_the_window_reaches_down_where_few_are_near(self) -> None:
+        """There are 0, 20 and 100 thousand MACs: from 76.5 to 90 none."""
+        choice = Choice(name="s.c", values=(0, 1, 5), role="width")
+        size = Choice(name="resolution", values=(1,), role="resolution")
+        term = CostTerm(("s.c",), lambda c: Cost(20_000 * c, 0))
+        cost = CostModel(SearchSpace((size, choice)), (term,))
+        assert [[cost(arch).macs for arch in drawn] for drawn in draw_candidates(cost, [90e3], 5, seed=0)] == [[20e3]]
 
-    @pytest.mark.parametrize("over", ["choices", "even"])
+    def test_a_size_of_which_none_fits_is_passed_over(self) -> None:
+        cost = self.cost(CostTerm(("resolution",), lambda size: Cost(40_000 * size, 0)))
+        [drawn] = draw_candidates(cost, [100e3], 9, seed=0)
+        assert {arch["resolution"] for arch in drawn} == {1, 2}
+        with pytest.raises(UserError, match=r"no subnet with 0\.03 M MACs or fewer"):
+            draw_candidates(cost, [30e3], 1, seed=0)
+
+    @pytest.mark.parametrize("over", ["choices", "subnets", "even"])
     def test_of_one_size_it_is_the_population(self, over: DrawnOver) -> None:
         cost = counting_cost(role="width")
         low, high = 0.85 * 235e3, 235e3
         bucket = Bucket((low + high) / 2, (high - low) / 2)
         population = [arch for _, arch in draw_population(cost, [bucket], 5, seed=1, over=over)]
-        assert draw_candidates(cost, 235e3, 5, seed=1, over=over) == population
+        assert draw_candidates(cost, [235e3], 5, seed=1, over=over) == [population]
 
 
 class TestBuckets:

@@ -134,32 +134,56 @@ def test_every_device_gets_a_network_that_is_what_is_said(
     assert unchecked == {"README.md"}, "model cards have no sums"
 
 
-def test_the_one_chosen_is_the_best_scored_that_fits(whole: tuple[RunDirectory, list[Fitted]]) -> None:
-    run, fitted = whole
-    for one in fitted:
-        fitting = [line for line in run.population() if line.macs <= one.max_macs]
-        assert one.candidates == len(fitting)
-        assert min(line.loss for line in fitting) == pytest.approx(one.before.loss, rel=1e-4)
-
-
-def test_devices_for_which_one_network_is_the_best_share_it(
-    make_net: MakeNet, make_data: MakeData, tmp_path: Path
+def test_the_one_chosen_is_the_best_of_those_drawn_for_it(
+    make_net: MakeNet, whole: tuple[RunDirectory, list[Fitted]]
 ) -> None:
-    """And the time in which it is fine-tuned: it is handed over to each."""
-    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
-    macs = float(net.cost_of(net.space.smallest()).macs)
-    settings = FitSettings(minutes=8 / 60, max_macs=(macs, 1.001 * macs, 1.002 * macs))
-    fitted = fit_supernet(net, RECIPE, data, run, settings)
+    (run, fitted), cost = whole, make_net().cost
+    drawn = draw_candidates(cost, [one.max_macs for one in fitted], fitting.CANDIDATES, seed=3)
+    loss = {line.arch: line.loss for line in run.population()}
+    assert set(loss) == {str(arch) for archs in drawn for arch in archs}
+    for one, archs in zip(fitted, drawn, strict=True):
+        assert one.candidates == len(archs)
+        assert min(loss[str(arch)] for arch in archs) == pytest.approx(one.before.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("left", "scored"), [(0.0, 2), (200.0, 3)])
+def test_without_time_one_of_each_size_of_images_is_scored(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float, scored: int
+) -> None:
+    monkeypatch.setattr(fitting._Fit, "left", lambda _self: left)
+    net, run = make_net(resolutions=(6, 8)), RunDirectory(tmp_path / "run")
+    macs = float(net.cost_of(net.space.largest()).macs)
+    fitted = fit_supernet(net, RECIPE, make_data(), run, FitSettings(minutes=8 / 60, max_macs=(macs,), seed=3))
     assert fitted is not None
-    first, *others = fitted
+    assert [one.candidates for one in fitted] == [scored]
+    archs = [net.space.parse(line.arch) for line in run.population()]
+    assert len(archs) == scored
+    assert {arch["resolution"] for arch in archs} == {6, 8}
+    assert {str(part.largest()) for part in net.space.by_image_size()} <= set(map(str, archs))
+
+
+def test_devices_for_which_one_network_is_the_best_share_it_and_its_time(
+    make_net: MakeNet, make_known: MakeData, tmp_path: Path
+) -> None:
+    """It is fine-tuned once, in the shares of both, whichever device is between them: of 200 s, epochs take 50."""
+    net, data, run = make_net(), make_known(), RunDirectory(tmp_path / "run")
+    low, high = budgets(net)
+    said: list[str] = []
+    settings = FitSettings(minutes=8 / 60, max_macs=(low, high, 1.001 * low), seed=3)
+    fitted = fit_supernet(net, RECIPE, data, run, settings, Watch(stage=said.append))
+    assert fitted is not None
+    first, other, again = fitted
+    assert sharing(fitted) == [[first, again], [other]]
     assert first.arch == str(net.space.smallest())
-    for limit, one in zip(settings.max_macs[1:], others, strict=True):
-        assert one == first.model_copy(update={"max_macs": limit, "name": one.name})
-        network, described = read_subnet(run.subnets / one.name)
-        assert score(network, data.test, data) == first.test
-        assert described == read_subnet(run.subnets / first.name)[1]
-    assert len({one.name for one in fitted}) == len(fitted)
-    assert sharing(fitted) == [fitted]
+    assert again == first.model_copy(update={"max_macs": again.max_macs, "name": again.name})
+    assert again.name != first.name
+    network, described = read_subnet(run.subnets / again.name)
+    assert score(network, data.test, data) == first.test
+    assert described == read_subnet(run.subnets / first.name)[1]
+    weights = [net.cost_of(net.space.parse(one.arch)).macs ** 0.5 for one in (first, other)]
+    epochs = [int(4 * 2 * weights[0] / (2 * weights[0] + weights[1])), 4]
+    tuning = [sentence for sentence in said if sentence.startswith("Fine-tuning")]
+    assert [int(sentence.split()[-2]) for sentence in tuning] == epochs
 
 
 def test_the_largest_is_taken_as_it_was_where_sharing_its_weights_spoiled_it(
@@ -201,7 +225,7 @@ def test_what_is_scored_is_drawn_as_the_recipe_ends(make_net: MakeNet, make_data
         limits = (0.75 * net.cost_of(space.largest()).macs,)
         settings = FitSettings(minutes=8 / 60, max_macs=limits, seed=3)
         assert fit_supernet(make_net(), recipe, make_data(), run, settings) is not None
-        drawn = draw_candidates(net.cost, limits[0], 3, seed=3, over=over)
+        [drawn] = draw_candidates(net.cost, limits, 3, seed=3, over=over)
         assert {line.arch for line in run.population()} == {str(arch) for arch in drawn}
 
 

@@ -5,8 +5,9 @@ with, so evaluating again does only what is missing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise, zip_longest
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -36,7 +37,7 @@ DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
 
 NEAR = 0.85
-"""Candidates for a device have at least this share of the MACs that subnets of their images' size can have there."""
+"""What share of a limit, or of the MACs of the largest subnet of a size of images, candidates are drawn over."""
 
 MOST_PER_BUCKET = 100_000
 """The most subnets that a bucket may be asked for."""
@@ -89,49 +90,60 @@ def draw_population(
     few of a bucket are. The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any
     subnet.
     """
-    sampler = MacsSampler(cost, over="choices" if over == "even" else over)
-    drawn = []
-    for bucket in buckets:
-        low, high, found = bucket.centre - bucket.half, bucket.centre + bucket.half, dict[Architecture, None]()
-        if over == "even":
-            rng = derived_rng(seed, "even population", str(bucket))
-            found = dict.fromkeys(even_subnets(cost, rng, low, high, per_bucket))
-        rng = derived_rng(seed, "population", str(bucket))
-        misses = 0
-        while len(found) < per_bucket and misses < DRAWS_PER_SUBNET:
-            arch = sampler.sample(rng, low, high)
-            misses = misses + 1 if arch in found else 0
-            found[arch] = None
-        drawn += [(bucket, arch) for arch in found]
-    return drawn
+    sampler = _sampler(cost, over)
+    return [(bucket, arch) for bucket in buckets for arch in _drawn(sampler, bucket, per_bucket, seed, over)]
 
 
 def draw_candidates(
-    cost: CostModel, max_macs: float, count: int, *, seed: int, over: DrawnOver = "choices"
-) -> list[Architecture]:
-    """Up to `count` distinct subnets of at most `max_macs`, to choose one from: of each size of images in turn, the
-    largest images first, those that come near the limit or the largest there are.
+    cost: CostModel, limits: Sequence[float], count: int, *, seed: int, over: DrawnOver = "choices"
+) -> list[list[Architecture]]:
+    """For each limit of MACs up to `count` distinct subnets to choose one from, of each size of images in turn.
 
-    Drawn by MACs alone nearly all would have the size of images that most subnets of those MACs have, and a large
-    device none of smaller images. The largest subnet of a size that fits is the first of its size; the others are
-    drawn as `draw_population` draws. The first n of a larger draw are the draw of n. Raises `UserError` where no subnet
-    fits.
+    They are drawn, as `draw_population` draws, near the limit: over `NEAR` of it, or of what the largest subnet of
+    their size of images has where that fits, which then is the first of them; further below where there are few. Drawn
+    whatever their size, nearly all would have the size that most subnets of those MACs have, and a large device none of
+    smaller images. The first n of a larger draw are the draw of n. Raises `UserError` for a limit that no subnet fits.
     """
-    drawn: list[list[Architecture]] = []
-    for part in reversed(cost.space.by_image_size()):
-        sampler = MacsSampler(cost.within(part))
-        if sampler.min_macs > max_macs:
-            continue
-        low, high = sampler.below(max_macs, share=NEAR)
+    sizes = [_sampler(cost.within(part), over) for part in reversed(cost.space.by_image_size())]
+    candidates = []
+    for limit in limits:
+        drawn = [_near(sampler, limit, count, seed, over) for sampler in sizes if sampler.min_macs <= limit]
+        in_turn = [arch for turn in zip_longest(*drawn) for arch in turn if arch is not None]
+        if not in_turn:
+            raise UserError(f"no subnet with {limit / 1e6:g} M MACs or fewer is found")
+        candidates.append(in_turn[:count])
+    return candidates
+
+
+def _near(sampler: MacsSampler, limit: float, count: int, seed: int, over: DrawnOver) -> list[Architecture]:
+    """Distinct subnets near a limit, the largest first if it fits; none where none is found."""
+    low, high = sampler.below(limit, share=NEAR)
+    largest = sampler.cost.space.largest()
+    found = [largest] if sampler.cost(largest).macs <= limit else []
+    with suppress(UserError):  # few are there, and the draws miss them
         bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
-        of_size = [arch for _, arch in draw_population(sampler.cost, [bucket], count, seed=seed, over=over)]
-        if max_macs >= sampler.max_macs:
-            of_size = [part.largest(), *(arch for arch in of_size if arch != part.largest())]
-        drawn.append(of_size)
-    if not drawn:
-        raise UserError(f"no subnet has {max_macs / 1e6:g} M MACs or fewer")
-    in_turn = (arch for turn in zip_longest(*drawn) for arch in turn if arch is not None)
-    return list(islice(in_turn, count))
+        found += _drawn(sampler, bucket, count, seed, over)
+    return list(dict.fromkeys(found))
+
+
+def _sampler(cost: CostModel, over: DrawnOver) -> MacsSampler:
+    """What draws the subnets that are not even ones."""
+    return MacsSampler(cost, over="choices" if over == "even" else over)
+
+
+def _drawn(sampler: MacsSampler, bucket: Bucket, count: int, seed: int, over: DrawnOver) -> list[Architecture]:
+    """Up to `count` distinct subnets of a bucket. Raises `UserError` where none is found."""
+    low, high, found = bucket.centre - bucket.half, bucket.centre + bucket.half, dict[Architecture, None]()
+    if over == "even":
+        rng = derived_rng(seed, "even population", str(bucket))
+        found = dict.fromkeys(even_subnets(sampler.cost, rng, low, high, count))
+    rng = derived_rng(seed, "population", str(bucket))
+    misses = 0
+    while len(found) < count and misses < DRAWS_PER_SUBNET:
+        arch = sampler.sample(rng, low, high)
+        misses = misses + 1 if arch in found else 0
+        found[arch] = None
+    return list(found)
 
 
 def drawn_over(recipe: Recipe) -> DrawnOver:

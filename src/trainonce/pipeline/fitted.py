@@ -52,7 +52,7 @@ class Fitted(Settings):
     name: str
     """Of its directory in the run's `subnets`, in the form that `trainonce extract` writes."""
     candidates: int
-    """The number of subnets scored that fit the device, of which it had the least loss."""
+    """The number of subnets scored for the device, of which it had the least loss."""
     before_subnets: bool = False
     """Whether it is the largest subnet as it was before others shared its weights."""
     finetuned_epochs: int

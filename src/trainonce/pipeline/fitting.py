@@ -1,9 +1,9 @@
 """From images to a network for each device, in a time that a person gives.
 
-One supernet is trained for most of the time. Then, for each budget of MACs, random subnets near it are scored on the
-validate split, the best is taken out, and what time is left is shared among the devices to fine-tune it. The test split
-is read once for each network that is handed over. What is done is recorded in the run (`fit.json` beside the files of
-the stages), so that the same call goes on where it stopped.
+One supernet is trained for most of the time. Then, for each budget of MACs, random subnets of each size of images are
+scored on the validate split, the best is taken out, and what time is left is shared among the devices to fine-tune it.
+The test split is read once for each network that is handed over. What is done is recorded in the run (`fit.json` beside
+the files of the stages), so that the same call goes on where it stopped.
 """
 
 import time
@@ -18,7 +18,7 @@ from trainonce.data.baseline import baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import score_by_class
-from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population
+from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population, recorded
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
@@ -216,42 +216,47 @@ class _Fit:
         return (alone / table[-1].end,) if alone else ()
 
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
-        """For each device the subnet that has the least cross-entropy on validate of those drawn that fit it."""
+        """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
         space, limits = self.net.space, self.settings.max_macs
-        began = time.monotonic()
-        evaluator(self.net, middling(space))
-        one = time.monotonic() - began
-        in_time = CHOOSING_SHARE * self.left() / one / len(limits)
-        count = int(min(CANDIDATES, max(len(space.by_image_size()), in_time)))
-        drawn: dict[Architecture, None] = {}
-        for limit in limits:
-            if self.only_largest and limit >= self.largest_macs:
-                drawn[space.largest()] = None
-            else:
-                found = draw_candidates(self.net.cost, limit, count, seed=self.settings.seed, over=self.drawn)
-                drawn |= dict.fromkeys(found)
-        self.watch.stage(f"Choosing: {len(drawn)} subnets that fit the devices are scored on the validate split")
-        lines = evaluate_population(
+        drawn = draw_candidates(self.net.cost, limits, CANDIDATES, seed=self.settings.seed, over=self.drawn)
+        if self.only_largest:
+            of_largest = zip(limits, drawn, strict=True)
+            drawn = [[space.largest()] if limit >= self.largest_macs else archs for limit, archs in of_largest]
+        wanted = self._in_time(drawn, evaluator)
+        self.watch.stage(f"Choosing: {len(wanted)} subnets near the devices' MACs are scored on the validate split")
+        evaluate_population(
             self.net,
             self._step(),
             evaluator,
             self.run,
-            drawn,
+            wanted,
             workers=1,
-            on_progress=lambda done, _line: self.watch.choosing(done, len(drawn)),
+            on_progress=lambda done, _line: self.watch.choosing(done, len(wanted)),
             should_stop=self.watch.should_stop,
         )
         if self.watch.should_stop():
             raise _StoppedEarlyError
+        scored = recorded(self.run, evaluator, self._step())  # more than are wanted, where an earlier session had time
         chosen = []
-        for limit in limits:
-            fitting = [line for line in lines if line.macs <= limit]
-            best = min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
-            taken = _Chosen(self.net, self._step(), space.parse(best.arch), len(fitting), before_subnets=False)
+        for limit, archs in zip(limits, drawn, strict=True):
+            lines = [scored[str(arch)] for arch in archs if str(arch) in scored]
+            best = min(lines, key=lambda line: (line.loss, line.macs, line.arch))
+            taken = _Chosen(self.net, self._step(), space.parse(best.arch), len(lines), before_subnets=False)
             if limit >= self.largest_macs:
                 taken = self._or_alone(taken, best.loss, evaluator)
             chosen.append(taken)
         return chosen
+
+    def _in_time(self, drawn: Sequence[Sequence[Architecture]], evaluator: Evaluator) -> list[Architecture]:
+        """As many of those drawn for each device as there is time to score, at least one of each size of images."""
+        began = time.monotonic()
+        evaluator(self.net, middling(self.net.space))
+        count = int(CHOOSING_SHARE * self.left() / (time.monotonic() - began) / len(drawn))
+        wanted: dict[Architecture, None] = {}
+        for archs in drawn:
+            sizes = len({arch.get("resolution") for arch in archs})
+            wanted |= dict.fromkeys(archs[: max(sizes, count)])
+        return list(wanted)
 
     def _or_alone(self, found: "_Chosen", loss: float, evaluator: Evaluator) -> "_Chosen":
         """The largest subnet with weights that it shared with no other, where such were kept and have less loss.
@@ -359,18 +364,20 @@ class _Fit:
         (limit, first), *_ = ahead
         if first.before_subnets:
             return None, how
-        others = [chosen for _, chosen in ahead if not chosen.before_subnets]
-        weights = [(chosen.arch == first.arch, self.net.cost_of(chosen.arch).macs ** 0.5) for chosen in others]
+        there = {one.arch for one in self.done if not one.before_subnets}
+        tuned = [one.arch for _, one in ahead if not one.before_subnets and str(one.arch) not in there]
+        weights = [(arch == first.arch, self.net.cost_of(arch).macs ** 0.5) for arch in tuned]
         share = self.left() * sum(one for own, one in weights if own) / sum(one for _, one in weights)
         epochs = int(share / finetuning_seconds(network, evaluator, how))
         if epochs < 1:
             return None, how
         how = how.model_copy(update={"epochs": epochs})
         self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs} epochs")
-        tuned = finetune(network, evaluator, how, on_progress=self.watch.finetuning, should_stop=self.watch.should_stop)
-        if tuned is None:
+        watch = self.watch
+        better = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
+        if better is None:
             raise _StoppedEarlyError
-        return (tuned if tuned.after.top1 > before.top1 else None), how
+        return (better if better.after.top1 > before.top1 else None), how
 
     # What is recorded
 
@@ -406,7 +413,7 @@ class _Fit:
 
 
 class _Chosen(NamedTuple):
-    """A device's subnet, of the weights of which step, and of how many of about its size it had the least loss."""
+    """A device's subnet, of the weights of which step, and of how many drawn for the device it had the least loss."""
 
     net: Supernet
     step: int
