@@ -12,7 +12,8 @@ finetuning); for each device the one of least loss on validate of some random su
 its share of what is left, and kept where validate is no worse.
 
 **Rivals**, each device's in a third of the budget: (a) the same architectures trained alone from random weights
-(`alone`; those that the first of our settings in the file chose); (b) a plain ResNet of at most those MACs (`resnet`);
+(`alone`; those that the first of our settings in the file chose, and one that several devices have in the time of
+all of them); (b) a plain ResNet of at most those MACs (`resnet`);
 (c) timm's mobilenetv3_small_050 and resnet10t where timm is installed; (d) a support vector machine on HOG and colours,
 logistic regression on the pixels (`sklearn`). `--alone 1 2 3` trains (a) also in a half and the whole of the budget:
 `break_even` in `worth_table.py` says from how many devices on training once is ahead.
@@ -160,29 +161,36 @@ def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:
 
 
 def alone(bench: Bench, rate: float, sharing: int) -> Iterator[Result]:
-    """The devices' architectures trained from random weights, each in its part of the budget."""
+    """The devices' architectures trained from random weights, each in its part of the budget.
+
+    One that several devices have is trained once, in the parts of all of them.
+    """
     settings = f"rate {rate:g}"
     net = bench.supernet(bench.seed + 1)
     chosen: dict[float | None, str] = {}
     for one in bench.recorded():
         if one.side == OURS:
             chosen.setdefault(one.device, one.about["architecture"])
-    for device in bench.missing(ALONE, settings, sharing):
-        if device not in chosen:
-            print(f"{bench.name}: no architecture was chosen yet: {ALONE} needs {OURS}")
-            return
-        arch = net.space.parse(chosen[device])
+    missing = bench.missing(ALONE, settings, sharing)
+    if not chosen.keys() >= set(missing):
+        print(f"{bench.name}: no architecture was chosen yet: {ALONE} needs {OURS}")
+        return
+    for text in dict.fromkeys(chosen[device] for device in missing):
+        arch, devices = net.space.parse(text), [device for device in DEVICES if chosen.get(device) == text]
         network = with_fast_blocks(net.extract(arch), trained=True)
-        trained = train_alone(network, bench.data, seconds=bench.seconds / sharing, rate=rate, seed=bench.seed)
-        yield bench.result(
-            ALONE,
-            trained,
-            settings=settings,
-            sharing=sharing,
-            device=device,
-            cost=net.cost_of(arch),
-            about={"architecture": str(arch)},
-        )
+        seconds = bench.seconds * min(1.0, len(devices) / sharing)
+        trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
+        trained = replace(trained, seconds=trained.seconds / len(devices))
+        for device in (one for one in devices if one in missing):
+            yield bench.result(
+                ALONE,
+                trained,
+                settings=settings,
+                sharing=sharing,
+                device=device,
+                cost=net.cost_of(arch),
+                about={"architecture": text},
+            )
 
 
 def resnet(bench: Bench, rate: float) -> Iterator[Result]:

@@ -155,6 +155,32 @@ def test_timms_networks_are_the_same_for_all_devices(
     assert "| 0.01 | resnet10t |" in import_module("worth_table").table(found)
 
 
+def test_alone_an_architecture_of_two_devices_has_the_time_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worth, rivals = import_module("worth"), import_module("worth_rivals")
+    asked: list[float] = []
+
+    def train_alone(_network: nn.Module, _data: Any, *, seconds: float, rate: float, seed: int) -> Any:
+        asked.append(seconds)
+        return rivals.Trained(validate=rate, test=float(seed), seconds=seconds, steps=1)
+
+    monkeypatch.setattr(worth, "train_alone", train_alone)
+    out = tmp_path / "worth.jsonl"
+    bench = worth.Bench(data=load_dataset("digits"), name="digits", geometry=None, minutes=1, seed=0, out=out)
+    space = bench.supernet(0).space
+    small, large = str(space.smallest()), str(space.largest())
+    ours = rivals.Trained(validate=50.0, test=50.0, seconds=20.0, steps=1)
+    for device, arch in ((0.25, small), (0.5, large), (1.0, large)):
+        bench.record(bench.result("ours", ours, device=device, about={"architecture": arch}))
+    for sharing, seconds in ((3, [20.0, 40.0]), (1, [60.0, 60.0])):
+        asked.clear()
+        found = list(worth.alone(bench, 0.01, sharing))
+        assert asked == seconds
+        assert [(one.device, one.about["architecture"]) for one in found] == [(0.25, small), (0.5, large), (1.0, large)]
+        assert [one.seconds for one in found] == [seconds[0], seconds[1] / 2, seconds[1] / 2]
+
+
 @pytest.mark.long
 def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main, out, picture = import_module("worth").main, tmp_path / "worth.jsonl", tmp_path / "worth.svg"

@@ -31,6 +31,7 @@ from trainonce.models import MobileNetV3
 from trainonce.records import UncheckedWarning, count_file
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
+from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, Choice, SearchSpace
 
 MakeNet = Callable[..., MobileNetV3]
@@ -144,6 +145,16 @@ class TestCandidates:
         term = CostTerm(("s.c",), lambda c: Cost(20_000 * c, 0))
         cost = CostModel(SearchSpace((size, choice)), (term,))
         assert [[cost(arch).macs for arch in drawn] for drawn in draw_candidates(cost, [90e3], 5, seed=0)] == [[20e3]]
+
+    def test_where_the_draws_miss_those_near_the_smallest_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missed(*_: object) -> Architecture:
+            raise UserError("none")
+
+        monkeypatch.setattr(MacsSampler, "sample", missed)
+        cost = self.cost(CostTerm(("resolution",), lambda _size: Cost(10_000, 0)))
+        [drawn] = draw_candidates(cost, [150e3], 9, seed=0)
+        found = [(arch["resolution"], cost(arch).macs) for arch in drawn]
+        assert found == [(4, 10e3), (3, 10e3), (2, 10e3), (1, 109e3)]
 
     def test_a_size_of_which_none_fits_is_passed_over(self) -> None:
         cost = self.cost(CostTerm(("resolution",), lambda size: Cost(40_000 * size, 0)))

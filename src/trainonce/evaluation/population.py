@@ -116,14 +116,13 @@ def draw_candidates(
 
 
 def _near(sampler: MacsSampler, limit: float, count: int, seed: int, over: DrawnOver) -> list[Architecture]:
-    """Distinct subnets near a limit, the largest first if it fits; none where none is found."""
-    low, high = sampler.below(limit, share=NEAR)
-    largest = sampler.cost.space.largest()
-    found = [largest] if sampler.cost(largest).macs <= limit else []
-    with suppress(UserError):  # few are there, and the draws miss them
+    """Distinct subnets near a limit, the largest first if it fits; the smallest where draws miss the few there are."""
+    space, (low, high) = sampler.cost.space, sampler.below(limit, share=NEAR)
+    found = [arch for arch in (space.largest(),) if sampler.cost(arch).macs <= limit]
+    with suppress(UserError):
         bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
         found += _drawn(sampler, bucket, count, seed, over)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or [arch for arch in (space.smallest(),) if sampler.cost(arch).macs <= limit]
 
 
 def _sampler(cost: CostModel, over: DrawnOver) -> MacsSampler:
