@@ -78,7 +78,9 @@ class Pace:
         epoch = recipe.steps_per_epoch(len(self.data.train))
         changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
         first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
-        short = recipe.model_copy(update={"phases": (first, phase.model_copy(update=changed))})
+        varied = recipe.augmentation and recipe.augmentation.model_copy(update={"also_from_epochs": 0.0})
+        phases = (first, phase.model_copy(update=changed))
+        short = recipe.model_copy(update={"phases": phases, "augmentation": varied})
         times: list[float] = []
 
         def look(_at: Progress) -> None:

@@ -4,6 +4,7 @@ An `Augmentation` is a tuple of them: `(Crop(scale=(0.5, 1)), Flip(), Colour(bri
 varied on its own, but for `Mixup` and `CutMix`, which make one of two, images and labels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
@@ -168,9 +169,14 @@ class AugmentationChange(Settings):
     """Whether the data set's own augmentation is left out: what this says is then all."""
     also: Augmentation = ()
     """What is done after that, in order."""
+    also_from_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """The fewest epochs of a recipe that does `also`: in few passes over the images it teaches less than it costs."""
 
-    def of(self, own: Augmentation, class_names: Sequence[str]) -> Augmentation:
-        """`own` of images of these classes, changed so. Changing it twice changes it no further."""
+    def of(self, own: Augmentation, class_names: Sequence[str], *, epochs: float = math.inf) -> Augmentation:
+        """`own` of images of these classes, changed so for a recipe of so many epochs.
+
+        Changing it twice changes it no further.
+        """
         varied = () if self.alone else own
         flips = any(isinstance(one, Flip) for one in varied)
         if self.crop_from is not None:
@@ -183,7 +189,8 @@ class AugmentationChange(Settings):
         varied = _with(varied, Flip, Flip() if flips else None)
         if self.erase is not None:
             varied = _with(varied, Erase, Erase(share=self.erase) if self.erase else None)
-        return varied + tuple(one for one in self.also if one not in varied)
+        also = self.also if epochs >= self.also_from_epochs else ()
+        return varied + tuple(one for one in also if one not in varied)
 
 
 def _with(varied: Augmentation, kind: type[Settings], one: Variation | None, *, first: bool = False) -> Augmentation:
