@@ -174,6 +174,7 @@ class TestSameAsOne:
             ("ps-released", 2, {}),  # a teacher in training mode
             ("attentive", 2, {}),  # candidates chosen by their losses
             ("deps", 3, {"batch": 10}),
+            ("rss", 3, {"lr_factor": 5.0, "batch": 10, "also": [{"kind": "cutmix"}]}),  # with images of other shards
         ],
     )
     def test_weights_and_metrics(self, train: Helper, recipe: str, ranks: int, fields: dict[str, Any]) -> None:

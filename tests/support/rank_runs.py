@@ -27,7 +27,7 @@ from trainonce.errors import RunError, UserError
 from trainonce.lab.measures.forgetting import Prober, ProberSettings
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.parallel.distributed import Ranks, process_group
-from trainonce.recipes import RECIPES, Colour, Crop, Flip, Recipe
+from trainonce.recipes import RECIPES, AugmentationChange, Colour, Crop, Flip, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import Progress, TrainSettings
@@ -72,6 +72,8 @@ def recipe_of(job: dict[str, Any]) -> Recipe:
     recipe = recipe.scaled(job["epochs"] / recipe.epochs)
     phases = tuple(p.model_copy(update={"lr": p.lr * job.get("lr_factor", 1.0)}) for p in recipe.phases)
     fields = {"idle_weights": job.get("idle", "move"), **job.get("fields", {})}
+    if "also" in job:
+        fields["augmentation"] = AugmentationChange.model_validate({"also": job["also"]})
     return recipe.model_copy(update={"phases": phases, **fields})
 
 

@@ -19,12 +19,11 @@ from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.plain import PlainNetwork
-from trainonce.parallel.distributed import Ranks
 from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Flip, Mixup, Own, Phase, Recipe, Slot, timetable
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.space import SearchSpace, derived_rng, derived_seed
-from trainonce.training.loop import refuse_mixing, train_supernet
+from trainonce.training.loop import train_supernet
 from trainonce.training.settings import TrainSettings
 
 WATCHED: list[Tensor] = []
@@ -166,13 +165,6 @@ class TestRecipes:
             logits = reference(x.contiguous(memory_format=torch.channels_last), net.space.largest())
             loss = -(labels_BK * logits.log_softmax(1)).sum(1).mean()
             assert run.metrics()[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
-
-    def test_mixing_needs_one_process(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
-        recipe = one_step().model_copy(update={"augmentation": AugmentationChange(also=(Mixup(),))})
-        config = RunDirectory(tmp_path)
-        with pytest.raises(UserError, match="mixup and cutmix make one image of two"):
-            refuse_mixing(recipe, make_data(), Ranks(rank=0, size=2))
-        assert not config.config_file.exists()
 
     def test_dropout_of_the_largest_only(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         for only in (True, False):

@@ -27,7 +27,7 @@ from trainonce.names import import_named
 from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import logits_in
-from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
+from trainonce.parallel.distributed import BatchShard, Ranks, everywhere, sum_gradients
 from trainonce.recipes import MIXES, AugmentationChange, Phase, PhaseSteps, Recipe, Slot, phase_at, timetable
 from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.run.lines import MetricsLine
@@ -116,7 +116,6 @@ def train_supernet(
     with ExitStack() as stack:
         with ranks.together():
             refuse_large_step(net, recipe, data, ranks, chosen.device)
-            refuse_mixing(recipe, data, ranks)
             if ranks.first:
                 stack.enter_context(run.lock())
             synchronising = chosen.sync_batch_norm and not ranks.alone
@@ -136,12 +135,6 @@ def refuse_large_step(net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks
     if device == "cpu":
         shard = ranks.shard(recipe.images_per_step(len(data.train)))
         refuse_large_batch(len(shard), net.describe(net.space.largest()), data.image_size)
-
-
-def refuse_mixing(recipe: Recipe, data: DataSet, ranks: Ranks) -> None:
-    """Raise `UserError` where several processes would have to mix images of each other's shards."""
-    if not ranks.alone and any(isinstance(one, MIXES) for one in data.varied_by(recipe).augmentation):
-        raise UserError("mixup and cutmix make one image of two of a batch: they need a single process")
 
 
 def _check_same_run(config: RunConfig, ranks: Ranks) -> None:
@@ -188,6 +181,9 @@ class _Loop:
             import_named(name, what, ())
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
+        mixes = any(isinstance(one, MIXES) for one in self.data.augmentation)
+        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if mixes else self.shard
+        """The rows that this rank varies: where images are mixed all of a batch, of which it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
@@ -227,7 +223,7 @@ class _Loop:
     ) -> bool:
         self.state.restore()
         whole, own = tee(self._rows_from(self.state.step))
-        with closing(self.data.train.batches(rows_B[self.shard.rows] for rows_B in own)) as batches:
+        with closing(self.data.train.batches(rows_B[self.loaded.rows] for rows_B in own)) as batches:
             self.batches = zip(whole, batches, strict=False)
             finished = self._train(on_progress, on_epoch, should_stop)
         self.state.end()
@@ -399,7 +395,7 @@ class _Loop:
         Labels are [B], or where images are mixed [B, classes].
         """
         rows_B, (_, images_BCHW, y_B) = next(self.batches)
-        x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.shard)
+        x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.loaded)
         x_BCHW, y = mix(
             x_BCHW,
             y_B,
@@ -407,6 +403,8 @@ class _Loop:
             classes=self.data.num_classes,
             rng=derived_rng(self.seed, "mix", phase, in_phase),
         )
+        if len(x_BCHW) > len(self.shard):
+            x_BCHW, y = x_BCHW[self.shard.rows], y[self.shard.rows]
         return x_BCHW, y, rows_B
 
     @torch.no_grad()
