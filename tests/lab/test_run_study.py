@@ -271,7 +271,7 @@ def test_a_pace_is_measured_as_runs_are_trained(
     def train(_net: Any, recipe: Recipe, *_: Any, settings: TrainSettings, on_progress: Callable[[Any], None]) -> None:
         assert settings.cuda_graphs
         assert recipe.epochs * (len(digits.train) // 16) == pytest.approx(len(took))
-        assert CutMix() in digits.varied_by(recipe).augmentation, "as in a long training"
+        assert CutMix() in digits.varied_by(recipe).augmentation, "as in all of it"
         for seconds in took:
             clock[0] += seconds
             on_progress(None)
@@ -279,6 +279,8 @@ def test_a_pace_is_measured_as_runs_are_trained(
     monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", train)
     monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: clock[0])
     recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
-    recipe = recipe.model_copy(update={"augmentation": AugmentationChange(also=(CutMix(),), also_from_epochs=1e5)})
+    recipe = recipe.model_copy(
+        update={"augmentation": AugmentationChange(also=(CutMix(),), also_from_epochs=recipe.epochs)}
+    )
     net = build(tiny.runs[0].family, tiny.runs[0].model)
     assert Pace(digits, device).seconds(net, recipe) == pytest.approx(10 * 2.0)

@@ -162,6 +162,26 @@ def test_without_time_one_of_each_size_of_images_is_scored(
     assert {str(part.largest()) for part in net.space.by_image_size()} <= set(map(str, archs))
 
 
+def test_a_fit_that_goes_on_with_less_time_chooses_among_all_that_was_scored(
+    make_net: MakeNet,
+    make_known: MakeData,
+    whole: tuple[RunDirectory, list[Fitted]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, seen = RunDirectory(tmp_path / "run"), list[object]()
+    watch = Watch(finetuning=seen.append, should_stop=lambda: bool(seen))
+    assert finished(make_net, make_known, run, watch) is None
+    scored = run.population()
+    monkeypatch.setattr(fitting._Fit, "left", lambda _self: 0.0)
+    fitted = finished(make_net, make_known, run)
+    assert fitted is not None
+    assert run.population() == scored
+    for one, other in zip(fitted, whole[1], strict=True):
+        assert (one.arch, one.candidates, one.before) == (other.arch, other.candidates, other.before)
+    assert fitted[1].finetuned_epochs == 0
+
+
 def test_devices_for_which_one_network_is_the_best_share_it_and_its_time(
     make_net: MakeNet, make_known: MakeData, tmp_path: Path
 ) -> None:

@@ -210,7 +210,7 @@ def _say(done: FittedDevices) -> None:
     for shared in sharing(fitted):
         if len(shared) > 1:
             names = " and ".join(name_of(one.max_macs) for one in shared)
-            display.out.print(f"One network is for {names}: of those scored for each it is the best.")
+            display.out.print(f"One network is for {names}: of those scored for each it had the least loss.")
     for one, smaller in smaller_ones_as_good(fitted):
         display.out.print(
             f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "

@@ -37,7 +37,8 @@ DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
 
 NEAR = 0.85
-"""What share of a limit, or of the MACs of the largest subnet of a size of images, candidates are drawn over."""
+"""Candidates have at least this share of the limit's MACs, or of those of the largest subnet of their size of images,
+where there are such subnets."""
 
 MOST_PER_BUCKET = 100_000
 """The most subnets that a bucket may be asked for."""
@@ -99,10 +100,10 @@ def draw_candidates(
 ) -> list[list[Architecture]]:
     """For each limit of MACs up to `count` distinct subnets to choose one from, of each size of images in turn.
 
-    They are drawn, as `draw_population` draws, near the limit: over `NEAR` of it, or of what the largest subnet of
-    their size of images has where that fits, which then is the first of them; further below where there are few. Drawn
-    whatever their size, nearly all would have the size that most subnets of those MACs have, and a large device none of
-    smaller images. The first n of a larger draw are the draw of n. Raises `UserError` for a limit that no subnet fits.
+    They are drawn near the limit (`NEAR`), as `draw_population` draws. Where the largest subnet of a size fits, it is
+    the first of its size and the others are near it. Were sizes not taken in turn, nearly all would have the one that
+    most subnets of those MACs have. The first n of a larger draw are the draw of n. Raises `UserError` for a limit that
+    no subnet fits.
     """
     sizes = [_sampler(cost.within(part), over) for part in reversed(cost.space.by_image_size())]
     candidates = []
@@ -139,7 +140,12 @@ def _drawn(sampler: MacsSampler, bucket: Bucket, count: int, seed: int, over: Dr
     rng = derived_rng(seed, "population", str(bucket))
     misses = 0
     while len(found) < count and misses < DRAWS_PER_SUBNET:
-        arch = sampler.sample(rng, low, high)
+        try:
+            arch = sampler.sample(rng, low, high)
+        except UserError:  # there is none, or draws miss what there is
+            if found:
+                break
+            raise
         misses = misses + 1 if arch in found else 0
         found[arch] = None
     return list(found)

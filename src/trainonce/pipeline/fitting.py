@@ -218,10 +218,9 @@ class _Fit:
     def _choose(self, evaluator: Evaluator) -> list["_Chosen"]:
         """For each device the subnet of those drawn for it that has the least cross-entropy on validate."""
         space, limits = self.net.space, self.settings.max_macs
-        drawn = draw_candidates(self.net.cost, limits, CANDIDATES, seed=self.settings.seed, over=self.drawn)
-        if self.only_largest:
-            of_largest = zip(limits, drawn, strict=True)
-            drawn = [[space.largest()] if limit >= self.largest_macs else archs for limit, archs in of_largest]
+        small = [limit for limit in limits if limit < self.largest_macs or not self.only_largest]
+        found = iter(draw_candidates(self.net.cost, small, CANDIDATES, seed=self.settings.seed, over=self.drawn))
+        drawn = [next(found) if limit in small else [space.largest()] for limit in limits]
         wanted = self._in_time(drawn, evaluator)
         self.watch.stage(f"Choosing: {len(wanted)} subnets near the devices' MACs are scored on the validate split")
         evaluate_population(
@@ -254,7 +253,7 @@ class _Fit:
         count = int(CHOOSING_SHARE * self.left() / (time.monotonic() - began) / len(drawn))
         wanted: dict[Architecture, None] = {}
         for archs in drawn:
-            sizes = len({arch.get("resolution") for arch in archs})
+            sizes = sum(any(arch in part for arch in archs) for part in self.net.space.by_image_size())
             wanted |= dict.fromkeys(archs[: max(sizes, count)])
         return list(wanted)
 

@@ -4,7 +4,6 @@ An `Augmentation` is a tuple of them: `(Crop(scale=(0.5, 1)), Flip(), Colour(bri
 varied on its own, but for `Mixup` and `CutMix`, which make one of two, images and labels.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
@@ -170,10 +169,15 @@ class AugmentationChange(Settings):
     also: Augmentation = ()
     """What is done after that, in order."""
     also_from_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """The fewest epochs of a recipe that does `also`: in few passes over the images it teaches less than it costs."""
+    """The fewest epochs of a recipe that does `also`: few passes over the images may learn less so."""
 
-    def of(self, own: Augmentation, class_names: Sequence[str], *, epochs: float = math.inf) -> Augmentation:
-        """`own` of images of these classes, changed so for a recipe of so many epochs.
+    def at(self, epochs: float) -> "AugmentationChange":
+        """What is left of it in a recipe of so many epochs, without conditions."""
+        also = self.also if epochs >= self.also_from_epochs else ()
+        return self.model_copy(update={"also": also, "also_from_epochs": 0.0})
+
+    def of(self, own: Augmentation, class_names: Sequence[str]) -> Augmentation:
+        """`own` of images of these classes, changed so, whatever the length.
 
         Changing it twice changes it no further.
         """
@@ -189,8 +193,7 @@ class AugmentationChange(Settings):
         varied = _with(varied, Flip, Flip() if flips else None)
         if self.erase is not None:
             varied = _with(varied, Erase, Erase(share=self.erase) if self.erase else None)
-        also = self.also if epochs >= self.also_from_epochs else ()
-        return varied + tuple(one for one in also if one not in varied)
+        return varied + tuple(one for one in self.also if one not in varied)
 
 
 def _with(varied: Augmentation, kind: type[Settings], one: Variation | None, *, first: bool = False) -> Augmentation:

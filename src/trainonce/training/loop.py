@@ -183,7 +183,7 @@ class _Loop:
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
         mixes = any(isinstance(one, MIXES) for one in self.data.augmentation)
         self.loaded = BatchShard(0, self.shard.total, self.shard.total) if mixes else self.shard
-        """The rows that this rank varies: where images are mixed all of a batch, of which it then takes its shard."""
+        """The rows that this rank loads and varies: all, where images are mixed; it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
@@ -403,7 +403,7 @@ class _Loop:
             classes=self.data.num_classes,
             rng=derived_rng(self.seed, "mix", phase, in_phase),
         )
-        if len(x_BCHW) > len(self.shard):
+        if self.loaded is not self.shard:
             x_BCHW, y = x_BCHW[self.shard.rows], y[self.shard.rows]
         return x_BCHW, y, rows_B
 
