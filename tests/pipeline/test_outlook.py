@@ -38,6 +38,15 @@ def test_without_probes_nothing_is_said(tmp_path: Path) -> None:
     assert pipeline.train("digits", epochs=1, probes=0, out=tmp_path / "run").outlook is None
 
 
+def test_of_mixed_images_nothing_is_said(tmp_path: Path) -> None:
+    """Which class such an image is of is a matter of shares."""
+    path = tmp_path / "mixing.toml"
+    path.write_text('[augmentation]\nalso = [{ kind = "cutmix" }]\n[[phases]]\nname = "all"\nepochs = 1\n', "utf-8")
+    done = pipeline.train("digits", recipe=str(path), out=tmp_path / "run")
+    assert done.finished
+    assert done.outlook is None
+
+
 def test_the_line_has_the_smallest_and_the_largest() -> None:
     at = Progress(
         step=1,

@@ -17,7 +17,7 @@ from trainonce.pipeline.fitting import Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.training import balanced, outlook
-from trainonce.recipes import load_recipe
+from trainonce.recipes import load_recipe, mixes
 from trainonce.run.directory import RunDirectory, Start
 
 SHARES = (0.25, 0.5, 1.0)
@@ -179,7 +179,8 @@ class _Fitting:
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
         seconds = time.monotonic() - began
         shared = [one.before.top1 for one in fitted or () if not one.before_subnets]
-        verdict = outlook(run.metrics()[-1].top1, fmean(shared)) if shared else ""
+        mixed = bool(shared) and mixes(images.varied_by(run.checked_config().recipe).augmentation)
+        verdict = outlook(run.metrics()[-1].top1, fmean(shared)) if shared and not mixed else ""
         return FittedDevices(
             plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None, outlook=verdict
         )

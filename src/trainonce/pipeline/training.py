@@ -21,7 +21,7 @@ from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, training_seconds
-from trainonce.recipes import Recipe, load_recipe
+from trainonce.recipes import Recipe, load_recipe, mixes
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
 from trainonce.run.lines import MetricsLine
@@ -300,7 +300,8 @@ def _trained(
             ranks=ranks,
         )
     metrics = run.metrics()[-1] if finished and ranks.first else None
-    verdict = outlook(metrics.top1, statistics.fmean(seen)) if metrics is not None and seen else None
+    mixed = mixes(plan.data.varied_by(plan.recipe).augmentation)
+    verdict = outlook(metrics.top1, statistics.fmean(seen)) if metrics is not None and seen and not mixed else None
     return Trained(
         plan=plan,
         seconds=time.monotonic() - began,

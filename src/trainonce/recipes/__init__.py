@@ -20,6 +20,7 @@ from trainonce.recipes.augmentation import (
     Own,
     TrivialAugment,
     Variation,
+    mixes,
 )
 from trainonce.recipes.published import ONLY_LARGEST, RECIPES, load_recipe
 from trainonce.recipes.recipe import DISTILLATIONS, LONGEST_EPOCHS, DistillationName, Phase, Recipe
@@ -56,6 +57,7 @@ __all__ = [
     "Variation",
     "largest_alone",
     "load_recipe",
+    "mixes",
     "phase_at",
     "phases_of_largest",
     "slot_named",

@@ -153,6 +153,11 @@ MIXES = (Mixup, CutMix)
 """Those that make one image of two."""
 
 
+def mixes(augmentation: Augmentation) -> bool:
+    """Whether it makes images of two, so that training images are no measure of what is known."""
+    return any(isinstance(one, MIXES) for one in augmentation)
+
+
 @final
 class AugmentationChange(Settings):
     """What a recipe varies otherwise than its data set does, in training and recalibrating; None leaves it as it is."""

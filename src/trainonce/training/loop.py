@@ -28,7 +28,7 @@ from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import logits_in
 from trainonce.parallel.distributed import BatchShard, Ranks, everywhere, sum_gradients
-from trainonce.recipes import MIXES, AugmentationChange, Phase, PhaseSteps, Recipe, Slot, phase_at, timetable
+from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, Slot, mixes, phase_at, timetable
 from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
@@ -181,8 +181,8 @@ class _Loop:
             import_named(name, what, ())
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
-        mixes = any(isinstance(one, MIXES) for one in self.data.augmentation)
-        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if mixes else self.shard
+        mixed = mixes(self.data.augmentation)
+        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if mixed else self.shard
         """The rows that this rank loads and varies: all, where images are mixed; it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
