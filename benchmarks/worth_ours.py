@@ -1,6 +1,5 @@
 """Our side of `worth.py`: one supernet, a subnet for each device, each finetuned, within a budget of CPU seconds."""
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,9 +65,8 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
     """
     began = time.process_time()
     recipe = load_recipe(settings.recipe).at_rate(settings.lr_factor)
-    data = _augmented(data, settings.crop_scale)
-    recipe, steps, alone = train_for(net, recipe, data, seconds * settings.split[0], seed)
-    data = data.varied_by(recipe)
+    data = _augmented(data, settings.crop_scale).varied_by(recipe)
+    steps, alone = train_for(net, recipe, data, seconds * settings.split[0], seed)
     at_end = time.process_time()
     evaluating = EvaluateSettings(calibration_images=settings.calibration_images)
     evaluator = Evaluator(data, "validate", evaluating)
@@ -107,20 +105,17 @@ def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
     return replace(data, augmentation=AugmentationChange(crop_from=crop_scale).of(data.augmentation, data.class_names))
 
 
-def train_for(
-    net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int
-) -> tuple[Recipe, int, Supernet | None]:
+def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> tuple[int, Supernet | None]:
     """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps.
 
-    Gives the recipe of that length, its steps, and the supernet as it was before others shared the largest subnet's
-    weights, where that was trained first. The few steps train another supernet of the same settings, on images varied
-    as in a long training, and count.
+    Gives the steps, and the supernet as it was before others shared the largest subnet's weights, where that was
+    trained first. The few steps train another supernet of the same settings, and count.
     """
     began = time.process_time()
     whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
     with TemporaryDirectory() as folder:
 
-        def run(network: Supernet, recipe: Recipe, steps: float, name: str) -> tuple[float, int]:
+        def run(network: Supernet, steps: float, name: str) -> tuple[float, int]:
             start = time.process_time()
             scaled = recipe.scaled(steps / whole)
             table = timetable(scaled, scaled.steps_per_epoch(len(data.train)))
@@ -132,15 +127,14 @@ def train_for(
         least = len(recipe.phases)
         few = max(WARM_UP_IMAGES // recipe.batch_size, least)
         pilot = type(net)(net.settings, seed=seed)
-        long = recipe.model_copy(update={"augmentation": recipe.augmentation and recipe.augmentation.at(math.inf)})
-        run(pilot, long, few, "cold")
-        short_s, short = run(pilot, long, few, "short")
-        longer_s, longer = run(pilot, long, max(PILOT_IMAGES // recipe.batch_size, 2 * few), "longer")
+        run(pilot, few, "cold")
+        short_s, short = run(pilot, few, "short")
+        longer_s, longer = run(pilot, max(PILOT_IMAGES // recipe.batch_size, 2 * few), "longer")
         pace = (longer_s - short_s) / (longer - short)
         steps = max(least, round((seconds - (time.process_time() - began)) / pace))
-        run(net, recipe, steps, "run")
+        run(net, steps, "run")
         kept = RunDirectory(Path(folder) / "run")
-        return recipe.scaled(steps / whole), steps, next(map(kept.load_kept, kept.kept_steps()), None)
+        return steps, next(map(kept.load_kept, kept.kept_steps()), None)
 
 
 class Chosen(NamedTuple):

@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainonce.data import DataSet, normalise
 from trainonce.data import augment as public_augment
+from trainonce.data import normalise
 from trainonce.data.augment import CROP_TRIES, _box_sizes, _crop, augment, mix
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
 from trainonce.errors import UserError
@@ -275,15 +275,6 @@ class TestChanged:
             assert change.of(result, self.WORDS) == result
         assert AugmentationChange(crop_from=1).of(PAPER, self.WORDS) == PAPER[1:]
         assert AugmentationChange(crop_from=0.5).of((Flip(),), self.WORDS) == (Crop(scale=(0.5, 1.0)), Flip())
-
-    @pytest.mark.parametrize(("epochs", "does"), [(199.0, False), (200.0, True), (400.0, True)])
-    def test_what_wants_many_passes_waits_for_a_recipe_of_them(
-        self, make_data: Callable[..., DataSet], epochs: float, does: bool
-    ) -> None:
-        change = AugmentationChange(also=(CutMix(),), also_from_epochs=200)
-        recipe = RECIPES["spos"].model_copy(update={"augmentation": change})
-        data = make_data().varied_by(recipe.scaled(epochs / recipe.epochs))
-        assert data.augmentation == ((CutMix(),) if does else ())
 
     def test_a_whole_list_of_ones_own(self) -> None:
         text = {

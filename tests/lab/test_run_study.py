@@ -22,7 +22,7 @@ from trainonce.lab.studies.run_study import StudyDirectory, StudyRunner, run_stu
 from trainonce.lab.studies.study import Study
 from trainonce.models import build
 from trainonce.pipeline.pace import GPU_WARM_STEPS, Pace
-from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, CutMix, Phase, Recipe
+from trainonce.recipes import RECIPES, Augmentation, AugmentationChange, Crop, Phase, Recipe
 from trainonce.records import read_json, read_lines, to_json, write_lines
 from trainonce.training.settings import TrainSettings
 
@@ -271,7 +271,6 @@ def test_a_pace_is_measured_as_runs_are_trained(
     def train(_net: Any, recipe: Recipe, *_: Any, settings: TrainSettings, on_progress: Callable[[Any], None]) -> None:
         assert settings.cuda_graphs
         assert recipe.epochs * (len(digits.train) // 16) == pytest.approx(len(took))
-        assert CutMix() in digits.varied_by(recipe).augmentation, "as in all of it"
         for seconds in took:
             clock[0] += seconds
             on_progress(None)
@@ -279,8 +278,5 @@ def test_a_pace_is_measured_as_runs_are_trained(
     monkeypatch.setattr("trainonce.pipeline.pace.train_supernet", train)
     monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: clock[0])
     recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
-    recipe = recipe.model_copy(
-        update={"augmentation": AugmentationChange(also=(CutMix(),), also_from_epochs=recipe.epochs)}
-    )
     net = build(tiny.runs[0].family, tiny.runs[0].model)
     assert Pace(digits, device).seconds(net, recipe) == pytest.approx(10 * 2.0)

@@ -1,16 +1,13 @@
 """A training as long as a person says in minutes."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.support.pace import an_epoch_a_second
 
 from trainonce import pipeline
-from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.pipeline.pace import Pace, for_minutes
-from trainonce.recipes import RECIPES, AugmentationChange, CutMix, Recipe
+from trainonce.recipes import RECIPES
 
 
 def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,27 +20,6 @@ def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(UserError, match=r"0\.017 minutes are 1(\.0\d*)? passes over the 1,?\d+ .* give at least 0\.0"):
         pipeline.train("digits", minutes=0.017, dry_run=True, out=tmp_path / "run")
-
-
-@pytest.mark.parametrize(("minutes", "epochs", "step_s"), [(0.25, 15.0, 1.0), (1.0, 30.0, 2.0)])
-def test_a_length_that_varies_images_further_is_timed_so(
-    make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, minutes: float, epochs: float, step_s: float
-) -> None:
-    """With it an epoch takes two seconds instead of one; it is done from 20 epochs on."""
-
-    def step_seconds(_pace: Pace, _net: object, recipe: Recipe, *, passes: int = 0) -> tuple[float, ...]:
-        change = recipe.augmentation
-        assert change is not None
-        seconds = 2.0 if change.at(recipe.epochs).also else 1.0
-        return (seconds / recipe.steps_per_epoch(len(make_data().train)),)
-
-    monkeypatch.setattr(Pace, "step_seconds", step_seconds)
-    change = AugmentationChange(also=(CutMix(),), also_from_epochs=20)
-    recipe = RECIPES["spos"].with_batch_size(8).model_copy(update={"augmentation": change})
-    planned = for_minutes(None, recipe.scaled(10 / recipe.epochs), make_data(), "cpu", minutes)  # type: ignore[arg-type]
-    assert planned.recipe.epochs == pytest.approx(epochs, rel=1e-2)
-    assert planned.step_s == (step_s / 4,)
-    assert planned.recipe.augmentation == change
 
 
 def test_it_takes_about_so_long(tmp_path: Path) -> None:

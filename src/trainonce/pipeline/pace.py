@@ -54,9 +54,6 @@ class Pace:
     def step_seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> tuple[float, ...]:
         """About how many seconds a step takes, phase by phase."""
         table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
-        recipe = recipe.model_copy(
-            update={"augmentation": recipe.augmentation and recipe.augmentation.at(recipe.epochs)}
-        )
         return tuple(self._step(net, recipe, entry, passes) for entry in table)
 
     def _step(self, net: Supernet, recipe: Recipe, entry: PhaseSteps, passes: int) -> float:
@@ -107,31 +104,20 @@ def for_minutes(
 ) -> Planned:
     """`recipe` at the length that trains here for a share of so many minutes; a few steps are timed, within them.
 
-    They vary images as a recipe of about that length does.
-
     Raises `UserError` where the time is too short to learn anything, with the least that would do.
     """
     began = time.monotonic()
     pace = Pace(data, device)
-
-    def planned(timed: Recipe) -> tuple[float, float, float]:
-        """The epochs, the seconds of the whole recipe, and those that timing has taken."""
-        whole = pace.seconds(net, timed, passes=PLANNING_PASSES)
-        timing = time.monotonic() - began
-        return recipe.epochs * share * (60 * minutes - timing) / whole, whole, timing
-
-    timed = recipe
-    epochs, whole, timing = planned(timed)
-    if recipe.augmentation and recipe.augmentation.at(epochs) != recipe.augmentation.at(recipe.epochs):
-        timed = recipe.model_copy(update={"augmentation": recipe.augmentation.at(epochs)})
-        epochs, whole, timing = planned(timed)
+    whole = pace.seconds(net, recipe, passes=PLANNING_PASSES)
+    timing = time.monotonic() - began
+    epochs = recipe.epochs * share * (60 * minutes - timing) / whole
     if epochs < FEWEST_EPOCHS:
         needed = math.ceil(100 * (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60) / 100
         raise UserError(
             f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
             f"give at least {needed:g}, or smaller images with --image-size, or fewer with --train-images"
         )
-    return Planned(recipe.scaled(epochs / recipe.epochs), pace.step_seconds(net, timed, passes=PLANNING_PASSES))
+    return Planned(recipe.scaled(epochs / recipe.epochs), pace.step_seconds(net, recipe, passes=PLANNING_PASSES))
 
 
 def said_left_out(last: MetricsLine) -> str:

@@ -173,19 +173,9 @@ class AugmentationChange(Settings):
     """Whether the data set's own augmentation is left out: what this says is then all."""
     also: Augmentation = ()
     """What is done after that, in order."""
-    also_from_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """The fewest epochs of a recipe that does `also`: few passes over the images may learn less so."""
-
-    def at(self, epochs: float) -> "AugmentationChange":
-        """What is left of it in a recipe of so many epochs, without conditions."""
-        also = self.also if epochs >= self.also_from_epochs else ()
-        return self.model_copy(update={"also": also, "also_from_epochs": 0.0})
 
     def of(self, own: Augmentation, class_names: Sequence[str]) -> Augmentation:
-        """`own` of images of these classes, changed so, whatever the length.
-
-        Changing it twice changes it no further.
-        """
+        """`own` of images of these classes, changed so. Changing it twice changes it no further."""
         varied = () if self.alone else own
         flips = any(isinstance(one, Flip) for one in varied)
         if self.crop_from is not None:
