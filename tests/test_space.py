@@ -423,7 +423,8 @@ def test_parts_of_one_image_size_each_make_up_the_space() -> None:
     parts = [every(part) for part in space.by_image_size()]
     assert [{values["resolution"] for values in part} for part in parts] == [{8}, {16}, {24}]
     assert as_set([values for part in parts for values in part]) == as_set(every(space))
-    assert stages().by_image_size() == [stages()]
+    held = Choice(name="x.resolution", values=(1, 2), parent="stage1.depth", allowed={1: (1, 2)})
+    assert all(whole.by_image_size() == [whole] for whole in (stages(), SearchSpace((*stages().choices, held))))
 
 
 class TestCouple:

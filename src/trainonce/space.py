@@ -361,10 +361,10 @@ class SearchSpace:
     def by_image_size(self) -> "list[SearchSpace]":
         """The parts of the space in which all subnets have images of one size, from small to large.
 
-        Itself where no choice, or not exactly one, has the role "resolution".
+        Itself where there is not exactly one choice of the role "resolution", or it does not always exist.
         """
         choices = self.matching("resolution")
-        if len(choices) != 1:
+        if len(choices) != 1 or choices[0].parent is not None:
             return [self]
         return [self.restrict({"resolution": (size,)}) for size in choices[0].values]
 

@@ -156,6 +156,10 @@ class TestCandidates:
         found = [(arch["resolution"], cost(arch).macs) for arch in drawn]
         assert found == [(4, 10e3), (3, 10e3), (2, 10e3), (1, 109e3)]
 
+    def test_for_no_limit_no_sampler_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("trainonce.evaluation.population.MacsSampler", None)
+        assert draw_candidates(self.cost(), [], 9, seed=0) == []
+
     def test_a_size_of_which_none_fits_is_passed_over(self) -> None:
         cost = self.cost(CostTerm(("resolution",), lambda size: Cost(40_000 * size, 0)))
         [drawn] = draw_candidates(cost, [100e3], 9, seed=0)

@@ -105,6 +105,8 @@ def draw_candidates(
     most subnets of those MACs have. The first n of a larger draw are the draw of n. Raises `UserError` for a limit that
     no subnet fits.
     """
+    if not limits:
+        return []  # samplers of large spaces take seconds
     sizes = [_sampler(cost.within(part), over) for part in reversed(cost.space.by_image_size())]
     candidates = []
     for limit in limits:
@@ -118,12 +120,15 @@ def draw_candidates(
 
 def _near(sampler: MacsSampler, limit: float, count: int, seed: int, over: DrawnOver) -> list[Architecture]:
     """Distinct subnets near a limit, the largest first if it fits; the smallest where draws miss the few there are."""
-    space, (low, high) = sampler.cost.space, sampler.below(limit, share=NEAR)
-    found = [arch for arch in (space.largest(),) if sampler.cost(arch).macs <= limit]
-    with suppress(UserError):
+    low, high = sampler.below(limit, share=NEAR)
+    smallest, largest = sampler.cost.space.smallest(), sampler.cost.space.largest()
+    found = [largest] if sampler.cost(largest).macs <= limit else []
+    with suppress(UserError):  # the draws miss the few there are
         bucket = Bucket(centre=(low + high) / 2, half=(high - low) / 2)
         found += _drawn(sampler, bucket, count, seed, over)
-    return list(dict.fromkeys(found)) or [arch for arch in (space.smallest(),) if sampler.cost(arch).macs <= limit]
+    if not found and sampler.cost(smallest).macs <= limit:
+        found = [smallest]
+    return list(dict.fromkeys(found))
 
 
 def _sampler(cost: CostModel, over: DrawnOver) -> MacsSampler:
