@@ -1,6 +1,6 @@
 """What a GPU makes of it: training and evaluating at the paper's size, with CUDA graphs and without, in one call.
 
-    python benchmarks/gpu.py [--epochs 2] [--images 4096] [--batches 64 1024] [--subnets 8]
+    python benchmarks/gpu.py [--parts population layouts] [--epochs 2] [--images 4096] [--batches 64 1024]
 
 Everything is the real thing on random images: `train_supernet` for a few epochs of `--images`, each epoch timed, and
 `Evaluator` for a few subnets (2,000 images to calibrate on, 10,000 to score). RSS's 590 and 180 epochs of 40,000 images
@@ -39,6 +39,7 @@ from trainonce.training.settings import Progress, TrainSettings
 RSS_EPOCHS, SHORT_EPOCHS, POPULATION, PAPERS_IMAGES = 590, 180, 600, 40_000
 EQUAL_STEPS = 20
 """Steps after which weights of replayed and eager runs are compared."""
+PARTS = ("population", "layouts", "training", "equality")
 GOALS = "goals on one H200: RSS under 3 minutes, RSS-Short under 1, 600 subnets under 1"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 WAYS: tuple[tuple[Precision, bool], ...] = (("float32", False), ("float32", True), ("bfloat16", True))
@@ -270,6 +271,7 @@ def gpu() -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of what is measured, in this order")
     parser.add_argument("--epochs", type=int, default=2, help="timed in each run, after the first")
     parser.add_argument("--images", type=int, default=4096, help="to train on")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024], help="images in a step")
@@ -297,11 +299,15 @@ def main() -> None:
         print("There is no CUDA device here, so nothing is measured: what follows is a miniature that shows it works.")
         size = MINIATURE
     data = size.data().to(size.device)
-    report_population(size, data)
-    report_layouts(size)
-    for name in ("rss", "spos"):
-        report_training(size, data, name)
-    report_equality(size, data)
+    if "population" in options.parts:
+        report_population(size, data)
+    if "layouts" in options.parts:
+        report_layouts(size)
+    if "training" in options.parts:
+        for name in ("rss", "spos"):
+            report_training(size, data, name)
+    if "equality" in options.parts:
+        report_equality(size, data)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The runs of docs/preregistration.md on a GPU: many beside each other, in calls of some minutes each.
 
-    python benchmarks/paper_gpu.py mnist cifar10 solo --out studies [--workers 16] [--minutes 9] [--data-dir DATA]
+    python benchmarks/paper_gpu.py cifar100 cifar10:rss,ps solo --out studies [--workers 16] [--minutes 9]
     python benchmarks/paper_gpu.py --list
 
 A step of these small networks is hundreds of launches that leave most of a GPU idle, so one run alone is slow there and
 sixteen take hardly longer. All runs of the studies named, in their order, are one queue that `--workers` processes work
-through; each study gets a directory under `--out` like one of `trainonce study`, and `trainonce conclude` reads it.
+through, of some arms alone where a study names them after a colon; what an earlier name has taken is not taken again.
+Each study gets a directory under `--out` like one of `trainonce study`, and `trainonce conclude` reads it.
 
 First the GPU is held against the CPU: losses and gradients of some subnets, and 200 steps of one recipe, from the same
 weights on the same images, without dropout and augmentation, whose draws differ between devices. After `--minutes` the
@@ -121,7 +122,7 @@ PLANNED: dict[str, Planned] = {
 }
 """Every study by name. `full` is the paper itself: some two hours of a GPU for a run of `ps`."""
 FIRST = ("ps", "rss", "rss-short", "stratified")
-"""Arms that are run first, in all studies named: the longest of the main comparison, then what goes with it."""
+"""Arms that are run first of what is taken of a study: the longest of the main comparison, then what goes with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,16 +262,21 @@ class Queue:
     tasks: list[Task] = field(default_factory=list)
 
     def add(self, name: str, study: Study, data: DataSet, arms: Collection[str]) -> None:
-        """Take in what is missing of a study: of these arms, or where none are named of all.
+        """Put what is missing of a study last in the queue: of these arms, or where none are named of all.
 
-        Raises `UserError` where its directory is another study's.
+        Raises `UserError` for an arm that it has not, and where its directory is another study's.
         """
+        strange = set(arms) - {arm.name for arm in study.arms}
+        if strange:
+            has = ", ".join(arm.name for arm in study.arms)
+            raise UserError(f"{name} has no arm {', '.join(sorted(strange))}; it has {has}")
         directory = self.directories[name] = StudyDirectory(self.out / name)
         directory.claim(study, data, provenance=provenance(self.device))
         directory.drop_unfinished()
         done = {line.run for line in directory.finished()}
-        wanted = [run for run in study.runs if not arms or run.arm in arms]
-        self.tasks += [Task(name, run) for run in wanted if run.name not in done]
+        done |= {task.run.name for task in self.tasks if task.study == name}
+        wanted = [run for run in study.runs if (not arms or run.arm in arms) and run.name not in done]
+        self.tasks += [Task(name, run) for run in sorted(wanted, key=_place)]
         self.runners[name] = StudyRunner(
             root=directory.path.resolve(),
             plan=study.evaluate,
@@ -290,24 +296,20 @@ class Queue:
                 self.directories[task.study].record(result)
                 print(f"{task}: trained in {result.time.train_seconds:.0f} s", flush=True)
 
-        order = {name: place for place, name in enumerate(self.directories)}
+        return fan_out(Doer(self.runners), self.tasks, on_result=record, workers=self.workers, should_stop=should_stop)
 
-        def place(task: Task) -> tuple[int, int]:
-            arm = task.run.arm
-            return FIRST.index(arm) if arm in FIRST else len(FIRST), order[task.study]
 
-        tasks = sorted(self.tasks, key=place)
-        return fan_out(Doer(self.runners), tasks, on_result=record, workers=self.workers, should_stop=should_stop)
+def _place(run: StudyRun) -> int:
+    return FIRST.index(run.arm) if run.arm in FIRST else len(FIRST)
 
 
 def options(words: Sequence[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(PLANNED))
+    parser.add_argument("studies", nargs="*", metavar="STUDY[:ARM,...]", help=", ".join(PLANNED))
     parser.add_argument("--out", type=Path, default=Path("studies"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--arms", nargs="*", default=[], help="leave the others for another call")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--list", action="store_true", help="say what each study is and end")
     parser.add_argument("--miniature", action="store_true")
@@ -323,7 +325,10 @@ def main(words: Sequence[str] | None = None) -> int:
                 f"{name:14} run {planned.number}: {planned.design} on {planned.train_images or 'all'} of {planned.data}"
             )
         return 0
-    if not given.studies or not set(given.studies) <= set(PLANNED):
+    parts = [
+        (name, arms.split(",") if arms else []) for name, _, arms in (word.partition(":") for word in given.studies)
+    ]
+    if not parts or not {name for name, _ in parts} <= set(PLANNED):
         raise UserError(f"name one or more of {', '.join(PLANNED)}")
     ends = time.monotonic() + 60 * given.minutes
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -333,7 +338,7 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False
     runs: dict[str, int] = {}
     queue = Queue(given.out, device, given.workers, given.data_dir)
-    for name in given.studies:
+    for name, arms in parts:
         planned = PLANNED[name]
         if given.miniature:
             planned = replace(
@@ -343,7 +348,7 @@ def main(words: Sequence[str] | None = None) -> int:
         check_agreement(data, device, given.out)
         study = planned.study(data)
         runs[name] = len(study.runs)
-        queue.add(name, study, data, given.arms)
+        queue.add(name, study, data, arms)
     torch.set_num_threads(given.workers)  # which the workers share
     complete = queue.work(lambda: time.monotonic() > ends)
     for name, directory in queue.directories.items():

@@ -35,7 +35,7 @@ def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the miniature is the CPU's")
 def test_in_miniature(tmp_path: Path) -> None:
     """Stopped and gone on with, one arm of two studies in one queue."""
-    words = ("images-500", "length-0.1", "--arms", "rss", "--out", tmp_path, "--miniature", "--workers", "2")
+    words = ("images-500:rss", "length-0.1:rss", "--out", tmp_path, "--miniature", "--workers", "2")
     begun = call(*words, "--minutes", "0")
     assert begun.returncode == 3, begun.stderr
     assert "differ by at most 0.0e+00, their gradients by 0.0e+00 (median) to 0.0e+00" in begun.stdout
@@ -56,6 +56,22 @@ def test_without_a_gpu_nothing_is_run(paper_gpu: ModuleType, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"^name one or more of mnist, cifar10, "):
         paper_gpu.main(["mnits", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_queue_is_in_the_order_of_the_names(paper_gpu: ModuleType, tmp_path: Path) -> None:
+    """Some arms of a study first, the rest of it last; of each the arms of the main comparison lead."""
+    data = load_dataset("digits", train_images=256)
+    queue = paper_gpu.Queue(tmp_path, "cpu", 1, None)
+    for name, arms in (("mnist", ("rss", "ps")), ("solo", ("supernet-rss",)), ("mnist", ())):
+        queue.add(name, paper_gpu.PLANNED[name].study(data), data, arms)
+    later = ["rss-short", "stratified", "ps@rss-passes", "ps-ofa", "ps-released", "rss-published", "ps-published"]
+    order = [arm for arm in ["ps", "rss", "supernet-rss", *later] for _ in range(3)]
+    found = [task.run.arm for task in queue.tasks]
+    assert found[:15] == order[:15]
+    assert sorted(found[15:]) == sorted(order[15:])
+    assert len({str(task) for task in queue.tasks}) == len(queue.tasks) == 27 + 3
+    with pytest.raises(UserError, match=r"^solo has no arm rss; it has supernet-rss, "):
+        queue.add("solo", paper_gpu.PLANNED["solo"].study(data), data, ("rss",))
 
 
 @pytest.mark.parametrize(
