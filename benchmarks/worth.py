@@ -278,7 +278,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="SET")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 10.0, 40.0], help="budgets, of one core")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--train-images", type=int, default=5000, help="at most")
     parser.add_argument("--geometry", help="of the supernet; default: the library's for the image size")
     parser.add_argument("--one-size", action="store_true", help="of images, whatever the geometry has to choose from")
@@ -324,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     for name_or_path in (asked.sets or SETS) if asked.sides else ():
         name, data = loaded(name_or_path, asked.train_images)
-        for minutes, seed in product(asked.minutes, range(asked.seeds)):
+        seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+        for minutes, seed in product(asked.minutes, seeds):
             bench = Bench(
                 data=data,
                 name=name,
