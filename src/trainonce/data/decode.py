@@ -34,6 +34,7 @@ _IMAGE_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError),
     *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, struct.error, zlib.error),
 )
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _one_large = threading.Lock()
 
 
@@ -55,7 +56,7 @@ def decode_image(
     except UserError as error:
         raise UserError(f"{printable(str(path))}: {error}") from error
     except _IMAGE_ERRORS as error:
-        raise UserError(f"{printable(str(path))} cannot be read as a {KINDS} image: {_reason(error)}") from error
+        raise UserError(f"{printable(str(path))} cannot be read as a {KINDS} image: {_reason(path, error)}") from error
     array = np.asarray(square)
     return array[None] if grey else array.transpose(2, 0, 1)
 
@@ -104,10 +105,20 @@ def _turn_of(opened: Image.Image, image_size: int) -> AbstractContextManager[obj
     return _one_large
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: str | Path, error: Exception) -> str:
     """What Pillow says, without the path, which it spells in its own way."""
     if isinstance(error, UnidentifiedImageError):
+        if _begins_with(path, _LFS_POINTER):
+            return "it is the place-holder that Git LFS leaves until `git lfs pull` fetches the file itself"
         return "it is of another kind, or its beginning is broken"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
+
+
+def _begins_with(path: str | Path, start: bytes) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False

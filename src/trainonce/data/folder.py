@@ -27,7 +27,7 @@ from trainonce.names import printable
 PROGRESS_FROM = 2000  # images; fewer are decoded before a bar would help
 CHUNK = 64  # images that one thread decodes at a time
 MEMORY_SHARE = 0.25  # of the memory there is; images that would take more are streamed
-MOST_NAMED = 20  # broken images that a sentence names
+MOST_NAMED = 5  # broken images, of those that are broken alike, that a sentence names
 
 
 def read_folder(
@@ -68,7 +68,7 @@ def read_folder(
     if not stream or skip_broken:
         splits, broken = _looked_at(splits, keep=not stream)
         if broken and not skip_broken:
-            raise UserError(_broken_sentence(list(broken.values())))
+            raise UserError(_broken_sentence(broken))
         skipped = sorted({*skipped, *(printable(str(file.relative_to(path.absolute()))) for file in broken)})
     for name, split in splits.items():
         refuse_missing_class(split, class_names, where=f"{path}: {name}, without the files that are skipped,")
@@ -154,13 +154,16 @@ def _looked_at(splits: Mapping[str, Split], *, keep: bool) -> tuple[dict[str, Sp
     return whole, broken
 
 
-def _broken_sentence(reasons: Sequence[str]) -> str:
-    if len(reasons) == 1:
-        return f"{reasons[0]}: repair or remove it, or leave it out with --skip-broken"
-    return (
-        f"{len(reasons)} images are broken; repair or remove them, or leave them out with --skip-broken: "
-        f"{_first(reasons, '; ')}"
-    )
+def _broken_sentence(broken: Mapping[Path, str]) -> str:
+    """What is said of broken files, of which each has a sentence: those broken alike are told of together."""
+    alike: dict[str, list[str]] = {}
+    for path, sentence in broken.items():
+        name = printable(str(path))
+        alike.setdefault(sentence.removeprefix(name), []).append(name)
+    told = _first([f"{_first(names, ', ')}{what}" for what, names in alike.items()], "; ")
+    if len(broken) == 1:
+        return f"{told}: repair or remove it, or leave it out with --skip-broken"
+    return f"{len(broken)} images are broken; repair or remove them, or leave them out with --skip-broken: {told}"
 
 
 def _first(texts: Sequence[str], between: str) -> str:
