@@ -17,7 +17,7 @@ from trainonce.recipes import AugmentationChange, Recipe, largest_alone, load_re
 from trainonce.run.directory import RunDirectory
 from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture
-from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_seconds
+from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_pace
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
@@ -188,30 +188,19 @@ class Finetuned(NamedTuple):
 def finetuned(
     network: nn.Module, before: float, evaluator: Evaluator, seconds: float, settings: FinetuneSettings
 ) -> Finetuned:
-    """Finetune within so many CPU seconds: whole epochs, or one over as many images as fit; or not where nothing fits.
+    """Finetune for as many epochs as fit into so many CPU seconds; or not where none does.
 
     The network is kept as it was, with `before` percent on validate, where that is better.
     """
-    began = time.process_time()
-    evaluator.score(network)
-    scoring = time.process_time() - began
-    if seconds < 12 * scoring:
-        return Finetuned(network, before, {"finetuned": "no time"})
     began, wall = time.process_time(), time.monotonic()
-    estimate = finetuning_seconds(network, evaluator, settings)  # of the clock on the wall
-    epoch = estimate * (time.process_time() - began) / max(time.monotonic() - wall, 1e-9)
-    left = seconds - 2 * scoring - (time.process_time() - began) - scoring
-    epochs, data = int(left / epoch), evaluator.data
-    if epochs < 1:
-        recalibrating = 2 * scoring  # calibration and scoring of the epoch: part of `epoch`
-        images = int((left - recalibrating) / max(epoch - recalibrating, 1e-9) * len(data.train))
-        if images < 4 * settings.batch_size:
-            return Finetuned(network, before, {"finetuned": "no time"})
-        data = replace(data, train=data.train.drawn(min(images, len(data.train)), seed=settings.seed))
-        evaluator = Evaluator(data, "validate", evaluator.settings)
-    result = finetune(network, evaluator, settings.model_copy(update={"epochs": max(1, epochs)}))
+    pace = finetuning_pace(network, evaluator, settings)  # in seconds of the clock on the wall
+    spent = time.process_time() - began
+    epochs = pace.epochs_within((seconds - spent) * max(time.monotonic() - wall, 1e-9) / spent)
+    if not epochs:
+        return Finetuned(network, before, {"finetuned": "no time"})
+    result = finetune(network, evaluator, settings.model_copy(update={"epochs": epochs}))
     assert result is not None, "nothing stops it"
-    said = {"finetuned": f"{max(1, epochs)} epochs of {len(data.train)} images", "validate_after": result.after.top1}
+    said = {"finetuned": f"{epochs:.2f} epochs", "validate_after": result.after.top1}
     if result.after.top1 < before:
         return Finetuned(network, before, said)
     return Finetuned(result.network, result.after.top1, said)

@@ -37,6 +37,7 @@ from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets import read_subnet
+from trainonce.subnets.finetune import FinetunePace
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -48,7 +49,7 @@ def pace() -> Iterator[None]:
     """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning fifty."""
     with pytest.MonkeyPatch.context() as patch:
         an_epoch_a_second(patch)
-        patch.setattr(fitting, "finetuning_seconds", lambda *_: 50.0)
+        patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=50.0, scoring=0.0, per_epoch=1))
         patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
         patch.setattr(fitting, "CANDIDATES", 3)
         yield

@@ -19,6 +19,7 @@ from trainonce.errors import UserError
 from trainonce.pipeline import evaluate_subnet, fit, fitting, train
 from trainonce.pipeline.folds import corrected_interval
 from trainonce.run.directory import RunDirectory
+from trainonce.subnets.finetune import FinetunePace
 
 SMALL = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
 ASKED = ("--minutes", "0.1334", *SMALL, "--folds", "2")
@@ -30,7 +31,7 @@ def pace() -> Iterator[None]:
     """The clock stands still where plans are made."""
     with pytest.MonkeyPatch.context() as patch:
         an_epoch_a_second(patch)
-        patch.setattr(fitting, "finetuning_seconds", lambda *_: 9.0)
+        patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=9.0, scoring=0.0, per_epoch=1))
         patch.setattr(fitting._Fit, "left", lambda _self: 2.0)
         patch.setattr(fitting, "CANDIDATES", 2)
         yield

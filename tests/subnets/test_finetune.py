@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,12 +23,14 @@ from trainonce.recipes import Colour, Crop, Flip
 from trainonce.subnets import describe_subnet
 from trainonce.subnets.card import model_card
 from trainonce.subnets.finetune import (
+    LEAST_STEPS,
     Finetuned,
+    FinetunePace,
     FinetuneProgress,
     FinetuneSettings,
     described_finetuned,
     finetune,
-    finetuning_seconds,
+    finetuning_pace,
     largest_as_teacher,
 )
 
@@ -216,12 +220,34 @@ class TestOutcome:
     def test_an_estimate_changes_nothing(self, net: MobileNetV3, evaluator: Evaluator) -> None:
         network = taken_out(net)
         before = copy.deepcopy(network.state_dict())
-        few, many = (
-            finetuning_seconds(network, evaluator, FinetuneSettings(epochs=epochs, batch_size=8))
-            for epochs in (1, 10_000)
-        )
-        assert 0 < few < many / 10
+        pace = finetuning_pace(network, evaluator, FinetuneSettings(epochs=1, batch_size=8))
+        assert pace.per_epoch == 4
+        assert 0 < pace.seconds(1) < pace.seconds(1000) / 10
         assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+    def test_the_last_epoch_may_be_cut_short(self, net: MobileNetV3, evaluator: Evaluator) -> None:
+        """One cosine over all steps; the epochs before are what they are in a longer training at that rate."""
+        seen: list[FinetuneProgress] = []
+        settings = FinetuneSettings(epochs=1.5, batch_size=8)
+        result = finished(taken_out(net), evaluator, settings, on_progress=seen.append)
+        assert [(at.step, at.steps, at.epoch, at.seconds_left) for at in seen] == [(6, 6, 1.5, 0)]
+        assert [one.epoch for one in result.epochs] == [1, 2]
+        half = finished(taken_out(net), evaluator, FinetuneSettings(epochs=0.5, batch_size=8))
+        assert [one.epoch for one in half.epochs] == [half.epoch] == [1]
+
+
+@given(step=st.integers(1, 9), scoring=st.integers(0, 30), per_epoch=st.integers(1, 40), seconds=st.integers(0, 1000))
+def test_as_many_epochs_as_fit(step: int, scoring: int, per_epoch: int, seconds: int) -> None:
+    """Of all numbers of steps, tried one by one; a last part of few steps is not worth its scoring."""
+    pace = FinetunePace(step=step, scoring=scoring, per_epoch=per_epoch)
+
+    def takes(steps: int) -> int:
+        return steps * step + scoring * (-(-steps // per_epoch) + 2)
+
+    worth = (n for n in range(1, seconds + 1) if n % per_epoch == 0 or n % per_epoch >= LEAST_STEPS)
+    most = max((n for n in worth if takes(n) <= seconds), default=0)
+    assert round(pace.epochs_within(seconds) * per_epoch) == most
+    assert pace.seconds(most / per_epoch) == takes(most)
 
 
 class TestRefuses:

@@ -18,7 +18,7 @@ from trainonce.subnets.finetune import (
     FinetuneProgress,
     FinetuneSettings,
     described_finetuned,
-    finetuning_seconds,
+    finetuning_pace,
     largest_as_teacher,
 )
 from trainonce.subnets.finetune import finetune as finetune_network
@@ -45,7 +45,7 @@ class FinetunedSubnet:
 
 def finetune(
     subnet: str | Path,
-    epochs: int,
+    epochs: float,
     *,
     run: str | Path | None = None,
     lr: float | None = None,
@@ -110,7 +110,8 @@ def finetune(
         )
 
     if dry_run:
-        return unfinished(finetuning_seconds(network, evaluator, settings, teacher=teacher))
+        pace = finetuning_pace(network, evaluator, settings, teacher=teacher)
+        return unfinished(pace.seconds(settings.epochs))
     on_start()
     result = finetune_network(
         *(network, evaluator, settings), teacher=teacher, on_progress=on_progress, should_stop=should_stop

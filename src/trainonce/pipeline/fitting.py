@@ -37,7 +37,7 @@ from trainonce.subnets.finetune import (
     FinetuneSettings,
     described_finetuned,
     finetune,
-    finetuning_seconds,
+    finetuning_pace,
 )
 from trainonce.subnets.taken import describe_taken
 from trainonce.training.loop import train_supernet
@@ -348,7 +348,7 @@ class _Fit:
     ) -> tuple[Finetuned | None, FinetuneSettings]:
         """The next device's subnet fine-tuned in its share of the time left, and how.
 
-        None where that is too short for an epoch, where none was better on validate than `before`, and for a largest
+        None where that is too short for a few steps, where none was better on validate than `before`, and for a largest
         subnet of before its weights were shared, which was trained to its end: others have its time. A network for
         several devices has the shares of all.
         """
@@ -367,11 +367,11 @@ class _Fit:
         tuned = [one.arch for _, one in ahead if not one.before_subnets and str(one.arch) not in there]
         weights = [(arch == first.arch, self.net.cost_of(arch).macs ** 0.5) for arch in tuned]
         share = self.left() * sum(one for own, one in weights if own) / sum(one for _, one in weights)
-        epochs = int(share / finetuning_seconds(network, evaluator, how))
-        if epochs < 1:
+        epochs = finetuning_pace(network, evaluator, how).epochs_within(share)
+        if not epochs:
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs} epochs")
+        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs:.2g} epochs")
         watch = self.watch
         better = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
         if better is None:

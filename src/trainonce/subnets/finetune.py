@@ -5,6 +5,7 @@ images and augmentation, if wanted also a teacher's output (Hinton 2015, arXiv 1
 section 3.3). What a step draws follows from the seed and the step alone, as in `trainonce.training.loop`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -37,7 +38,10 @@ LOG_EVERY = 20
 """Steps between two reports of progress."""
 TIMED_STEPS = 4
 """Steps that an estimate of time is made from, after one that warms up."""
-
+LEAST_STEPS = 8
+"""Fewer steps are not worth a scoring."""
+SCORINGS_BESIDE = 2
+"""Scorings of `finetune` beside those after each epoch: before the first, and of the network that is kept."""
 
 ADAMW_LR, ADAMW_DECAY = 1e-3, 0.02
 
@@ -46,8 +50,8 @@ ADAMW_LR, ADAMW_DECAY = 1e-3, 0.02
 class FinetuneSettings(Settings):
     """How a subnet is fine-tuned."""
 
-    epochs: int = Field(ge=1, le=int(LONGEST_EPOCHS))
-    """Passes over the training images; one cosine goes over all of them."""
+    epochs: float = Field(gt=0, le=LONGEST_EPOCHS)
+    """Passes over the training images, the last perhaps cut short; one cosine goes over all of them."""
     lr: float = Field(0.01, gt=0)
     """The highest learning rate, for this batch size."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -104,6 +108,7 @@ class Epoch:
     """What an epoch came to: the mean training loss, and the score on the evaluator's split after it."""
 
     epoch: int
+    """Counted from 1."""
     loss: float
     score: Score
 
@@ -143,7 +148,7 @@ def finetune(
     before = finite(evaluator.score(_copy(network)), "validate")
     epochs: list[Epoch] = []
     kept: dict[str, Tensor] = {}
-    for number in range(1, settings.epochs + 1):
+    for number in range(1, loop.epochs + 1):
         loss = loop.epoch(number, on_progress, should_stop)
         if loss is None:
             return None
@@ -171,10 +176,33 @@ def largest_as_teacher(net: Supernet, evaluator: Evaluator) -> nn.Module:
     return frozen(evaluator.recalibrated(net, net.space.largest()))
 
 
-def finetuning_seconds(
+@dataclass(frozen=True, kw_only=True)
+class FinetunePace:
+    """How long fine-tuning takes, in seconds."""
+
+    step: float
+    scoring: float
+    """Of recalibrating and scoring, after each epoch."""
+    per_epoch: int
+    """Steps in an epoch."""
+
+    def seconds(self, epochs: float) -> float:
+        """About how long so many epochs take: their steps, a scoring after each, before the first and at the end."""
+        return self.step * round(epochs * self.per_epoch) + self.scoring * (math.ceil(epochs) + SCORINGS_BESIDE)
+
+    def epochs_within(self, seconds: float) -> float:
+        """The most epochs that take so long, the last perhaps cut short; 0 where `LEAST_STEPS` steps do not fit."""
+        left = seconds - self.scoring * SCORINGS_BESIDE
+        whole = max(0, int(left / (self.step * self.per_epoch + self.scoring)))
+        left -= whole * (self.step * self.per_epoch + self.scoring)
+        steps = int((left - self.scoring) / self.step)
+        return whole + (steps / self.per_epoch if steps >= LEAST_STEPS else 0)
+
+
+def finetuning_pace(
     network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
-) -> float:
-    """About how long `finetune` takes: a few steps and one scoring are timed, on copies."""
+) -> FinetunePace:
+    """How fast `finetune` is: a few steps and one scoring are timed, on copies."""
     loop = _FinetuneLoop(network, evaluator, settings, teacher)
     batch = evaluator.data.train.batch(next(loop.rows(1)))
     loop.step(0, batch)
@@ -184,7 +212,7 @@ def finetuning_seconds(
     step = (time.monotonic() - began) / TIMED_STEPS
     began = time.monotonic()
     evaluator.score_recalibrated(loop.network())
-    return step * loop.steps + (time.monotonic() - began) * settings.epochs
+    return FinetunePace(step=step, scoring=time.monotonic() - began, per_epoch=loop.per_epoch)
 
 
 def described_finetuned(
@@ -263,6 +291,7 @@ class _FinetuneLoop:
         self.per_epoch = recipe.steps_per_epoch(len(self.data.train))
         [self.cosine] = timetable(recipe, self.per_epoch)
         self.steps = self.cosine.steps
+        self.epochs = math.ceil(self.steps / self.per_epoch)
         self.optimizer = optimizer_for(self.student, recipe, phase)
         self.began = time.monotonic()
 
@@ -271,10 +300,11 @@ class _FinetuneLoop:
         return _copy(self.student)
 
     def rows(self, epoch: int) -> Iterator[Tensor]:
-        """The rows of an epoch's batches, in an order of its own."""
+        """The rows of an epoch's batches, in an order of its own; the last may have fewer batches."""
         shuffle = torch.Generator().manual_seed(derived_seed(self.settings.seed, "order", epoch))
         order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
-        return iter(torch.split(order[: self.per_epoch * self.shard.total], self.shard.total))
+        steps = min(self.per_epoch, self.steps - (epoch - 1) * self.per_epoch)
+        return iter(torch.split(order[: steps * self.shard.total], self.shard.total))
 
     def epoch(
         self, epoch: int, on_progress: Callable[[FinetuneProgress], None], should_stop: Callable[[], bool]
@@ -292,7 +322,7 @@ class _FinetuneLoop:
                     on_progress(self._progress(done, recent))
                     recent = StepSums(self.device)
         mean = whole.mean_loss()
-        _refuse_not_finite(mean, epoch * self.per_epoch)
+        _refuse_not_finite(mean, min(epoch * self.per_epoch, self.steps))
         return mean
 
     def step(self, number: int, batch: Batch) -> tuple[Tensor, Tensor]:
