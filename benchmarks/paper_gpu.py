@@ -264,12 +264,8 @@ class Queue:
     def add(self, name: str, study: Study, data: DataSet, arms: Collection[str]) -> None:
         """Put what is missing of a study last in the queue: of these arms, or where none are named of all.
 
-        Raises `UserError` for an arm that it has not, and where its directory is another study's.
+        Raises `UserError` where its directory is another study's.
         """
-        strange = set(arms) - {arm.name for arm in study.arms}
-        if strange:
-            has = ", ".join(arm.name for arm in study.arms)
-            raise UserError(f"{name} has no arm {', '.join(sorted(strange))}; it has {has}")
         directory = self.directories[name] = StudyDirectory(self.out / name)
         directory.claim(study, data, provenance=provenance(self.device))
         directory.drop_unfinished()
@@ -297,6 +293,13 @@ class Queue:
                 print(f"{task}: trained in {result.time.train_seconds:.0f} s", flush=True)
 
         return fan_out(Doer(self.runners), self.tasks, on_result=record, workers=self.workers, should_stop=should_stop)
+
+
+def refuse_strange_arms(name: str, study: Study, arms: Collection[str]) -> None:
+    """Raise `UserError` for an arm that a study has not."""
+    known = [arm.name for arm in study.arms]
+    if strange := sorted(set(arms) - set(known)):
+        raise UserError(f"{name} has no arm {', '.join(strange)}; it has {', '.join(known)}")
 
 
 def _place(run: StudyRun) -> int:
@@ -336,8 +339,7 @@ def main(words: Sequence[str] | None = None) -> int:
         raise UserError("there is no CUDA device here: --miniature shows that it works")
     torch.set_num_threads(1)  # two that wait for each other stand still on a busy machine
     torch.backends.cudnn.allow_tf32 = False
-    runs: dict[str, int] = {}
-    queue = Queue(given.out, device, given.workers, given.data_dir)
+    asked: list[tuple[str, Study, DataSet, list[str]]] = []
     for name, arms in parts:
         planned = PLANNED[name]
         if given.miniature:
@@ -345,9 +347,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 planned, data="digits", train_images=MINIATURE_IMAGES, scale=MINIATURE_SCALE, per_bucket=1
             )
         data = load_dataset(planned.data, data_dir=given.data_dir, train_images=planned.train_images)
+        asked.append((name, planned.study(data), data, arms))
+        refuse_strange_arms(name, asked[-1][1], arms)
+    runs = {name: len(study.runs) for name, study, *_ in asked}
+    queue = Queue(given.out, device, given.workers, given.data_dir)
+    for name, study, data, arms in asked:
         check_agreement(data, device, given.out)
-        study = planned.study(data)
-        runs[name] = len(study.runs)
         queue.add(name, study, data, arms)
     torch.set_num_threads(given.workers)  # which the workers share
     complete = queue.work(lambda: time.monotonic() > ends)

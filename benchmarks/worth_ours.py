@@ -47,7 +47,7 @@ class OurSettings:
         crops = "own crops" if self.crop_scale is None else f"crops from {self.crop_scale:g}"
         split = " / ".join(f"{share:g}" for share in self.split)
         tuned = "finetuned" if self.finetune_rate is None else f"finetune at {self.finetune_rate:g}"
-        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned}"
+        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned} to the end"
 
 
 class Network(NamedTuple):

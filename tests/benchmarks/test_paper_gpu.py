@@ -71,7 +71,7 @@ def test_the_queue_is_in_the_order_of_the_names(paper_gpu: ModuleType, tmp_path:
     assert sorted(found[15:]) == sorted(order[15:])
     assert len({str(task) for task in queue.tasks}) == len(queue.tasks) == 27 + 3
     with pytest.raises(UserError, match=r"^solo has no arm rss; it has supernet-rss, "):
-        queue.add("solo", paper_gpu.PLANNED["solo"].study(data), data, ("rss",))
+        paper_gpu.refuse_strange_arms("solo", paper_gpu.PLANNED["solo"].study(data), ("rss", "supernet-rss"))
 
 
 @pytest.mark.parametrize(

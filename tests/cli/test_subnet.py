@@ -146,7 +146,7 @@ class TestFinetuneRefuses:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            (("--epochs", "0"), "the command line: epochs: .* greater than or equal to 1"),
+            (("--epochs", "0"), "the command line: epochs: .* greater than 0"),
             (("--epochs", "1", "--lr", "0"), "the command line: lr: .* greater than 0"),
             (("--epochs", "1", "--run", "/nowhere"), "/nowhere holds no run"),
             (("--epochs", "1", "--device", "cuda:77"), "the device 'cuda:77' cannot be trained on here"),

@@ -172,21 +172,29 @@ class TestBroken:
         assert all(str(damaged / name) in str(caught.value) for name in self.BROKEN)
 
     def test_what_is_broken_alike_is_told_once(self, tmp_path: Path) -> None:
-        """Place-holders of Git LFS, of which a clone without it has one for each image, and two cut off."""
+        """Place-holders of Git LFS, of which a clone without it has one for each image, and eight cut off."""
         names = [f"{name}/{i}.jpg" for name in "ab" for i in range(20)]
         make(tmp_path, *names)
-        for name in names[:30]:
+        for number, name in enumerate(names[:8], start=1):
+            picture(64, 64).save(tmp_path / name)
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: -2 - 7 * number])
+        for name in names[8:38]:
             (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 12\n")
-        for name in names[30:32]:
-            (tmp_path / name).write_bytes(b"JFIF")
         with pytest.raises(UserError) as caught:
             read(tmp_path)
         begins, lfs, cut = str(caught.value).split(f"{tmp_path}/", 1)[0], *str(caught.value).split("; ")[-2:]
-        assert begins.startswith("32 images are broken; ")
+        assert begins.startswith("38 images are broken; ")
         assert lfs.count(".jpg") == folder.MOST_NAMED
         assert f"and {30 - folder.MOST_NAMED} more cannot be read as a JPEG" in lfs
         assert lfs.endswith("place-holder that Git LFS leaves until `git lfs pull` fetches the file itself")
-        assert f"{tmp_path / names[30]}, {tmp_path / names[31]} cannot be read" in cut
+        assert cut.startswith(f"{tmp_path / names[0]}, {tmp_path / names[1]}, ")
+        assert cut.endswith("3 more cannot be read as a JPEG, PNG, WebP, BMP or TIFF image: image file is truncated")
+
+    def test_of_many_kinds_the_commonest_are_told(self, damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(folder, "MOST_NAMED", 1)
+        (damaged / "test/b/1.webp").write_bytes(b"")
+        with pytest.raises(UserError, match=r"train/a/0\.png, and 1 more cannot[^;]*; and 1 more$"):
+            read(damaged)
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_skipped_and_said_so(self, damaged: Path, stream: bool) -> None:

@@ -183,6 +183,19 @@ def test_a_fit_that_goes_on_with_less_time_chooses_among_all_that_was_scored(
     assert fitted[1].finetuned_epochs == 0
 
 
+def test_a_part_of_an_epoch_is_better_than_none(
+    make_net: MakeNet, make_known: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 200 s the larger device, which is the last, has all that is left: half of an epoch of 400 steps."""
+    monkeypatch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=1.0, scoring=0.0, per_epoch=400))
+    net, said = make_net(), list[str]()
+    fitted = fit_supernet(
+        *(net, RECIPE, make_known(), RunDirectory(tmp_path / "run"), settings_of(net)), Watch(stage=said.append)
+    )
+    assert fitted is not None
+    assert [sentence.split()[-2] for sentence in said if sentence.startswith("Fine-tuning")][-1] == "0.5"
+
+
 def test_devices_for_which_one_network_is_the_best_share_it_and_its_time(
     make_net: MakeNet, make_known: MakeData, tmp_path: Path
 ) -> None:

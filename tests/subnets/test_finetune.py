@@ -225,15 +225,21 @@ class TestOutcome:
         assert 0 < pace.seconds(1) < pace.seconds(1000) / 10
         assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
-    def test_the_last_epoch_may_be_cut_short(self, net: MobileNetV3, evaluator: Evaluator) -> None:
-        """One cosine over all steps; the epochs before are what they are in a longer training at that rate."""
-        seen: list[FinetuneProgress] = []
-        settings = FinetuneSettings(epochs=1.5, batch_size=8)
-        result = finished(taken_out(net), evaluator, settings, on_progress=seen.append)
-        assert [(at.step, at.steps, at.epoch, at.seconds_left) for at in seen] == [(6, 6, 1.5, 0)]
-        assert [one.epoch for one in result.epochs] == [1, 2]
-        half = finished(taken_out(net), evaluator, FinetuneSettings(epochs=0.5, batch_size=8))
-        assert [one.epoch for one in half.epochs] == [half.epoch] == [1]
+    @pytest.mark.parametrize(("epochs", "steps", "looks"), [(1.5, 6, 2), (0.5, 2, 1), (0.01, 1, 1)])
+    def test_the_last_epoch_may_be_cut_short(
+        self, net: MobileNetV3, evaluator: Evaluator, epochs: float, steps: int, looks: int
+    ) -> None:
+        """Before each step it is asked whether to stop."""
+        asked, seen = list[None](), list[FinetuneProgress]()
+        settings = FinetuneSettings(epochs=epochs, batch_size=8)
+        result = finished(
+            *(taken_out(net), evaluator, settings),
+            on_progress=seen.append,
+            should_stop=lambda: bool(asked.append(None)),  # type: ignore[func-returns-value]
+        )
+        assert len(asked) == steps
+        assert [(at.step, at.steps, at.epoch, at.seconds_left) for at in seen] == [(steps, steps, steps / 4, 0)]
+        assert [one.epoch for one in result.epochs] == list(range(1, looks + 1))
 
 
 @given(step=st.integers(1, 9), scoring=st.integers(0, 30), per_epoch=st.integers(1, 40), seconds=st.integers(0, 1000))
@@ -247,7 +253,7 @@ def test_as_many_epochs_as_fit(step: int, scoring: int, per_epoch: int, seconds:
     worth = (n for n in range(1, seconds + 1) if n % per_epoch == 0 or n % per_epoch >= LEAST_STEPS)
     most = max((n for n in worth if takes(n) <= seconds), default=0)
     assert round(pace.epochs_within(seconds) * per_epoch) == most
-    assert pace.seconds(most / per_epoch) == takes(most)
+    assert not most or pace.seconds(most / per_epoch) == takes(most)
 
 
 class TestRefuses:

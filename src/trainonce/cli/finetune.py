@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 def finetune(
     subnet: SubnetArgument,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images.", show_default=False)],
+    epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the training images; 0.5 is half of one.", show_default=False)
+    ],
     run_path: Annotated[
         Path | None, typer.Option("--run", help="The run it was taken from. Default: where it was then.")
     ] = None,
@@ -123,9 +125,9 @@ def _say(done: FinetunedSubnet, result: Finetuned, description: SubnetDescriptio
         )
     if done.per_class is not None:
         results.say_per_class(done.per_class, description.classes)
-    last, epochs = result.epochs[-1].score, done.settings.epochs
+    last = result.epochs[-1].score
     display.out.print(
-        f"Epoch {result.epoch} of {epochs:g} was best on validate and is kept; the last had {last.top1:.2f}%."
+        f"Epoch {result.epoch} of {len(result.epochs)} was best on validate and is kept; the last had {last.top1:.2f}%."
     )
     if result.after.top1 <= result.before.top1:
         display.out.print("It did not get better on validate: the subnet as it was is the one to use.")

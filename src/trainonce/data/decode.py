@@ -1,6 +1,7 @@
 """The decoder of one image file: the same pixels whether all are held in memory or streamed from disk."""
 
 import os
+import re
 import struct
 import threading
 import zlib
@@ -34,6 +35,7 @@ _IMAGE_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError),
     *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, struct.error, zlib.error),
 )
+_UNREAD_BYTES = re.compile(r" \(\d+ bytes not processed\)")  # other ones in every file that is cut off
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _one_large = threading.Lock()
 
@@ -113,7 +115,7 @@ def _reason(path: str | Path, error: Exception) -> str:
         return "it is of another kind, or its beginning is broken"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return str(error) or type(error).__name__
+    return _UNREAD_BYTES.sub("", str(error)) or type(error).__name__
 
 
 def _begins_with(path: str | Path, start: bytes) -> bool:

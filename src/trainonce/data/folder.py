@@ -27,7 +27,7 @@ from trainonce.names import printable
 PROGRESS_FROM = 2000  # images; fewer are decoded before a bar would help
 CHUNK = 64  # images that one thread decodes at a time
 MEMORY_SHARE = 0.25  # of the memory there is; images that would take more are streamed
-MOST_NAMED = 5  # broken images, of those that are broken alike, that a sentence names
+MOST_NAMED = 5  # broken images that a sentence names, of each of so many kinds
 
 
 def read_folder(
@@ -155,12 +155,15 @@ def _looked_at(splits: Mapping[str, Split], *, keep: bool) -> tuple[dict[str, Sp
 
 
 def _broken_sentence(broken: Mapping[Path, str]) -> str:
-    """What is said of broken files, of which each has a sentence: those broken alike are told of together."""
+    """What is said of broken files, of which each has a sentence: alike ones are told of together, the most first."""
     alike: dict[str, list[str]] = {}
     for path, sentence in broken.items():
         name = printable(str(path))
         alike.setdefault(sentence.removeprefix(name), []).append(name)
-    told = _first([f"{_first(names, ', ')}{what}" for what, names in alike.items()], "; ")
+    kinds = sorted(alike.items(), key=lambda kind: -len(kind[1]))
+    told = "; ".join(f"{_first(names, ', ')}{what}" for what, names in kinds[:MOST_NAMED])
+    if left := sum(len(names) for _, names in kinds[MOST_NAMED:]):
+        told += f"; and {left} more"
     if len(broken) == 1:
         return f"{told}: repair or remove it, or leave it out with --skip-broken"
     return f"{len(broken)} images are broken; repair or remove them, or leave them out with --skip-broken: {told}"

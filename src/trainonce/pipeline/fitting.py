@@ -366,12 +366,13 @@ class _Fit:
         there = {one.arch for one in self.done if not one.before_subnets}
         tuned = [one.arch for _, one in ahead if not one.before_subnets and str(one.arch) not in there]
         weights = [(arch == first.arch, self.net.cost_of(arch).macs ** 0.5) for arch in tuned]
+        pace = finetuning_pace(network, evaluator, how)
         share = self.left() * sum(one for own, one in weights if own) / sum(one for _, one in weights)
-        epochs = finetuning_pace(network, evaluator, how).epochs_within(share)
+        epochs = pace.epochs_within(share)
         if not epochs:
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {epochs:.2g} epochs")
+        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {round(epochs, 2):g} epochs")
         watch = self.watch
         better = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
         if better is None:

@@ -182,7 +182,7 @@ def _finetuned(how: FinetunedFrom | None) -> str:
     before, after = how.before["validate"].top1, how.after["validate"].top1
     taught = ", distilled from the supernet's largest network" if how.settings.distill else ""
     return (
-        f"{how.settings.epochs:g} epochs on its own{taught}; top-1 on validate {before:.2f}% before and "
+        f"{round(how.settings.epochs, 2):g} epochs on its own{taught}; top-1 on validate {before:.2f}% before and "
         f"{after:.2f}% after, epoch {how.epoch} kept"
     )
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from typing import Any, Literal, Self, final
 
 import torch
@@ -39,7 +40,7 @@ LOG_EVERY = 20
 TIMED_STEPS = 4
 """Steps that an estimate of time is made from, after one that warms up."""
 LEAST_STEPS = 8
-"""Fewer steps are not worth a scoring."""
+"""A part of an epoch of fewer steps is not worth its scoring."""
 SCORINGS_BESIDE = 2
 """Scorings of `finetune` beside those after each epoch: before the first, and of the network that is kept."""
 
@@ -188,27 +189,29 @@ class FinetunePace:
 
     def seconds(self, epochs: float) -> float:
         """About how long so many epochs take: their steps, a scoring after each, before the first and at the end."""
-        return self.step * round(epochs * self.per_epoch) + self.scoring * (math.ceil(epochs) + SCORINGS_BESIDE)
+        steps = max(1, round(epochs * self.per_epoch))
+        return self.step * steps + self.scoring * (math.ceil(steps / self.per_epoch) + SCORINGS_BESIDE)
 
     def epochs_within(self, seconds: float) -> float:
-        """The most epochs that take so long, the last perhaps cut short; 0 where `LEAST_STEPS` steps do not fit."""
+        """The most epochs that take so long, the last perhaps cut short to `LEAST_STEPS` or more; 0 where none does."""
         left = seconds - self.scoring * SCORINGS_BESIDE
         whole = max(0, int(left / (self.step * self.per_epoch + self.scoring)))
         left -= whole * (self.step * self.per_epoch + self.scoring)
         steps = int((left - self.scoring) / self.step)
-        return whole + (steps / self.per_epoch if steps >= LEAST_STEPS else 0)
+        return min(whole + (steps / self.per_epoch if steps >= LEAST_STEPS else 0), LONGEST_EPOCHS)
 
 
 def finetuning_pace(
     network: nn.Module, evaluator: Evaluator, settings: FinetuneSettings, *, teacher: nn.Module | None = None
 ) -> FinetunePace:
-    """How fast `finetune` is: a few steps and one scoring are timed, on copies."""
+    """How fast `finetune` is: a few steps, with loading their images, and one scoring are timed, on copies."""
     loop = _FinetuneLoop(network, evaluator, settings, teacher)
-    batch = evaluator.data.train.batch(next(loop.rows(1)))
-    loop.step(0, batch)
-    began = time.monotonic()
-    loss = sum(loop.step(number, batch)[0] for number in range(TIMED_STEPS))
-    float(loss)  # waits for the device
+    rows = islice(cycle(loop.rows(1)), 1 + TIMED_STEPS)
+    with closing(evaluator.data.train.batches(rows)) as batches:
+        loop.step(0, next(batches))
+        began = time.monotonic()
+        loss = sum(loop.step(0, batch)[0] for batch in batches)
+        float(loss)  # waits for the device
     step = (time.monotonic() - began) / TIMED_STEPS
     began = time.monotonic()
     evaluator.score_recalibrated(loop.network())
