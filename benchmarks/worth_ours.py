@@ -102,7 +102,8 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
 
 
 def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
-    return replace(data, augmentation=AugmentationChange(crop_from=crop_scale).of(data.augmentation, data.class_names))
+    change = AugmentationChange(crop_from=crop_scale)
+    return replace(data, augmentation=change.of(data.augmentation, data.class_names, data.image_size))
 
 
 def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> tuple[int, Supernet | None]:

@@ -259,7 +259,7 @@ class TestChanged:
     WORDS = ("ant", "b", "7")
 
     def test_nothing_asked_is_what_it_was(self) -> None:
-        assert AugmentationChange().of(PAPER, self.WORDS) == PAPER
+        assert AugmentationChange().of(PAPER, self.WORDS, 32) == PAPER
 
     def test_each_alone(self) -> None:
         expected = {
@@ -271,10 +271,17 @@ class TestChanged:
         }
         for key, (value, result) in expected.items():
             change = AugmentationChange.model_validate({key: value})
-            assert change.of(PAPER, self.WORDS) == result
-            assert change.of(result, self.WORDS) == result
-        assert AugmentationChange(crop_from=1).of(PAPER, self.WORDS) == PAPER[1:]
-        assert AugmentationChange(crop_from=0.5).of((Flip(),), self.WORDS) == (Crop(scale=(0.5, 1.0)), Flip())
+            assert change.of(PAPER, self.WORDS, 32) == result
+            assert change.of(result, self.WORDS, 32) == result
+        assert AugmentationChange(crop_from=1).of(PAPER, self.WORDS, 32) == PAPER[1:]
+        assert AugmentationChange(crop_from=0.5).of((Flip(),), self.WORDS, 32) == (Crop(scale=(0.5, 1.0)), Flip())
+
+    @pytest.mark.parametrize(("side", "least"), [(8, 0.8), (47, 0.8), (48, 0.5), (224, 0.5)])
+    def test_small_images_keep_more_of_themselves(self, side: int, least: float) -> None:
+        assert AugmentationChange(crop_from="auto").of((), self.WORDS, side) == (Crop(scale=(least, 1.0)),)
+        quick = RECIPES["quick"].augmentation
+        assert quick is not None
+        assert quick.of(PAPER, self.WORDS, side)[0] == Crop(scale=(least, 1.0))
 
     def test_a_whole_list_of_ones_own(self) -> None:
         text = {
@@ -288,7 +295,7 @@ class TestChanged:
         }
         recipe = Recipe.parse(text, where="here")
         assert recipe.augmentation is not None
-        assert recipe.augmentation.of(PAPER, self.WORDS) == (Crop(scale=(0.7, 1.0)), Mixup(alpha=0.4))
+        assert recipe.augmentation.of(PAPER, self.WORDS, 32) == (Crop(scale=(0.7, 1.0)), Mixup(alpha=0.4))
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
         for wrong, said in (
             ([{"kind": "hop"}], "augmentation.also.0: "),
@@ -303,7 +310,7 @@ class TestChanged:
         before: Augmentation = (Flip(),) if own else ()
 
         def flips(flip: Literal["auto"] | bool | None, names: tuple[str, ...]) -> bool:
-            return AugmentationChange(flip=flip).of(before, names) == (Flip(),)
+            return AugmentationChange(flip=flip).of(before, names, 32) == (Flip(),)
 
         assert not flips("auto", self.LETTERS)
         assert flips("auto", self.WORDS) == own
@@ -317,7 +324,7 @@ class TestChanged:
         change = RECIPES["quick"].augmentation
         assert change is not None
         entry = TABLE[name]
-        assert (Flip() in change.of(entry.augmentation, entry.class_names)) == mirrored
+        assert (Flip() in change.of(entry.augmentation, entry.class_names, 32)) == mirrored
 
 
 class TestRandomness:

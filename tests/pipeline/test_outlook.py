@@ -16,7 +16,14 @@ from trainonce.training.settings import Progress
 
 @pytest.mark.parametrize(
     ("train", "validate", "said"),
-    [(60, 70, "Still rising"), (70, 66, "Still rising"), (80, 70, "Level"), (90, 70, "Level"), (95, 70, "Overfitting")],
+    [
+        (60, 70, "Still rising"),
+        (70, 66, "Still rising"),
+        (80, 70, "Level"),
+        (90, 70, "Level"),
+        (95, 70, "Overfitting"),
+        (98, 99, "Level"),
+    ],
 )
 def test_the_rule_of_thumb(train: float, validate: float, said: str) -> None:
     sentence = outlook(train, validate)

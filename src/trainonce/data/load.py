@@ -181,7 +181,7 @@ class DataSet:
         """
         if recipe.augmentation is None:
             return self
-        return replace(self, augmentation=recipe.augmentation.of(self.augmentation, self.class_names))
+        return replace(self, augmentation=recipe.augmentation.of(self.augmentation, self.class_names, self.image_size))
 
     def vary(self, images_BCHW: Tensor, generator: torch.Generator, shard: BatchShard | None = None) -> Tensor:
         """Give uint8 images of a split as networks train on them: varied at random, normalised, float32, channels last.

@@ -318,7 +318,7 @@ def outlook(train: float, validate: float) -> str:
     `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
     """
     shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
-    if train < validate + STILL_RISING:
+    if train < min(validate + STILL_RISING, LEARNED):
         return f"Still rising: {shown}. Training longer would likely help."
     if train > validate + OVERFITTING:
         return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
@@ -327,6 +327,8 @@ def outlook(train: float, validate: float) -> str:
 
 STILL_RISING, OVERFITTING = 5.0, 20.0
 """How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
+LEARNED = 97.0
+"""Percent of the training images, from which on little is left to rise."""
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from trainonce.names import is_import_name
 from trainonce.settings import Settings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+SMALL_SIDE = 48
+"""Images of fewer pixels a side are small: a crop of half of their area leaves too little to see (docs/worth.md)."""
 
 
 @final
@@ -162,8 +164,9 @@ def mixes(augmentation: Augmentation) -> bool:
 class AugmentationChange(Settings):
     """What a recipe varies otherwise than its data set does, in training and recalibrating; None leaves it as it is."""
 
-    crop_from: float | None = Field(None, gt=0, le=1)
-    """The smallest share of an image's area that a random crop may have; 1 does not crop."""
+    crop_from: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = None
+    """The smallest share of an image's area that a random crop may have; 1 does not crop. "auto" is half, and four
+    fifths where images have fewer than `SMALL_SIDE` pixels a side."""
     flip: bool | Literal["auto"] | None = None
     """Whether half of the images are mirrored left to right. "auto" leaves it to the data set, but never mirrors where
     every class is named by a single letter or a number: a mirrored one is another, or none."""
@@ -174,12 +177,13 @@ class AugmentationChange(Settings):
     also: Augmentation = ()
     """What is done after that, in order."""
 
-    def of(self, own: Augmentation, class_names: Sequence[str]) -> Augmentation:
-        """`own` of images of these classes, changed so. Changing it twice changes it no further."""
+    def of(self, own: Augmentation, class_names: Sequence[str], image_size: int) -> Augmentation:
+        """`own` of images of these classes and this side in pixels, changed so. Twice changes it no further."""
         varied = () if self.alone else own
         flips = any(isinstance(one, Flip) for one in varied)
         if self.crop_from is not None:
-            crop = Crop(scale=(self.crop_from, 1.0)) if self.crop_from < 1 else None
+            least = (0.8 if image_size < SMALL_SIDE else 0.5) if self.crop_from == "auto" else self.crop_from
+            crop = Crop(scale=(least, 1.0)) if least < 1 else None
             varied = _with(varied, Crop, crop, first=True)
         if self.flip == "auto":
             flips = flips and not all(map(_is_written, class_names))

@@ -195,7 +195,7 @@ _RECIPES = (
         batch_size=32,
         weight_decay=2e-3,
         zero_init_residual=True,
-        augmentation=AugmentationChange(crop_from=0.5, flip="auto"),
+        augmentation=AugmentationChange(crop_from="auto", flip="auto"),
     ),
     Recipe(
         name="transfer",
