@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ class CountingEvaluator(Evaluator):
 
     def __call__(self, net: Any, arch: Architecture) -> Score:
         self.asked.append(arch)
-        return Score(top1=float(len(self.asked)), loss=0.5, images=30)
+        return Score(top1=float(len(self.asked)), loss=0.5, images=len(self.split))
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +360,7 @@ class TestEvaluate:
         assert third.asked == []
         assert len(run.population()) == len(whole)
 
-    @pytest.mark.parametrize("other", ["step", "split", "calibration images", "seed"])
+    @pytest.mark.parametrize("other", ["step", "split", "images", "calibration images", "seed"])
     def test_what_was_scored_otherwise_is_scored_again(
         self,
         net: MobileNetV3,
@@ -372,11 +373,15 @@ class TestEvaluate:
         changed = EvaluateSettings(
             calibration_images=9 if other == "calibration images" else 8, seed=1 if other == "seed" else 0
         )
-        evaluator = CountingEvaluator(make_data(), "test" if other == "split" else "validate", changed)
+        data = make_data()
+        if other == "images":
+            data = replace(data, validate=data.validate.drawn(len(data.validate) - 1, seed=0))
+        evaluator = CountingEvaluator(data, "test" if other == "split" else "validate", changed)
         evaluate_population(net, 2 if other == "step" else 1, evaluator, run, archs)
         assert set(evaluator.asked) == set(archs)
         assert len(evaluator.asked) == len(archs)
         assert len(run.population()) == 2 * len(archs)
+        assert len(newest_lines(run.population(), evaluator.split_name)) == len(archs)
 
     def test_a_subnet_that_is_there_twice_is_scored_once(
         self,

@@ -32,6 +32,7 @@ from trainonce.pipeline.fitting import (
     refuse_small_budgets,
 )
 from trainonce.pipeline.fitting_images import fit
+from trainonce.pipeline.outlook import learned
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 from trainonce.records import read_json
@@ -50,6 +51,7 @@ def pace() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         an_epoch_a_second(patch)
         patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=50.0, scoring=0.0, per_epoch=1))
+        patch.setattr(fitting, "seconds_to_score", lambda *_: 0.0)
         patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
         patch.setattr(fitting, "CANDIDATES", 3)
         yield
@@ -307,6 +309,37 @@ def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: Make
     assert step_s == (0.25,)
     with pytest.raises(UserError, match=r"0\.5\d* passes over the 32 .* give at least 0\.\d*[1-9]\b"):
         planned_recipe(net, RECIPE, data, FitSettings(minutes=0.7 / 60, max_macs=budgets(net)))
+    later, _ = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)), spent_s=60)
+    assert later.epochs == pytest.approx(0.75 * 540, rel=1e-2)
+
+
+def test_scoring_on_test_has_its_time(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device's 30 s of 10 minutes come off training's, and of 200 s that are left for fine-tuning 50 an epoch."""
+    net, data, said = make_net(), make_data(), list[str]()
+    monkeypatch.setattr(fitting, "seconds_to_score", lambda networks, *_: 30.0 * len(networks))
+    recipe, _ = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
+    assert recipe.epochs == pytest.approx(0.75 * 540, rel=1e-2)
+    settings = FitSettings(minutes=10, max_macs=(budgets(net)[0],))
+    assert fit_supernet(*(net, RECIPE, data, RunDirectory(tmp_path / "run"), settings), Watch(stage=said.append))
+    assert said[-1].endswith(": 3 epochs")
+
+
+def test_no_more_images_choose_than_the_baseline_is_scored_on(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ones; all test images are scored on."""
+    monkeypatch.setattr(fitting, "SCORED_IMAGES", 5)
+    net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
+    fitted = fit_supernet(net, RECIPE, data, run, settings_of(net))
+    assert fitted is not None
+    few = data.validate.drawn(5, seed=0)
+    for one in fitted:
+        network, _ = read_subnet(run.subnets / one.name)
+        assert score(network, few, data) == one.after
+        assert (one.before.images, one.test.images) == (5, len(data.test))
+    assert {line.images for line in run.population()} == {5}
 
 
 @pytest.mark.parametrize("stage", ["training", "choosing", "finetuning"])
@@ -376,7 +409,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert told["classes"] == list("0123456789")
     before = sum(device["before"]["top1"] for device in told["devices"]) / 2
     assert told["outlook"] == again.outlook
-    varied = RunDirectory(tmp_path / "run").metrics()[-1].top1
+    varied = learned(RunDirectory(tmp_path / "run").metrics())
     assert re.fullmatch(rf"\S.*: subnets classify {varied:.1f}%.* {before:.1f}% on validate.*", told["outlook"])
     assert told["outlook"] in " ".join(result.out.split())
     shown = [line.split() for line in result.out.splitlines() if line[:2] in {f"{number} " for number in range(10)}]

@@ -1,12 +1,16 @@
 """A training as long as a person says in minutes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.support.pace import an_epoch_a_second
 
 from trainonce import pipeline
+from trainonce.data import DataSet
 from trainonce.errors import UserError
+from trainonce.models import MobileNetV3
+from trainonce.pipeline.pace import seconds_to_score
 from trainonce.recipes import RECIPES
 
 
@@ -34,3 +38,14 @@ def test_one_length_alone(tmp_path: Path) -> None:
         pipeline.train("digits", minutes=1, epochs=2, out=tmp_path / "run")
     with pytest.raises(UserError, match="--minutes cannot be given together with --resume"):
         pipeline.train(resume=tmp_path / "run", minutes=1)
+
+
+def test_scoring_takes_as_long_as_it_did_for_a_batch(
+    make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For two networks, and 100 images of which 16 are scored at once; the first time, which warms up, is left out."""
+    net, data, clock = make_net(), make_data(), iter([0.0, 4.0, 10.0, 11.0])
+    monkeypatch.setattr("trainonce.pipeline.pace.score_batch", lambda _split: 16)
+    monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: next(clock))
+    networks = [net.extract(arch) for arch in (net.space.smallest(), net.space.largest())]
+    assert seconds_to_score(networks, data.validate, data, 100) == pytest.approx((4 + 1) * 100 / 16)

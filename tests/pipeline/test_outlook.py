@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import trainonce
+from tests.support.lines import a_stretch
 
 from trainonce import pipeline
 from trainonce.cli.display import training_line
 from trainonce.data import load_dataset
-from trainonce.pipeline.training import outlook
+from trainonce.pipeline.outlook import learned, outlook
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 from trainonce.training.settings import Progress
@@ -30,6 +31,17 @@ def test_the_rule_of_thumb(train: float, validate: float, said: str) -> None:
     assert sentence.startswith(said)
     assert f"{train:.1f}%" in sentence
     assert f"{validate:.1f}%" in sentence
+
+
+def test_what_is_learned_is_of_the_last_epoch() -> None:
+    """Each stretch by its steps, those left out not counted: 90% in 20 steps, 60% in 10."""
+    lines = [
+        a_stretch(40, epoch=1.0, top1=10.0),
+        a_stretch(60, epoch=1.5, top1=90.0),
+        a_stretch(80, epoch=2.0, top1=60.0, left_out=10),
+    ]
+    assert learned(lines) == pytest.approx(80.0)
+    assert learned(lines[:1]) == 10.0
 
 
 def test_probes_are_told_as_they_are_recorded(tmp_path: Path) -> None:

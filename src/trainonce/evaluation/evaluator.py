@@ -177,14 +177,15 @@ def finite(found: Score, split: str) -> Score:
     return found
 
 
-def _score_batch(split: Split) -> int:
-    """A GPU wants many images at once; on a CPU many large ones take time to find memory for, and nothing is gained."""
+def score_batch(split: Split) -> int:
+    """How many images are scored at once where nobody says: a GPU wants many; on a CPU many large ones take time to
+    find memory for, and nothing is gained."""
     _, _, height, width = split.shape
     return 2000 if split.device.type != "cpu" else min(200, max(1, CPU_PIXELS // (height * width)))
 
 
 def _normalised(split: Split, data: DataSet, size: int | None) -> Iterator[Tensor]:
-    for _, images_BCHW, _ in split.in_order(size or _score_batch(split)):
+    for _, images_BCHW, _ in split.in_order(size or score_batch(split)):
         x_BCHW = normalise(images_BCHW, mean=data.mean, std=data.std)
         yield x_BCHW.contiguous(memory_format=torch.channels_last)
 

@@ -167,12 +167,14 @@ class ScoreKey(NamedTuple):
     step: int
     """The training step of the weights."""
     split: SplitName
+    images: int
+    """How many images of the split: all, or those drawn."""
     calibration: JsonObject
     """`EvaluateSettings` without what a score does not depend on."""
 
     def has(self, line: SubnetScore) -> bool:
         """Whether a line has such a score."""
-        return (line.step, line.split, line.calibration) == self
+        return (line.step, line.split, line.images, line.calibration) == self
 
 
 def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, SubnetScore]:
@@ -183,7 +185,8 @@ def recorded(run: RunDirectory, evaluator: Evaluator, step: int) -> dict[str, Su
 
 def score_key(evaluator: Evaluator, step: int) -> ScoreKey:
     """Which score this evaluator gives a subnet with the weights of a step."""
-    return ScoreKey(step, evaluator.split_name, evaluator.settings.model_dump(exclude={"score_batch"}))
+    calibration = evaluator.settings.model_dump(exclude={"score_batch"})
+    return ScoreKey(step, evaluator.split_name, len(evaluator.split), calibration)
 
 
 def score_subnets(
@@ -371,8 +374,10 @@ def best_within(
 
 
 def newest_lines(lines: Iterable[SubnetScore], split: SplitName) -> list[SubnetScore]:
-    """The lines on a split that belong together: those made with the newest weights, calibrated as the last one was."""
+    """The lines on a split that belong together: those of the newest weights, made as the last one of them was, that is
+    calibrated alike and scored on as many images."""
     on_split = [line for line in lines if line.split == split]
     step = max((line.step for line in on_split), default=0)
     of_step = [line for line in on_split if line.step == step]
-    return [line for line in of_step if line.calibration == of_step[-1].calibration]
+    alike = [(line.calibration, line.images) for line in of_step]
+    return [line for line, one in zip(of_step, alike, strict=True) if one == alike[-1]]

@@ -8,13 +8,13 @@ the files of the stages), so that the same call goes on where it stopped.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
 
 from trainonce.data import DataSet
-from trainonce.data.baseline import baseline
+from trainonce.data.baseline import SCORED_IMAGES, baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import score_by_class
@@ -23,7 +23,7 @@ from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
 from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, name_of
-from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out
+from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import read_json, to_json
 from trainonce.run import checkpoint
@@ -78,10 +78,19 @@ class Watch:
 
 
 def planned_recipe(
-    net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings, *, share: float = TRAINING_SHARE
+    net: Supernet,
+    recipe: Recipe,
+    data: DataSet,
+    settings: FitSettings,
+    *,
+    share: float = TRAINING_SHARE,
+    spent_s: float = 0.0,
 ) -> Planned:
-    """`recipe` at the length that trains for a share of the time here. Errors as `for_minutes`."""
-    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share)
+    """`recipe` at the length that trains here for a share of the time, without the `spent_s` seconds that are spent and
+    what scoring on the test split takes. Errors as `for_minutes`."""
+    largest = net.extract(net.space.largest())
+    testing_s = len(settings.max_macs) * seconds_to_score([largest], data.validate, data, len(data.test))
+    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=spent_s + testing_s)
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
@@ -120,6 +129,12 @@ def fit_supernet(
         return None
 
 
+def _few_to_choose_by(data: DataSet) -> DataSet:
+    """The data set with at most as many validate images as the baseline is scored on, the same ones."""
+    few = len(data.validate) <= SCORED_IMAGES
+    return data if few else replace(data, validate=data.validate.drawn(SCORED_IMAGES, seed=0))
+
+
 class _StoppedEarlyError(Exception):
     """It was asked to stop."""
 
@@ -152,11 +167,13 @@ class _Fit:
         if is_there(self.run.config_file):
             recipe, step_s = self._bring_back()
         else:
-            self.watch.stage("Timing some steps of training")
-            recipe, step_s = planned_recipe(self.net, self._needed(recipe), self.data, self.settings, share=self.share)
-            self.run.path.mkdir(parents=True, exist_ok=True)
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
+            self.watch.stage("Timing some steps of training")
+            recipe, step_s = planned_recipe(
+                *(self.net, self._needed(recipe), self.data, self.settings), share=self.share, spent_s=self.seconds()
+            )
+            self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_baseline(plain)
             self._record()
         if len(self.done) == len(self.settings.max_macs):
@@ -167,7 +184,7 @@ class _Fit:
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
             calibrating = EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=self.settings.seed)
-            evaluator = Evaluator(self.data, "validate", calibrating)
+            evaluator = Evaluator(_few_to_choose_by(self.data), "validate", calibrating)
             devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
             while ahead := devices[len(self.done) :]:
                 self.done.append(self._hand_over(evaluator, ahead))
@@ -367,7 +384,12 @@ class _Fit:
         tuned = [one.arch for _, one in ahead if not one.before_subnets and str(one.arch) not in there]
         weights = [(arch == first.arch, self.net.cost_of(arch).macs ** 0.5) for arch in tuned]
         pace = finetuning_pace(network, evaluator, how)
-        share = self.left() * sum(one for own, one in weights if own) / sum(one for _, one in weights)
+        to_test = dict.fromkeys(one.arch for _, one in ahead)
+        networks = [self.net.extract(arch) for arch in to_test]
+        testing_s = seconds_to_score(networks, self.data.validate, self.data, len(self.data.test))
+        share = (
+            max(0.0, self.left() - testing_s) * sum(one for own, one in weights if own) / sum(one for _, one in weights)
+        )
         epochs = pace.epochs_within(share)
         if not epochs:
             return None, how

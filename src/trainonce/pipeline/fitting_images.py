@@ -16,7 +16,8 @@ from trainonce.pipeline.fitted import FitSettings, Fitted
 from trainonce.pipeline.fitting import Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
-from trainonce.pipeline.training import balanced, outlook
+from trainonce.pipeline.outlook import learned, outlook
+from trainonce.pipeline.training import balanced
 from trainonce.recipes import load_recipe, mixes
 from trainonce.run.directory import RunDirectory, Start
 
@@ -180,7 +181,7 @@ class _Fitting:
         seconds = time.monotonic() - began
         shared = [one.before.top1 for one in fitted or () if not one.before_subnets]
         mixed = bool(shared) and mixes(images.varied_by(run.checked_config().recipe).augmentation)
-        verdict = outlook(run.metrics()[-1].top1, fmean(shared)) if shared and not mixed else ""
+        verdict = outlook(learned(run.metrics()), fmean(shared)) if shared and not mixed else ""
         return FittedDevices(
             plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None, outlook=verdict
         )

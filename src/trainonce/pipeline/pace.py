@@ -4,16 +4,19 @@ import math
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from trainonce.data import DataSet
+from trainonce.data.splits import Split
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score, score_batch
 from trainonce.models import Supernet
 from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
@@ -100,19 +103,27 @@ class Planned(NamedTuple):
 
 
 def for_minutes(
-    net: Supernet, recipe: Recipe, data: DataSet, device: str, minutes: float, *, share: float = 1.0
+    net: Supernet,
+    recipe: Recipe,
+    data: DataSet,
+    device: str,
+    minutes: float,
+    *,
+    share: float = 1.0,
+    beside_s: float = 0.0,
 ) -> Planned:
     """`recipe` at the length that trains here for a share of so many minutes; a few steps are timed, within them.
 
-    Raises `UserError` where the time is too short to learn anything, with the least that would do.
+    The share is of what is left of them beside `beside_s` seconds, for what is done before and after. Raises
+    `UserError` where the time is too short to learn anything, with the least that would do.
     """
     began = time.monotonic()
     pace = Pace(data, device)
     whole = pace.seconds(net, recipe, passes=PLANNING_PASSES)
     timing = time.monotonic() - began
-    epochs = recipe.epochs * share * (60 * minutes - timing) / whole
+    epochs = recipe.epochs * share * (60 * minutes - beside_s - timing) / whole
     if epochs < FEWEST_EPOCHS:
-        needed = math.ceil(100 * (FEWEST_EPOCHS / recipe.epochs * whole / share + timing) / 60) / 100
+        needed = math.ceil(100 * (FEWEST_EPOCHS / recipe.epochs * whole / share + beside_s + timing) / 60) / 100
         raise UserError(
             f"{minutes:g} minutes are {max(0.0, epochs):.2g} passes over the {len(data.train)} training images here: "
             f"give at least {needed:g}, or smaller images with --image-size, or fewer with --train-images"
@@ -133,6 +144,19 @@ def middling(space: SearchSpace) -> Architecture:
     """The subnet of the middle value of each choice, on the largest images: about as long to score as most."""
     part = space.keep_largest({"resolution": 1})
     return part.build(lambda _, values: values[len(values) // 2])
+
+
+def seconds_to_score(networks: Sequence[nn.Module], split: Split, data: DataSet, images: int) -> float:
+    """About how many seconds it takes to score each of some networks on so many images like those of a split of `data`:
+    one batch is timed, of images drawn from it."""
+    few = split.drawn(score_batch(split), seed=0)
+    seconds = 0.0
+    for network in networks:
+        score(network, few, data)
+        began = time.monotonic()
+        score(network, few, data)
+        seconds += time.monotonic() - began
+    return seconds * images / len(few)
 
 
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:

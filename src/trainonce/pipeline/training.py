@@ -20,6 +20,7 @@ from trainonce.models.registry import OF_NETWORKS
 from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.pipeline.outlook import learned, outlook
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, training_seconds
 from trainonce.recipes import Recipe, load_recipe, mixes
 from trainonce.run import checkpoint
@@ -299,36 +300,18 @@ def _trained(
             should_stop=should_stop,
             ranks=ranks,
         )
-    metrics = run.metrics()[-1] if finished and ranks.first else None
+    lines = run.metrics() if finished and ranks.first else []
+    metrics = lines[-1] if lines else None
     mixed = mixes(plan.data.varied_by(plan.recipe).augmentation)
-    verdict = outlook(metrics.top1, statistics.fmean(seen)) if metrics is not None and seen and not mixed else None
+    said = metrics is not None and seen and not mixed
     return Trained(
         plan=plan,
         seconds=time.monotonic() - began,
         finished=finished,
         metrics=metrics,
         left_out="" if metrics is None else said_left_out(metrics),
-        outlook=verdict,
+        outlook=outlook(learned(lines), statistics.fmean(seen)) if said else None,
     )
-
-
-def outlook(train: float, validate: float) -> str:
-    """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb, no measurement.
-
-    `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
-    """
-    shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
-    if train < min(validate + STILL_RISING, LEARNED):
-        return f"Still rising: {shown}. Training longer would likely help."
-    if train > validate + OVERFITTING:
-        return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
-    return f"Level: {shown}. Training longer would likely give little."
-
-
-STILL_RISING, OVERFITTING = 5.0, 20.0
-"""How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
-LEARNED = 97.0
-"""Percent of the training images, from which on little is left to rise."""
 
 
 @contextmanager

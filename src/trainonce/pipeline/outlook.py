@@ -1,0 +1,36 @@
+"""Whether more time would help a training that has ended: a sentence."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from trainonce.run.lines import MetricsLine
+
+
+def learned(lines: Sequence[MetricsLine]) -> float:
+    """Percent of the varied training images classified correctly over the last epoch or so, of a run's lines.
+
+    The last line alone may be of a few steps.
+    """
+    done = [0, *(line.step - line.left_out for line in lines)]
+    steps = [after - before for before, after in pairwise(done)]
+    last = [(line.top1, of) for line, of in zip(lines, steps, strict=True) if line.epoch > lines[-1].epoch - 1]
+    return sum(top1 * of for top1, of in last) / sum(of for _, of in last)
+
+
+def outlook(train: float, validate: float) -> str:
+    """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb, no measurement.
+
+    `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
+    """
+    shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
+    if train < min(validate + STILL_RISING, LEARNED):
+        return f"Still rising: {shown}. Training longer would likely help."
+    if train > validate + OVERFITTING:
+        return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
+    return f"Level: {shown}. Training longer would likely give little."
+
+
+STILL_RISING, OVERFITTING = 5.0, 20.0
+"""How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
+LEARNED = 97.0
+"""Percent of the training images, from which on little is left to rise."""
