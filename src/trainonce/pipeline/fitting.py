@@ -199,9 +199,11 @@ class _Fit:
         return recipe.model_copy(update={"phases": alone})
 
     def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
+        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
+        minutes = sum(entry.steps * one for entry, one in zip(table, step_s, strict=True)) / 60
         self.watch.stage(
-            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {self.share * self.settings.minutes:.3g}"
-            f" of {self.settings.minutes:g} minutes; into {self.run.path}"
+            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {minutes:.2g} of {self.settings.minutes:g} "
+            f"minutes; into {self.run.path}"
         )
         finished = train_supernet(
             self.net,
