@@ -78,7 +78,8 @@ def main() -> None:
     for name_or_path in asked.sets:
         name, data = loaded(name_or_path, asked.train_images)
         for epochs in asked.epochs:
-            if (name, epochs, asked.seed) not in {(one.data, one.epochs, one.seed) for one in found}:
+            made_of = name, len(data.train), epochs, asked.seed
+            if made_of not in {(one.data, one.images, one.epochs, one.seed) for one in found}:
                 found.append(ended(name, data, epochs, asked.seed))
                 append_line(asked.out, asdict(found[-1]))
                 print(found[-1], flush=True)

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.support.pace import an_epoch_a_second
+from torch import nn
 
 from trainonce import pipeline
 from trainonce.data import DataSet
+from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.pipeline.pace import seconds_to_score
+from trainonce.pipeline import pace
 from trainonce.recipes import RECIPES
 
 
@@ -43,9 +47,22 @@ def test_one_length_alone(tmp_path: Path) -> None:
 def test_scoring_takes_as_long_as_it_did_for_a_batch(
     make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For two networks, and 100 images of which 16 are scored at once; the first time, which warms up, is left out."""
-    net, data, clock = make_net(), make_data(), iter([0.0, 4.0, 10.0, 11.0])
-    monkeypatch.setattr("trainonce.pipeline.pace.score_batch", lambda _split: 16)
-    monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: next(clock))
-    networks = [net.extract(arch) for arch in (net.space.smallest(), net.space.largest())]
-    assert seconds_to_score(networks, data.validate, data, 100) == pytest.approx((4 + 1) * 100 / 16)
+    """For two networks, and 100 images of which 16 are scored at once: the first time, which warms up, takes 7 s more.
+
+    There are fewer than 16 images, so that some are scored twice.
+    """
+    net, data, now = make_net(), make_data(), [0.0]
+    networks: dict[nn.Module, list[float]] = {
+        net.extract(net.space.smallest()): [8.0, 1.0],
+        net.extract(net.space.largest()): [11.0, 4.0],
+    }
+    few = data.validate.drawn(10, seed=0)
+
+    def score(network: nn.Module, split: Split, _data: DataSet) -> None:
+        assert torch.equal(split.images, torch.cat([few.images, few.images[:6]]))
+        now[0] += networks[network].pop(0)
+
+    monkeypatch.setattr(pace, "score_batch", lambda _split: 16)
+    monkeypatch.setattr(pace, "score", score)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert pace.seconds_to_score(list(networks), few, data, 100) == pytest.approx((4 + 1) * 100 / 16)

@@ -243,8 +243,8 @@ def say_baseline(found: Baseline | None, top1: float) -> None:
     err.print(f"For comparison: {found}")
     if top1 < found.top1:
         err.print(
-            f"Warning: {top1:.1f}% is {found.top1 - top1:.1f} points below that. Train longer, or begin with trained "
-            "weights (--from); as it is, the plain classifier is the better one.",
+            f"Warning: {top1:.1f}% is {found.top1 - top1:.1f} points below that. Train longer, or from trained weights "
+            "(--from of fit and train); as it is, the plain classifier is the better one.",
             style="bold red",
         )
 

@@ -102,7 +102,7 @@ def fit(
 ) -> None:
     """Train once, and hand over a network for every device, in a given time.
 
-    Trains a supernet for three quarters of the time, chooses a subnet for each budget on the validate split, fine-tunes
+    Trains a supernet for most of the time, chooses a subnet for each budget on the validate split, fine-tunes
     it in the time left, scores it on the test split and writes its directory. If stopped, the same command goes on.
     """
     with importing():

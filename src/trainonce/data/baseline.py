@@ -67,7 +67,7 @@ def baseline(data: DataSet) -> Baseline:
     from sklearn.svm import SVC
 
     began = time.monotonic()
-    train, validate = (_small(data.train, TRAIN_IMAGES), _small(data.validate, SCORED_IMAGES))
+    train, validate = _small(data.train.drawn(TRAIN_IMAGES, seed=0)), _small(scored_on(data))
     scores: dict[str, float] = {}
     for name, features in (("pixels", _pixels), ("gradients and colours", gradients)):
         x_NF = features(train[0])
@@ -90,9 +90,14 @@ def baseline(data: DataSet) -> Baseline:
     )
 
 
-def _small(split: Split, count: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """At most `count` images, float32 in 0..1, no larger than `SIDE`, and their labels."""
-    drawn = split.drawn(count, seed=0).to("cpu")
+def scored_on(data: DataSet) -> Split:
+    """The validate images that it is scored on: all, or `SCORED_IMAGES` drawn from them."""
+    return data.validate.drawn(SCORED_IMAGES, seed=0)
+
+
+def _small(split: Split) -> tuple[Tensor, NDArray[np.int64]]:
+    """Images, float32 in 0..1, no larger than `SIDE`, and their labels."""
+    drawn = split.to("cpu")
     x_NCHW = drawn.images.to(torch.float32) / 255
     if max(x_NCHW.shape[2:]) > SIDE:
         x_NCHW = F.interpolate(x_NCHW, size=(SIDE, SIDE), mode="area")

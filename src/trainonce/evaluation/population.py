@@ -168,7 +168,7 @@ class ScoreKey(NamedTuple):
     """The training step of the weights."""
     split: SplitName
     images: int
-    """How many images of the split: all, or those drawn."""
+    """How many images of the split: all, or those drawn, which are the same for the same number."""
     calibration: JsonObject
     """`EvaluateSettings` without what a score does not depend on."""
 

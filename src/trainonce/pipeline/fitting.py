@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import nn
 
 from trainonce.data import DataSet
-from trainonce.data.baseline import SCORED_IMAGES, baseline
+from trainonce.data.baseline import SCORED_IMAGES, baseline, scored_on
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import score_by_class
@@ -87,10 +87,13 @@ def planned_recipe(
     spent_s: float = 0.0,
 ) -> Planned:
     """`recipe` at the length that trains here for a share of the time, without the `spent_s` seconds that are spent and
-    what scoring on the test split takes. Errors as `for_minutes`."""
-    largest = net.extract(net.space.largest())
-    testing_s = len(settings.max_macs) * seconds_to_score([largest], data.validate, data, len(data.test))
-    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=spent_s + testing_s)
+    what scoring on the test split takes, which goes by the MACs of the devices. Errors as `for_minutes`."""
+    began, largest = time.monotonic(), net.space.largest()
+    most = net.cost_of(largest).macs
+    testing_s = seconds_to_score([net.extract(largest)], data.validate, data, len(data.test))
+    testing_s *= sum(min(1.0, limit / most) for limit in settings.max_macs)
+    beside_s = spent_s + testing_s + time.monotonic() - began
+    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=beside_s)
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
@@ -130,9 +133,8 @@ def fit_supernet(
 
 
 def _few_to_choose_by(data: DataSet) -> DataSet:
-    """The data set with at most as many validate images as the baseline is scored on, the same ones."""
-    few = len(data.validate) <= SCORED_IMAGES
-    return data if few else replace(data, validate=data.validate.drawn(SCORED_IMAGES, seed=0))
+    """The data set with no more validate images than the baseline is scored on, the same ones."""
+    return data if len(data.validate) <= SCORED_IMAGES else replace(data, validate=scored_on(data))
 
 
 class _StoppedEarlyError(Exception):
@@ -382,17 +384,18 @@ class _Fit:
         (limit, first), *_ = ahead
         if first.before_subnets:
             return None, how
-        there = {one.arch for one in self.done if not one.before_subnets}
-        tuned = [one.arch for _, one in ahead if not one.before_subnets and str(one.arch) not in there]
-        weights = [(arch == first.arch, self.net.cost_of(arch).macs ** 0.5) for arch in tuned]
+        done = {(one.arch, one.before_subnets) for one in self.done}
+        missing = [one for _, one in ahead if (str(one.arch), one.before_subnets) not in done]
+        weights = [
+            (one.arch == first.arch, self.net.cost_of(one.arch).macs ** 0.5)
+            for one in missing
+            if not one.before_subnets
+        ]
+        share = sum(one for own, one in weights if own) / sum(one for _, one in weights)
         pace = finetuning_pace(network, evaluator, how)
-        to_test = dict.fromkeys(one.arch for _, one in ahead)
-        networks = [self.net.extract(arch) for arch in to_test]
-        testing_s = seconds_to_score(networks, self.data.validate, self.data, len(self.data.test))
-        share = (
-            max(0.0, self.left() - testing_s) * sum(one for own, one in weights if own) / sum(one for _, one in weights)
-        )
-        epochs = pace.epochs_within(share)
+        to_test = [self.net.extract(arch) for arch, _ in {(one.arch, one.before_subnets): None for one in missing}]
+        testing_s = seconds_to_score(to_test, evaluator.split, self.data, len(self.data.test))
+        epochs = pace.epochs_within(max(0.0, self.left() - testing_s) * share)
         if not epochs:
             return None, how
         how = how.model_copy(update={"epochs": epochs})

@@ -147,16 +147,21 @@ def middling(space: SearchSpace) -> Architecture:
 
 
 def seconds_to_score(networks: Sequence[nn.Module], split: Split, data: DataSet, images: int) -> float:
-    """About how many seconds it takes to score each of some networks on so many images like those of a split of `data`:
-    one batch is timed, of images drawn from it."""
-    few = split.drawn(score_batch(split), seed=0)
-    seconds = 0.0
+    """About how many seconds it takes to score all of some networks on so many images like those of a split of `data`.
+
+    They are plain networks, as they are; one batch is timed, after one that warms up. Where images are streamed,
+    decoding them by one process is added.
+    """
+    count, began = score_batch(split), time.monotonic()
+    _, images_BCHW, labels_B = split.batch(torch.arange(count, device=split.labels.device) % len(split))
+    decoding = time.monotonic() - began if split.streamed else 0.0
+    few, seconds = Split(images_BCHW, labels_B), 0.0
     for network in networks:
-        score(network, few, data)
-        began = time.monotonic()
-        score(network, few, data)
-        seconds += time.monotonic() - began
-    return seconds * images / len(few)
+        for _ in range(2):
+            began = time.monotonic()
+            score(network, few, data)
+        seconds += time.monotonic() - began + decoding
+    return seconds * images / count
 
 
 def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images: int) -> float:

@@ -2,7 +2,7 @@
  *
  * The right factor is packed, DEPTH of its rows at a time, into columns of LANES numbers that stay in the cache; a tile of the
  * result stays in registers while the left factor's numbers are read once for each VECS columns. On such shapes this is
- * about as fast as the best libraries on their own processors, and faster than those on others'.
+ * faster than libraries on processors that those are not made for, and nearly as fast on the others (docs/speed.md).
  */
 #ifdef __AVX512F__
 #define TILE_ROWS 8 /* with TILE_VECS they fill the registers: 24 sums of 32, or 12 of 16 */
