@@ -20,6 +20,9 @@ from trainonce.training.settings import Progress
     [
         (60, 70, "Still rising"),
         (70, 66, "Still rising"),
+        (79, 60, "Still rising"),
+        (70, 49, "Overfitting"),
+        (84, 80, "Still rising"),
         (80, 70, "Level"),
         (90, 70, "Level"),
         (95, 70, "Overfitting"),

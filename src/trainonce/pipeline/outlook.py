@@ -18,19 +18,22 @@ def learned(lines: Sequence[MetricsLine]) -> float:
 
 
 def outlook(train: float, validate: float) -> str:
-    """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb, no measurement.
+    """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb.
 
-    `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
+    It goes by what `benchmarks/outlook.py` found (docs/worth.md). `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
     """
     shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
-    if train < min(validate + STILL_RISING, LEARNED):
-        return f"Still rising: {shown}. Training longer would likely help."
     if train > validate + OVERFITTING:
         return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
+    if train < LEARNING or train < min(validate + ALIKE, LEARNED):
+        return f"Still rising: {shown}. Training longer would likely help."
     return f"Level: {shown}. Training longer would likely give little."
 
 
-STILL_RISING, OVERFITTING = 5.0, 20.0
-"""How many points training images are ahead of validate where it is called so: fewer than one, more than the other."""
+LEARNING = 80.0
+"""Percent of the training images below which more time has helped, however far validate is behind."""
 LEARNED = 97.0
-"""Percent of the training images, from which on little is left to rise."""
+"""Percent from which on little is left to rise."""
+ALIKE, OVERFITTING = 5.0, 20.0
+"""How many points training images are ahead of validate: fewer than the one, and both still rise; more than the other,
+and it is overfitting."""
