@@ -20,7 +20,8 @@ def learned(lines: Sequence[MetricsLine]) -> float:
 def outlook(train: float, validate: float) -> str:
     """Whether more time would help, in a sentence, from top-1 in percent: a rule of thumb.
 
-    It goes by what `benchmarks/outlook.py` found (docs/worth.md). `train` is of training images as they are varied, `validate` the mean of probes on images as they are.
+    It goes by what `benchmarks/outlook.py` found (docs/worth.md). `train` is of training images as they are varied,
+    `validate` the mean of probes on images as they are.
     """
     shown = f"subnets classify {train:.1f}% of the varied training images correctly, and {validate:.1f}% on validate"
     if train > validate + OVERFITTING:
