@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.support.command_line import trainonce
 from tests.support.own_images import few_digits
 from tests.support.own_networks import Residual
 from tests.support.pace import an_epoch_a_second
 from torch import nn
 
-from trainonce.data import DataSet
+from trainonce.data import DataSet, load_dataset
 from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
@@ -339,6 +341,25 @@ def test_scoring_on_test_has_its_time(
     share = fitted[0].macs ** 0.5 / sum(one.macs**0.5 for one in fitted)
     epochs = [int(sentence.split()[-2]) for sentence in said if sentence.startswith("Fine-tuning")]
     assert epochs == [int((2000 - 2 * images) * share / 50), int((2000 - images) / 50)]
+
+
+def test_a_folder_that_is_streamed_is_fitted_as_one_in_memory(make_net: MakeNet, tmp_path: Path) -> None:
+    """To the same networks; what they are chosen by is decoded once."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("dark", "middle", "bright")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.integers(0, 40, (8, 8), dtype=np.uint8) + 90 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    fitted = []
+    for stream in (False, True):
+        data = load_dataset(str(tmp_path / "images"), image_size=8, grey=True, stream=stream, workers=0)
+        assert data.validate.streamed == stream
+        assert not fitting._few_to_choose_by(data).validate.streamed
+        net, run = make_net(), RunDirectory(tmp_path / f"run-{stream}")
+        fitted.append(fit_supernet(net, RECIPE, data, run, settings_of(net)))
+    assert fitted[0] is not None
+    assert fitted[0] == fitted[1]
 
 
 def test_the_comparisons_time_is_taken_off(

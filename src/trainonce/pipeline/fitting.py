@@ -133,8 +133,10 @@ def fit_supernet(
 
 
 def _few_to_choose_by(data: DataSet) -> DataSet:
-    """The data set with no more validate images than the baseline is scored on, the same ones."""
-    return data if len(data.validate) <= SCORED_IMAGES else replace(data, validate=scored_on(data))
+    """The data set with no more validate images than the baseline is scored on, the same ones; in memory, since each
+    scoring would decode streamed ones again."""
+    few = len(data.validate) <= SCORED_IMAGES and not data.validate.streamed
+    return data if few else replace(data, validate=scored_on(data))
 
 
 class _StoppedEarlyError(Exception):
