@@ -55,7 +55,6 @@ def pace() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         an_epoch_a_second(patch)
         patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=50.0, scoring=0.0, per_epoch=1))
-        patch.setattr(fitting, "seconds_to_score", lambda *_: 0.0)
         patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
         patch.setattr(fitting, "CANDIDATES", 3)
         yield
@@ -366,6 +365,7 @@ def test_the_comparisons_time_is_taken_off(
     make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting._Fit, "seconds", lambda _self: 300.0)
+    monkeypatch.setattr(fitting, "planned_recipe", planned_recipe)  # the real one
     run = RunDirectory(tmp_path / "run")
     net, settings = make_net(), FitSettings(minutes=10, max_macs=(1e9,))
     plan = []
