@@ -96,7 +96,7 @@ def scored_on(data: DataSet) -> Split:
 
 
 def _small(split: Split) -> tuple[Tensor, NDArray[np.int64]]:
-    """Images, float32 in 0..1, no larger than `SIDE`, and their labels."""
+    """Images as float32 [N, C, H, W] in 0..1, no larger than `SIDE`, and their labels, int64 [N]."""
     drawn = split.to("cpu")
     x_NCHW = drawn.images.to(torch.float32) / 255
     if max(x_NCHW.shape[2:]) > SIDE:

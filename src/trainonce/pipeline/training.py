@@ -303,14 +303,14 @@ def _trained(
     lines = run.metrics() if finished and ranks.first else []
     metrics = lines[-1] if lines else None
     mixed = mixes(plan.data.varied_by(plan.recipe).augmentation)
-    said = metrics is not None and seen and not mixed
+    can_tell = bool(lines and seen) and not mixed
     return Trained(
         plan=plan,
         seconds=time.monotonic() - began,
         finished=finished,
         metrics=metrics,
         left_out="" if metrics is None else said_left_out(metrics),
-        outlook=outlook(learned(lines), statistics.fmean(seen)) if said else None,
+        outlook=outlook(learned(lines), statistics.fmean(seen)) if can_tell else None,
     )
 
 
