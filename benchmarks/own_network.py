@@ -42,7 +42,7 @@ from trainonce.nn.plain import resize
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
 from worth_rivals import Trained, counted_macs, train_alone
-from worth_table import DEVICES, Result, table
+from worth_table import DEVICES, Result, ahead, table
 
 OURS, PRUNED, RESIZED, SCRATCH = SIDES = ("ours", "pruned", "resized", "scratch")
 WHOLE = 0.4
@@ -287,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             f"{result.seconds:.0f} s",
                             flush=True,
                         )
-    print("\n" + table(results_in(asked.out), every_setting=asked.every_setting))
+    found = results_in(asked.out)
+    print(f"\n{table(found, every_setting=asked.every_setting)}\n\n{ahead(found)}")
 
 
 if __name__ == "__main__":

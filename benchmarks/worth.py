@@ -23,8 +23,9 @@ the machine hardly matters. All that a person waits for counts: timing a few ste
 finetuning, scoring on validate; not loading the images, compiling the native kernels, or scoring on test. `--rates` are
 the rivals' learning rates, `--lr-factor` and `--crop-scale` ours: of several settings of a side, validate chooses.
 
-Every network is a line of the file; run again it does what is missing. It ends with the table of all that the file
-holds.
+Every network is a line of the file; run again it does what is missing. It ends with two tables of all that the file
+holds: what each side came to, and by how much ours is ahead, in bold where that misses a goal (`GOALS` in
+`worth_table.py`); `--every-setting` adds one with all settings.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from trainonce.nn.fast import with_fast_blocks
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
 from worth_rivals import Images, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
-from worth_table import ALONE, DEVICES, OURS, RESNET, Result, break_evens, draw, table
+from worth_table import ALONE, DEVICES, OURS, RESNET, Result, ahead, draw, overview, table
 
 SETS = ("fashion-mnist", "cifar10", "digits")
 SIDES = (OURS, ALONE, RESNET, "timm", "sklearn")
@@ -297,7 +298,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sides", nargs="*", choices=SIDES, default=list(SIDES), help="what is measured; none: nothing"
     )
-    parser.add_argument("--every-setting", action="store_true", help="the table shows all settings of a side")
+    parser.add_argument("--every-setting", action="store_true", help="also show all settings of each side")
     parser.add_argument("--out", type=Path, default=Path("worth.jsonl"))
     parser.add_argument("--picture", type=Path, help=".png, .svg or .pdf")
     asked = parser.parse_args(arguments)
@@ -338,7 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             measure(bench, asked, settings)
     found = results_in(asked.out)
-    print(f"\n{table(found, every_setting=asked.every_setting)}\n\n{break_evens(found)}")
+    tables = [overview(found), ahead(found), *([table(found, every_setting=True)] if asked.every_setting else [])]
+    print("\n" + "\n\n".join(tables))
     if asked.picture is not None:
         draw(found, asked.picture)
 

@@ -1,6 +1,7 @@
 """The yardstick: what its table says of made-up results, its rivals' parts, and a run of seconds on the digits."""
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,44 @@ def test_the_table_has_means_intervals_and_paired_differences() -> None:
     none = " | ".join(f"{mean:.1f} ± 0.0" for mean in (50, 50, 56, 52, 70))
     assert resnet == f"| d | tiny | 2 | resnet | a | {none} | 11.0 ± 5.0 | 90 | 3 |"
     assert len(table(results, every_setting=True).splitlines()) == 5
+
+
+def test_the_overview_has_ours_on_each_device_and_the_means_of_the_others() -> None:
+    overview = import_module("worth_table").overview
+    results = [*made_up("ours", (60, 62, 67)), *made_up("alone", (50, 52, 57)), *made_up("svm", (70,) * 3)[:1]]
+    results[-1] = replace(results[-1], device=None)
+    heads, _, row = overview([*results, *made_up("ours", (0, 0, 0), seed=1)[:2]]).splitlines()
+    assert heads.endswith("| ours, mean | alone, 1/3 each | svm | break-even in devices |")
+    assert row == "| d, tiny | 2 | 1 | 60.0 | 62.0 | 67.0 | 63.0 | 53.0 | 70.0 | 3 or fewer |"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "top1", "rows"),
+    [
+        (10, 60, ["**-1.0** | 0.0 | 4.0 | 1.0", "**-1.1** | -1.0 | 60.0 | 19.3", "**4.0** | 5.0 | 9.0 | 6.0"]),
+        (10, 96, ["**-1.0** | 0.0 | 4.0 | 1.0", "**-1.1** | -1.0 | 96.0 | 31.3", "4.0 | 5.0 | 9.0 | 6.0"]),
+        (40, 60, ["-1.0 | 0.0 | 4.0 | 1.0", "-1.1 | -1.0 | 60.0 | 19.3", "4.0 | 5.0 | 9.0 | 6.0"]),
+    ],
+)
+def test_what_misses_a_goal_is_in_bold(minutes: float, top1: float, rows: list[str]) -> None:
+    ahead = import_module("worth_table").ahead
+    ours = made_up("ours", (top1, top1, top1), minutes=minutes)
+    alone = made_up("alone", (top1 + 1, top1, top1 - 4), minutes=minutes)
+    resnet = made_up("resnet", (top1 + 1.1, top1 + 1, 0), minutes=minutes)
+    svm = made_up("svm", (top1 - 4, top1 - 5, top1 - 9), minutes=minutes)
+    lines = ahead([*ours, *alone, *resnet, *svm]).splitlines()[2:]
+    names = ("alone, 1/3 each", "resnet", "svm")
+    assert lines == [f"| d, tiny | {minutes} | {name} | {row} |" for name, row in zip(names, rows, strict=True)]
+
+
+def test_at_forty_minutes_the_mean_counts() -> None:
+    ahead = import_module("worth_table").ahead
+    results = [*made_up("ours", (60, 60, 60), minutes=40), *made_up("resnet", (59, 60, 62), minutes=40)]
+    assert ahead(results).splitlines()[-1].endswith("| 1.0 | 0.0 | -2.0 | **-0.3** |")
+    seeds = [one for seed in (0, 1) for one in made_up("resnet", (59, 60, 61 + seed), minutes=40, seed=seed)]
+    both = ahead([*results[:3], *made_up("ours", (60, 60, 60), minutes=40, seed=1), *seeds])
+    # t(0.975, 1 degree of freedom) * sd / sqrt(2) = 12.706 * 0.5 * range
+    assert both.splitlines()[-1].endswith("| 1.0 ± 0.0 | 0.0 ± 0.0 | -1.5 ± 6.4 | **-0.2 ± 2.1** |")
 
 
 def test_macs_are_counted_as_the_library_counts_them() -> None:
@@ -205,6 +244,6 @@ def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert read_lines(out) == lines, "what is recorded is not done again"
         again = capsys.readouterr().out
         assert again[again.index("| set |") :] == said[said.index("| set |") :]
-        assert "| digits | default | 0.015 | svm |" in again
+        assert "| digits, default | 0.015 | svm |" in again
     finally:
         torch.set_num_threads(threads)
