@@ -20,7 +20,7 @@ from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.fast import FastMBConv
 from trainonce.nn.native.calls import KINDS
-from trainonce.nn.native.library import SIGNATURES, SOURCE, Block, Gradients, NormTensors
+from trainonce.nn.native.library import PARTS, SIGNATURES, Block, Gradients, Images, NormTensors, Shorter
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec, MBConv
 from trainonce.space import derived_rng
 
@@ -286,10 +286,14 @@ def test_what_the_native_path_does_not_take() -> None:
         assert not native.usable(torch.zeros(1))
 
 
-@pytest.mark.parametrize("structure", [NormTensors, Block, Gradients])
+def whole_source() -> str:
+    return "\n".join(part.read_text(encoding="utf-8") for part in PARTS)
+
+
+@pytest.mark.parametrize("structure", [NormTensors, Block, Gradients, Images, Shorter])
 def test_structures_are_those_of_the_source(structure: type[ctypes.Structure]) -> None:
     """The same fields in the same order: else memory would be read as what it is not."""
-    source = re.sub(r"/\*.*?\*/", "", SOURCE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    source = re.sub(r"/\*.*?\*/", "", whole_source(), flags=re.DOTALL)
     body = source[: source.index(f"}} {structure.__name__};")].rpartition("typedef struct {")[2]
     declared = []
     for declaration in filter(None, map(str.strip, body.split(";"))):
@@ -305,7 +309,7 @@ def test_structures_are_those_of_the_source(structure: type[ctypes.Structure]) -
 
 
 def test_signatures_are_those_of_the_source() -> None:
-    source = SOURCE.read_text(encoding="utf-8")
+    source = whole_source()
     for name, (gives, takes) in SIGNATURES.items():
         head = source.split(f"\n{'void' if gives is None else 'long'} {name}(")[1].split(")")[0]
         assert len(head.split(",")) == len(takes), name

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from trainonce.data.trivial import GREY_WEIGHTS, trivially_augmented
 from trainonce.errors import UserError
 from trainonce.names import import_named
+from trainonce.nn import native
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import MIXES, Augmentation, Colour, Crop, Erase, Flip, Mixup, Own, TrivialAugment, Variation
 
@@ -58,15 +59,49 @@ def augment(
     another shape.
     """
     refuse_other_images(images_BCHW)
+    if not augmentation:
+        return _normalise_(images_BCHW.to(torch.float32), mean, std)
+    if shard is None:
+        shard = BatchShard(0, len(images_BCHW), len(images_BCHW))
+    assert len(shard) == len(images_BCHW), (shard, images_BCHW.shape)
+    draw = _ShardNumbers(generator, shard, images_BCHW.device)
+    if _in_one_pass(augmentation) and native.varies(images_BCHW):
+        return _varied_in_one_pass(images_BCHW, augmentation, draw, mean, std)
     x_BCHW = images_BCHW.to(torch.float32)  # stays in 0..255 until the end
-    if augmentation:
-        if shard is None:
-            shard = BatchShard(0, len(x_BCHW), len(x_BCHW))
-        assert len(shard) == len(x_BCHW), (shard, x_BCHW.shape)
-        draw = _ShardNumbers(generator, shard, x_BCHW.device)
-        for one in augmentation:
-            x_BCHW = _varied(x_BCHW, one, draw, mean)
+    for one in augmentation:
+        x_BCHW = _varied(x_BCHW, one, draw, mean)
     return _normalise_(x_BCHW, mean, std)
+
+
+def _in_one_pass(augmentation: Augmentation) -> bool:
+    """Whether the native kernels can do all of it at once: a crop, then perhaps a flip, then perhaps colours."""
+    kinds = [type(one) for one in augmentation]
+    return kinds[:1] == [Crop] and kinds[1:] in ([], [Flip], [Colour], [Flip, Colour])
+
+
+def _varied_in_one_pass(
+    images_BCHW: Tensor, augmentation: Augmentation, draw: "_ShardNumbers", mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """What `_varied` and `_normalise_` make of them one after the other."""
+    _refuse_numbers(images_BCHW, mean, std)
+    brightness_B = saturation_B = None
+    for one in augmentation:
+        u = draw.for_kind(one.kind)
+        match one:
+            case Crop():
+                columns_BW, rows_BH = _places(images_BCHW, one, u[:, 5:], place_B2=u[:, :2])
+            case Flip():
+                columns_BW = torch.where(_flipped(u)[:, None], columns_BW.flip(1), columns_BW)
+            case Colour():
+                brightness_B, saturation_B = _colour_factors(images_BCHW, one, u)
+    return native.vary(
+        *(images_BCHW, columns_BW, rows_BH),
+        brightness_B=brightness_B,
+        saturation_B=saturation_B,
+        grey=GREY_WEIGHTS,
+        mean=mean,
+        std=std,
+    )
 
 
 class _ShardNumbers:
@@ -99,7 +134,7 @@ def _varied(x_BCHW: Tensor, one: Variation, draw: _ShardNumbers, mean: Sequence[
             u = draw.for_kind(one.kind)
             return _crop(x_BCHW, one, u[:, 5:], place_B2=u[:, :2])
         case Flip():
-            return torch.where(draw.for_kind(one.kind)[:, 2, None, None, None] < 0.5, x_BCHW.flip(3), x_BCHW)
+            return torch.where(_flipped(draw.for_kind(one.kind))[:, None, None, None], x_BCHW.flip(3), x_BCHW)
         case Colour():
             return _coloured(x_BCHW, one, draw.for_kind(one.kind))
         case Erase():
@@ -119,14 +154,24 @@ def _by_own(x_BCHW: Tensor, one: Own, draw: Callable[[int], Tensor]) -> Tensor:
     return found
 
 
+def _flipped(u: Tensor) -> Tensor:
+    return u[:, 2] < 0.5
+
+
+def _colour_factors(x_BCHW: Tensor, one: Colour, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of brightness and of saturation, which does nothing to one channel; None where nothing is done."""
+    brightness_B = 1 + one.brightness * (2 * u[:, 3] - 1) if one.brightness > 0 else None
+    saturated = one.saturation > 0 and x_BCHW.shape[1] == 3
+    return brightness_B, 1 + one.saturation * (2 * u[:, 4] - 1) if saturated else None
+
+
 def _coloured(x_BCHW: Tensor, one: Colour, u: Tensor) -> Tensor:
-    """Brightness, then saturation, which does nothing to one channel; each is cut off at the ends of pixels."""
-    if one.brightness > 0:
-        factor_B = 1 + one.brightness * (2 * u[:, 3] - 1)
-        x_BCHW = x_BCHW.mul_(factor_B[:, None, None, None]).clamp_(0, 255)
-    if one.saturation > 0 and x_BCHW.shape[1] == 3:
-        factor_B = 1 + one.saturation * (2 * u[:, 4] - 1)
-        x_BCHW = _saturate_(x_BCHW, factor_B[:, None, None])
+    """Brightness, then saturation; each is cut off at the ends of pixels."""
+    brightness_B, saturation_B = _colour_factors(x_BCHW, one, u)
+    if brightness_B is not None:
+        x_BCHW = x_BCHW.mul_(brightness_B[:, None, None, None]).clamp_(0, 255)
+    if saturation_B is not None:
+        x_BCHW = _saturate_(x_BCHW, saturation_B[:, None, None])
     return x_BCHW
 
 
@@ -168,13 +213,17 @@ def _normalise_(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
     By numbers and channel by channel: a tensor made from `mean` would make a GPU wait for the copy.
     """
-    if not len(mean) == len(std) == x_BCHW.shape[1]:
-        raise UserError(f"images of {x_BCHW.shape[1]} channels need as many numbers of mean and of std")
+    _refuse_numbers(x_BCHW, mean, std)
     for x_BHW, m, s in zip(x_BCHW.unbind(1), mean, std, strict=True):
         if m != 0:
             x_BHW.sub_(255 * m)
         x_BHW.div_(255 * s)
     return x_BCHW
+
+
+def _refuse_numbers(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    if not len(mean) == len(std) == x_BCHW.shape[1]:
+        raise UserError(f"images of {x_BCHW.shape[1]} channels need as many numbers of mean and of std")
 
 
 def _saturate_(x_BCHW: Tensor, factor_B11: Tensor) -> Tensor:
@@ -211,16 +260,24 @@ def _crop(x_BCHW: Tensor, crop: Crop, u_BT: Tensor, *, place_B2: Tensor) -> Tens
     The same pixels as cropping first and resizing then: what lies outside a box never bleeds in.
     """
     _, _, height, width = x_BCHW.shape
+    x_BW, y_BH = _places(x_BCHW, crop, u_BT, place_B2=place_B2)
+    x_BHW, y_BHW = (t.expand(-1, height, width) for t in (x_BW[:, None, :], y_BH[:, :, None]))
+    grid_BHW2 = torch.stack((x_BHW, y_BHW), dim=3)
+    return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _places(x_BCHW: Tensor, crop: Crop, u_BT: Tensor, *, place_B2: Tensor) -> tuple[Tensor, Tensor]:
+    """Where H x W samples of a random box of each image lie: columns [B, W] and rows [B, H].
+
+    From -1 to 1, the outer edges of the outer pixels, as grid_sample has them.
+    """
+    _, _, height, width = x_BCHW.shape
     h_B, w_B = _box_sizes(height, width, crop, u_BT)
     top_B = (place_B2[:, 0] * (height - h_B + 1)).floor().minimum(height - h_B)
     left_B = (place_B2[:, 1] * (width - w_B + 1)).floor().minimum(width - w_B)
     y_BH = _sample_at(top_B, h_B, height)
     x_BW = _sample_at(left_B, w_B, width)
-    # grid_sample wants (x, y) in -1..1, where -1 and 1 are the outer edges of the outer pixels
-    x_BW, y_BH = (2 * x_BW + 1) / width - 1, (2 * y_BH + 1) / height - 1
-    x_BHW, y_BHW = (t.expand(-1, height, width) for t in (x_BW[:, None, :], y_BH[:, :, None]))
-    grid_BHW2 = torch.stack((x_BHW, y_BHW), dim=3)
-    return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
+    return (2 * x_BW + 1) / width - 1, (2 * y_BH + 1) / height - 1
 
 
 def _box_sizes(height: int, width: int, crop: Crop, u_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,9 @@ class Split:
 
     def batch(self, rows_B: Tensor) -> Batch:
         """Give the images and labels at `rows_B`, int64 [B] on the labels' device; streamed ones are decoded now."""
-        images_BCHW = self.pixels[rows_B] if isinstance(self.pixels, Tensor) else self.pixels.batch(rows_B)
+        images_BCHW = (
+            self.pixels.index_select(0, rows_B) if isinstance(self.pixels, Tensor) else self.pixels.batch(rows_B)
+        )
         return Batch(rows_B, images_BCHW, self.labels[rows_B].to(self.device, non_blocking=True))
 
     def batches(self, rows: Iterable[Tensor]) -> Generator[Batch, None, None]:

@@ -12,7 +12,7 @@ from trainonce.models.supernet import Supernet, Weigh
 from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.ops import Slices, prefixed
-from trainonce.nn.plain import ACTIVATIONS, NetworkSpec, PlainNetwork, conv_bn, resize
+from trainonce.nn.plain import ACTIVATIONS, NetworkSpec, PlainNetwork, conv_bn
 from trainonce.space import Architecture, SearchSpace
 
 
@@ -56,7 +56,7 @@ class MBConvSupernet(Supernet):
 
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         spec = self.describe(arch)
-        x = self._conv_norm_act(self.stem, resize(x_BCHW, spec.resolution))
+        x = self._conv_norm_act(self.stem, self.sized(x_BCHW, spec.resolution))
         for block, block_spec in zip(self.active_blocks(arch), spec.blocks, strict=True):
             x = block(x, block_spec)
         x = self._conv_norm_act(self.final, x).mean((2, 3), keepdim=True)

@@ -18,7 +18,6 @@ from trainonce.models.layout import make_divisible
 from trainonce.models.registry import register
 from trainonce.models.supernet import FamilySettings, Supernet, Weigh
 from trainonce.nn.ops import Slices, prefixed
-from trainonce.nn.plain import resize
 from trainonce.nn.plain_resnet import ResidualSpec, ResNetSpec
 from trainonce.nn.residual import ElasticConvNorm, ElasticResidual
 from trainonce.nn.sizes import out_size
@@ -143,7 +142,7 @@ class ResNet(Supernet):
 
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         spec = self.describe(arch)
-        x = F.relu(self.stem(resize(x_BCHW, spec.resolution), spec.stem_channels))
+        x = F.relu(self.stem(self.sized(x_BCHW, spec.resolution), spec.stem_channels))
         for block, block_spec in zip(self.active_blocks(arch), spec.blocks, strict=True):
             x = block(x, block_spec)
         logits: Tensor = self.classifier(self.dropout(x.mean((2, 3))))

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from trainonce.cost.macs import Cost, CostModel
 from trainonce.errors import UserError
+from trainonce.nn import native
 from trainonce.nn.kinds import PlainSpec
 from trainonce.nn.ops import ElasticBatchNorm2d, ElasticDepthwiseConv2d, Slices
+from trainonce.nn.plain import resize
 from trainonce.settings import Settings
 from trainonce.space import Architecture, SearchSpace
 
@@ -163,6 +165,10 @@ class Supernet(nn.Module, ABC):
         cut = self.slices(arch)
         for name, tensor in statistics.items():
             cut[name].copy_(tensor)
+
+    def sized(self, x_BCHW: Tensor, resolution: int) -> Tensor:
+        """Images at a subnet's resolution: as an extracted network has them; in training mode by the native kernels."""
+        return (native.resize if self.training else resize)(x_BCHW, resolution)
 
     def cost_of(self, arch: Architecture) -> Cost:
         """MACs and parameters of the extracted network."""

@@ -14,7 +14,7 @@ from trainonce.nn import native
 from trainonce.nn.cropping import crop_kernels
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.nn.kinds import spec_of
-from trainonce.nn.plain import PlainNetwork, resize
+from trainonce.nn.plain import PlainNetwork
 from trainonce.nn.plain_resnet import PlainResNet
 
 
@@ -65,7 +65,7 @@ def _of_mbconv(plain: PlainNetwork) -> list[Segment]:
     assert isinstance(conv, nn.Conv2d)
 
     def stem(x_BCHW: Tensor) -> Tensor:
-        x: Tensor = plain.act(plain.stem(resize(x_BCHW, spec.resolution)))
+        x: Tensor = plain.act(plain.stem(native.resize(x_BCHW, spec.resolution)))
         return x
 
     def head(x_BCHW: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def _of_resnet(plain: PlainResNet) -> list[Segment]:
     spec = plain.eval().spec
 
     def stem(x_BCHW: Tensor) -> Tensor:
-        return F.relu(plain.stem(resize(x_BCHW, spec.resolution)))
+        return F.relu(plain.stem(native.resize(x_BCHW, spec.resolution)))
 
     def head(x_BCHW: Tensor) -> Tensor:
         logits: Tensor = plain.classifier(x_BCHW.mean((2, 3)))

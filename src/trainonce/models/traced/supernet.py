@@ -206,7 +206,7 @@ class Traced(Supernet):
         spec = self.describe(arch)
         fast = self.training and not self._synchronised()  # in evaluation it is the extracted network to the last bit
         program = self._fast_programs(spec) if fast else self._programs(spec)
-        logits = program(resize(x_BCHW, spec.resolution), cut, layer, training=self.training)
+        logits = program(self.sized(x_BCHW, spec.resolution), cut, layer, training=self.training)
         if self.training:
             moved = [f"{line.args[1]}.{part}" for line in spec.lines if line.op == NORM for part in MOVING]
             self.keep_statistics(arch, {name: cut[name] for name in moved})

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from trainonce.files import private_folder, sync_directory, write_synced
 
 SOURCE = Path(__file__).with_name("block.c")
-PARTS = (SOURCE, SOURCE.with_name("loops.h"), SOURCE.with_name("products.h"))
+PARTS = (SOURCE, *(SOURCE.with_name(f"{name}.h") for name in ("loops", "products", "shares", "images")))
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())  # the first that compiles
 SWITCH = "TRAINONCE_NATIVE"
@@ -66,6 +66,26 @@ class Gradients(ctypes.Structure):
     )
 
 
+class Images(ctypes.Structure):
+    """`Images` of images.h, which says what it means."""
+
+    _fields_ = (
+        ("pixels", _P),
+        ("images", _L),
+        *((name, _I) for name in ("channels", "height", "width", "threads")),
+        *((name, _P) for name in ("columns", "rows", "brightness", "saturation", "grey", "mean", "std", "out")),
+    )
+
+
+class Shorter(ctypes.Structure):
+    """`Shorter` of images.h, which says what it means."""
+
+    _fields_ = (
+        *((name, _I) for name in ("old", "new", "most")),
+        *((name, _P) for name in ("first", "count", "weights")),
+    )
+
+
 _BLOCK = ctypes.POINTER(Block)
 SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "matrix_product": (None, (_I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _I, _I)),
@@ -75,6 +95,8 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "block_forward": (None, (_BLOCK, _P, _P, _P)),
     "block_infer": (None, (_BLOCK, _P, _P)),
     "block_backward": (None, (_BLOCK, _P, _P, _P, ctypes.POINTER(Gradients), _P)),
+    "vary_images": (None, (ctypes.POINTER(Images),)),
+    "shrink_images": (None, (ctypes.POINTER(Shorter), _P, _L, _I, _P, _I)),
 }
 """What each function of block.c returns and takes."""
 
