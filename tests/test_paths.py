@@ -13,6 +13,7 @@ import pytest
 
 import trainonce
 from trainonce.data import DataSet, load_dataset
+from trainonce.data.load import load_source
 from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
 from trainonce.recipes import load_recipe
@@ -24,7 +25,7 @@ MakeData = Callable[..., DataSet]
 
 WITHIN = (
     *("files", "records", "run.checkpoint", "limits", "cli", "__main__", "training.state", "data.download"),
-    *("data.formats", "data.listing", "data.stream", "data.load.load_entry", "export.integrity", "latency.log"),
+    *("data.formats", "data.listing", "data.stream", "data.published.load_entry", "export.integrity", "latency.log"),
     *("nn.native", "parallel"),
 )
 """Modules, or functions, that only our own code calls."""
@@ -82,7 +83,7 @@ def test_data_sets_and_recipes(tmp_path: Path, kind: type[str] | type[Path]) -> 
     np.savez(tmp_path / "x.npz", train_images=np.zeros((40, 8, 8), np.uint8), train_labels=np.arange(40) % 2)
     data = load_dataset(kind(tmp_path / "x.npz"))
     assert data.source.name_or_path == str(tmp_path / "x.npz")
-    assert data.source.load(data_dir=kind(tmp_path)).fingerprint() == data.fingerprint()
+    assert load_source(data.source, data_dir=kind(tmp_path)).fingerprint() == data.fingerprint()
     (tmp_path / "mine.toml").write_text('batch_size = 8\nphases = [{name="a", subnets=["largest"], epochs=1, lr=0.1}]')
     assert load_recipe(kind(tmp_path / "mine.toml")).name == "mine"
 

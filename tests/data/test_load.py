@@ -18,7 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from trainonce.data import DataSet, DataSource, load_dataset
-from trainonce.data.load import load_entry, sized
+from trainonce.data.load import load_source
+from trainonce.data.published import load_entry
+from trainonce.data.sizing import sized
 from trainonce.data.splits import Sizes
 from trainonce.data.table import IMAGENET_MEAN, TABLE, TableEntry
 from trainonce.errors import UserError
@@ -82,7 +84,7 @@ class TestDigits:
 class TestDataSource:
     def test_what_was_asked_for_can_be_asked_again(self) -> None:
         data = load_dataset("digits", data_dir=None, image_size=10, split_seed=3)
-        again = DataSource.model_validate_json(data.source.model_dump_json()).load()
+        again = load_source(DataSource.model_validate_json(data.source.model_dump_json()))
         assert again.source == data.source
         assert again.fingerprint() == data.fingerprint()
 
@@ -96,13 +98,13 @@ class TestDataSource:
         assert all(image.numpy().tobytes() in every for image in few.train.images)
         assert few.augmentation == digits.augmentation
         assert few.fingerprint() != digits.fingerprint()
-        assert few.source.load().fingerprint() == few.fingerprint()
+        assert load_source(few.source).fingerprint() == few.fingerprint()
         larger = load_dataset("digits", train_images=100, image_size=12)
         assert larger.train.labels.tolist() == few.train.labels.tolist()
 
     def test_images_made_in_python_cannot(self) -> None:
         with pytest.raises(UserError, match="made in Python"):
-            DataSource().load()
+            load_source(DataSource())
 
 
 class TestRefusals:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from trainonce.cli.app import app
 from trainonce.cli.display import say_untrained
 from trainonce.data import from_arrays, load_dataset
+from trainonce.data.load import load_source
 from trainonce.errors import UserError
 from trainonce.evaluation.population import draw_population
 from trainonce.models.weights import file_sha256
@@ -143,7 +144,7 @@ def test_another_number_of_classes_gets_a_fresh_head(weights: Path, make_data: M
 def test_images_are_as_the_network_wants_them() -> None:
     there = begun(model=CONFIGURED)
     assert (there.data.image_size, there.data.mean, there.data.std) == (16, MEAN, STD)
-    again = there.data.source.load()
+    again = load_source(there.data.source)
     assert (again.image_size, again.mean, again.std) == (16, MEAN, STD)
     assert again.source.interpolation == "bicubic"
     assert begun(model=CONFIGURED, image_size=8).data.image_size == 8

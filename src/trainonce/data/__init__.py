@@ -2,7 +2,8 @@
 
 from trainonce.data.adapters import from_arrays, from_hugging_face, from_pairs
 from trainonce.data.augment import augment, normalise
-from trainonce.data.load import DataSet, DataSource, load_dataset
+from trainonce.data.dataset import DataSet, DataSource
+from trainonce.data.load import load_dataset
 from trainonce.data.splits import Split
 from trainonce.data.table import TABLE
 

@@ -18,8 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from trainonce.data.load import FOLDER_IMAGE_SIZE, DataSet, DataSource, as_asked, divided, fitted
+from trainonce.data.dataset import DataSet, DataSource
+from trainonce.data.load import FOLDER_IMAGE_SIZE, as_asked, divided
 from trainonce.data.picture import square_picture
+from trainonce.data.sizing import fitted
 from trainonce.data.splits import Published, Split
 from trainonce.errors import UserError
 from trainonce.limits import refuse_beyond_memory

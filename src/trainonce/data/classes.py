@@ -2,7 +2,7 @@
 
 import torch
 
-from trainonce.data.load import DataSet
+from trainonce.data.dataset import DataSet
 from trainonce.data.splits import Split
 
 FEW = 5

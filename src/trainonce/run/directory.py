@@ -30,6 +30,7 @@ from pydantic import Field
 
 from trainonce.data import DataSet, DataSource
 from trainonce.data.baseline import Baseline
+from trainonce.data.load import load_source
 from trainonce.errors import RunError, UserError
 from trainonce.files import is_there, locked, write_atomic
 from trainonce.models import Supernet, build
@@ -202,7 +203,7 @@ class RunDirectory:
             )
         if stream is not None:
             source = source.model_copy(update={"stream": stream})
-        data = source.load(data_dir=data_dir, workers=workers, beside=self.path)
+        data = load_source(source, data_dir=data_dir, workers=workers, beside=self.path)
         return self._same(data, config, source.name_or_path)
 
     def _same(self, data: DataSet, config: RunConfig, what: str) -> DataSet:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from trainonce.data import DataSet, DataSource
+from trainonce.data.load import load_source
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.evaluation.population import Bucket, draw_population, evaluate_population, make_buckets
@@ -215,7 +216,7 @@ class StudyRunner:
 
     def __call__(self) -> Callable[[StudyRun], RunResult | None]:
         """The function from a run to its result; None where it was stopped."""
-        data = self.source.load(data_dir=self.data_dir, workers=0)
+        data = load_source(self.source, data_dir=self.data_dir, workers=0)
         if data.fingerprint() != self.fingerprint:
             raise UserError(f"{self.source.name_or_path} holds other images here than where the study was begun")
         return _RunTrainer(self, data.to(self.device)).train_and_score
