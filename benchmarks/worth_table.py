@@ -27,7 +27,7 @@ class Goal(NamedTuple):
 
 
 GOALS = {ALONE: Goal(device=0.0, mean=0.0), RESNET: Goal(device=-1.0), "svm": Goal(device=5.0)}
-"""Up to `LONG` minutes; ours has reached that over a support vector machine where it is above `AMPLE` percent."""
+"""Below `LONG` minutes; ours has reached that over a support vector machine where it is above `AMPLE` percent."""
 LONG_GOALS = {ALONE: Goal(mean=0.0), RESNET: Goal(mean=0.0)}
 LONG, AMPLE = 40, 95.0
 
@@ -175,16 +175,17 @@ def ahead(results: Sequence[Result]) -> str:
         chosen = chosen_settings(found)
         ours = chosen.pop(OURS, [])
         for name, rival in sorted(chosen.items()):
-            goal = goal_of(rival[0].side, minutes)
+            goal = goal_of(rival[0], minutes)
             cells = [_difference(ours, rival, device, goal.device) for device in DEVICES]
             cells.append(_difference(ours, rival, None, goal.mean))
             lines.append(_row([f"{data}, {geometry}", f"{minutes:g}", name, *cells]))
     return "\n".join(lines)
 
 
-def goal_of(side: str, minutes: float) -> Goal:
-    """What ours is to be ahead of a side by, in a budget."""
-    return (LONG_GOALS if minutes >= LONG else GOALS).get(side, Goal())
+def goal_of(rival: Result, minutes: float) -> Goal:
+    """What ours is to be ahead of a rival by, in a budget; none of one that has more than a device's part of the time."""
+    goals = LONG_GOALS if minutes >= LONG else GOALS
+    return goals.get(rival.side, Goal()) if rival.sharing == len(DEVICES) else Goal()
 
 
 def _difference(ours: Sequence[Result], rival: Sequence[Result], device: float | None, goal: float | None) -> str:

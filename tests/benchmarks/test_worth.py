@@ -109,6 +109,12 @@ def test_what_misses_a_goal_is_in_bold(minutes: float, top1: float, rows: list[s
     assert lines == [f"| d, tiny | {minutes} | {name} | {row} |" for name, row in zip(names, rows, strict=True)]
 
 
+def test_networks_alone_that_had_more_time_are_no_goal() -> None:
+    ahead = import_module("worth_table").ahead
+    results = [*made_up("ours", (60, 60, 60)), *made_up("alone", (65, 65, 65), sharing=1)]
+    assert ahead(results).splitlines()[-1] == "| d, tiny | 2 | alone, 1/1 each | -5.0 | -5.0 | -5.0 | -5.0 |"
+
+
 def test_at_forty_minutes_the_mean_counts() -> None:
     ahead = import_module("worth_table").ahead
     results = [*made_up("ours", (60, 60, 60), minutes=40), *made_up("resnet", (59, 60, 62), minutes=40)]

@@ -52,6 +52,8 @@ def augment(
 ) -> Tensor:
     """Vary a batch of uint8 images at random, in the order of `augmentation`, and normalise it; float32 [B, C, H, W].
 
+    In which order the numbers lie in memory depends on how it was done.
+
     `generator` must be on the images' device. Without any it is `normalise` to the last bit and
     nothing is drawn. With `shard` the images are those rows of a larger batch, and each becomes what it would
     in the whole of it. What makes one image of two (`Mixup`, `CutMix`) is passed over: that is `mix`'s.
@@ -117,7 +119,9 @@ class _ShardNumbers:
 
     def __call__(self, count: int) -> Tensor:
         """Numbers [B, count], uniform in 0 to 1."""
-        return torch.rand(self.shard.total, count, generator=self.generator, device=self.device)[self.shard.rows]
+        return torch.rand(self.shard.total, count, generator=self.generator, device=self.device, dtype=torch.float32)[
+            self.shard.rows
+        ]
 
     def for_kind(self, kind: str) -> Tensor:
         """The shared draw, drawn anew for the second of a kind."""

@@ -111,7 +111,7 @@ class Split:
         return type(self)(images, labels)
 
     def batch(self, rows_B: Tensor) -> Batch:
-        """Give the images and labels at `rows_B`, int64 [B] on the labels' device; streamed ones are decoded now."""
+        """Give the images and labels at `rows_B`, int64 [B] from 0, on the labels' device; streamed: decoded now."""
         images_BCHW = (
             self.pixels.index_select(0, rows_B) if isinstance(self.pixels, Tensor) else self.pixels.batch(rows_B)
         )

@@ -1,8 +1,8 @@
 /* What is done to images before a network sees them: varied in one pass over them, and made smaller.
  *
  * The numbers are those of torch's operators, rounded where theirs are: grid_sample (bilinear, borders repeated),
- * interpolate (bilinear, antialiased), products and sums by themselves. On processors on which torch joins a product
- * and a sum, they are so to the last bit.
+ * interpolate (bilinear, antialiased), products and sums by themselves. They are so to the last bit where this is
+ * compiled for a processor that joins a product and a sum, as torch does there; but not at less than half the side.
  */
 #include <stdint.h>
 
@@ -31,7 +31,8 @@ typedef struct {
 /* Between which pixels of a side of `size` a place from -1 to 1 lies, and how far from the first. */
 INLINE float between(float place, int size, int *first, int *second) {
     float at = joined(place + 1.0f, size * 0.5f, -0.5f);
-    at = at < 0.0f ? 0.0f : at > size - 1 ? (float)(size - 1) : at;
+    at = at > 0.0f ? at : 0.0f; /* and what is no number */
+    at = at > size - 1 ? (float)(size - 1) : at;
     const float before = floorf(at);
     *first = (int)before;
     *second = *first + 1 < size ? *first + 1 : size - 1;
@@ -133,19 +134,19 @@ void vary_images(const Images *im) {
     }
 }
 
-/* ---- smaller images ---- */
+/* ---- images of another size ---- */
 
-/* How a side is made shorter: for each new pixel the first old one that counts, how many do, and how much each. */
+/* How a side gets another length: for each new pixel the first old one that counts, how many do, and how much each. */
 typedef struct {
     int old, new, most;
     const int *first, *count;
     const float *weights; /* [new][most] */
-} Shorter;
+} Side;
 
 typedef float pixel __attribute__((vector_size(16), aligned(4), may_alias)); /* three colours and what comes after */
 
 /* A row of `channels` numbers a pixel. With three one number is read and written beyond the row. */
-INLINE void shorten_row(const Shorter *by, const float *from, int channels, float *to) {
+INLINE void resize_row(const Side *by, const float *from, int channels, float *to) {
     for (int x = 0; x < by->new; x++) {
         const float *old = from + (long)by->first[x] * channels, *weights = by->weights + (long)x * by->most;
         if (channels == 3) {
@@ -163,7 +164,7 @@ INLINE void shorten_row(const Shorter *by, const float *from, int channels, floa
 }
 
 /* Square images [images][old][old][channels] at [images][new][new][channels], rows first. */
-void shrink_images(const Shorter *by, const float *from, long images, int channels, float *to, int threads) {
+void resize_images(const Side *by, const float *from, long images, int channels, float *to, int threads) {
     const int old_row = by->old * channels, new_row = by->new * channels;
 #pragma omp parallel num_threads(threads)
     {
@@ -174,8 +175,8 @@ void shrink_images(const Shorter *by, const float *from, long images, int channe
             for (int y = 0; y < by->old; y++) {
                 const float *row = image + (long)y * old_row;
                 if (i == images - 1 && y == by->old - 1) row = memcpy(last, row, sizeof(float) * old_row); /* none comes after it */
-                if (channels == 3) shorten_row(by, row, 3, rows + (long)y * new_row);
-                else shorten_row(by, row, channels, rows + (long)y * new_row);
+                if (channels == 3) resize_row(by, row, 3, rows + (long)y * new_row);
+                else resize_row(by, row, channels, rows + (long)y * new_row);
             }
             for (int y = 0; y < by->new; y++) {
                 const float *weights = by->weights + (long)y * by->most, *old = rows + (long)by->first[y] * new_row;

@@ -1,4 +1,4 @@
-"""Images over the native kernels: varied in one pass, and made smaller. The numbers are those of torch's operators."""
+"""Images over the native kernels: varied in one pass, and resized. The numbers are those of torch's operators."""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainonce.nn.native.calls import kernels, maps, threads_for, usable
-from trainonce.nn.native.library import Images, Shorter, load_kernels
+from trainonce.nn.native.calls import kernels, threads_for, usable
+from trainonce.nn.native.library import Images, Side, load_kernels
 from trainonce.nn.plain import resize as plain_resize
 
 
@@ -35,11 +35,13 @@ def vary(
     and `std` are of pixels in 0 to 1, one number a channel.
     """
     images, channels, height, width = images_BCHW.shape
+    numbers = (columns_BW, rows_BH, *(factor for factor in (brightness_B, saturation_B) if factor is not None))
+    assert all(tensor.dtype == torch.float32 for tensor in numbers), [tensor.dtype for tensor in numbers]
     images_BCHW, columns_BW, rows_BH = (tensor.contiguous() for tensor in (images_BCHW, columns_BW, rows_BH))
-    out_MC = torch.empty(images * height * width, channels)
+    out_MC = torch.empty(images * height * width, channels, dtype=torch.float32, device="cpu")
     shares, off, over = (
-        (ctypes.c_float * channels)(*numbers)
-        for numbers in (grey[:channels], (255 * one for one in mean), (255 * one for one in std))
+        (ctypes.c_float * channels)(*each)
+        for each in (grey[:channels], (255 * one for one in mean), (255 * one for one in std))
     )
     kernels().vary_images(
         Images(
@@ -71,9 +73,9 @@ def resize(x_BCHW: Tensor, resolution: int) -> Tensor:
         return plain_resize(x_BCHW, resolution)
     x_BHWC = x_BCHW.permute(0, 2, 3, 1).contiguous()
     out_MC = x_BCHW.new_empty(images * resolution * resolution, channels)
-    kernels().shrink_images(
-        *(_shorter(height, resolution).of, x_BHWC.data_ptr(), images, channels, out_MC.data_ptr()),
-        threads_for(x_BHWC.numel(), images),
+    weights = _weights(height, resolution)
+    kernels().resize_images(
+        *(weights.side, x_BHWC.data_ptr(), images, channels, out_MC.data_ptr(), threads_for(x_BHWC.numel(), images))
     )
     return _as_images(out_MC, images, resolution, resolution)
 
@@ -82,21 +84,22 @@ def _as_images(rows_MC: Tensor, images: int, height: int, width: int) -> Tensor:
     """Rows as images; those of one channel with the strides that torch's operators give, by which it chooses others."""
     if rows_MC.shape[1] == 1:
         return rows_MC.view(images, 1, height, width)
-    return maps(rows_MC, images, height, width)
+    return rows_MC.view(images, height, width, rows_MC.shape[1]).permute(0, 3, 1, 2)
 
 
-class _Held:
-    """A `Shorter`, and the tensors that it points into."""
+class _Weights:
+    """How much each old pixel of a side counts for each new one: a `Side`, and the tensors that it points into."""
 
     def __init__(self, old: int, new: int) -> None:
-        shares_NO = F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=True)[0, 0]
-        counts = shares_NO != 0  # what torch counts, by letting it resize one pixel after the other
+        whole = torch.eye(old, dtype=torch.float32, device="cpu")[None, None]
+        shares_NO = F.interpolate(whole, (new, old), mode="bilinear", antialias=True)[0, 0]  # so torch says how much
+        counts = shares_NO != 0
         self.first_N = counts.int().argmax(1).int()
         self.count_N = (old - counts.flip(1).int().argmax(1) - self.first_N).int()
         most = int(self.count_N.max())
-        at_NM = (self.first_N[:, None] + torch.arange(most)).clamp_max(old - 1).long()
+        at_NM = (self.first_N[:, None] + torch.arange(most, device="cpu")).clamp_max(old - 1).long()
         self.weights_NM = shares_NO.gather(1, at_NM).contiguous()
-        self.of = Shorter(
+        self.side = Side(
             old=old,
             new=new,
             most=most,
@@ -106,4 +109,4 @@ class _Held:
         )
 
 
-_shorter = lru_cache(maxsize=64)(_Held)
+_weights = lru_cache(maxsize=64)(_Weights)
