@@ -187,11 +187,17 @@ class Finetuned(NamedTuple):
 
 
 def finetuned(
-    network: nn.Module, before: float, evaluator: Evaluator, seconds: float, settings: FinetuneSettings
+    network: nn.Module,
+    before: float,
+    evaluator: Evaluator,
+    seconds: float,
+    settings: FinetuneSettings,
+    *,
+    always: bool = False,
 ) -> Finetuned:
     """Finetune for as many epochs as fit into so many CPU seconds; or not where none does.
 
-    The network is kept as it was, with `before` percent on validate, where that is better.
+    The network is kept as it was, with `before` percent on validate, where it did not get better, unless `always`.
     """
     began, wall = time.process_time(), time.monotonic()
     pace = finetuning_pace(network, evaluator, settings)  # in seconds of the clock on the wall
@@ -202,6 +208,6 @@ def finetuned(
     result = finetune(network, evaluator, settings.model_copy(update={"epochs": epochs}))
     assert result is not None, "nothing stops it"
     said = {"finetuned": f"{epochs:.2f} epochs", "validate_after": result.after.top1}
-    if result.after.top1 < before:
+    if not (result.better or always):
         return Finetuned(network, before, said)
     return Finetuned(result.network, result.after.top1, said)

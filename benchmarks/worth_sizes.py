@@ -31,8 +31,6 @@ from worth_ours import finetuned
 DEVICES = (0.5, 1.0)
 CANDIDATES = 12
 SEEDS = 3
-ANY = -1.0
-"""What fine-tuning is kept over: whatever came of it."""
 
 
 def trained(data: DataSet, images: int) -> MobileNetV3:
@@ -60,7 +58,8 @@ def compare(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]
             tuned = []
             for seed in range(SEEDS):
                 how = FinetuneSettings.by("sgd", lr=None, epochs=1, label_smoothing=0.1, seed=seed)
-                result = finetuned(validate.recalibrated(net, best), ANY, validate, seconds, how)
+                network = validate.recalibrated(net, best)
+                result = finetuned(network, scores[best].top1, validate, seconds, how, always=True)
                 if "validate_after" in result.about:
                     tuned.append([result.validate, test.score(result.network).top1])
             before = [scores[best].top1, test(net, best).top1]

@@ -104,7 +104,8 @@ def test_what_misses_a_goal_is_in_bold(minutes: float, top1: float, rows: list[s
     alone = made_up("alone", (top1 + 1, top1, top1 - 4), minutes=minutes)
     resnet = made_up("resnet", (top1 + 1.1, top1 + 1, 0), minutes=minutes)
     svm = made_up("svm", (top1 - 4, top1 - 5, top1 - 9), minutes=minutes)
-    lines = ahead([*ours, *alone, *resnet, *svm]).splitlines()[2:]
+    logistic = made_up("logistic", (top1, top1, top1), minutes=minutes, validate=top1 - 20)  # the worse on validate
+    lines = ahead([*ours, *alone, *resnet, *svm, *logistic]).splitlines()[2:]
     names = ("alone, 1/3 each", "resnet", "svm")
     assert lines == [f"| d, tiny | {minutes} | {name} | {row} |" for name, row in zip(names, rows, strict=True)]
 

@@ -132,7 +132,7 @@ def test_every_device_gets_a_network_that_is_what_is_said(
         assert score(network, data.test, data) == one.test
         assert description["scores"] == {"validate": vars(one.after), "test": vars(one.test)}
         if one.finetuned_epochs:
-            assert one.after.top1 > one.before.top1
+            assert one.after.loss < one.before.loss
             assert description["trained"]["finetuned"]["epoch"] == one.finetuned_epochs <= 4
         else:
             assert one.after == one.before

@@ -172,7 +172,7 @@ class TestOutcome:
 
     @pytest.mark.parametrize(
         ("scores", "best"),
-        [([(50, 1), (70, 1), (60, 0.1)], 2), ([(50, 1), (50, 0.5), (40, 0.1)], 2), ([(9, 1), (9, 1), (9, 1)], 1)],
+        [([(50, 1), (70, 1), (60, 0.1)], 3), ([(50, 1), (60, 0.5), (50, 0.5)], 2), ([(9, 1), (9, 1), (9, 1)], 1)],
     )
     def test_the_best_epoch_on_validate_is_kept(
         self, net: MobileNetV3, make_data: MakeData, scores: list[tuple[float, float]], best: int

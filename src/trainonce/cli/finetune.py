@@ -127,8 +127,9 @@ def _say(done: FinetunedSubnet, result: Finetuned, description: SubnetDescriptio
         results.say_per_class(done.per_class, description.classes)
     last = result.epochs[-1].score
     display.out.print(
-        f"Epoch {result.epoch} of {len(result.epochs)} was best on validate and is kept; the last had {last.top1:.2f}%."
+        f"Epoch {result.epoch} of {len(result.epochs)} had the least loss on validate and is kept; the last had "
+        f"{last.loss:.4f}."
     )
-    if result.after.top1 <= result.before.top1:
+    if not result.better:
         display.out.print("It did not get better on validate: the subnet as it was is the one to use.")
     display.out.print(f"Written to {done.path}; reloaded, and its output is the same to the last bit.")

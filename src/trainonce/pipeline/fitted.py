@@ -56,7 +56,7 @@ class Fitted(Settings):
     before_subnets: bool = False
     """Whether it is the largest subnet as it was before others shared its weights."""
     finetuned_epochs: int
-    """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none was better on validate."""
+    """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none had less loss on validate."""
     before: Score
     """On validate, as it came out of the supernet: the least loss of `candidates`, which flatters a little."""
     after: Score

@@ -316,7 +316,7 @@ class _Fit:
         own = not chosen.recalibrated
         network = chosen.net.extract(chosen.arch) if own else evaluator.recalibrated(chosen.net, chosen.arch)
         before = finite(evaluator.score(network), "validate")
-        tuned, how = self._finetuned(network, before, evaluator, ahead)
+        tuned, how = self._finetuned(network, evaluator, ahead)
         final, after = (network, before) if tuned is None else (tuned.network, tuned.after)
         test, classes = score_by_class(final, self.data.test, self.data, "test")
         described = describe_taken(
@@ -367,13 +367,13 @@ class _Fit:
         return other.model_copy(update={"max_macs": limit, "name": place.name, "candidates": candidates})
 
     def _finetuned(
-        self, network: nn.Module, before: Score, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]
+        self, network: nn.Module, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]
     ) -> tuple[Finetuned | None, FinetuneSettings]:
         """The next device's subnet fine-tuned in its share of the time left, and how.
 
-        None where that is too short for a few steps, where none was better on validate than `before`, and for a largest
-        subnet of before its weights were shared, which was trained to its end: others have its time. A network for
-        several devices has the shares of all.
+        None where that is too short for a few steps, where it is not better than before, and for a largest subnet of
+        before its weights were shared, which was trained to its end: others have its time. A network for several
+        devices has the shares of all.
         """
         how = FinetuneSettings.by(
             self.optimizer,
@@ -403,10 +403,10 @@ class _Fit:
         how = how.model_copy(update={"epochs": epochs})
         self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {round(epochs, 2):g} epochs")
         watch = self.watch
-        better = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
-        if better is None:
+        tuned = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
+        if tuned is None:
             raise _StoppedEarlyError
-        return (better if better.after.top1 > before.top1 else None), how
+        return (tuned if tuned.better else None), how
 
     # What is recorded
 

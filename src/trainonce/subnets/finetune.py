@@ -125,6 +125,15 @@ class Finetuned:
     epochs: tuple[Epoch, ...]
     seconds: float
 
+    @property
+    def better(self) -> bool:
+        """Whether it has less loss on validate than the network that it began with.
+
+        By top-1 that would be told of too few images: a network that was the best of many, as those are that `fit`
+        fine-tunes, has had luck there (docs/levers.md).
+        """
+        return self.after.loss < self.before.loss
+
 
 def finetune(
     network: nn.Module,
@@ -138,7 +147,7 @@ def finetune(
     """Train a copy of `network` on the evaluator's training images; None where `should_stop` ended it.
 
     After each epoch the batch norms of a copy are recalibrated and it is scored on the evaluator's split, which must
-    be validate; the epoch of the highest top-1 is kept, of equals the one of lowest loss. With `settings.distill`
+    be validate; the epoch of the least loss is kept, of equals the one of highest top-1. With `settings.distill`
     `teacher` is a frozen network on the device of `network` (see `largest_as_teacher`). Nothing is written. Raises
     `UserError` where there is no teacher to learn from, and `RunError` where a loss or score is not finite.
     """
@@ -258,7 +267,7 @@ def described_finetuned(
 
 
 def _goodness(epoch: Epoch) -> tuple[float, float]:
-    return epoch.score.top1, -epoch.score.loss
+    return -epoch.score.loss, epoch.score.top1
 
 
 def _copy(network: nn.Module) -> nn.Module:
