@@ -20,7 +20,7 @@ from trainonce.nn import native
 from trainonce.nn.blocks import ElasticMBConv
 from trainonce.nn.fast import FastMBConv
 from trainonce.nn.native.calls import KINDS
-from trainonce.nn.native.library import PARTS, SIGNATURES, Block, Gradients, Images, NormTensors, Side
+from trainonce.nn.native.library import PARTS, SIGNATURES, Block, Gradients, Images, NormTensors, SideWeights
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec, MBConv
 from trainonce.space import derived_rng
 
@@ -290,7 +290,7 @@ def whole_source() -> str:
     return "\n".join(part.read_text(encoding="utf-8") for part in PARTS)
 
 
-@pytest.mark.parametrize("structure", [NormTensors, Block, Gradients, Images, Side])
+@pytest.mark.parametrize("structure", [NormTensors, Block, Gradients, Images, SideWeights])
 def test_structures_are_those_of_the_source(structure: type[ctypes.Structure]) -> None:
     """The same fields in the same order: else memory would be read as what it is not."""
     source = re.sub(r"/\*.*?\*/", "", whole_source(), flags=re.DOTALL)

@@ -141,12 +141,12 @@ typedef struct {
     int old, new, most;
     const int *first, *count;
     const float *weights; /* [new][most] */
-} Side;
+} SideWeights;
 
 typedef float pixel __attribute__((vector_size(16), aligned(4), may_alias)); /* three colours and what comes after */
 
 /* A row of `channels` numbers a pixel. With three one number is read and written beyond the row. */
-INLINE void resize_row(const Side *by, const float *from, int channels, float *to) {
+INLINE void resize_row(const SideWeights *by, const float *from, int channels, float *to) {
     for (int x = 0; x < by->new; x++) {
         const float *old = from + (long)by->first[x] * channels, *weights = by->weights + (long)x * by->most;
         if (channels == 3) {
@@ -164,7 +164,7 @@ INLINE void resize_row(const Side *by, const float *from, int channels, float *t
 }
 
 /* Square images [images][old][old][channels] at [images][new][new][channels], rows first. */
-void resize_images(const Side *by, const float *from, long images, int channels, float *to, int threads) {
+void resize_images(const SideWeights *by, const float *from, long images, int channels, float *to, int threads) {
     const int old_row = by->old * channels, new_row = by->new * channels;
 #pragma omp parallel num_threads(threads)
     {

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.nn.native.calls import kernels, threads_for, usable
-from trainonce.nn.native.library import Images, Side, load_kernels
+from trainonce.nn.native.library import Images, SideWeights, load_kernels
 from trainonce.nn.plain import resize as plain_resize
 
 
@@ -88,7 +88,7 @@ def _as_images(rows_MC: Tensor, images: int, height: int, width: int) -> Tensor:
 
 
 class _Weights:
-    """How much each old pixel of a side counts for each new one: a `Side`, and the tensors that it points into."""
+    """How much each old pixel of a side counts for each new one: a `SideWeights`, and the tensors that it points into."""
 
     def __init__(self, old: int, new: int) -> None:
         whole = torch.eye(old, dtype=torch.float32, device="cpu")[None, None]
@@ -99,7 +99,7 @@ class _Weights:
         most = int(self.count_N.max())
         at_NM = (self.first_N[:, None] + torch.arange(most, device="cpu")).clamp_max(old - 1).long()
         self.weights_NM = shares_NO.gather(1, at_NM).contiguous()
-        self.side = Side(
+        self.side = SideWeights(
             old=old,
             new=new,
             most=most,

@@ -77,8 +77,8 @@ class Images(ctypes.Structure):
     )
 
 
-class Side(ctypes.Structure):
-    """`Side` of images.h, which says what it means."""
+class SideWeights(ctypes.Structure):
+    """`SideWeights` of images.h, which says what it means."""
 
     _fields_ = (
         *((name, _I) for name in ("old", "new", "most")),
@@ -96,7 +96,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "block_infer": (None, (_BLOCK, _P, _P)),
     "block_backward": (None, (_BLOCK, _P, _P, _P, ctypes.POINTER(Gradients), _P)),
     "vary_images": (None, (ctypes.POINTER(Images),)),
-    "resize_images": (None, (ctypes.POINTER(Side), _P, _L, _I, _P, _I)),
+    "resize_images": (None, (ctypes.POINTER(SideWeights), _P, _L, _I, _P, _I)),
 }
 """What each function of block.c returns and takes."""
 
