@@ -88,7 +88,7 @@ def _as_images(rows_MC: Tensor, images: int, height: int, width: int) -> Tensor:
 
 
 class _Weights:
-    """How much each old pixel of a side counts for each new one: a `SideWeights`, and the tensors that it points into."""
+    """How much each old pixel of a side counts for each new one: `SideWeights`, and the tensors it points into."""
 
     def __init__(self, old: int, new: int) -> None:
         whole = torch.eye(old, dtype=torch.float32, device="cpu")[None, None]
