@@ -14,7 +14,7 @@ from trainonce.settings import Settings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SMALL_SIDE = 48
-"""Images of fewer pixels a side are small: a crop of half of their area leaves too little to see (docs/worth.md)."""
+"""Images of fewer pixels a side are small: a crop of half of their area leaves too little to see (docs/levers.md)."""
 
 
 @final
