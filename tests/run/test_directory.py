@@ -119,7 +119,7 @@ class TestConfig:
     def test_other_images_are_refused(
         self, run: RunDirectory, tmp_path: Path, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(type(run.config().data), "load", lambda _self, **_: make_data(seed=1))
+        monkeypatch.setattr("trainonce.run.directory.load_source", lambda _source, **_: make_data(seed=1))
         with pytest.raises(UserError, match="holds other images than those"):
             run.load_data()
 
