@@ -126,6 +126,14 @@ def test_at_forty_minutes_the_mean_counts() -> None:
     assert both.splitlines()[-1].endswith("| 1.0 ± 0.0 | 0.0 ± 0.0 | -1.5 ± 6.4 | **-0.2 ± 2.1** |")
 
 
+def test_the_page_has_the_tables_of_the_records() -> None:
+    docs, table = BENCHMARKS.parent / "docs", import_module("worth_table")
+    found = import_module("worth").results_in(docs / "results" / "worth.jsonl")
+    page = (docs / "worth.md").read_text(encoding="utf-8")
+    assert table.overview(found) in page
+    assert table.ahead(found) in page
+
+
 def test_macs_are_counted_as_the_library_counts_them() -> None:
     rivals = import_module("worth_rivals")
     net = MobileNetV3(MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10), seed=0)
