@@ -89,7 +89,7 @@ def measure(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]
     """For each device and seed of fine-tuning the scores before and after each epoch."""
     settings = EvaluateSettings(calibration_images=400)
     both, test = _OnBoth(data, "validate", settings), Evaluator(data, "test", settings)
-    both.test, found = test, list[JsonObject]()
+    both.test, both.seen, found = test, [], list[JsonObject]()
     most = net.cost_of(net.space.largest()).macs
     for device in DEVICES:
         [archs] = draw_candidates(net.cost, [device * most], CANDIDATES, seed=0)

@@ -207,7 +207,8 @@ def finetuned(
         return Finetuned(network, before, {"finetuned": "no time"})
     result = finetune(network, evaluator, settings.model_copy(update={"epochs": epochs}))
     assert result is not None, "nothing stops it"
-    said = {"finetuned": f"{epochs:.2f} epochs", "validate_after": result.after.top1}
+    said: dict[str, Any] = {"finetuned": f"{epochs:.2f} epochs", "validate_after": result.after.top1}
+    said |= {"loss_before": result.before.loss, "loss_after": result.after.loss}
     if not (result.better or always):
         return Finetuned(network, before, said)
     return Finetuned(result.network, result.after.top1, said)

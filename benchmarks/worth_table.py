@@ -28,8 +28,8 @@ class Goal(NamedTuple):
     """On the mean of the devices."""
 
 
-GOALS = {ALONE: Goal(device=0.0, mean=0.0), RESNET: Goal(device=-1.0), "svm": Goal(device=5.0)}
-"""Below `LONG` minutes; ours has reached that over a support vector machine where it is above `AMPLE` percent."""
+GOALS = {ALONE: Goal(device=0.0, mean=0.0), RESNET: Goal(device=-1.0)} | dict.fromkeys(CLASSIFIERS, Goal(device=5.0))
+"""Below `LONG` minutes; ours has reached that over a classifier where it is above `AMPLE` percent."""
 LONG_GOALS = {ALONE: Goal(mean=0.0), RESNET: Goal(mean=0.0)}
 LONG, AMPLE = 40, 95.0
 
@@ -177,7 +177,7 @@ def ahead(results: Sequence[Result]) -> str:
     for (data, geometry, minutes), found in _grouped(results, lambda one: one.group).items():
         chosen = chosen_settings(found)
         ours = chosen.pop(OURS, [])
-        for name in sorted(CLASSIFIERS & chosen.keys(), key=lambda name: chosen[name][0].validate)[:-1]:
+        for name in sorted(CLASSIFIERS & chosen.keys(), key=lambda name: _on_validate(chosen[name]))[:-1]:
             del chosen[name]
         for name, rival in sorted(chosen.items()):
             goal = goal_of(rival[0], minutes)
@@ -193,6 +193,10 @@ def goal_of(rival: Result, minutes: float) -> Goal:
     return goals.get(rival.side, Goal()) if rival.sharing == len(DEVICES) else Goal()
 
 
+def _on_validate(side: Sequence[Result]) -> float:
+    return statistics.mean(mean_by_seed(side, "validate").values())
+
+
 def _difference(ours: Sequence[Result], rival: Sequence[Result], device: float | None, goal: float | None) -> str:
     """Ours less a rival's on a device, None for the mean over all, over the seeds of both; in bold below the goal."""
     if device is None:
@@ -203,7 +207,7 @@ def _difference(ours: Sequence[Result], rival: Sequence[Result], device: float |
     if not both:
         return "–"
     differences = [first[seed] - other[seed] for seed in both]
-    ample = rival[0].side == "svm" and statistics.mean(first[seed] for seed in both) > AMPLE
+    ample = rival[0].side in CLASSIFIERS and statistics.mean(first[seed] for seed in both) > AMPLE
     missed = goal is not None and statistics.mean(differences) < goal and not ample
     return f"**{interval(differences)}**" if missed else interval(differences)
 

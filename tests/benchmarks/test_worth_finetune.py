@@ -4,6 +4,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+
+from trainonce.records import read_lines
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +29,18 @@ def test_each_rule_hands_over_what_it_says() -> None:
         "63.00 | 63.00 | 63.00 |",
         "62.00 | 50.00 | 56.00 |",
     ]
+
+
+@pytest.mark.long
+def test_a_run_of_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, threads = tmp_path / "out.jsonl", torch.get_num_threads()
+    try:
+        import_module("worth_finetune").main(["digits", "--images", "1000", "--seconds", "0.5", "--out", str(out)])
+    finally:
+        torch.set_num_threads(threads)
+    lines = list(read_lines(out))
+    assert [(line["device"], line["seed"]) for line in lines] == [
+        (d, seed) for d in (0.25, 0.5, 1.0) for seed in (0, 1)
+    ]
+    assert all(line["epochs"] for line in lines)
+    assert "| the last epoch |" in capsys.readouterr().out

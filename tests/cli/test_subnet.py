@@ -136,8 +136,9 @@ class TestFinetune:
             result.refused("stopped; nothing was written", code=code)
             assert contents(subnet.parent) == before
 
-    def test_no_better_is_said(self, subnet: Path) -> None:
-        result = trainonce("finetune", subnet, "--epochs", "1", "--lr", "1e-12", *DEVICE)
+    def test_no_better_is_said(self, subnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("trainonce.subnets.finetune.Finetuned.better", False)
+        result = trainonce("finetune", subnet, "--epochs", "1", *DEVICE)
         assert result.code == 0, result.err
         assert "It did not get better on validate" in result.out
 

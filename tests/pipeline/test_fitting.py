@@ -140,6 +140,18 @@ def test_every_device_gets_a_network_that_is_what_is_said(
     assert unchecked == {"README.md"}, "model cards have no sums"
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_what_was_finetuned_is_handed_over_where_it_is_better(
+    better: bool, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever top-1 says."""
+    monkeypatch.setattr("trainonce.subnets.finetune.Finetuned.better", better)
+    fitted = finished(make_net, make_data, RunDirectory(tmp_path / "run"))
+    assert fitted is not None
+    assert all((one.finetuned_epochs > 0) == better for one in fitted)
+    assert all((one.after == one.before) != better for one in fitted)
+
+
 def test_the_one_chosen_is_the_best_of_those_drawn_for_it(
     make_net: MakeNet, whole: tuple[RunDirectory, list[Fitted]]
 ) -> None:

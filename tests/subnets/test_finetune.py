@@ -283,6 +283,13 @@ class TestRefuses:
             FinetuneSettings.parse(values, where="the command line")
 
 
+@pytest.mark.parametrize(("after", "better"), [((40.0, 0.9), True), ((60.0, 1.1), False), ((60.0, 1.0), False)])
+def test_better_is_less_loss_whatever_top1_says(net: MobileNetV3, after: tuple[float, float], better: bool) -> None:
+    before, found = (Score(top1=top1, loss=loss, images=30) for top1, loss in ((50.0, 1.0), after))
+    result = Finetuned(network=net, epoch=1, before=before, after=found, epochs=(), seconds=1.0)
+    assert result.better == better
+
+
 def test_the_description_says_where_it_comes_from(net: MobileNetV3, make_data: MakeData) -> None:
     data, arch = make_data(), net.space.smallest()
     evaluator = Evaluator(data, settings=CALIBRATION)

@@ -65,7 +65,7 @@ def finetune(
 ) -> None:
     """Train a subnet further on its own, on its run's training images, into a new directory.
 
-    The epoch that is best on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
+    The epoch of the least loss on the validate split is kept. Stopped by Ctrl-C or SIGTERM, it writes nothing.
     """
     with importing():
         from trainonce.pipeline import finetune

@@ -205,7 +205,8 @@ def _say(done: FittedDevices) -> None:
     for line in results.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
         display.out.print(line)
     display.out.print(
-        f"Top-1 on {counted}; the columns before the last two are on validate. In {display.duration(done.seconds)}."
+        f"Top-1 on {counted}; the columns before the last two are on validate, by whose loss "
+        f"is chosen what is kept. In {display.duration(done.seconds)}."
     )
     for shared in sharing(fitted):
         if len(shared) > 1:

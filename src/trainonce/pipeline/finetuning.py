@@ -70,11 +70,11 @@ def finetune(
 ) -> FinetunedSubnet:
     """Train a subnet further on its run's training images: `trainonce finetune`, whose options these are.
 
-    The epoch that is best on the validate split is kept, in `out` or SUBNET-finetuned. `run` and `data` say where the
-    run and its images are now, if they have moved; `class_balance` by default is that of the run's recipe. `on_data` is
-    called with the images before the work, `on_start` where training begins: from there on `should_stop` is asked, and
-    then nothing is written. `where` is what refusals call the options. Raises `UserError` for what cannot be,
-    `RunError` where scores are not finite.
+    The epoch of the least loss on the validate split is kept, in `out` or SUBNET-finetuned. `run` and `data` say where
+    the run and its images are now, if they have moved; `class_balance` by default is that of the run's recipe.
+    `on_data` is called with the images before the work, `on_start` where training begins: from there on `should_stop`
+    is asked, and then nothing is written. `where` is what refusals call the options. Raises `UserError` for what cannot
+    be, `RunError` where scores are not finite.
     """
     use_threads(threads)
     began, subnet = time.monotonic(), Path(subnet)

@@ -179,11 +179,11 @@ def _training(description: SubnetDescription) -> str:
 def _finetuned(how: FinetunedFrom | None) -> str:
     if how is None:
         return ""
-    before, after = how.before["validate"].top1, how.after["validate"].top1
+    before, after = how.before["validate"], how.after["validate"]
     taught = ", distilled from the supernet's largest network" if how.settings.distill else ""
     return (
-        f"{round(how.settings.epochs, 2):g} epochs on its own{taught}; top-1 on validate {before:.2f}% before and "
-        f"{after:.2f}% after, epoch {how.epoch} kept"
+        f"{round(how.settings.epochs, 2):g} epochs on its own{taught}; top-1 on validate {before.top1:.2f}% before and "
+        f"{after.top1:.2f}% after, loss {before.loss:.4f} and {after.loss:.4f}, by which epoch {how.epoch} was kept"
     )
 
 

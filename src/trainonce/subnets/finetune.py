@@ -116,7 +116,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """The network of the best epoch, recalibrated, in evaluation mode, and what all of them came to."""
+    """The network of the epoch that is kept, recalibrated, in evaluation mode, and what all of them came to."""
 
     network: nn.Module
     epoch: int
@@ -129,8 +129,8 @@ class Finetuned:
     def better(self) -> bool:
         """Whether it has less loss on validate than the network that it began with.
 
-        By top-1 that would be told of too few images: a network that was the best of many, as those are that `fit`
-        fine-tunes, has had luck there (docs/levers.md).
+        Each by the statistics of batch norm that it would be used with. By top-1 that would be told of too few images:
+        a network that was the best of many, as those are that `fit` fine-tunes, has had luck there (docs/levers.md).
         """
         return self.after.loss < self.before.loss
 
