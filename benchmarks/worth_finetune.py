@@ -4,15 +4,14 @@
 
 Each SET, as `worth.py` takes it, is trained by `quick` in the geometry `light` with so many images in all. For devices
 of 25, 50 and 100% of the largest MACs the best of 12 candidates, by loss on validate, is fine-tuned for so many seconds
-by two seeds, and scored before and after each epoch on validate and on test (at most 2,000 images). Each is a line of
-the file. It ends with a table: top-1 on test of what each rule would hand over, mean over a set's devices and seeds.
+of the clock by two seeds, and scored before and after each epoch on validate and on test (at most 2,000 images). Each
+is a line of the file. It ends with a table: top-1 on test of what each rule would hand over, mean over a set's devices
+and seeds; without a SET there is the table alone.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from trainonce.records import append_line, read_lines
 from trainonce.settings import JsonObject
 from trainonce.subnets.finetune import FinetuneSettings, finetune, finetuning_pace
 from worth import loaded
-from worth_sizes import trained
+from worth_sizes import options, trained
 from worth_table import DEVICES
 
 CANDIDATES, SEEDS, MOST_TEST = 12, 2, 2000
@@ -126,12 +125,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each set, and print the table of all that the file holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", metavar="SET", help="none: the table alone")
-    parser.add_argument("--images", type=int, default=120_000, help="trained, all epochs together")
-    parser.add_argument("--seconds", type=float, default=25.0, help="of fine-tuning, by the clock on the wall")
-    parser.add_argument("--out", type=Path, default=Path("worth_finetune.jsonl"))
-    asked = parser.parse_args(arguments)
+    asked = options(arguments, __doc__, images=120_000, seconds=25.0, out="worth_finetune.jsonl")
     torch.set_num_threads(1)
     print(machine())
     for name_or_path in asked.sets:

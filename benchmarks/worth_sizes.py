@@ -68,14 +68,21 @@ def compare(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]
     return found
 
 
+def options(
+    arguments: Sequence[str] | None, about: str | None, *, images: int, seconds: float, out: str
+) -> argparse.Namespace:
+    """What was asked of a benchmark that trains a supernet of each set and fine-tunes subnets of it."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET")
+    parser.add_argument("--images", type=int, default=images, help="trained, all epochs together")
+    parser.add_argument("--seconds", type=float, default=seconds, help="of fine-tuning")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    return parser.parse_args(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each set, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="+", metavar="SET")
-    parser.add_argument("--images", type=int, default=70_000, help="trained, all epochs together")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of fine-tuning")
-    parser.add_argument("--out", type=Path, default=Path("worth_sizes.jsonl"))
-    asked = parser.parse_args(arguments)
+    asked = options(arguments, __doc__, images=70_000, seconds=10.0, out="worth_sizes.jsonl")
     torch.set_num_threads(1)
     print(machine())
     for name_or_path in asked.sets:

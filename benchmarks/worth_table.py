@@ -153,7 +153,7 @@ def overview(results: Sequence[Result]) -> str:
     Accuracy is top-1 on test in percent, of ours on each device, of the others the mean over the devices; mean ± half
     of Student's 95% interval over seeds.
     """
-    rivals = rivals_of(results)
+    rivals = sorted({one.name for one in results if one.side != OURS})
     heads = ["set", "minutes", "seeds", *(f"ours, {device:.0%}" for device in DEVICES), "ours, mean", *rivals]
     lines = [_row([*heads, "break-even in devices"]), "|---" * (len(heads) + 1) + "|"]
     for (data, geometry, minutes), found in _grouped(results, lambda one: one.group).items():
@@ -210,11 +210,6 @@ def _difference(ours: Sequence[Result], rival: Sequence[Result], device: float |
     ample = rival[0].side in CLASSIFIERS and statistics.mean(first[seed] for seed in both) > AMPLE
     missed = goal is not None and statistics.mean(differences) < goal and not ample
     return f"**{interval(differences)}**" if missed else interval(differences)
-
-
-def rivals_of(results: Iterable[Result]) -> list[str]:
-    """The names of the sides beside ours."""
-    return sorted({one.name for one in results if one.side != OURS})
 
 
 def table(results: Sequence[Result], *, every_setting: bool = False) -> str:

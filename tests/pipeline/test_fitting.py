@@ -5,7 +5,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -354,8 +356,12 @@ def test_scoring_on_test_has_its_time(
     assert epochs == [int((2000 - 2 * images) * share / 50), int((2000 - images) / 50)]
 
 
-def test_a_folder_that_is_streamed_is_fitted_as_one_in_memory(make_net: MakeNet, tmp_path: Path) -> None:
-    """To the same networks; what they are chosen by is decoded once."""
+def test_a_folder_that_is_streamed_is_fitted_as_one_in_memory(
+    make_net: MakeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same networks, with the same time for each stage; what they are chosen by is decoded once."""
+    monkeypatch.setattr(fitting._Fit, "_in_time", lambda _self, drawn, _evaluator: list(dict.fromkeys(chain(*drawn))))
+    monkeypatch.setattr(fitting, "finetuning_pace", lambda *_: SimpleNamespace(epochs_within=lambda _seconds: 2.0))
     rng = np.random.default_rng(0)
     for number, name in enumerate(("dark", "middle", "bright")):
         (tmp_path / "images" / name).mkdir(parents=True)

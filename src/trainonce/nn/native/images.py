@@ -29,10 +29,11 @@ def vary(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
-    """Images sampled at `columns` and `rows` (-1 to 1, as grid_sample has them), coloured, normalised, channels_last.
+    """Images, uint8 [B, C, H, W], sampled, coloured and normalised: float32 [B, C, H, W], channels_last.
 
-    `brightness` and `saturation` are factors; the latter needs as many channels as there are shares of `grey`. `mean`
-    and `std` are of pixels in 0 to 1, one number a channel.
+    They are sampled at `columns` [B, W] and `rows` [B, H], float32 from -1 to 1 as grid_sample has them, bilinearly.
+    `brightness` and `saturation` [B] are float32 factors; the latter needs as many channels as there are shares of
+    `grey`. `mean` and `std` are of pixels in 0 to 1, one number a channel.
     """
     images, channels, height, width = images_BCHW.shape
     numbers = (columns_BW, rows_BH, *(factor for factor in (brightness_B, saturation_B) if factor is not None))
@@ -65,7 +66,10 @@ def vary(
 
 
 def resize(x_BCHW: Tensor, resolution: int) -> Tensor:
-    """What `trainonce.nn.plain.resize` makes; by itself where there are no kernels or a gradient is asked for."""
+    """Images [B, C, H, W] at `resolution` pixels a side, as `trainonce.nn.plain.resize` makes them.
+
+    That does it where kernels are not usable, where images are not square, and where a gradient is asked for.
+    """
     images, channels, height, width = x_BCHW.shape
     if height == width == resolution:
         return x_BCHW
