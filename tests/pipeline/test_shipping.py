@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.support.command_line import trainonce
 from tests.support.plain_target import PLAIN
 
@@ -20,10 +21,12 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.pipeline import extract, search, shipping, verify
 from trainonce.pipeline.devices import Device
 from trainonce.pipeline.searching import Amount
-from trainonce.pipeline.shipping import ShipRecord, ship
+from trainonce.pipeline.shipped import FILE, Shipped, ShipRecord
+from trainonce.pipeline.shipping import Shipment, ship
 from trainonce.recipes import RECIPES
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets import read_subnet
+from trainonce.subnets.finetune import Finetuned
 from trainonce.training.loop import train_supernet
 
 HERE = ("--compute", "cpu", "--workers", "1")
@@ -56,12 +59,12 @@ def devices() -> list[Device]:
 
 
 @pytest.fixture(scope="module")
-def shipped(trained: Path, devices: list[Device]) -> shipping.Shipment:
+def shipped(trained: Path, devices: list[Device]) -> Shipment:
     return ship(trained, devices, scores=2, images=4, calibration_images=20, compute="cpu", workers=1)
 
 
 class TestShip:
-    def test_each_file_is_within_the_limits_and_certified(self, trained: Path, shipped: shipping.Shipment) -> None:
+    def test_each_file_is_within_the_limits_and_certified(self, trained: Path, shipped: Shipment) -> None:
         assert [one.name for one in shipped.done] == ["board", "desk"]
         assert shipped.finished
         board, desk = shipped.done
@@ -78,7 +81,7 @@ class TestShip:
             assert one.test_interval[0] < one.test_top1 < one.test_interval[1]
             assert certified.architecture == one.arch == read_subnet(shipped.out / one.subnet)[1].architecture
 
-    def test_where_it_is_asked_for_the_network_is_finetuned(self, shipped: shipping.Shipment) -> None:
+    def test_where_it_is_asked_for_the_network_is_finetuned(self, shipped: Shipment) -> None:
         board, desk = (read_subnet(shipped.out / one.subnet)[1].trained for one in shipped.done)
         assert board is not None
         assert desk is not None
@@ -86,8 +89,21 @@ class TestShip:
         assert desk.finetuned is not None
         assert desk.finetuned.after["validate"] == shipped.done[1].validate_score
 
-    def test_what_is_written_is_what_came_back(self, trained: Path, shipped: shipping.Shipment) -> None:
-        record = ShipRecord.read_file(shipped.out / shipping.FILE)
+    def test_what_did_not_get_better_by_finetuning_stays_as_it_was(
+        self, trained: Path, devices: list[Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Finetuned, "better", property(lambda _: False))
+        [desk] = ship(trained, devices[1:], out=tmp_path / "out", scores=0, images=4, compute="cpu", workers=1).done
+        network, description = read_subnet(tmp_path / "out" / desk.subnet)
+        before, _ = read_subnet(RunDirectory(trained).subnets / "desk-untuned")
+        assert description.trained is not None
+        assert description.trained.finetuned is None
+        assert description.scores["validate"] == desk.validate_score
+        for (name, ours), theirs in zip(network.state_dict().items(), before.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+    def test_what_is_written_is_what_came_back(self, trained: Path, shipped: Shipment) -> None:
+        record = ShipRecord.read_file(shipped.out / FILE)
         assert tuple(record.shipped) == shipped.done
         assert record.failed == {}
         assert {finding.state for finding in verify(trained)} <= {"whole", "unchecked"}
@@ -116,7 +132,7 @@ class TestShip:
         assert [one.arch for one in found.done] == best, "of all that is scored by now"
 
     def test_what_is_done_is_not_done_again(
-        self, trained: Path, shipped: shipping.Shipment, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
+        self, trained: Path, shipped: Shipment, monkeypatch: pytest.MonkeyPatch, devices: list[Device]
     ) -> None:
         monkeypatch.setattr(shipping, "export", lambda *_, **__: pytest.fail("exported again"))
         monkeypatch.setattr(shipping, "search", lambda *_, **__: pytest.fail("searched again"))
@@ -125,7 +141,7 @@ class TestShip:
         assert ship(trained, devices, scores=2, compute="cpu", dry_run=True).seconds == 0
 
     def test_a_damaged_file_is_made_again(
-        self, trained: Path, shipped: shipping.Shipment, tmp_path: Path, devices: list[Device]
+        self, trained: Path, shipped: Shipment, tmp_path: Path, devices: list[Device]
     ) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
         file = run / "ship" / shipped.done[0].file
@@ -146,9 +162,7 @@ class TestShip:
 
 
 class TestFailure:
-    def test_the_others_go_on(
-        self, trained: Path, shipped: shipping.Shipment, tmp_path: Path, devices: list[Device]
-    ) -> None:
+    def test_the_others_go_on(self, trained: Path, shipped: Shipment, tmp_path: Path, devices: list[Device]) -> None:
         (tmp_path / "pea.toml").write_text('target = "onnx"\nmax_ram = "1KB"\n')
         (tmp_path / "desk.toml").write_text('target = "plain"\nmax_macs = "0.6M"\nfinetune_epochs = 1\n')
         options = ("--scores", "2", "--images", "4", "--calibration-images", "20", "--json", *HERE)
@@ -169,7 +183,7 @@ class TestFailure:
     def test_a_file_that_is_larger_than_predicted(
         self,
         trained: Path,
-        shipped: shipping.Shipment,
+        shipped: Shipment,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         devices: list[Device],
@@ -178,7 +192,7 @@ class TestFailure:
         budgets: list[str] = []
         sizes = iter([800_000, 620_000, 600_000, 800_000, 700_000, 620_000])
 
-        def made(_work: object, _device: Device, most: Mapping[str, Amount], _began: float) -> shipping.Shipped:
+        def made(_work: object, _device: Device, most: Mapping[str, Amount], _began: float) -> Shipped:
             budgets.append(str(most["size"]))
             return shipped.done[0].model_copy(update={"file_bytes": next(sizes), "predicted_bytes": 590_000})
 
@@ -228,7 +242,7 @@ def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:
     assert [one.name for one in ShipRecord.read_file(tmp_path / "out" / "ship.json").shipped] == ["one"]
 
 
-def test_the_table_is_not_broken(shipped: shipping.Shipment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_not_broken(shipped: Shipment, capsys: pytest.CaptureFixture[str]) -> None:
     display.print_wide(results.shipped_table(shipped.done, {"pea": "too small"}))
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["device", "target", "M", "MACs"]
@@ -236,7 +250,7 @@ def test_the_table_is_not_broken(shipped: shipping.Shipment, capsys: pytest.Capt
     assert [row.split()[-1] for row in rows] == ["passed", "passed", "failed"]
 
 
-def test_times_beside_other_work_are_said_to_be_so(shipped: shipping.Shipment) -> None:
+def test_times_beside_other_work_are_said_to_be_so(shipped: Shipment) -> None:
     board, desk = shipped.done
     assert board.quiet is Certificate.read_file(shipped.out / board.certificate).latency_ms.quiet
     for quiet, said in ((False, "not to be quoted: board"), (True, "")):
@@ -245,7 +259,7 @@ def test_times_beside_other_work_are_said_to_be_so(shipped: shipping.Shipment) -
         assert [sentence.partition("ms are ")[2].rstrip(".") for sentence in sentences] == [said] * (not quiet)
 
 
-def test_what_a_runtime_plans_has_the_last_word(shipped: shipping.Shipment) -> None:
+def test_what_a_runtime_plans_has_the_last_word(shipped: Shipment) -> None:
     """A microcontroller's arena is beyond the limit, where following the network said less."""
     board = Device(name="board", target="plain", max_flash="2MB", max_ram="20KB")
     made = shipped.done[0].model_copy(update={"ram_bytes": 40_000, "predicted_ram_bytes": 16_000})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainonce.lab.studies.summary import ArmSummary
     from trainonce.pipeline.fitted import Fitted
     from trainonce.pipeline.folds import OverFolds
-    from trainonce.pipeline.shipping import Shipped
+    from trainonce.pipeline.shipped import Shipped
     from trainonce.recipes import Recipe
     from trainonce.search import Problem, SearchResult
 

@@ -8,10 +8,9 @@ done is not done again; scores are recorded in the run and never made twice; so 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-from pydantic import Field
 
 from trainonce.data import DataSet
 from trainonce.errors import RunError, UserError
@@ -20,7 +19,7 @@ from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
 from trainonce.export.extras import require_extras
 from trainonce.export.integrity import check_file
-from trainonce.files import is_there, locked, write_atomic
+from trainonce.files import locked
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
@@ -30,91 +29,19 @@ from trainonce.pipeline.extracting import Extracted, extract
 from trainonce.pipeline.finetuning import finetune
 from trainonce.pipeline.machine import use_threads
 from trainonce.pipeline.searching import Amount, Searched, SearchProgress, problem_of, search
-from trainonce.records import to_json
+from trainonce.pipeline.shipped import ShipOptions, Shipped, record, recorded
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
 from trainonce.search.footprint import file_bytes, ram_bytes
 from trainonce.search.resources import quantity, table_at, unsuited
-from trainonce.settings import JsonObject, Number, Record, Whole
 from trainonce.subnets import read_subnet
 from trainonce.subnets.description import RecordedScore
+from trainonce.subnets.finetune import Finetuned
 
 Found = TypeVar("Found")
 
-FORMAT = "trainonce-ship-1"
-FILE = "ship.json"
 TRIES = 3
 """How often a smaller subnet is looked for where the file turns out larger than was predicted."""
-
-
-class ShipOptions(Record):
-    """What a device's network follows from, beside the device and the run's weights."""
-
-    step: Whole
-    """The training step of the weights."""
-    scores: Whole
-    """True scores that its search asked for."""
-    finetune_epochs: Whole
-    seed: int
-
-
-class Shipped(Record):
-    """What a device got."""
-
-    device: JsonObject
-    """What was asked for: `Device`, without its place in the list."""
-    options: ShipOptions
-    subnet: str
-    """Its directory, in that of ship.json, as the paths below."""
-    arch: str
-    id: str
-    macs: Whole
-    params: Whole
-    validate_score: RecordedScore
-    """Of the network as it is handed over; it was chosen by it, which flatters a little."""
-    test_top1: Number
-    """Percent of the whole test split that the exported file classifies correctly."""
-    test_interval: list[Number]
-    """Its 95% interval (Wilson)."""
-    test_images: Whole
-    file: str
-    """What to give to the runtime."""
-    file_bytes: Whole
-    """Flash, without the runtime and the program: all its files together, or what of them a microcontroller needs."""
-    predicted_bytes: Whole
-    """What the search took it to be."""
-    ram_bytes: Whole
-    """The arena that a microcontroller's runtime planned; else as predicted."""
-    predicted_ram_bytes: Whole
-    """What the search took that to be: `trainonce.search.footprint`."""
-    ram_measured: bool
-    """Whether the runtime said it."""
-    latency_ms: Number | None
-    """Of one image: by the device's latency table; else measured here, beside other work as it may be."""
-    latency_table: str | None
-    """The table; None where it was measured here."""
-    quiet: bool | None = None
-    """Whether the machine was quiet while it was measured here: where not, other work ran beside."""
-    certificate: str
-    ran: bool = True
-    """Whether the file was computed by its runtime; where that is not here, top-1 on test is the network's."""
-    verdict: str
-    seconds: Number
-
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return str(self.device["name"])
-
-
-class ShipRecord(Record):
-    """What ship.json holds."""
-
-    format: str
-    run: str
-    shipped: list[Shipped]
-    failed: dict[str, str] = Field(default_factory=dict)
-    """Why, of each device that failed when it was last tried."""
 
 
 class ShipProgress(NamedTuple):
@@ -229,11 +156,11 @@ def ship(
             for device, made in each(found, lambda device: work.ship(device, searched[device.name])):
                 done[device.name] = made
                 on_shipped(made)
-                _record(place, folder, done, failed)
+                record(place, folder, done, failed)
         except _StoppedShippingError:
             finished = False
         finally:
-            _record(place, folder, done, failed)
+            record(place, folder, done, failed)
     return Shipment(
         out=folder,
         done=tuple(done[device.name] for device in asked if device.name in done),
@@ -241,34 +168,6 @@ def ship(
         seconds=time.monotonic() - began,
         finished=finished,
     )
-
-
-def _record(run: RunDirectory, out: Path, done: dict[str, Shipped], failed: dict[str, str]) -> None:
-    """Write what is done, beside what other calls did for other devices."""
-    if not done and not failed:
-        return
-    before = {one.name: one for one in _recorded(out)}
-    known = {name: one for name, one in (before | done).items() if name not in failed}
-    record = {
-        "format": FORMAT,
-        "run": str(run.path.resolve()),
-        "shipped": [one.to_json() for one in known.values()],
-        "failed": failed,
-    }
-    try:
-        write_atomic(out / FILE, to_json(ShipRecord.read(record, where=FILE).to_json()))
-    except OSError as error:
-        raise RunError(f"cannot write {out / FILE}: {error.strerror}") from error
-
-
-def _recorded(out: Path) -> list[Shipped]:
-    """What ship.json says of each device; nothing without one. Raises `UserError` where it is damaged."""
-    if not is_there(out / FILE):
-        return []
-    found = ShipRecord.read_file(out / FILE)
-    if found.format != FORMAT:
-        raise UserError(f"{out / FILE} is not what this version writes ({FORMAT})")
-    return found.shipped
 
 
 class _Beyond(NamedTuple):
@@ -369,7 +268,7 @@ class _Work:
     def _done(self, device: Device) -> Shipped | None:
         """What the device has already, if it is what would be made now and its files are whole."""
         asked, options = device.model_dump(mode="json"), self.options_of(device)
-        for known in _recorded(self.out):
+        for known in recorded(self.out):
             if known.device == asked and known.options == options and self._whole(known):
                 return known
         return None
@@ -417,16 +316,16 @@ class _Work:
         """All stages for a device after the search: the best within a budget of all that is scored."""
         self._stage(device, "taking out the best subnet within the limits")
         epochs, place = self.options_of(device).finetune_epochs, self.out / device.name
-        taken = extract(
-            self.run.path,
-            **_limits(device, most),
-            out=self.run.subnets / f"{device.name}-untuned" if epochs else place,
-            data=self.data,
-            device=self.compute,
-        )
+        take_out = partial(extract, self.run.path, **_limits(device, most), data=self.data, device=self.compute)
+        taken = take_out(out=self.run.subnets / f"{device.name}-untuned" if epochs else place)
         score = taken.scores["validate"]
         if epochs:
-            score = self._finetuned(device, taken.path, place, epochs)
+            tuned = self._finetuned(device, taken.path, place, epochs)
+            if tuned.better:
+                score = tuned.after
+            else:
+                self._stage(device, "no epoch has less loss on validate: it stays as it was")
+                take_out(out=place)
         made = export(
             place,
             device.target,
@@ -438,8 +337,8 @@ class _Work:
         ).done[0]
         return self._shipped(device, taken, made, score, time.monotonic() - began)
 
-    def _finetuned(self, device: Device, subnet: Path, place: Path, epochs: int) -> Score:
-        """Train the subnet further, into `place`; its score on validate."""
+    def _finetuned(self, device: Device, subnet: Path, place: Path, epochs: int) -> Finetuned:
+        """Train the subnet further, into `place`."""
         self._stage(device, f"fine-tuning, {epochs} epochs")
         tuned = finetune(
             subnet,
@@ -454,7 +353,7 @@ class _Work:
         )
         if tuned.result is None:
             raise _StoppedShippingError
-        return tuned.result.after
+        return tuned.result
 
     def _stage(self, device: Device, sentence: str) -> None:
         """Tell of the next stage, unless it is to stop before it."""
