@@ -1,5 +1,6 @@
 """The yardstick: what its table says of made-up results, its rivals' parts, and a run of seconds on the digits."""
 
+import statistics
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -147,6 +148,17 @@ def test_the_page_has_the_tables_of_the_records() -> None:
     page = (docs / "worth.md").read_text(encoding="utf-8")
     assert table.overview(found) in page
     assert table.ahead(found) in page
+
+
+def test_the_readme_has_means_of_the_records() -> None:
+    found = import_module("worth").results_in(BENCHMARKS.parent / "docs" / "results" / "worth.jsonl")
+    readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    named = {"Fashion-MNIST": "fashion-mnist", "CIFAR-10": "cifar10", "flowers": "flowers", "rubbish": "trash"}
+    for name, data in named.items():
+        cells = next(line for line in readme.splitlines() if line.startswith(f"| {name}")).split(" | ")[1:]
+        for cell, side in zip(cells, ("ours", "alone", "resnet", "svm"), strict=True):
+            tests = [one.test for one in found if (one.data, one.minutes, one.side) == (data, 10, side)]
+            assert cell.strip(" |") == f"{statistics.fmean(tests):.1f}", (name, side)
 
 
 def test_macs_are_counted_as_the_library_counts_them() -> None:

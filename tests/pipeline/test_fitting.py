@@ -459,6 +459,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     result = trainonce(*asked)
     assert result.code == 0, result.err
     assert "30 validate and 45 test images" in result.out
+    assert re.search(r"No subnet has more than [\d.]+ M MACs, so 9M cannot be used up", " ".join(result.err.split()))
     rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M ", "9M "))]
     assert [row[0] for row in rows] == ["0.4M", "9M"]
     told = json.loads(trainonce(*asked, "--json").out)

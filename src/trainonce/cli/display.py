@@ -213,6 +213,19 @@ def say_family(net: Supernet) -> None:
     )
 
 
+def say_unused(net: Supernet, limits: Sequence[float]) -> None:
+    """Say which devices may have more MACs than the largest subnet has."""
+    from trainonce.pipeline.fitted import name_of
+
+    most = net.cost_of(net.space.largest()).macs
+    beyond = [name_of(limit) for limit in limits if limit > most]
+    if beyond:
+        err.print(
+            f"No subnet has more than {most / 1e6:.3g} M MACs, so {' and '.join(beyond)} cannot be used up; a larger "
+            "--image-size or --width makes all of them larger"
+        )
+
+
 def say_untrained(start: Start | None) -> None:
     """Say where a person's own network begins with random weights: it may have been meant otherwise."""
     if start is not None and not start.trained:

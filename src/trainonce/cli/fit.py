@@ -161,6 +161,7 @@ def fit(
 def _say_plan(plan: FitPlan) -> None:
     display.say_images(plan.data)
     display.say_family(plan.net)
+    display.say_unused(plan.net, plan.settings.max_macs)
     display.say_untrained(plan.start)
     display.say_slow(plan.settings.device)
 
