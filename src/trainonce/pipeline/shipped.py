@@ -85,10 +85,11 @@ class ShipRecord(Record):
     """Why, of each device that failed when it was last tried."""
 
 
-def record(run: RunDirectory, out: Path, done: dict[str, Shipped], failed: dict[str, str]) -> None:
-    """Write what is done, beside what other calls did for other devices."""
+def record(run: RunDirectory, out: str | Path, done: dict[str, Shipped], failed: dict[str, str]) -> None:
+    """Write what is done, beside what other calls did for other devices. Raises `RunError` where the disk refuses."""
     if not done and not failed:
         return
+    file = Path(out) / FILE
     before = {one.name: one for one in recorded(out)}
     known = {name: one for name, one in (before | done).items() if name not in failed}
     values = {
@@ -98,16 +99,17 @@ def record(run: RunDirectory, out: Path, done: dict[str, Shipped], failed: dict[
         "failed": failed,
     }
     try:
-        write_atomic(out / FILE, to_json(ShipRecord.read(values, where=FILE).to_json()))
+        write_atomic(file, to_json(ShipRecord.read(values, where=FILE).to_json()))
     except OSError as error:
-        raise RunError(f"cannot write {out / FILE}: {error.strerror}") from error
+        raise RunError(f"cannot write {file}: {error.strerror}") from error
 
 
-def recorded(out: Path) -> list[Shipped]:
+def recorded(out: str | Path) -> list[Shipped]:
     """What ship.json says of each device; nothing without one. Raises `UserError` where it is damaged."""
-    if not is_there(out / FILE):
+    file = Path(out) / FILE
+    if not is_there(file):
         return []
-    found = ShipRecord.read_file(out / FILE)
+    found = ShipRecord.read_file(file)
     if found.format != FORMAT:
-        raise UserError(f"{out / FILE} is not what this version writes ({FORMAT})")
+        raise UserError(f"{file} is not what this version writes ({FORMAT})")
     return found.shipped

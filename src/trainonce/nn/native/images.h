@@ -146,12 +146,16 @@ typedef struct {
 typedef float pixel __attribute__((vector_size(16), aligned(4), may_alias)); /* three colours and what comes after */
 
 /* A row of `channels` numbers a pixel. With three one number is read and written beyond the row. */
+/* Products are joined by name: left to itself GCC joins none in such a sum where it compiles for Zen 3. */
 INLINE void resize_row(const SideWeights *by, const float *from, int channels, float *to) {
     for (int x = 0; x < by->new; x++) {
         const float *old = from + (long)by->first[x] * channels, *weights = by->weights + (long)x * by->most;
         if (channels == 3) {
             pixel sum = *(const pixel *)old * weights[0];
-            for (int i = 1; i < by->count[x]; i++) sum += *(const pixel *)(old + 3 * i) * weights[i];
+            for (int i = 1; i < by->count[x]; i++) {
+                const pixel next = *(const pixel *)(old + 3 * i);
+                for (int c = 0; c < 4; c++) sum[c] = joined(next[c], weights[i], sum[c]);
+            }
             *(pixel *)(to + 3 * x) = sum;
         } else {
             for (int c = 0; c < channels; c++) {
