@@ -98,6 +98,7 @@ class TestShip:
         before, _ = read_subnet(RunDirectory(trained).subnets / "desk-untuned")
         assert description.trained is not None
         assert description.trained.finetuned is None
+        assert description.scores is not None
         assert description.scores["validate"] == desk.validate_score
         for (name, ours), theirs in zip(network.state_dict().items(), before.state_dict().values(), strict=True):
             assert torch.equal(ours, theirs), name
