@@ -220,10 +220,7 @@ def say_unused(net: Supernet, limits: Sequence[float]) -> None:
     most = net.cost_of(net.space.largest()).macs
     beyond = [name_of(limit) for limit in limits if limit > most]
     if beyond:
-        err.print(
-            f"No subnet has more than {most / 1e6:.3g} M MACs, so {' and '.join(beyond)} cannot be used up; a larger "
-            "--image-size or --width makes all of them larger"
-        )
+        err.print(f"No subnet has more than {most / 1e6:.3g} M MACs, so {' and '.join(beyond)} cannot be used up")
 
 
 def say_untrained(start: Start | None) -> None:
