@@ -74,7 +74,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    found = [Ended(**line) for line in read_lines(asked.out)] if asked.out.exists() else []
+    found = [Ended(**line) for line in read_lines(asked.out)]
     for name_or_path in asked.sets:
         name, data = loaded(name_or_path, asked.train_images)
         for epochs in asked.epochs:

@@ -92,7 +92,7 @@ class Bench:
 
 def results_in(path: Path) -> list[Result]:
     """The results of a file."""
-    return [Result(**line) for line in read_lines(path)] if path.exists() else []
+    return [Result(**line) for line in read_lines(path)]
 
 
 def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:

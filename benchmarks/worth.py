@@ -145,7 +145,7 @@ class Bench:
 
 def results_in(path: Path) -> list[Result]:
     """The results of a file; of several of one network the last."""
-    found = [Result(**line) for line in read_lines(path)] if path.exists() else []
+    found = [Result(**line) for line in read_lines(path)]
     return list({(*r.group, r.seed, r.side, r.settings, r.sharing, r.device): r for r in found}.values())
 
 

@@ -216,7 +216,7 @@ def test_another_run_is_trained_further(run: RunDirectory) -> None:
     assert not there.start.fresh_head
 
 
-def test_another_run_for_other_classes_and_sizes(run: RunDirectory, make_data: MakeData) -> None:
+def test_another_run_for_other_classes_and_sizes(run: RunDirectory, make_data: MakeData, tmp_path: Path) -> None:
     there, (old, _) = begun(make_data(), weights=run.path), run.load_supernet()
     assert there.start is not None
     assert there.start.fresh_head
@@ -226,6 +226,9 @@ def test_another_run_for_other_classes_and_sizes(run: RunDirectory, make_data: M
     assert not differing(state_of(larger.net), state_of(old))
     sizes = begun(weights=run.path, resolutions=(6, 8))
     assert "resolution" in {choice.name for choice in sizes.net.space.choices}
+    there = train("digits", weights=run.path, resolutions=(4, 6, 8), epochs=0.01, probes=0, out=tmp_path / "sizes")
+    assert begun(weights=there.plan.run.path, image_size=16).net.settings.resolutions == (8, 12, 16)
+    assert begun(weights=there.plan.run.path, image_size=2).net.settings.resolutions == (1, 2)
     x_BCHW = torch.randn(2, 1, 8, 8)
     assert torch.equal(sizes.net.eval()(x_BCHW, sizes.net.space.largest()), old(x_BCHW, old.space.largest()))
 

@@ -153,8 +153,7 @@ def _of_run(
         raise UserError(
             f"the images of {images.name} have {images.channels} channels, but {path} is for {old.settings.in_channels}"
         )
-    kept = old.settings.resolutions if images.image_size == old.settings.resolutions[-1] else (images.image_size,)
-    wanted = kept if resolutions is None else tuple(resolutions)
+    wanted = _in_proportion(old.settings.resolutions, images.image_size) if resolutions is None else tuple(resolutions)
     file = checkpoint.path_of(run.checkpoints, step) / "weights.safetensors"
     fresh = images.num_classes != old.settings.num_classes
     start = Start(
@@ -164,6 +163,11 @@ def _of_run(
     if not fresh:
         net.load_state_dict(old.state_dict())
     return Beginning(data=images, net=net, start=start)
+
+
+def _in_proportion(sides: Sequence[int], largest: int) -> tuple[int, ...]:
+    """The sides of images of which the last is `largest`, and the others are to it what they were."""
+    return tuple(sorted({max(1, side * largest // sides[-1]) for side in sides}))
 
 
 def published(images: DataSet) -> bool:
