@@ -116,3 +116,8 @@ def import_named(name: str, what: str, others: Iterable[str], *, beside: str | P
         here = isinstance(error, ModuleNotFoundError) and (first.with_suffix(".py").is_file() or first.is_dir())
         hint = "; Python does not look into this folder: put PYTHONPATH=. before the command" if here else ""
         raise UserError(f"the {what} {name} cannot be imported: {error}{hint}") from error
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A count with its word: 1 seed, 3 seeds."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from tests.support.command_line import trainonce
 
+from trainonce.cli.app import app
 from trainonce.cli.stopping import Stop
 from trainonce.data.formats import FILES
 from trainonce.parallel.distributed import Ranks
-from trainonce.pipeline import machine
+from trainonce.pipeline import machine, train
 from trainonce.recipes import RECIPES
 from trainonce.records import count_file
 from trainonce.run.directory import RunDirectory
@@ -27,6 +29,7 @@ from trainonce.subnets import read_subnet
 from trainonce.training.loop import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
+GROUP: Any = typer.main.get_command(app)
 COMMANDS = ("train", "evaluate", "search", "extract", "draw", "report", "import-ofa", "list")
 
 
@@ -96,6 +99,32 @@ class TestStory:
         assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
         assert "its output is the same to the last bit" in result.out
 
+    def test_a_test_score_stays_where_the_same_subnet_is_taken_out_again(self, trained: Path, tmp_path: Path) -> None:
+        def taken(*options: str) -> dict[str, Any]:
+            assert trainonce("extract", trained, "largest", "--out", tmp_path / "one", *options).code == 0
+            return read_subnet(tmp_path / "one")[1].to_json()
+
+        tested = taken("--test")
+        again = taken()
+        assert {split: again["scores"][split] for split in ("validate", "test")} == tested["scores"]
+        assert again["per_class"] == tested["per_class"]
+        assert tested["per_class"]["split"] == "test"
+        assert "test" not in taken("--seed", "7")["scores"], "other statistics of batch norm are another network"
+
+    def test_weights_of_an_unfinished_training_are_said_to_be(self, trained: Path, tmp_path: Path) -> None:
+        """Stopped after three of eight steps."""
+        asked = iter((False, False))
+        options: dict[str, Any] = {"recipe": "spos", "epochs": 2, "width": 0.25, "batch_size": 256, "probes": 0}
+        train("digits", **options, out=tmp_path / "run", should_stop=lambda: next(asked, True))
+        done = trainonce("extract", tmp_path / "run", "smallest", "--json")
+        going_on = f"trainonce train --resume {tmp_path / 'run'} goes on"
+        assert f"Warning: {tmp_path / 'run'} was trained for 0.75 of 2 epochs; {going_on}" in done.err
+        kept = json.loads(done.out)["trained"]
+        assert (kept["step"], kept["epochs"], kept["passes"]) == (3, 0.75, 0.75)
+        whole = trainonce("extract", trained, "smallest", "--json")
+        assert json.loads(whole.out)["trained"]["epochs"] == 1
+        assert "goes on" not in whole.err
+
     def test_extract_by_name_without_recalibrating(self, trained: Path) -> None:
         result = trainonce("extract", trained, "smallest", "--no-recalibrate", "--json")
         assert result.code == 0, result.err
@@ -160,6 +189,16 @@ class TestHelp:
         assert re.search(rf"Usage: .* {command} \[OPTIONS\]", result.out)
         assert "--help" in result.out
 
+    @pytest.mark.parametrize("command", [name for name in GROUP.commands if name != "latency"])
+    def test_no_option_is_cut_in_a_narrow_terminal(self, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        said = trainonce(command, "--help").out
+        names = [name for parameter in GROUP.commands[command].params for name in parameter.opts]
+        options = [name for name in names if name.startswith("--")]
+        assert options
+        assert [name for name in options if not re.search(rf"{name}\b", said)] == []
+        assert not re.search(r"[\w-]…", said)
+
     def test_of_all(self) -> None:
         for arguments in (("--help",), ("-h",)):
             result = trainonce(*arguments)
@@ -209,7 +248,7 @@ class TestTrainRefuses:
             (("nowhere/images",), r"'nowhere/images' is not a data set"),
             (("digits", "--geometry", "huge"), r"unknown geometry 'huge'; the geometries are .*tiny"),
             (("digits", "--epochs", "1", "--passes", "1"), "give --epochs or --passes, not both"),
-            (("digits", "--epochs", "0"), "must be over 0"),
+            (("digits", "--epochs", "0"), "--epochs must be more than 0, not 0"),
             (("digits", "--resolutions", "8,x"), r"--resolutions takes numbers with commas.* not '8,x'"),
             (("digits", "--resolutions", "8,6"), "resolutions must be distinct, rising"),
             (("digits", "--device", "abacus"), "the device 'abacus' cannot be trained on here"),
@@ -306,6 +345,16 @@ class TestOthersRefuse:
     @pytest.mark.parametrize("budget", ["0", "0.001"])
     def test_no_subnet_fits(self, evaluated: Path, budget: str) -> None:
         trainonce("extract", evaluated, "--max-macs", budget).refused("no evaluated subnet fits the budget")
+
+    @pytest.mark.parametrize(
+        ("budget", "says"),
+        [
+            ("-3", r"takes a positive number, perhaps with a unit, such as 10M, not '-3'"),
+            ("2500000", r"is in millions where no unit is given: .* Say 2.5M for 2,500,000"),
+        ],
+    )
+    def test_budgets_that_mean_something_else(self, evaluated: Path, budget: str, says: str) -> None:
+        trainonce("extract", evaluated, f"--max-macs={budget}").refused(says)
 
     def test_nothing_evaluated(self, trained: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))

@@ -258,7 +258,7 @@ class TestBest:
             best = best_within(lines(*pairs), max_macs=budget, max_params=weights)
             assert (best.top1, -best.macs) == max(fitting)
         else:
-            with pytest.raises(UserError, match="no evaluated subnet fits the budget; the smallest has"):
+            with pytest.raises(UserError, match="no evaluated subnet fits the budget; the smallest of those has"):
                 best_within(lines(*pairs), max_macs=budget, max_params=weights)
 
     def test_nothing_evaluated(self) -> None:

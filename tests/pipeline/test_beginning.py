@@ -16,7 +16,7 @@ from tests.support.training import differing, state_of
 from typer.testing import CliRunner
 
 from trainonce.cli.app import app
-from trainonce.cli.display import say_untrained
+from trainonce.cli.display import say_start
 from trainonce.data import from_arrays, load_dataset
 from trainonce.data.load import load_source
 from trainonce.errors import UserError
@@ -198,12 +198,16 @@ def test_ones_own_images_are_not_trained_as_published(weights: Path, tmp_path: P
     assert [default_recipe(one, for_published="quick") for one in asked] == ["quick", "quick", "quick", "transfer"]
 
 
-def test_random_weights_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_weights_it_begins_with_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     start = Start(network="timm:resnet18", trained=False, fresh_head=True)
-    say_untrained(start)
+    say_start(start)
     assert capsys.readouterr().err == "timm:resnet18 begins with random weights: --from FILE gives it trained ones\n"
-    say_untrained(None)
-    say_untrained(start.model_copy(update={"trained": True}))
+    say_start(start.model_copy(update={"trained": True}))
+    new = ", but for the classifier, which is new since the classes are others"
+    assert capsys.readouterr().err == f"timm:resnet18 begins with its own weights{new}\n"
+    say_start(Start(network="resnet", file="/w.safetensors", trained=True, fresh_head=False))
+    assert capsys.readouterr().err == "resnet begins with the weights of /w.safetensors\n"
+    say_start(None)
     assert not capsys.readouterr().err
 
 
@@ -311,7 +315,7 @@ def test_weights_of_another_network(weights: Path, run: RunDirectory) -> None:
         begun(model="tests.support.own_networks:Chain", weights=weights)
     images = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
     colour = from_arrays(images.numpy(), [number % 2 for number in range(60)])
-    with pytest.raises(UserError, match=r"have 3 channels, but .* is for 1"):
+    with pytest.raises(UserError, match=r"have 3 channels, but .* is for 1: --grey makes them grey"):
         begun(colour, weights=run.path)
-    with pytest.raises(UserError, match="is for images of 1 channels"):
+    with pytest.raises(UserError, match="is for images of 1 channel, but those of images have 3: --grey"):
         begun(colour, model=CONFIGURED)

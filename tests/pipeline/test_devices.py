@@ -62,10 +62,13 @@ def test_those_built_in_take_different_networks_of_a_small_supernet() -> None:
         ("target = ", r"mine\.toml is not a TOML file"),
         ('max_macs = "3M"', r"mine\.toml: the key 'target' is missing"),
         ('target = "onyx"', r"mine\.toml: target: is no target; the targets are onnx, "),
-        ('target = "onnx"\nmax_flash = "much"', r"mine\.toml: max_flash: it takes a number and its unit, such as 10MB"),
+        (
+            'target = "onnx"\nmax_flash = "much"',
+            r"mine\.toml: max_flash: it takes a positive number, perhaps with a unit, such as 10MB",
+        ),
         ('target = "onnx"\nmax_rams = 3', r"mine\.toml: unknown key 'max_rams'; the valid keys are .*max_ram"),
         ('target = "onnx"\nname = "a/b"', r"mine\.toml: name: a name becomes part of a path"),
-        ('target = "onnx"\nmax_macs = true', r"mine\.toml: max_macs: it takes a number"),
+        ('target = "onnx"\nmax_macs = true', r"mine\.toml: max_macs: it takes a positive number"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, text: str, sentence: str) -> None:

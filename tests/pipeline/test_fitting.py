@@ -443,7 +443,7 @@ def test_what_cannot_be_is_refused(
     assert not run.path.exists()
     shutil.copytree(whole[0].path, run.path)
     other = settings_of(net).model_copy(update={"minutes": 5.0})
-    with pytest.raises(UserError, match="begun with another minutes"):
+    with pytest.raises(UserError, match=r"begun with --minutes 0\.\d+, not "):
         fit_supernet(make_net(), RECIPE, data, run, other)
     run.fit_file.unlink()
     with pytest.raises(UserError, match="a run that `trainonce fit` did not make"):

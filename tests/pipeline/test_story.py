@@ -295,7 +295,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: pipeline.extract(run, "largest", max_macs=1, device="cpu"),
         "--max-macs cannot be given together with an architecture",
     ),
-    "search": (lambda run: pipeline.search(run, max_macs="1 parsec", device="cpu"), "--max-macs takes a number"),
+    "search": (
+        lambda run: pipeline.search(run, max_macs="1 parsec", device="cpu"),
+        "--max-macs takes a positive number",
+    ),
     "finetune": (lambda run: pipeline.finetune(run / "subnet", 0, run=run), "^the options: epochs"),
     "finetune itself": (lambda run: pipeline.finetune(run / "subnet", 1, out=run / "subnet"), "is the subnet to start"),
     "export": (lambda run: pipeline.export(run / "subnet", "tflite"), "unknown target 'tflite'"),

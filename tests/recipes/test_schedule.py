@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES, Phase, Recipe, largest_alone, phase_at, phases_of_largest, timetable
+from trainonce.recipes import RECIPES, Phase, Recipe, largest_alone, phase_at, phases_of_largest, reached, timetable
 
 NAMES = tuple(RECIPES)
 
@@ -126,6 +126,18 @@ class TestValues:
 def test_an_epoch_is_its_whole_batches(batch: int, images: int, a_step: int, steps: int) -> None:
     recipe = RECIPES["spos"].with_batch_size(batch)
     assert (recipe.images_per_step(images), recipe.steps_per_epoch(images)) == (a_step, steps)
+
+
+@pytest.mark.parametrize("name", ["ps", "quick", "sandwich", "rss-short"])
+def test_how_far_a_training_has_come(name: str) -> None:
+    """Counted step by step."""
+    recipe = RECIPES[name].scaled(0.05)
+    table = timetable(recipe, 7)
+    subnets = 0
+    for step in range(table[-1].end):
+        assert reached(recipe, 7, step) == pytest.approx((step / 7, subnets / 7, False))
+        subnets += len(phase_at(table, step).phase.subnets)
+    assert reached(recipe, 7, table[-1].end) == (recipe.epochs, recipe.passes, True)
 
 
 def test_how_long_the_largest_subnet_is_trained_alone() -> None:

@@ -88,8 +88,10 @@ class TestConfig:
         assert config.model_copy(update={"seed": 5}).identity() != config.identity()
 
     def test_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"holds no run \(there is no run.json in it\)"):
+        with pytest.raises(UserError, match=r"holds no run \(there is no such directory\)"):
             RunDirectory(tmp_path / "nothing").config()
+        with pytest.raises(UserError, match=r"holds no run \(there is no run.json in it\)"):
+            RunDirectory(tmp_path).config()
 
     def test_a_run_is_not_written_over(self, run: RunDirectory) -> None:
         before = run.config_file.read_bytes()

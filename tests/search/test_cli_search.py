@@ -97,7 +97,7 @@ class TestStory:
         assert code == 0, err
         assert RunDirectory(trained).search_file.read_bytes() == before
         best = searched["search"]["best"]
-        assert "0 scores were made now, 12 were recorded before." in err
+        assert "Of 12 scores asked for 0 were made now, 12 by an earlier session." in err
         assert f"Next: trainonce extract {trained} {best['arch']}" in err
         assert f"{best['top1']:.2f}" in out
         assert "Random search, with 6:" in out
@@ -210,7 +210,10 @@ class TestRefusals:
             (("--max-size", "1kB", "--max-params", "9"), r"has at most 9 M parameters and at most 0\.001 MB file"),
             (("--max-latency", "5ms"), "latency needs a table of this device: trainonce latency build"),
             (("--max-latency", "5ms", "--latency", "phone"), "there is no latency table phone"),
-            (("--max-latency", "soon"), "--max-latency takes a number and its unit, such as 5ms, not 'soon'"),
+            (
+                ("--max-latency", "soon"),
+                "--max-latency takes a positive number, perhaps with a unit, such as 5ms, not 'soon'",
+            ),
             (("--minimise", "macs,energy"), "no resource 'energy'"),
             (("--minimise", "macs,macs"), "names a resource twice"),
         ],

@@ -48,7 +48,7 @@ def test_quantities(name: str, text: str, value: float) -> None:
     [("latency", "5 parsecs"), ("macs", "-1"), ("macs", "nan"), ("size", ""), ("params", "3ms"), ("macs", "9" * 30)],
 )
 def test_what_is_no_quantity(name: str, text: str) -> None:
-    with pytest.raises(UserError, match=f"--max-{name} takes a number and its unit, such as"):
+    with pytest.raises(UserError, match=f"--max-{name} takes a positive number, perhaps with a unit, such as"):
         quantity(name, text)
 
 

@@ -57,8 +57,8 @@ app = typer.Typer(
     help="Train one once-for-all supernet; take out a network for every device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # its tables cut the names of options in a terminal of 80 columns
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.table import Table
 
-from trainonce.names import printable
+from trainonce.names import command, printable
 
 if TYPE_CHECKING:
     from trainonce.data import DataSet
@@ -39,9 +40,6 @@ class _Printable(Console):
 out = _Printable(highlight=False, soft_wrap=True, markup=False)
 err = _Printable(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
-
-WIDE = 120
-"""A wide table has so many columns of text: where a line is longer than the terminal, that breaks it."""
 
 SECONDS_BETWEEN_LINES = 15.0
 """How often progress is printed where stderr is not a terminal."""
@@ -96,8 +94,8 @@ def plain_table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def recipe_plan(recipe: Recipe) -> Table:
-    """The phases of a recipe, one a row."""
+def recipe_plan(recipe: Recipe, lacking: Collection[str] = ()) -> Table:
+    """The phases of a recipe, one a row; of the `lacking` roles, which the network does not have, nothing is said."""
     table = plain_table("phase", "epochs", "subnets a step", "lr", "trains", "learns", left=6)
     for phase in recipe.phases:
         part = [
@@ -105,7 +103,7 @@ def recipe_plan(recipe: Recipe) -> Table:
             *((name, _ends(phase, name)) for name in {**phase.keep_largest, **phase.keep_smallest}),
             *((name, f"by {parent}") for name, parent in phase.couple.items()),
         ]
-        trained = ", ".join(f"{name}: {kept}" for name, kept in part) or "the whole space"
+        trained = ", ".join(f"{name}: {kept}" for name, kept in part if name not in lacking) or "the whole space"
         trained = f"the head alone; {trained}" if phase.trains == "head" else trained
         held = f", {_held(phase.hold_epochs)}" if phase.hold == "epoch" else ""
         subnets = (
@@ -127,8 +125,12 @@ def _ends(phase: Phase, name: str) -> str:
 
 
 def print_wide(table: Table) -> None:
-    """Print a table whose cells are not broken, however narrow the terminal is, or a file that it goes to."""
-    before, out.width = out.width, max(out.width, WIDE)
+    """Print a table whose cells are not broken, however narrow the terminal is, or a file that it goes to.
+
+    Where a line is longer than the terminal, that breaks it.
+    """
+    wide = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    before, out.width = out.width, max(out.width, wide)
     try:
         out.print(table)
     finally:
@@ -148,23 +150,23 @@ def subnet_line(line: SubnetScore) -> str:
 
 def scoring_line(line: SubnetScore, seconds_left: float) -> str:
     """The last subnet scored, and how long the others will take, in a line."""
-    return f"{subnet_line(line)}; {duration(seconds_left)} left"
+    return f"{duration(seconds_left)} left; {subnet_line(line)}"
 
 
 def training_line(at: TrainProgress, looked: Sequence[float] = ()) -> str:
     """Where training stands, in a line. `looked` is the top-1 of probes on validate when they were last looked at."""
     probes = f", on validate {looked[0]:.1f}% (smallest) to {looked[-1]:.1f}% (largest)" if looked else ""
     return (
-        f"{at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%{probes}, lr {at.lr:.2g}, "
-        f"subnet {at.macs / 1e6:.2f} M MACs; {duration(at.seconds_left)} left"
+        f"{duration(at.seconds_left)} left; {at.phase}, epoch {at.epoch:.1f}: loss {at.loss:.3f}, "
+        f"top-1 {at.top1:.1f}%{probes}, lr {at.lr:.2g}, subnet {at.macs / 1e6:.2f} M MACs"
     )
 
 
 def finetuning_line(at: FinetuneProgress) -> str:
     """Where fine-tuning stands, in a line."""
     return (
-        f"epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, lr {at.lr:.2g}; "
-        f"{duration(at.seconds_left)} left"
+        f"{duration(at.seconds_left)} left; epoch {at.epoch:.1f}: loss {at.loss:.3f}, top-1 {at.top1:.1f}%, "
+        f"lr {at.lr:.2g}"
     )
 
 
@@ -223,10 +225,28 @@ def say_unused(net: Supernet, limits: Sequence[float]) -> None:
         err.print(f"No subnet has more than {most / 1e6:.3g} M MACs, so {' and '.join(beyond)} cannot be used up")
 
 
-def say_untrained(start: Start | None) -> None:
-    """Say where a person's own network begins with random weights: it may have been meant otherwise."""
-    if start is not None and not start.trained:
+def say_start(start: Start | None) -> None:
+    """Say what weights a training begins with, where they are not those of a new network."""
+    if start is None:
+        return
+    head = ", but for the classifier, which is new since the classes are others" if start.fresh_head else ""
+    if not start.trained:
         err.print(f"{start.network} begins with random weights: --from FILE gives it trained ones")
+    elif start.file is None:
+        err.print(f"{start.network} begins with its own weights{head}")
+    else:
+        err.print(f"{start.network} begins with the weights of {start.file}{head}")
+
+
+def say_unfinished(run: RunDirectory, data: DataSet) -> None:
+    """Warn where a run's newest weights are of a training that has not come to its end."""
+    reached = run.reached(run.newest_step(), len(data.train))
+    if not reached.ended:
+        err.print(
+            f"Warning: {run.path} was trained for {reached.epochs:.3g} of {run.config().recipe.epochs:.4g} epochs; "
+            f"{command('trainonce', 'train', '--resume', run.path)} goes on",
+            style="bold red",
+        )
 
 
 def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) -> None:
@@ -240,10 +260,10 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
     varied = data.varied_by(recipe).augmentation
     if recipe.augmentation is not None:
         err.print(f"Images varied as the recipe says: {', '.join(map(str, varied)) or 'not at all'}")
-    err.print(recipe_plan(recipe))
     lacking = dict.fromkeys(role for phase in recipe.phases for role in phase.passed_over(net.space))
+    err.print(recipe_plan(recipe, lacking))
     if lacking:
-        err.print(f"{net.family} has no choice of {' or '.join(lacking)}: what the recipe says of that is ignored")
+        err.print(f"This network has no choice of {' or '.join(lacking)}: what {recipe.name} says of that is left out")
 
 
 def say_baseline(found: Baseline | None, top1: float) -> None:

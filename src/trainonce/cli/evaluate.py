@@ -184,6 +184,7 @@ def _say_plan(plan: EvaluatePlan) -> None:
     count, buckets = len(plan.population), len(plan.buckets)
     drawn = " even" if plan.over == "even" else ""
     display.err.print(f"{count}{drawn} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
+    display.say_unfinished(plan.run, plan.data)
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
 

@@ -1,7 +1,9 @@
 """`trainonce extract`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +26,9 @@ from trainonce.cli.options import (
 )
 from trainonce.cli.stopping import importing
 from trainonce.cli.tools import given
+
+if TYPE_CHECKING:
+    from trainonce.data import DataSet
 
 
 def extract(
@@ -70,6 +75,11 @@ def extract(
     """Take one subnet out: a directory that loads with torch and safetensors alone."""
     with importing():
         from trainonce.pipeline import extract
+        from trainonce.run.directory import RunDirectory
+
+    def say_data(data: DataSet) -> None:
+        display.say_unfinished(RunDirectory(run_path), data)
+        display.say_streamed(data)
 
     done = extract(
         run_path,
@@ -92,7 +102,7 @@ def extract(
         device=device,
         threads=threads,
         decode_workers=decode_workers,
-        on_data=display.say_streamed,
+        on_data=say_data,
     )
     if as_json:
         intervals = {name: score.interval() for name, score in done.scores.items()}

@@ -162,7 +162,7 @@ def _say_plan(plan: FitPlan) -> None:
     display.say_images(plan.data)
     display.say_family(plan.net)
     display.say_unused(plan.net, plan.settings.max_macs)
-    display.say_untrained(plan.start)
+    display.say_start(plan.start)
     display.say_slow(plan.settings.device)
 
 
@@ -215,8 +215,9 @@ def _say(done: FittedDevices) -> None:
             display.out.print(f"One network is for {names}: of those scored for each it had the least loss.")
     for one, smaller in smaller_ones_as_good(fitted):
         display.out.print(
-            f"{name_of(smaller.max_macs)}'s network has {smaller.after.top1:.2f}% on validate, "
-            f"{name_of(one.max_macs)}'s {one.after.top1:.2f}%: the smaller one fits there too."
+            f"{name_of(smaller.max_macs)}'s network, of {smaller.macs / 1e6:.3f} M MACs, has {smaller.after.top1:.2f}% "
+            f"on validate, {name_of(one.max_macs)}'s, of {one.macs / 1e6:.3f} M, {one.after.top1:.2f}%: "
+            f"{name_of(one.max_macs)} can have the former too."
         )
     if done.outlook:
         display.out.print(done.outlook)
@@ -224,4 +225,5 @@ def _say(done: FittedDevices) -> None:
     display.out.print(
         f"The networks are in {run.subnets}/{first.name} and so on; their README.md says how to load them."
     )
+    display.err.print(f"To look at it: {command('trainonce', 'report', run.path)}")
     display.err.print(f"Next: {command('trainonce', 'export', run.subnets / first.name, '--to', 'onnx')}")

@@ -103,7 +103,7 @@ def front_table(result: SearchResult) -> Table:
     table = display.plain_table(
         "front", "top-1", "M MACs", "M params", *(SHOWN[name][0] for name in others), "architecture"
     )
-    table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
+    table.columns[-1].justify = "left"
     rows = sorted(found.values(), key=lambda row: (-row[0].top1, row[0].macs))
     for entry, by in rows[:FRONT_ROWS]:
         table.add_row(
@@ -123,8 +123,9 @@ def search_sentences(result: SearchResult) -> list[str]:
     """How the search compares with random search, and what its predictor was worth."""
     found, control = result.search, result.control
     sentences = [
-        f"Best within the limits: {found.best.top1:.2f}% by search, with {found.evaluations} true scores beyond the "
-        f"{result.recorded} recorded; its front fills {found.hypervolume:.3f} of the box of what was seen."
+        f"Best within the limits: {found.best.top1:.2f}% by search, with {found.evaluations} true scores beside the "
+        f"{result.recorded} recorded before; its front's hypervolume is {found.hypervolume:.3f} of the box around all "
+        "that was scored."
     ]
     if control is not None:
         gain = found.best.top1 - control.best.top1

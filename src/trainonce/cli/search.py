@@ -129,6 +129,7 @@ def search(
 
 
 def _say_plan(plan: SearchPlan) -> None:
+    display.say_unfinished(plan.run, plan.data)
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
     if plan.unsuited:
@@ -140,7 +141,7 @@ def _say_plan(plan: SearchPlan) -> None:
 
 
 def _say(done: Searched, result: SearchResult) -> None:
-    display.out.print(results.front_table(result))
+    display.print_wide(results.front_table(result))
     for sentence in results.search_sentences(result):
         display.out.print(sentence)
     if done.test is not None:
@@ -151,5 +152,6 @@ def _say(done: Searched, result: SearchResult) -> None:
             f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images (95% interval "
             f"{low:.1f} to {high:.1f})."
         )
-    display.err.print(f"{done.made} scores were made now, {done.asked - done.made} were recorded before.")
+    earlier = f", {done.asked - done.made} by an earlier session" if done.asked > done.made else ""
+    display.err.print(f"Of {done.asked} scores asked for {done.made} were made now{earlier}.")
     display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")

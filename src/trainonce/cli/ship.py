@@ -69,6 +69,7 @@ def ship(
     """
     with importing():
         from trainonce.pipeline import ship
+        from trainonce.run.directory import RunDirectory
 
     with work() as at_work:
         done = ship(
@@ -87,6 +88,7 @@ def ship(
             workers=workers,
             decode_workers=decode_workers,
             dry_run=dry_run,
+            on_data=lambda data: display.say_unfinished(RunDirectory(run_path), data),
             on_start=at_work.start,
             on_stage=lambda device, sentence: display.err.print(f"{device.name}: {sentence}"),
             on_progress=lambda at: at_work.show(at.done, at.total, f"{at.device.name}: {at.stage}"),

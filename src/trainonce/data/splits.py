@@ -18,6 +18,7 @@ from torch import Tensor
 from trainonce.data.augment import refuse_other_images
 from trainonce.data.stream import ImageFiles
 from trainonce.errors import UserError
+from trainonce.names import plural
 
 Indices = npt.NDArray[np.int64]
 
@@ -305,9 +306,10 @@ def _refuse_too_few(counts: Indices, class_names: tuple[str, ...], sizes: Sizes,
     needed = len(filled)
     rarest = int(counts.argmin())
     if counts[rarest] < needed:
+        there = plural(int(counts[rarest]), "image")
         raise UserError(
-            f"{where}: class '{class_names[rarest]}' has {counts[rarest]} training images, but at least "
-            f"{needed} are needed to put one in each of {', '.join(filled)}"
+            f"{where}: class '{class_names[rarest]}' has {there}, but at least {needed} are needed to put one in each "
+            f"of {', '.join(filled)}"
         )
     enough = needed * len(counts) + sizes.calibrate
     if counts.sum() < enough:

@@ -149,8 +149,8 @@ class _Decoder(Dataset[Tensor | str]):
 def _checked(decoded: Tensor | str) -> Tensor:
     if isinstance(decoded, str):
         raise UserError(
-            f"{decoded}: repair it, then go on with --resume; or begin anew with --skip-broken, which looks at all "
-            "files first and leaves the broken ones out"
+            f"{decoded}: repair it and run the command again, with --resume where training had begun; or begin anew "
+            "with --skip-broken, which looks at all files first and leaves the broken ones out"
         )
     return decoded
 

@@ -76,7 +76,8 @@ class PerClass(Settings):
         found = sorted(
             (recall, name) for recall, name in zip(self.recall, class_names, strict=True) if recall is not None
         )
-        said = [f"Found least: {', '.join(f'{name} {recall:.0f}%' for recall, name in found[:MOST_NAMED])}"]
+        least = [f"{name} {recall:.0f}%" for recall, name in found[:MOST_NAMED] if recall < 100]
+        said = [f"Found least: {', '.join(least)}" if least else "Every image of every class is found"]
         never = [name for name, precision in zip(class_names, self.precision, strict=True) if precision is None]
         if never:
             more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""

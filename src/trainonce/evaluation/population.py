@@ -367,8 +367,8 @@ def best_within(
     if not fitting:
         least = min(lines, key=lambda line: line.macs)
         raise UserError(
-            f"no evaluated subnet fits the budget; the smallest has {least.macs / 1e6:.3f} M MACs "
-            f"and {least.params / 1e6:.3f} M parameters"
+            f"no evaluated subnet fits the budget; the smallest of those has {least.macs / 1e6:.3f} M MACs "
+            f"and {least.params / 1e6:.3f} M parameters: `trainonce search` with the budget looks for others"
         )
     return min(fitting, key=lambda line: (-line.top1, line.macs, line.arch))
 

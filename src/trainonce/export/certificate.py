@@ -16,6 +16,7 @@ from trainonce.export.first_difference import FirstDifference, first_difference
 from trainonce.export.reference import Reference
 from trainonce.latency import time_and_drift, time_ms, was_quiet
 from trainonce.latency.bench import TURNS
+from trainonce.names import plural
 from trainonce.nn.fast import fastest_layout
 from trainonce.run.directory import provenance
 from trainonce.settings import JsonObject, Number, Record, Whole
@@ -173,7 +174,8 @@ def certify(
     first = None
     if opened is not None and precision != "int8" and isinstance(below, LogitComparison) and not below.agrees:
         first = _first_difference(reference, opened, tolerance)
-    verdict = _verdict(above, below, first, top1, precision=precision, max_loss=max_loss)
+    tested = 0 if reference.data is None else len(reference.data.test)
+    verdict = _verdict(above, below, first, top1, tested, precision=precision, max_loss=max_loss)
     return Certificate(
         format=FORMAT,
         target=target,
@@ -190,7 +192,7 @@ def certify(
         },
         images=ComparedImages(
             random=len(reference.random_BCHW),
-            test=0 if reference.data is None else len(reference.data.test),
+            test=tested,
             supernet=0 if expected.supernet is None or expected.supernet[1] is None else len(expected.supernet[1]),
         ),
         supernet_and_extracted=above,
@@ -234,6 +236,7 @@ def _verdict(
     below: LogitComparison | str,
     first: FirstDifference | None,
     top1: Mapping[str, float | str],
+    images: int,
     *,
     precision: str,
     max_loss: float,
@@ -248,7 +251,7 @@ def _verdict(
     if precision == "int8" and below.largest_difference is None:
         return f"the exported file is not the extracted network: {_apart(below)}"
     if precision == "int8" or below.agrees:
-        return "" if precision == "float32" else _too_much_lost(top1, precision=precision, max_loss=max_loss)
+        return "" if precision == "float32" else _too_much_lost(top1, images, precision=precision, max_loss=max_loss)
     if first is None:
         where = "no single layer stands out, or the file does not let one look inside"
     else:
@@ -257,15 +260,16 @@ def _verdict(
     return f"the exported file is not the extracted network: {_apart(below)}; {where}"
 
 
-def _too_much_lost(top1: Mapping[str, float | str], *, precision: str, max_loss: float) -> str:
+def _too_much_lost(top1: Mapping[str, float | str], images: int, *, precision: str, max_loss: float) -> str:
     """What is wrong with a file's top-1, in a sentence; float16 is judged by its logits alone where there is none."""
     floating, found = top1["extracted"], top1["exported"]
     if isinstance(floating, str) or isinstance(found, str):
         return f"what int8 loses of top-1 is {floating}" if precision == "int8" else ""
     lost = floating - found
-    return (
-        f"{precision} loses {lost:.2f} points of top-1, more than the {max_loss:g} allowed" if lost > max_loss else ""
-    )
+    if lost <= max_loss:
+        return ""
+    counted = f"{round(lost * images / 100)} of {plural(images, 'test image')}"
+    return f"{precision} loses {lost:.2f} points of top-1 ({counted}), more than the {max_loss:g} that max_loss allows"
 
 
 def _apart(found: LogitComparison) -> str:

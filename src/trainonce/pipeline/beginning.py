@@ -12,7 +12,7 @@ from trainonce.data.picture import Interpolation
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, Supernet, family_named
 from trainonce.models.weights import file_sha256
-from trainonce.names import is_import_name
+from trainonce.names import is_import_name, plural
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
 
@@ -131,8 +131,14 @@ def _of_network(
 def _refuse_channels(mean: tuple[float, ...] | None, images: DataSet, model: str) -> None:
     if mean is not None and len(mean) != images.channels:
         raise UserError(
-            f"{model} is for images of {len(mean)} channels, but those of {images.name} have {images.channels}"
+            f"{model} is for images of {plural(len(mean), 'channel')}, but those of {images.name} have "
+            f"{images.channels}{_grey(images.channels, len(mean))}"
         )
+
+
+def _grey(there: int, wanted: int) -> str:
+    """What to do about images of so many channels, where something can be done."""
+    return ": --grey makes them grey" if (there, wanted) == (3, 1) else ""
 
 
 def _of_run(
@@ -151,7 +157,8 @@ def _of_run(
     images = _suiting(load, data, image_size, old.settings.resolutions[-1], asked.mean, asked.std, asked.interpolation)
     if images.channels != old.settings.in_channels:
         raise UserError(
-            f"the images of {images.name} have {images.channels} channels, but {path} is for {old.settings.in_channels}"
+            f"the images of {images.name} have {plural(images.channels, 'channel')}, but {path} is for "
+            f"{old.settings.in_channels}{_grey(images.channels, old.settings.in_channels)}"
         )
     wanted = _in_proportion(old.settings.resolutions, images.image_size) if resolutions is None else tuple(resolutions)
     file = checkpoint.path_of(run.checkpoints, step) / "weights.safetensors"

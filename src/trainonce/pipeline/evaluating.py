@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trainonce.data import DataSet
+from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, SplitName
 from trainonce.evaluation.population import (
     PAPER_BUCKETS_M,
@@ -113,6 +114,8 @@ def evaluate(
     use_threads(threads)
     cluster, workers = cluster_chosen(cluster, workers)
     place = RunDirectory(run)
+    if per_bucket < 1:
+        raise UserError(f"at least one subnet of each bucket is scored, not {per_bucket}")
     net, step = place.load_supernet()
     chosen = make_buckets(net.cost, centres_of(buckets), bucket_half_width)
     over = over or drawn_over(place.config().recipe)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from trainonce.cost.macs import Cost, counted_cost
@@ -21,8 +22,9 @@ from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.search.resources import table_at
+from trainonce.settings import JsonObject
 from trainonce.space import Architecture
-from trainonce.subnets import check_place, verify_subnet, write_subnet
+from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
 from trainonce.subnets.description import SubnetDescription
 from trainonce.subnets.taken import describe_taken
 
@@ -37,9 +39,9 @@ class Extracted:
     arch: Architecture
     cost: Cost
     scores: dict[str, Score]
-    """By split: validate, and test where that was asked for."""
+    """By split: validate, and test where that was asked for, or was before of the same network there."""
     per_class: PerClass
-    """On the last of these splits, class by class."""
+    """On the split that was scored last, class by class."""
     class_names: tuple[str, ...]
     description: SubnetDescription
     """What its config.json holds."""
@@ -102,9 +104,12 @@ def extract(
     scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
     last = "test" if test else "validate"
     scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
+    of_classes: JsonObject | None = classes.recorded(last)
+    if not test and (earlier := _tested_before(path, network)) is not None:
+        scores["test"], of_classes = earlier
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
-    description |= {"per_class": classes.recorded(last)}
+    description |= {"per_class": of_classes}
     if fuse:
         cost = counted_cost(spec_of(network))
         description |= {"network": written(spec_of(network)), "macs": cost.macs, "params": cost.params, "fused": True}
@@ -122,6 +127,18 @@ def extract(
         class_names=tuple(images.class_names),
         description=description,
     )
+
+
+def _tested_before(path: Path, network: nn.Module) -> tuple[Score, JsonObject | None] | None:
+    """What the subnet at a path has of the test split, and class by class, where it is this very network; else None."""
+    try:
+        there, description = read_subnet(path)
+    except UserError:  # there is none, or a damaged one
+        return None
+    old, new = there.state_dict(), network.state_dict()
+    same = old.keys() == new.keys() and all(torch.equal(old[name], new[name].cpu()) for name in old)
+    found = (description.scores or {}).get("test")
+    return (found.score(), description.per_class) if same and found is not None else None
 
 
 def _fused(network: nn.Module, arch: Architecture) -> nn.Module:

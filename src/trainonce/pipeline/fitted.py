@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import PerClass
+from trainonce.records import read_json
+from trainonce.run.directory import RunDirectory
 from trainonce.settings import Settings
 
 
@@ -96,3 +98,8 @@ class FitRecord(Settings):
     """Seconds spent up to the last stage that is done; while training, up to its beginning."""
     devices: tuple[Fitted, ...]
     """Those that are done, in the order of `settings.max_macs`."""
+
+
+def fit_recorded(run: RunDirectory) -> FitRecord:
+    """What `fit.json` of a run says. Raises `UserError` where it is damaged."""
+    return FitRecord.parse(read_json(run.fit_file), where=str(run.fit_file))

@@ -22,11 +22,10 @@ from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_ov
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
-from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, name_of
+from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_recorded, name_of
 from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
-from trainonce.records import read_json, to_json
-from trainonce.run import checkpoint
+from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory, Start, provenance
 from trainonce.settings import refuse_subclass
 from trainonce.space import Architecture
@@ -170,6 +169,11 @@ class _Fit:
         """All stages that are not done yet."""
         if is_there(self.run.config_file):
             recipe, step_s = self._bring_back()
+            if len(self.done) < len(self.settings.max_macs):
+                self.watch.stage(
+                    f"Going on: of {self.settings.minutes:g} minutes {self.left() / 60:.2g} are left, and "
+                    f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
+                )
         else:
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
@@ -244,11 +248,11 @@ class _Fit:
         small = [limit for limit in limits if limit < self.largest_macs or not self.only_largest]
         found = iter(draw_candidates(self.net.cost, small, CANDIDATES, seed=self.settings.seed, over=self.drawn))
         drawn = [next(found) if limit in small else [space.largest()] for limit in limits]
-        wanted = self._in_time(drawn, evaluator)
+        wanted, step = self._in_time(drawn, evaluator), self.run.newest_step()
         self.watch.stage(f"Choosing: {len(wanted)} subnets near the devices' MACs are scored on the validate split")
         evaluate_population(
             self.net,
-            self._step(),
+            step,
             evaluator,
             self.run,
             wanted,
@@ -258,12 +262,12 @@ class _Fit:
         )
         if self.watch.should_stop():
             raise _StoppedEarlyError
-        scored = recorded(self.run, evaluator, self._step())  # more than are wanted, where an earlier session had time
+        scored = recorded(self.run, evaluator, step)  # more than are wanted, where an earlier session had time
         chosen = []
         for limit, archs in zip(limits, drawn, strict=True):
             lines = [scored[str(arch)] for arch in archs if str(arch) in scored]
             best = min(lines, key=lambda line: (line.loss, line.macs, line.arch))
-            taken = _Chosen(self.net, self._step(), space.parse(best.arch), len(lines), before_subnets=False)
+            taken = _Chosen(self.net, step, space.parse(best.arch), len(lines), before_subnets=False)
             if limit >= self.largest_macs:
                 taken = self._or_alone(taken, best.loss, evaluator)
             chosen.append(taken)
@@ -298,11 +302,6 @@ class _Fit:
                 )
                 return _Chosen(net, step, net.space.largest(), found.candidates + 1, True, recalibrated)
         return found
-
-    def _step(self) -> int:
-        newest = checkpoint.newest_state(self.run.checkpoints)
-        assert newest is not None, "it was trained"
-        return int(newest[1]["step"])
 
     def _hand_over(self, evaluator: Evaluator, ahead: list[tuple[float, "_Chosen"]]) -> Fitted:
         """Take the next device's subnet out, fine-tune it in its share of the time left, score it, write it.
@@ -399,14 +398,18 @@ class _Fit:
         testing_s = seconds_to_score(to_test, evaluator.split, self.data, len(self.data.test))
         epochs = pace.epochs_within(max(0.0, self.left() - testing_s) * share)
         if not epochs:
+            self.watch.stage(f"No time is left to fine-tune the subnet for {name_of(limit)}")
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {limit / 1e6:g} million MACs: {round(epochs, 2):g} epochs")
+        self.watch.stage(f"Fine-tuning the subnet for {name_of(limit)}: {round(epochs, 2):g} epochs")
         watch = self.watch
         tuned = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
         if tuned is None:
             raise _StoppedEarlyError
-        return (tuned if tuned.better else None), how
+        if not tuned.better:
+            self.watch.stage("It has no less loss on validate than before: it is handed over as it was")
+            return None, how
+        return tuned, how
 
     # What is recorded
 
@@ -421,12 +424,13 @@ class _Fit:
         path = self.run.path
         if not is_there(self.run.fit_file):
             raise UserError(f"{path} holds a run that `trainonce fit` did not make: name another directory with --out")
-        record = FitRecord.parse(read_json(self.run.fit_file), where=str(self.run.fit_file))
+        record = fit_recorded(self.run)
         before = record.settings.model_dump(exclude={"device"})
         for key, wanted in self.settings.model_dump(exclude={"device"}).items():
             if before[key] != wanted:
+                then, now = _written(before[key]), _written(wanted)
                 raise UserError(
-                    f"{path} was begun with another {key.replace('_', ' ')} ({before[key]}): ask for the same, or name "
+                    f"{path} was begun with --{key.replace('_', '-')} {then}, not {now}: ask for the same, or name "
                     "another directory with --out"
                 )
         config = self.run.checked_config()
@@ -439,6 +443,13 @@ class _Fit:
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
         return Planned(config.recipe, config.planned_step_s)
+
+
+def _written(value: tuple[float, ...] | float | None) -> str:
+    """An option of `FitSettings`, as a person gave it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(name_of, value))
+    return "nothing" if value is None else f"{value:.4g}"
 
 
 class _Chosen(NamedTuple):

@@ -12,7 +12,7 @@ from trainonce.data.splits import Fold
 from trainonce.errors import UserError
 from trainonce.models import Supernet
 from trainonce.pipeline.beginning import Beginning, begin, default_recipe
-from trainonce.pipeline.fitted import FitSettings, Fitted
+from trainonce.pipeline.fitted import FitSettings, Fitted, fit_recorded
 from trainonce.pipeline.fitting import Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
@@ -45,6 +45,7 @@ class FittedDevices:
     devices: tuple[Fitted, ...]
     """None unless finished."""
     seconds: float
+    """What it took, those of earlier sessions with it; where it was stopped, this session's."""
     finished: bool
     """Whether all are there: not where the watch's `should_stop` said so."""
     folds: tuple["FittedDevices", ...] = ()
@@ -178,7 +179,7 @@ class _Fitting:
         recipe = load_recipe(self.recipe or default_recipe(begun, for_published="quick"))
         recipe = balanced(recipe, self.class_balance)
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began if fitted is None else fit_recorded(run).seconds
         shared = [one.before.top1 for one in fitted or () if not one.before_subnets]
         mixed = bool(shared) and mixes(images.varied_by(run.checked_config().recipe).augmentation)
         verdict = outlook(learned(run.metrics()), fmean(shared)) if shared and not mixed else ""

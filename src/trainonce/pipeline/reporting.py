@@ -31,11 +31,12 @@ def report(
 ) -> Report:
     """Write one page that shows runs or studies, by their directories: `trainonce report`, whose options these are.
 
-    The page is `out`, or report.html in the directory given first. Raises `UserError` for what cannot be read or drawn.
+    The page is `out`, or in the directory given first: report.html for that directory, compared.html for several.
+    Raises `UserError` for what cannot be read or drawn.
     """
     if not paths:
         raise UserError("name the directory of a run or of a study to report on")
-    page = Path(out or Path(paths[0]) / "report.html")
+    page = Path(out or Path(paths[0]) / ("report.html" if len(paths) == 1 else "compared.html"))
     if page.suffix != ".html":
         raise UserError(f"a page's name must end in .html, not {page.name!r}")
     groups = read_groups([Path(path) for path in paths], split, centres_m=centres_of(buckets), half_m=bucket_half_width)

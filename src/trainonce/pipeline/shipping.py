@@ -90,6 +90,7 @@ def ship(
     workers: int | None = None,
     decode_workers: int | None = None,
     dry_run: bool = False,
+    on_data: Callable[[DataSet], None] = lambda _: None,
     on_start: Callable[[], None] = lambda: None,
     on_stage: Callable[[Device, str], None] = lambda _device, _sentence: None,
     on_progress: Callable[[ShipProgress], None] = lambda _: None,
@@ -101,9 +102,10 @@ def ship(
 
     `devices` are built-in ones by name, TOML files, or `Device`s. For each, `scores` true scores are spent on a search
     within its limits (0: none). Then for each the best of all that is scored is taken out, fine-tuned where asked,
-    exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `should_stop` is
-    asked between stages and after each score. Raises `UserError` before any work for devices that cannot be; of several
-    devices, `failed` says which failed later; of an only one the refusal is raised.
+    exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `on_data` is
+    called with the images before the work, and `should_stop` asked between stages and after each score. Raises
+    `UserError` before any work for devices that cannot be; of several devices, `failed` says which failed later; of an
+    only one the refusal is raised.
     """
     use_threads(threads)
     asked, place, began = load_devices(devices), RunDirectory(run), time.monotonic()
@@ -111,6 +113,7 @@ def ship(
     loaded = place.load_data(data_dir, moved_to=data, workers=decode_workers)
     if len(loaded.validate) == 0 or len(loaded.test) == 0:
         raise UserError(f"{loaded.name} lacks validate or test images, by which a network is chosen and certified")
+    on_data(loaded)
     folder = Path(out or place.path / "ship")
     work = _Work(
         run=place,

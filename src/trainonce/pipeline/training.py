@@ -136,6 +136,8 @@ def train(
             if resume is None:
                 if data is None:
                     raise UserError(f"name a data set, a folder of images or an {FILES} file, or give --resume RUN")
+                if out is not None:
+                    RunDirectory(out).refuse_another()  # before images are read, which may take long
                 if minutes is not None and (epochs, passes) != (None, None):
                     raise UserError("--minutes is in place of --epochs and --passes")
                 load = partial(
@@ -168,6 +170,7 @@ def train(
                 chosen = balanced(load_recipe(recipe or default_recipe(begun)), class_balance)
                 chosen = scaled(chosen, epochs, passes, batch_size)
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
+                run.refuse_another()
             else:
                 begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
                 long = (epochs, passes, minutes, batch_size, class_balance)
@@ -344,6 +347,9 @@ def scaled(recipe: Recipe, epochs: float | None, passes: float | None, batch_siz
     """The recipe at the length and batch size that the options ask for."""
     if epochs is not None and passes is not None:
         raise UserError("give --epochs or --passes, not both")
+    for name, length in (("epochs", epochs), ("passes", passes)):
+        if length is not None and not length > 0:
+            raise UserError(f"--{name} must be more than 0, not {length:g}")
     if epochs is not None:
         recipe = recipe.scaled(epochs / recipe.epochs)
     if passes is not None:

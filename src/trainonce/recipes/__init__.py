@@ -24,7 +24,15 @@ from trainonce.recipes.augmentation import (
 )
 from trainonce.recipes.published import ONLY_LARGEST, RECIPES, load_recipe
 from trainonce.recipes.recipe import DISTILLATIONS, LONGEST_EPOCHS, DistillationName, Phase, Recipe
-from trainonce.recipes.schedule import PhaseSteps, largest_alone, phase_at, phases_of_largest, timetable
+from trainonce.recipes.schedule import (
+    PhaseSteps,
+    Reached,
+    largest_alone,
+    phase_at,
+    phases_of_largest,
+    reached,
+    timetable,
+)
 from trainonce.recipes.slots import CANDIDATES, CYCLED, SLOTS, Draw, Slot, SlotName, slot_named
 
 __all__ = [
@@ -50,6 +58,7 @@ __all__ = [
     "Own",
     "Phase",
     "PhaseSteps",
+    "Reached",
     "Recipe",
     "Slot",
     "SlotName",
@@ -60,6 +69,7 @@ __all__ = [
     "mixes",
     "phase_at",
     "phases_of_largest",
+    "reached",
     "slot_named",
     "timetable",
 ]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from trainonce.recipes.recipe import Phase, Recipe
 from trainonce.space import SearchSpace
@@ -89,6 +90,26 @@ def timetable(recipe: Recipe, steps_per_epoch: int) -> tuple[PhaseSteps, ...]:
             )
         )
     return tuple(table)
+
+
+class Reached(NamedTuple):
+    """How far a training by a recipe had come at a step."""
+
+    epochs: float
+    passes: float
+    """Over the training images, counted by subnets trained."""
+    ended: bool
+    """Whether that is all of it."""
+
+
+def reached(recipe: Recipe, steps_per_epoch: int, step: int) -> Reached:
+    """How far a training had come when `step` steps were done; at its end what the recipe says."""
+    table = timetable(recipe, steps_per_epoch)
+    if step >= table[-1].end:
+        return Reached(recipe.epochs, recipe.passes, ended=True)
+    steps = [min(max(step - entry.start, 0), entry.steps) for entry in table]
+    subnets = [one * len(entry.phase.subnets) for one, entry in zip(steps, table, strict=True)]
+    return Reached(sum(steps) / steps_per_epoch, sum(subnets) / steps_per_epoch, ended=False)
 
 
 def phase_at(table: tuple[PhaseSteps, ...], step: int) -> PhaseSteps:

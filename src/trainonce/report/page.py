@@ -48,7 +48,7 @@ def build_page(groups: Sequence[Group]) -> str:
         _group(number, group, sections, alone=len(parts) == 1) for number, (group, sections) in enumerate(parts)
     )
     themes = {"light": theme(), "dark": theme(dark=True)}
-    titles = ", ".join(group.title for group in groups)
+    titles = "; ".join(group.title for group in groups)
     return f"""<!doctype html>
 <html lang="en">
 <head>

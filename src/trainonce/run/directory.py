@@ -37,7 +37,7 @@ from trainonce.models import Supernet, build
 from trainonce.names import command, refuse_code_inside
 from trainonce.nn import native
 from trainonce.nn.precision import Precision
-from trainonce.recipes import Recipe
+from trainonce.recipes import Reached, Recipe, reached
 from trainonce.records import append_line, read_json, read_lines, to_json, write_lines
 from trainonce.run import checkpoint
 from trainonce.run.exposure import ExposureTable
@@ -132,10 +132,14 @@ class RunDirectory:
         self.kept = self.path / "kept"
         self.subnets = self.path / "subnets"
 
-    def create(self, config: RunConfig) -> None:
-        """Make the directory and write `run.json`. Raises `UserError` if a run is there already."""
+    def refuse_another(self) -> None:
+        """Raise `UserError` if a run is there already."""
         if is_there(self.config_file) or any(self.checkpoints.glob("step-*")):
             raise UserError(f"{self.path} already holds a run; continue it with --resume or name another directory")
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and write `run.json`. Raises `UserError` if a run is there already."""
+        self.refuse_another()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config_file, to_json(config.model_dump(mode="json")))
@@ -148,7 +152,8 @@ class RunDirectory:
         Raises `UserError` if there is no run here, the file is not valid, or code that it names lies in the run.
         """
         if not is_there(self.config_file):
-            raise UserError(f"{self.path} holds no run (there is no {self.config_file.name} in it)")
+            why = f"there is no {self.config_file.name} in it" if self.path.exists() else "there is no such directory"
+            raise UserError(f"{self.path} holds no run ({why})")
         config = RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
         for name, what in config.recipe.own_code().items():
             refuse_code_inside(self.path, name, what)
@@ -227,6 +232,18 @@ class RunDirectory:
         if found is None or (found.step == 0 and not imported):
             raise UserError(f"{self.path} has no trained weights yet: train it first")
         return self._with_weights(found), found.step
+
+    def newest_step(self) -> int:
+        """The step of the newest weights, 0 where there are none."""
+        found = checkpoint.newest_state(self.checkpoints)
+        return 0 if found is None else int(found[1]["step"])
+
+    def reached(self, step: int, train_images: int) -> Reached:
+        """How far the training had come at a step; weights from elsewhere have all that their publisher says."""
+        config = self.config()
+        if config.imported is not None:
+            return Reached(config.recipe.epochs, config.recipe.passes, ended=True)
+        return reached(config.recipe, config.recipe.steps_per_epoch(train_images), step)
 
     def kept_steps(self) -> list[int]:
         """The steps whose weights were kept along the training, in order."""

@@ -33,6 +33,8 @@ SHOWN: dict[str, tuple[str, float]] = {
 }
 """The unit in which a resource is shown, and what it is worth."""
 NAMES = tuple(UNITS)
+MOST_MILLIONS = 1e6
+"""No network has so many million MACs or parameters: who writes so large a number without a unit counts in ones."""
 EXAMPLES = {"macs": "10M", "params": "3M", "latency": "5ms", "memory": "2MB", "size": "10MB"}
 
 
@@ -81,7 +83,13 @@ def quantity(name: str, text: str, *, said: str = "") -> float:
     worth = UNITS[name].get(found[2].lower()) if found else None
     if found is None or worth is None:
         raise UserError(
-            f"{said or f'--max-{name}'} takes a number and its unit, such as {EXAMPLES[name]}, not {text!r}"
+            f"{said or f'--max-{name}'} takes a positive number, perhaps with a unit, such as {EXAMPLES[name]}, "
+            f"not {text!r}"
+        )
+    if UNITS[name] is COUNTS and not found[2] and float(found[1]) >= MOST_MILLIONS:
+        raise UserError(
+            f"{said or f'--max-{name}'} is in millions where no unit is given: {text} would be "
+            f"{float(found[1]):,.0f} million. Say {float(found[1]) / 1e6:g}M for {float(found[1]):,.0f}"
         )
     return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 

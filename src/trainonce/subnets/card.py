@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainonce.data.picture import square_picture
+from trainonce.names import plural
 from trainonce.settings import JsonObject
 from trainonce.subnets.description import FinetunedFrom, RecordedScore, SubnetDescription
 
@@ -23,7 +24,7 @@ MOST_CLASSES = 100
 
 LOADING = """# {title}
 
-A convolutional network that classifies images of {channels} channel(s) and {resolution} x {resolution} pixels into
+A convolutional network that classifies images of {channels} and {resolution} x {resolution} pixels into
 {classes} classes, taken out of a once-for-all supernet with trainonce.
 
 | | |
@@ -61,7 +62,7 @@ from PIL import Image, ImageOps
 {square_picture}
 
 square = square_picture(Image.open("picture.jpg"), {image_size}, "{mode}", "{interpolation}")
-pixels = torch.from_numpy(np.array(square)).view({image_size}, {image_size}, {channels}).permute(2, 0, 1) / 255
+pixels = torch.from_numpy(np.array(square)).view({image_size}, {image_size}, {depth}).permute(2, 0, 1) / 255
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
 with torch.inference_mode():
     logits = network(((pixels - mean) / std)[None])  # [1, {classes}]
@@ -121,7 +122,8 @@ def _loading(description: SubnetDescription) -> str:
     size = given.image_size or given.resolution
     return LOADING.format(
         resolution=given.resolution,
-        channels=given.channels,
+        channels=plural(given.channels, "channel"),
+        depth=given.channels,
         layout=given.layout,
         title=_text(_title(description)),
         image_size=size,
@@ -166,7 +168,7 @@ def _training(description: SubnetDescription) -> str:
     facts = {
         "images": trained.data,
         "strategy of the supernet": trained.recipe,
-        "epochs of the supernet": trained.epochs,
+        "epochs of the supernet": None if trained.epochs is None else f"{trained.epochs:.4g}",
         "seed": trained.seed,
         "batch norms": "recalibrated for this subnet" if description.recalibrated else "as the supernet's",
         "with": ", ".join(f"{name} {found[name]}" for name in ("trainonce", "torch", "device") if name in found),

@@ -25,7 +25,7 @@ def describe_taken(
 
     `calibration` is how its batch norms were recalibrated, None where they are the supernet's; `scores` are by split.
     """
-    config = run.config()
+    config, reached = run.config(), run.reached(step, len(data.train))
     return describe_subnet(net, arch, data) | {
         "recalibrated": None if calibration is None else calibration.model_dump(),
         "scores": {split: vars(score) for split, score in scores.items()},
@@ -34,8 +34,8 @@ def describe_taken(
             "data": data.name,
             "data_fingerprint": config.data_fingerprint,
             "recipe": config.recipe.name,
-            "epochs": config.recipe.epochs,
-            "passes": config.recipe.passes,
+            "epochs": reached.epochs,
+            "passes": reached.passes,
             "seed": config.seed,
             "step": step,
             "provenance": config.provenance,

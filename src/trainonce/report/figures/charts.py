@@ -184,11 +184,6 @@ def seed_mean(values: Iterable[float]) -> SeedMean:
     return SeedMean(mean=mean, low=mean - reach, high=mean + reach, seeds=n)
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
-    """A count with its word: 1 seed, 3 seeds."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def distinct(labels: Sequence[str]) -> list[str]:
     """Labels in order, with a letter after each that stands more than once: 4.00 M a, 4.00 M b."""
     return [

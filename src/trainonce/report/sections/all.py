@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainonce.report.figures.charts import SeedMean, plural
+from trainonce.names import plural
+from trainonce.report.figures.charts import SeedMean
 from trainonce.report.figures.population import PopulationInfo
 from trainonce.report.figures.studies import (
     Dose,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import WorstImage
 from trainonce.evaluation.population import pareto_front
-from trainonce.names import command
-from trainonce.report.figures.charts import millions, plural
+from trainonce.names import command, plural
+from trainonce.report.figures.charts import millions
 from trainonce.report.figures.classes import draw_confusion
 from trainonce.report.figures.population import extract_command
 from trainonce.report.loading import RunRecord
@@ -40,8 +40,8 @@ def _networks(run: RunRecord) -> Section:
         best = max((one.scores["validate"].top1 for one in taken if "validate" in one.scores), default=None)
         if best is not None and best < run.baseline.top1:
             sentences.append(
-                f"Warning: the networks' best on validate, {best:.1f}%, is below that. Train longer, or on smaller "
-                "images."
+                f"Warning: the networks' best on validate, {best:.1f}%, is below that. Train longer, or from trained "
+                "weights (--from of fit and train); as it is, the plain classifier is the better one."
             )
     return Section(
         key="networks",

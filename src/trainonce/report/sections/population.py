@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from trainonce.evaluation.evaluator import wilson
 from trainonce.evaluation.population import Bucket, make_buckets
 from trainonce.models import build
-from trainonce.report.figures.charts import millions, plural
+from trainonce.names import plural
+from trainonce.report.figures.charts import millions
 from trainonce.report.figures.population import (
     ArmPopulation,
     PopulationInfo,

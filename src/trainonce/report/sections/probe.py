@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainonce.report.figures.charts import plural
+from trainonce.names import plural
 from trainonce.report.figures.interference import (
     InterferenceInfo,
     Measure,

@@ -1,7 +1,7 @@
 """The section on searches: each run's front beside that of random search."""
 
 from trainonce.evaluation.evaluator import wilson
-from trainonce.report.figures.charts import plural
+from trainonce.names import plural
 from trainonce.report.figures.population import extract_command
 from trainonce.report.figures.search import SearchInfo, draw_search, search_info, value_of
 from trainonce.report.loading import Group

@@ -1,7 +1,7 @@
 """The sections on training: time, learning curves, what was exposed, and what was trained against what is evaluated."""
 
 from trainonce.lab.measures.exposure import SelectionBias
-from trainonce.report.figures.charts import plural
+from trainonce.names import plural
 from trainonce.report.figures.exposure import draw_exposure, draw_selection, exposure_info
 from trainonce.report.figures.training import (
     Against,
@@ -117,7 +117,7 @@ def exposure_section(group: Group, scored: dict[str, list[PlottedScore]]) -> Sec
     least, arm = min(((share, arm.arm) for arm in arms for share in arm.shares), key=lambda pair: pair[0].exposure)
     whose = "" if group.of_one_run else f" of {arm}"
     title = (
-        f"The least trained weights are those of {least.value} in {least.place}{whose}: they took part in "
+        f"The value trained least is {least.value} of {least.place}{whose}: it took part in "
         f"{least.exposure:.0%} of the training, by learning rate."
     )
     rows: list[list[Cell]] = [[a.arm, s.place, s.value, s.exposure, s.choice] for a in arms for s in a.shares]
