@@ -30,6 +30,7 @@ from trainonce.training.loop import train_supernet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
 GROUP: Any = typer.main.get_command(app)
+LATENCY = GROUP.commands["latency"]
 COMMANDS = ("train", "evaluate", "search", "extract", "draw", "report", "import-ofa", "list")
 
 
@@ -111,6 +112,16 @@ class TestStory:
         assert tested["per_class"]["split"] == "test"
         assert "test" not in taken("--seed", "7")["scores"], "other statistics of batch norm are another network"
 
+    def test_nor_is_one_kept_of_images_of_another_size(self, tmp_path: Path) -> None:
+        """Whose network has the same weights."""
+        asked = ("--resolutions", "6,8", "--recipe", "spos", "--epochs", "1", *SMALL)
+        assert trainonce("train", "digits", *asked, "--out", tmp_path / "run").code == 0
+        small, large = f"{tmp_path / 'small'}", RunDirectory(tmp_path / "run").load_supernet()[0].space.largest()
+        for arch, options in ((f"{large}", ("--test",)), (f"{large}".replace("r8", "r6"), ())):
+            done = trainonce("extract", tmp_path / "run", arch, "--no-recalibrate", "--out", small, *options)
+            assert done.code == 0, done.err
+        assert set(read_subnet(Path(small))[1].scores or {}) == {"validate"}
+
     def test_weights_of_an_unfinished_training_are_said_to_be(self, trained: Path, tmp_path: Path) -> None:
         """Stopped after three of eight steps."""
         asked = iter((False, False))
@@ -118,7 +129,11 @@ class TestStory:
         train("digits", **options, out=tmp_path / "run", should_stop=lambda: next(asked, True))
         done = trainonce("extract", tmp_path / "run", "smallest", "--json")
         going_on = f"trainonce train --resume {tmp_path / 'run'} goes on"
-        assert f"Warning: {tmp_path / 'run'} was trained for 0.75 of 2 epochs; {going_on}" in done.err
+        said = f"Warning: {tmp_path / 'run'} was trained for 0.75 of 2 epochs; {going_on}"
+        assert said in done.err
+        few = ("--per-bucket", "1", "--calibration-images", "100")
+        for told in (("evaluate", *few), ("evaluate", "--arch", "smallest"), ("search", "--dry-run")):
+            assert said in trainonce(told[0], tmp_path / "run", *told[1:]).err
         kept = json.loads(done.out)["trained"]
         assert (kept["step"], kept["epochs"], kept["passes"]) == (3, 0.75, 0.75)
         whole = trainonce("extract", trained, "smallest", "--json")
@@ -189,15 +204,16 @@ class TestHelp:
         assert re.search(rf"Usage: .* {command} \[OPTIONS\]", result.out)
         assert "--help" in result.out
 
-    @pytest.mark.parametrize("command", [name for name in GROUP.commands if name != "latency"])
-    def test_no_option_is_cut_in_a_narrow_terminal(self, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("command", ["", *GROUP.commands, *(f"latency {name}" for name in LATENCY.commands)])
+    def test_nothing_is_cut_in_a_narrow_terminal(self, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
-        said = trainonce(command, "--help").out
-        names = [name for parameter in GROUP.commands[command].params for name in parameter.opts]
-        options = [name for name in names if name.startswith("--")]
-        assert options
-        assert [name for name in options if not re.search(rf"{name}\b", said)] == []
-        assert not re.search(r"[\w-]…", said)
+        said = trainonce(*command.split(), "--help").out
+        asked: Any = GROUP
+        for name in command.split():
+            asked = asked.commands[name]
+        options = [name for parameter in asked.params for name in parameter.opts if name.startswith("--")]
+        assert [name for name in options if not re.search(rf"{name}(?![\w-])", said)] == []
+        assert not re.search(r"[a-z](…|\.\.\.$)", said, re.MULTILINE)
 
     def test_of_all(self) -> None:
         for arguments in (("--help",), ("-h",)):
@@ -289,6 +305,11 @@ class TestTrainRefuses:
         result = trainonce("train", "digits", "--epochs", "1", *SMALL, "--out", trained)
         result.refused(r"already holds a run; continue it with --resume or name another directory")
         assert same_files(trained) == before
+
+    def test_which_is_noticed_before_images_are_read(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert trainonce("train", "digits", *SMALL, "--out", trained, "--dry-run").code == 0, "which writes nothing"
+        monkeypatch.setattr("trainonce.pipeline.training.load_dataset", lambda *_: pytest.fail("it was read"))
+        trainonce("train", "digits", *SMALL, "--out", trained).refused("already holds a run")
 
     def test_resuming_nothing(self, tmp_path: Path) -> None:
         trainonce("train", "--resume", tmp_path / "nothing").refused(r"nothing holds no run")

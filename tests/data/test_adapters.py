@@ -107,7 +107,7 @@ def test_a_hugging_face_dataset() -> None:
         ),
         ((np.zeros((2, 8, 8), np.uint8), [0.0, 1.0]), r"whole numbers, not float64 \[2\]"),
         ((np.zeros((2, 8, 8), np.uint8), [-1, 1]), "labels count from 0, and one of images is -1"),
-        ((np.zeros((2, 8, 8), np.uint8), [0, 0]), "class '0' has 2 images, but at least 3 are needed"),
+        ((np.zeros((2, 8, 8), np.uint8), [0, 0]), "class '0' has 2 training images, but at least 3 are needed"),
     ],
 )
 def test_arrays_that_are_no_images(given: tuple[Any, Any], sentence: str) -> None:

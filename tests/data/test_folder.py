@@ -262,7 +262,7 @@ class TestRefusals:
         make(tmp_path, "b/1.png")
         with pytest.raises(
             UserError,
-            match=r"folder .*a holds no JPEG, .* or TIFF images: put images there, or remove the folder$",
+            match=r"folder .*a holds no JPEG, .* or TIFF images: put images there, or remove such folders$",
         ):
             read(tmp_path)
         (tmp_path / "file").write_text("")

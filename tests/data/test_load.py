@@ -257,7 +257,7 @@ class TestPaths:
             path = tmp_path / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGB", (8, 8)).save(path)
-        with pytest.raises(UserError, match="class 'dog' has 1 image, but at least 3 are needed"):
+        with pytest.raises(UserError, match="class 'dog' has 1 training image, but at least 3 are needed"):
             load_dataset(str(tmp_path), data_dir=None)
 
 

@@ -99,7 +99,7 @@ class TestCarve:
 
     def test_too_few_of_a_class(self) -> None:
         source = published([0] * 50 + [1] * 2, 2)
-        wrong = "x: class 'b' has 2 images, but at least 3 are needed to put one in each of train, val"
+        wrong = "x: class 'b' has 2 training images, but at least 3 are needed to put one in each of train, val"
         with pytest.raises(UserError, match=wrong):
             carve(source, sizes=default_sizes(source), seed=0, where="x")
 

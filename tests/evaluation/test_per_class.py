@@ -66,6 +66,10 @@ def test_classes_that_are_never_found_are_named() -> None:
         "No image at all is taken for emu, fox",
         "Confidence and accuracy are 50.0 points apart (expected calibration error)",
     ]
+    assert (
+        by_class(torch.eye(4)[guess] * 9, guess).sentences(("cat", "dog", "emu", "fox"))[0]
+        == "All images are recognised"
+    )
 
 
 @given(images=st.integers(1, 60), seed=st.integers(0, 10**6))

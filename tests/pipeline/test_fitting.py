@@ -148,8 +148,10 @@ def test_what_was_finetuned_is_handed_over_where_it_is_better(
 ) -> None:
     """Whatever top-1 says."""
     monkeypatch.setattr("trainonce.subnets.finetune.Finetuned.better", better)
-    fitted = finished(make_net, make_data, RunDirectory(tmp_path / "run"))
+    said: list[str] = []
+    fitted = finished(make_net, make_data, RunDirectory(tmp_path / "run"), Watch(stage=said.append))
     assert fitted is not None
+    assert sum("handed over as it was" in sentence for sentence in said) == (0 if better else len(sharing(fitted)))
     assert all((one.finetuned_epochs > 0) == better for one in fitted)
     assert all((one.after == one.before) != better for one in fitted)
 
@@ -213,6 +215,11 @@ def test_a_part_of_an_epoch_is_better_than_none(
     )
     assert fitted is not None
     assert [sentence.split()[-2] for sentence in said if sentence.startswith("Fine-tuning")][-1] == "0.5"
+    monkeypatch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=1e6, scoring=0.0, per_epoch=4))
+    late = finished(make_net, make_known, RunDirectory(tmp_path / "late"), Watch(stage=said.append))
+    assert late is not None
+    assert all(f"No time is left to fine-tune the subnet for {one.name}" in said for one in late)
+    assert not any(one.finetuned_epochs for one in late)
 
 
 def test_devices_for_which_one_network_is_the_best_share_it_and_its_time(
@@ -418,9 +425,12 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
     assert finished(make_net, make_known, run, watch) is None
     before = FitRecord.parse(read_json(run.fit_file), where="it")
     assert before.trained == (stage != "training")
-    again = finished(make_net, make_known, run)
+    said: list[str] = []
+    again = finished(make_net, make_known, run, Watch(stage=said.append))
     assert again is not None
     assert again == whole[1]
+    done = f"{len(before.devices)} of {len(again)} devices are done"
+    assert re.fullmatch(rf"Going on: of {before.settings.minutes:g} minutes [\d.]+ are left, and {done}", said[0])
     after = FitRecord.parse(read_json(run.fit_file), where="it")
     assert after.seconds > before.seconds
     assert list(after.devices) == again

@@ -1,6 +1,7 @@
 """The stages from Python: each writes and returns what its command does, and refuses with a `UserError`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,11 @@ def test_a_report_is_the_commands(story: Story, tmp_path: Path) -> None:
     said = json.loads(trainonce("report", story.run, "--out", tmp_path / "theirs.html", "--json").out)
     assert list(done.groups) == said["groups"]
     assert abs(done.page.stat().st_size - said["bytes"]) < 100  # its time of day
+    own = pipeline.report(story.run).page
+    before = own.read_bytes()
+    shutil.copytree(story.run, tmp_path / "other")
+    assert pipeline.report(story.run, tmp_path / "other").page == story.run / "compared.html"
+    assert own.read_bytes() == before, "which is of one run"
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -88,7 +88,7 @@ class TestConfig:
         assert config.model_copy(update={"seed": 5}).identity() != config.identity()
 
     def test_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"holds no run \(there is no such directory\)"):
+        with pytest.raises(UserError, match=r"holds no run \(it is no directory\)"):
             RunDirectory(tmp_path / "nothing").config()
         with pytest.raises(UserError, match=r"holds no run \(there is no run.json in it\)"):
             RunDirectory(tmp_path).config()

@@ -97,7 +97,7 @@ class TestStory:
         assert code == 0, err
         assert RunDirectory(trained).search_file.read_bytes() == before
         best = searched["search"]["best"]
-        assert "Of 12 scores asked for 0 were made now, 12 by an earlier session." in err
+        assert "Of 12 scores asked for, 0 were made now; 12 were there already." in err
         assert f"Next: trainonce extract {trained} {best['arch']}" in err
         assert f"{best['top1']:.2f}" in out
         assert "Random search, with 6:" in out

@@ -35,6 +35,7 @@ from trainonce.cli.report import draw, report
 from trainonce.cli.search import search
 from trainonce.cli.ship import ship
 from trainonce.cli.study import study
+from trainonce.cli.tools import WholeHelp
 from trainonce.cli.train import train
 from trainonce.cli.verify import verify
 from trainonce.errors import RunError, Stopped, UserError
@@ -42,7 +43,7 @@ from trainonce.files import private_folder
 from trainonce.version import __version__
 
 
-class _Commands(typer.core.TyperGroup):
+class _Commands(WholeHelp):
     """The commands; Ctrl-C, at which Typer would end without a word, is a sentence."""
 
     def invoke(self, ctx: Any) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainonce.data import DataSet
     from trainonce.data.baseline import Baseline
     from trainonce.models import Supernet
-    from trainonce.recipes import Phase, Recipe
+    from trainonce.recipes import Phase, Reached, Recipe
     from trainonce.run.directory import RunDirectory, Start
     from trainonce.run.lines import SubnetScore
     from trainonce.subnets.finetune import FinetuneProgress
@@ -101,7 +101,7 @@ def recipe_plan(recipe: Recipe, lacking: Collection[str] = ()) -> Table:
         part = [
             *((name, "/".join(map(str, values))) for name, values in phase.restrict.items()),
             *((name, _ends(phase, name)) for name in {**phase.keep_largest, **phase.keep_smallest}),
-            *((name, f"by {parent}") for name, parent in phase.couple.items()),
+            *((name, f"by {parent}") for name, parent in phase.couple.items() if parent not in lacking),
         ]
         trained = ", ".join(f"{name}: {kept}" for name, kept in part if name not in lacking) or "the whole space"
         trained = f"the head alone; {trained}" if phase.trains == "head" else trained
@@ -229,7 +229,7 @@ def say_start(start: Start | None) -> None:
     """Say what weights a training begins with, where they are not those of a new network."""
     if start is None:
         return
-    head = ", but for the classifier, which is new since the classes are others" if start.fresh_head else ""
+    head = ", but for the classifier, which is new: the number of classes is another" if start.fresh_head else ""
     if not start.trained:
         err.print(f"{start.network} begins with random weights: --from FILE gives it trained ones")
     elif start.file is None:
@@ -238,13 +238,14 @@ def say_start(start: Start | None) -> None:
         err.print(f"{start.network} begins with the weights of {start.file}{head}")
 
 
-def say_unfinished(run: RunDirectory, data: DataSet) -> None:
-    """Warn where a run's newest weights are of a training that has not come to its end."""
-    reached = run.reached(run.newest_step(), len(data.train))
+def say_unfinished(run: RunDirectory, reached: Reached) -> None:
+    """Warn where a training has not come to its end."""
     if not reached.ended:
+        fitted = run.fit_file.exists()
+        again = "the same `trainonce fit`" if fitted else command("trainonce", "train", "--resume", run.path)
         err.print(
-            f"Warning: {run.path} was trained for {reached.epochs:.3g} of {run.config().recipe.epochs:.4g} epochs; "
-            f"{command('trainonce', 'train', '--resume', run.path)} goes on",
+            f"Warning: {run.path} was trained for {reached.epochs:.6g} of {run.config().recipe.epochs:.6g} epochs; "
+            f"{again} goes on",
             style="bold red",
         )
 

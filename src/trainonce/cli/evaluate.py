@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -143,6 +144,7 @@ def evaluate(
 
 def _evaluate_one(context: typer.Context, path: Path, arch: str | None) -> None:
     from trainonce.pipeline import evaluate_subnet
+    from trainonce.run.directory import RunDirectory
 
     what = "the directory of a subnet" if arch is None else "--arch"
     refuse_beside(context, what, OF_ONE | (set() if arch is None else {"seed", "calibration_images"}))
@@ -160,6 +162,7 @@ def _evaluate_one(context: typer.Context, path: Path, arch: str | None) -> None:
         threads=asked["threads"],
         decode_workers=asked["decode_workers"],
         on_data=display.say_streamed,
+        on_reached=partial(display.say_unfinished, RunDirectory(path)),
     )
     if asked["as_json"]:
         display.print_json(
@@ -184,7 +187,7 @@ def _say_plan(plan: EvaluatePlan) -> None:
     count, buckets = len(plan.population), len(plan.buckets)
     drawn = " even" if plan.over == "even" else ""
     display.err.print(f"{count}{drawn} subnets in {buckets} buckets, {plan.split} split, weights of step {plan.step}")
-    display.say_unfinished(plan.run, plan.data)
+    display.say_unfinished(plan.run, plan.run.reached(plan.step, len(plan.data.train)))
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
 

@@ -1,9 +1,8 @@
 """`trainonce extract`."""
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,9 +25,6 @@ from trainonce.cli.options import (
 )
 from trainonce.cli.stopping import importing
 from trainonce.cli.tools import given
-
-if TYPE_CHECKING:
-    from trainonce.data import DataSet
 
 
 def extract(
@@ -77,10 +73,6 @@ def extract(
         from trainonce.pipeline import extract
         from trainonce.run.directory import RunDirectory
 
-    def say_data(data: DataSet) -> None:
-        display.say_unfinished(RunDirectory(run_path), data)
-        display.say_streamed(data)
-
     done = extract(
         run_path,
         arch,
@@ -102,7 +94,8 @@ def extract(
         device=device,
         threads=threads,
         decode_workers=decode_workers,
-        on_data=say_data,
+        on_data=display.say_streamed,
+        on_reached=partial(display.say_unfinished, RunDirectory(run_path)),
     )
     if as_json:
         intervals = {name: score.interval() for name, score in done.scores.items()}
@@ -113,5 +106,8 @@ def extract(
     display.out.print(f"{done.arch}\n{measured}; {macs:.3f} M MACs, {params:.3f} M parameters")
     results.say_per_class(done.per_class, done.class_names)
     display.say_baseline(done.run.baseline(), done.scores["validate"].top1)
+    recorded = done.description.scores or {}
+    if "test" in recorded and "test" not in done.scores:
+        display.out.print(f"Kept from before, of the same network: {recorded['test'].top1:.2f}% on test")
     display.out.print(f"Written to {done.path}; reloaded, and its output is the same to the last bit.")
     display.out.print(f"Load it without trainonce: {done.path}/README.md, its model card, says how.")

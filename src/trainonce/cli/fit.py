@@ -162,7 +162,8 @@ def _say_plan(plan: FitPlan) -> None:
     display.say_images(plan.data)
     display.say_family(plan.net)
     display.say_unused(plan.net, plan.settings.max_macs)
-    display.say_start(plan.start)
+    if not plan.run.config_file.exists():
+        display.say_start(plan.start)
     display.say_slow(plan.settings.device)
 
 
@@ -217,7 +218,7 @@ def _say(done: FittedDevices) -> None:
         display.out.print(
             f"{name_of(smaller.max_macs)}'s network, of {smaller.macs / 1e6:.3f} M MACs, has {smaller.after.top1:.2f}% "
             f"on validate, {name_of(one.max_macs)}'s, of {one.macs / 1e6:.3f} M, {one.after.top1:.2f}%: "
-            f"{name_of(one.max_macs)} can have the former too."
+            f"{name_of(one.max_macs)} may as well take the former."
         )
     if done.outlook:
         display.out.print(done.outlook)

@@ -13,6 +13,7 @@ from trainonce.cli import display
 from trainonce.cli.known import MOST_BATCH, MOST_THREADS, RUNTIMES
 from trainonce.cli.options import DryRun, Json, RunArgument
 from trainonce.cli.stopping import importing, stoppable
+from trainonce.cli.tools import WholeHelp
 from trainonce.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ Quick = Annotated[
 ]
 SubnetSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random subnets.")]
 
-latency = typer.Typer(help="How long subnets take on this machine: a table, and its error.", no_args_is_help=True)
+latency = typer.Typer(
+    cls=WholeHelp, help="How long subnets take on this machine: a table, and its error.", no_args_is_help=True
+)
 
 
 @latency.command()

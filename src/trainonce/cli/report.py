@@ -39,7 +39,10 @@ def report(
         typer.Argument(metavar="RUN|STUDY...", help="Directories of runs and of studies.", show_default=False),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The page to write. Default: in the directory given first, report.html; compared.html of several.")
+        Path | None,
+        typer.Option(
+            help="The page to write. Default: report.html in the directory given first; compared.html for several."
+        ),
     ] = None,
     split: Annotated[
         Literal["validate", "test"] | None,

@@ -124,8 +124,8 @@ def search_sentences(result: SearchResult) -> list[str]:
     found, control = result.search, result.control
     sentences = [
         f"Best within the limits: {found.best.top1:.2f}% by search, with {found.evaluations} true scores beside the "
-        f"{result.recorded} recorded before; its front's hypervolume is {found.hypervolume:.3f} of the box around all "
-        "that was scored."
+        f"{result.recorded} recorded before; its front fills {found.hypervolume:.3f} of the box around all that was "
+        "scored."
     ]
     if control is not None:
         gain = found.best.top1 - control.best.top1

@@ -129,7 +129,7 @@ def search(
 
 
 def _say_plan(plan: SearchPlan) -> None:
-    display.say_unfinished(plan.run, plan.data)
+    display.say_unfinished(plan.run, plan.run.reached(plan.step, len(plan.data.train)))
     display.say_streamed(plan.data)
     display.say_slow(plan.device)
     if plan.unsuited:
@@ -152,6 +152,6 @@ def _say(done: Searched, result: SearchResult) -> None:
             f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images (95% interval "
             f"{low:.1f} to {high:.1f})."
         )
-    earlier = f", {done.asked - done.made} by an earlier session" if done.asked > done.made else ""
-    display.err.print(f"Of {done.asked} scores asked for {done.made} were made now{earlier}.")
+    there = f"; {done.asked - done.made} were there already" if done.asked > done.made else ""
+    display.err.print(f"Of {done.asked} scores asked for, {done.made} were made now{there}.")
     display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +89,7 @@ def ship(
             workers=workers,
             decode_workers=decode_workers,
             dry_run=dry_run,
-            on_data=lambda data: display.say_unfinished(RunDirectory(run_path), data),
+            on_reached=partial(display.say_unfinished, RunDirectory(run_path)),
             on_start=at_work.start,
             on_stage=lambda device, sentence: display.err.print(f"{device.name}: {sentence}"),
             on_progress=lambda at: at_work.show(at.done, at.total, f"{at.device.name}: {at.stage}"),

@@ -10,6 +10,18 @@ from trainonce.cli import display
 from trainonce.cli.stopping import Stop, stop_on_signal
 from trainonce.errors import UserError
 
+LONG = 1000
+"""Characters: no sentence has so many."""
+
+
+class WholeHelp(typer.core.TyperGroup):
+    """Commands whose list has the whole first sentence of what each does, which Click would cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(LONG)) for name, one in self.commands.items()])
+
 
 class Work:
     """Work that is shown, and that Ctrl-C and SIGTERM stop once it has begun; until then they end the command."""

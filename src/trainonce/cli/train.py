@@ -254,7 +254,8 @@ def _say_plan(plan: TrainPlan, *, whole: bool) -> None:
     if plan.resumed_at is not None:
         display.err.print(f"Resuming {plan.run.path} at {plan.resumed_at}")
     display.announce(plan.data, plan.net, plan.recipe, plan.run)
-    display.say_start(plan.start)
+    if plan.resumed_at is None:
+        display.say_start(plan.start)
     if whole and plan.start is not None:
         from trainonce.models.traced import Traced, table
 

@@ -115,8 +115,8 @@ def class_files(root: Path, left_out: LeftOut) -> dict[str, Names]:
             + "".join(f"; {reason}" for reason in empty[:1])
         )
     if empty:
-        more = f" (and {len(empty) - 1} more are as empty)" if len(empty) > 1 else ""
-        raise UserError(f"{empty[0]}{more}: put images there, or remove the folder")
+        more = f", and so do {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise UserError(f"{empty[0]}{more}: put images there, or remove such folders")
     return files
 
 

@@ -306,7 +306,7 @@ def _refuse_too_few(counts: Indices, class_names: tuple[str, ...], sizes: Sizes,
     needed = len(filled)
     rarest = int(counts.argmin())
     if counts[rarest] < needed:
-        there = plural(int(counts[rarest]), "image")
+        there = plural(int(counts[rarest]), "training image")
         raise UserError(
             f"{where}: class '{class_names[rarest]}' has {there}, but at least {needed} are needed to put one in each "
             f"of {', '.join(filled)}"

@@ -76,8 +76,8 @@ class PerClass(Settings):
         found = sorted(
             (recall, name) for recall, name in zip(self.recall, class_names, strict=True) if recall is not None
         )
-        least = [f"{name} {recall:.0f}%" for recall, name in found[:MOST_NAMED] if recall < 100]
-        said = [f"Found least: {', '.join(least)}" if least else "Every image of every class is found"]
+        least = [f"{name} {min(recall, 99.9):.3g}%" for recall, name in found[:MOST_NAMED] if recall < 100]
+        said = [f"Found least: {', '.join(least)}" if least else "All images are recognised"]
         never = [name for name, precision in zip(class_names, self.precision, strict=True) if precision is None]
         if never:
             more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""

@@ -269,7 +269,7 @@ def _too_much_lost(top1: Mapping[str, float | str], images: int, *, precision: s
     if lost <= max_loss:
         return ""
     counted = f"{round(lost * images / 100)} of {plural(images, 'test image')}"
-    return f"{precision} loses {lost:.2f} points of top-1 ({counted}), more than the {max_loss:g} that max_loss allows"
+    return f"{precision} loses {lost:.2f} points of top-1 ({counted}), more than the {max_loss:g} allowed"
 
 
 def _apart(found: LogitComparison) -> str:

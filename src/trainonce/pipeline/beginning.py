@@ -11,6 +11,7 @@ from trainonce.data import DATASET_NAMES, DataSet
 from trainonce.data.picture import Interpolation
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, Supernet, family_named
+from trainonce.models.mobilenet_v3 import SMALLEST_SIDE
 from trainonce.models.weights import file_sha256
 from trainonce.names import is_import_name, plural
 from trainonce.run import checkpoint
@@ -114,7 +115,7 @@ def _of_network(
     own_size = max(resolutions or (), default=given.image_size)
     images = _suiting(load, data, image_size, own_size, given.mean, given.std, given.interpolation)
     example_BCHW = torch.zeros(1, images.channels, images.image_size, images.image_size)
-    _refuse_channels(given.mean, images, model)
+    _refuse_channels(given.mean, images, model, data)
     net = elastic(given.network, example_BCHW, resolutions=resolutions, seed=seed, **fields)
     fresh = net.settings.num_classes != images.num_classes
     start = Start(
@@ -128,17 +129,18 @@ def _of_network(
     return Beginning(data=images, net=net, start=start)
 
 
-def _refuse_channels(mean: tuple[float, ...] | None, images: DataSet, model: str) -> None:
+def _refuse_channels(mean: tuple[float, ...] | None, images: DataSet, model: str, data: DataSet | str | Path) -> None:
     if mean is not None and len(mean) != images.channels:
         raise UserError(
             f"{model} is for images of {plural(len(mean), 'channel')}, but those of {images.name} have "
-            f"{images.channels}{_grey(images.channels, len(mean))}"
+            f"{images.channels}{_grey(data, images, len(mean))}"
         )
 
 
-def _grey(there: int, wanted: int) -> str:
-    """What to do about images of so many channels, where something can be done."""
-    return ": --grey makes them grey" if (there, wanted) == (3, 1) else ""
+def _grey(data: DataSet | str | Path, images: DataSet, wanted: int) -> str:
+    """What to do about images of other channels, where they are read here."""
+    read = not isinstance(data, DataSet) and not is_import_name(str(data))
+    return ": --grey makes them grey" if read and (images.channels, wanted) == (3, 1) else ""
 
 
 def _of_run(
@@ -158,7 +160,7 @@ def _of_run(
     if images.channels != old.settings.in_channels:
         raise UserError(
             f"the images of {images.name} have {plural(images.channels, 'channel')}, but {path} is for "
-            f"{old.settings.in_channels}{_grey(images.channels, old.settings.in_channels)}"
+            f"{old.settings.in_channels}{_grey(data, images, old.settings.in_channels)}"
         )
     wanted = _in_proportion(old.settings.resolutions, images.image_size) if resolutions is None else tuple(resolutions)
     file = checkpoint.path_of(run.checkpoints, step) / "weights.safetensors"
@@ -173,8 +175,9 @@ def _of_run(
 
 
 def _in_proportion(sides: Sequence[int], largest: int) -> tuple[int, ...]:
-    """The sides of images of which the last is `largest`, and the others are to it what they were."""
-    return tuple(sorted({max(1, side * largest // sides[-1]) for side in sides}))
+    """`largest`, and before it the sides that are to it what the others were, from `SMALLEST_SIDE` on."""
+    smaller = {side * largest // sides[-1] for side in sides[:-1]}
+    return (*sorted(side for side in smaller if SMALLEST_SIDE <= side < largest), largest)
 
 
 def published(images: DataSet) -> bool:

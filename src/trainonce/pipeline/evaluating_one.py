@@ -14,6 +14,7 @@ from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.files import is_there
 from trainonce.pipeline.finetuning import refuse_other_images, run_of
 from trainonce.pipeline.machine import device_named, use_threads
+from trainonce.recipes import Reached
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets import read_subnet
 
@@ -52,13 +53,15 @@ def evaluate_subnet(
     threads: int | None = None,
     decode_workers: int | None = None,
     on_data: Callable[[DataSet], None] = lambda _: None,
+    on_reached: Callable[[Reached], None] = lambda _: None,
 ) -> EvaluatedSubnet:
     """Score one subnet class by class: `trainonce evaluate RUN --arch ARCH`, or `trainonce evaluate SUBNET`.
 
     `path` is a run's directory, and `arch` an architecture, `largest` or `smallest`, whose batch norms are recalibrated
     by `calibration_images` and `seed`; or `path` is the directory of a subnet, which is scored as it is, and whose run
-    says which images those are. `run` and `data` say where that run and the images are now, if they have moved. Nothing
-    is written. Raises `UserError` for what cannot be, and `RunError` where the scores are not finite.
+    says which images those are. `run` and `data` say where that run and the images are now, if they have moved.
+    `on_reached` is called with how far the training of a run had come. Nothing is written. Raises `UserError` for what
+    cannot be, and `RunError` where the scores are not finite.
     """
     use_threads(threads)
     path, settled = Path(path), device_named(device)
@@ -76,10 +79,11 @@ def evaluate_subnet(
     else:
         if arch is None or run is not None:
             raise UserError(f"{path} is no subnet: name one of a run with --arch, and no other run with --run")
-        net, _step = RunDirectory(path).load_supernet()
+        net, step = RunDirectory(path).load_supernet()
         chosen = net.space.parse(arch)
         images = RunDirectory(path).load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
         on_data(images)
+        on_reached(RunDirectory(path).reached(step, len(images.train)))
         evaluator = Evaluator(images, split, EvaluateSettings(calibration_images=calibration_images, seed=seed))
         network, cost, name = evaluator.recalibrated(net.to(settled), chosen), net.cost_of(chosen), str(chosen)
     score, classes = score_by_class(network, {"validate": images.validate, "test": images.test}[split], images, split)

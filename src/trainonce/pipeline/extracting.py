@@ -19,13 +19,14 @@ from trainonce.nn.kinds import spec_of, written
 from trainonce.nn.plain_graph import GraphNetwork
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.searching import Amount, budget, calibration_of, limits_of
+from trainonce.recipes import Reached
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.search.resources import table_at
 from trainonce.settings import JsonObject
 from trainonce.space import Architecture
 from trainonce.subnets import check_place, read_subnet, verify_subnet, write_subnet
-from trainonce.subnets.description import SubnetDescription
+from trainonce.subnets.description import RecordedScore, SubnetDescription
 from trainonce.subnets.taken import describe_taken
 
 
@@ -39,12 +40,12 @@ class Extracted:
     arch: Architecture
     cost: Cost
     scores: dict[str, Score]
-    """By split: validate, and test where that was asked for, or was before of the same network there."""
+    """By split: validate, and test where that was asked for."""
     per_class: PerClass
-    """On the split that was scored last, class by class."""
+    """On the last of these splits, class by class."""
     class_names: tuple[str, ...]
     description: SubnetDescription
-    """What its config.json holds."""
+    """What its config.json holds: of the test split also what was recorded before, where it is the same network."""
 
 
 def extract(
@@ -70,6 +71,7 @@ def extract(
     threads: int | None = None,
     decode_workers: int | None = None,
     on_data: Callable[[DataSet], None] = lambda _: None,
+    on_reached: Callable[[Reached], None] = lambda _: None,
 ) -> Extracted:
     """Take one subnet out of a run: `trainonce extract`, whose options these are.
 
@@ -77,8 +79,8 @@ def extract(
     taken; `max_memory`, `max_size` and `target` are `search`'s. It is written to `out`, or to RUN/subnets/ID. With
     `fuse`, parallel convolutions of a network of one's own are merged into one (`trainonce.nn.fusing`), which changes
     nothing but rounding. `seed` is the calibration's: by default as the subnet was scored, 0 where it was not.
-    `on_data` is called with the images before the work. Raises `UserError` for what cannot be, before anything is
-    written, and `RunError` where its scores are not finite.
+    `on_data` is called with the images before the work, and `on_reached` with how far the training had come. Raises
+    `UserError` for what cannot be, before anything is written, and `RunError` where its scores are not finite.
     """
     use_threads(threads)
     place = RunDirectory(run)
@@ -86,6 +88,7 @@ def extract(
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
     on_data(images)
+    on_reached(place.reached(step, len(images.train)))
     net, settings = net.to(settled), EvaluateSettings(seed=seed or 0)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
     if arch is None:
@@ -104,17 +107,19 @@ def extract(
     scores = {"validate": finite(evaluator.score(network), "validate")} if test else {}
     last = "test" if test else "validate"
     scores[last], classes = score_by_class(network, images.test if test else images.validate, images, last)
-    of_classes: JsonObject | None = classes.recorded(last)
-    if not test and (earlier := _tested_before(path, network)) is not None:
-        scores["test"], of_classes = earlier
     calibration = evaluator.settings if recalibrate else None
     description = describe_taken(net, chosen, images, place, step, calibration=calibration, scores=scores)
-    description |= {"per_class": of_classes}
+    description |= {"per_class": classes.recorded(last)}
     if fuse:
         cost = counted_cost(spec_of(network))
         description |= {"network": written(spec_of(network)), "macs": cost.macs, "params": cost.params, "fused": True}
     if license:
         description |= {"license": license}
+    tested_before = None if test else _tested_before(path, network, description)
+    if tested_before is not None:
+        score, of_classes = tested_before
+        recorded = description.to_json()["scores"] | {"test": score.to_json()}
+        description |= {"scores": recorded, "per_class": of_classes}
     write_subnet(path, network, description)
     verify_subnet(path, network)
     return Extracted(
@@ -129,16 +134,27 @@ def extract(
     )
 
 
-def _tested_before(path: Path, network: nn.Module) -> tuple[Score, JsonObject | None] | None:
-    """What the subnet at a path has of the test split, and class by class, where it is this very network; else None."""
+def _tested_before(
+    path: Path, network: nn.Module, described: SubnetDescription
+) -> tuple[RecordedScore, JsonObject | None] | None:
+    """What is recorded at a path of the test split, and class by class, where it is of this network and these images.
+
+    None where it is not, or nothing is.
+    """
     try:
-        there, description = read_subnet(path)
+        there, before = read_subnet(path)
     except UserError:  # there is none, or a damaged one
         return None
     old, new = there.state_dict(), network.state_dict()
     same = old.keys() == new.keys() and all(torch.equal(old[name], new[name].cpu()) for name in old)
-    found = (description.scores or {}).get("test")
-    return (found.score(), description.per_class) if same and found is not None else None
+    same = same and (before.network, before.classes) == (described.network, described.classes)
+    same = same and _fingerprint(before) == _fingerprint(described)
+    found = (before.scores or {}).get("test")
+    return (found, before.per_class) if same and found is not None else None
+
+
+def _fingerprint(description: SubnetDescription) -> str | None:
+    return description.trained.data_fingerprint if description.trained else None
 
 
 def _fused(network: nn.Module, arch: Architecture) -> nn.Module:

@@ -9,6 +9,7 @@ from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import PerClass
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
+from trainonce.search.resources import MOST_MILLIONS
 from trainonce.settings import Settings
 
 
@@ -35,6 +36,8 @@ class FitSettings(Settings):
     @field_validator("max_macs")
     @classmethod
     def _check_macs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if max(values) >= 1e6 * MOST_MILLIONS:
+            raise ValueError(f"are in millions: {max(values) / 1e6:,.0f} million is more than any network has")
         if len({name_of(value) for value in values}) < len(values):
             raise ValueError("must differ, by more than a ten-thousandth")
         return values

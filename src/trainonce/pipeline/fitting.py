@@ -171,7 +171,7 @@ class _Fit:
             recipe, step_s = self._bring_back()
             if len(self.done) < len(self.settings.max_macs):
                 self.watch.stage(
-                    f"Going on: of {self.settings.minutes:g} minutes {self.left() / 60:.2g} are left, and "
+                    f"Going on: of {self.settings.minutes:g} minutes {_minutes(self.left())} are left, and "
                     f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
                 )
         else:
@@ -208,10 +208,10 @@ class _Fit:
 
     def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
-        minutes = sum(entry.steps * one for entry, one in zip(table, step_s, strict=True)) / 60
+        seconds = sum(entry.steps * one for entry, one in zip(table, step_s, strict=True))
         self.watch.stage(
-            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {minutes:.2g} of {self.settings.minutes:g} "
-            f"minutes; into {self.run.path}"
+            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {_minutes(seconds)} of "
+            f"{self.settings.minutes:g} minutes; into {self.run.path}"
         )
         finished = train_supernet(
             self.net,
@@ -428,10 +428,9 @@ class _Fit:
         before = record.settings.model_dump(exclude={"device"})
         for key, wanted in self.settings.model_dump(exclude={"device"}).items():
             if before[key] != wanted:
-                then, now = _written(before[key]), _written(wanted)
                 raise UserError(
-                    f"{path} was begun with --{key.replace('_', '-')} {then}, not {now}: ask for the same, or name "
-                    "another directory with --out"
+                    f"{path} was begun {_asked(key, before[key])}, not {_asked(key, wanted)}: ask for the same, or "
+                    "name another directory with --out"
                 )
         config = self.run.checked_config()
         if config.data_fingerprint != self.data.fingerprint():
@@ -445,11 +444,18 @@ class _Fit:
         return Planned(config.recipe, config.planned_step_s)
 
 
-def _written(value: tuple[float, ...] | float | None) -> str:
-    """An option of `FitSettings`, as a person gave it."""
-    if isinstance(value, tuple):
-        return ", ".join(map(name_of, value))
-    return "nothing" if value is None else f"{value:.4g}"
+def _asked(key: str, value: tuple[float, ...] | float | None) -> str:
+    """A value of `FitSettings`, as a person asks for it on the command line."""
+    option = f"--{key.replace('_', '-')}"
+    if value is None:
+        return f"without {option}"
+    values = [macs / 1e6 for macs in value] if isinstance(value, tuple) else [value]
+    return "with " + " ".join(f"{option} {one if isinstance(one, int) else f'{one:.7g}'}" for one in values)
+
+
+def _minutes(seconds: float) -> str:
+    """A time in minutes, as people say it: 0.25, 7.5, 150."""
+    return f"{seconds / 60:.2g}" if seconds < 600 else f"{seconds / 60:.0f}"
 
 
 class _Chosen(NamedTuple):

@@ -30,6 +30,7 @@ from trainonce.pipeline.finetuning import finetune
 from trainonce.pipeline.machine import use_threads
 from trainonce.pipeline.searching import Amount, Searched, SearchProgress, problem_of, search
 from trainonce.pipeline.shipped import ShipOptions, Shipped, record, recorded
+from trainonce.recipes import Reached
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
 from trainonce.search.footprint import file_bytes, ram_bytes
@@ -90,7 +91,7 @@ def ship(
     workers: int | None = None,
     decode_workers: int | None = None,
     dry_run: bool = False,
-    on_data: Callable[[DataSet], None] = lambda _: None,
+    on_reached: Callable[[Reached], None] = lambda _: None,
     on_start: Callable[[], None] = lambda: None,
     on_stage: Callable[[Device, str], None] = lambda _device, _sentence: None,
     on_progress: Callable[[ShipProgress], None] = lambda _: None,
@@ -102,8 +103,8 @@ def ship(
 
     `devices` are built-in ones by name, TOML files, or `Device`s. For each, `scores` true scores are spent on a search
     within its limits (0: none). Then for each the best of all that is scored is taken out, fine-tuned where asked,
-    exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `on_data` is
-    called with the images before the work, and `should_stop` asked between stages and after each score. Raises
+    exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `on_reached`
+    is called with how far the training had come, and `should_stop` asked between stages and after each score. Raises
     `UserError` before any work for devices that cannot be; of several devices, `failed` says which failed later; of an
     only one the refusal is raised.
     """
@@ -113,7 +114,7 @@ def ship(
     loaded = place.load_data(data_dir, moved_to=data, workers=decode_workers)
     if len(loaded.validate) == 0 or len(loaded.test) == 0:
         raise UserError(f"{loaded.name} lacks validate or test images, by which a network is chosen and certified")
-    on_data(loaded)
+    on_reached(place.reached(step, len(loaded.train)))
     folder = Path(out or place.path / "ship")
     work = _Work(
         run=place,

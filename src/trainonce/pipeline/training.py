@@ -136,7 +136,8 @@ def train(
             if resume is None:
                 if data is None:
                     raise UserError(f"name a data set, a folder of images or an {FILES} file, or give --resume RUN")
-                if out is not None:
+                writes = ranks.first and not dry_run
+                if out is not None and writes:
                     RunDirectory(out).refuse_another()  # before images are read, which may take long
                 if minutes is not None and (epochs, passes) != (None, None):
                     raise UserError("--minutes is in place of --epochs and --passes")
@@ -170,7 +171,8 @@ def train(
                 chosen = balanced(load_recipe(recipe or default_recipe(begun)), class_balance)
                 chosen = scaled(chosen, epochs, passes, batch_size)
                 run, resumed_at = RunDirectory(out or Path("runs") / f"{images.name}-{chosen.name}-{seed}"), None
-                run.refuse_another()
+                if writes:
+                    run.refuse_another()
             else:
                 begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
                 long = (epochs, passes, minutes, batch_size, class_balance)

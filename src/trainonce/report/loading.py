@@ -147,7 +147,8 @@ def read_groups(
         elif (path / "run.json").exists():
             loose.append(read_run(RunDirectory(path)))
         else:
-            raise UserError(f"{path} holds no run and no study (there is no run.json or study.json in it)")
+            why = "there is no run.json or study.json in it" if path.is_dir() else "it is no directory"
+            raise UserError(f"{path} holds no run and no study ({why})")
     for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
         groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
         groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)

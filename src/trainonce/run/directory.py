@@ -152,7 +152,7 @@ class RunDirectory:
         Raises `UserError` if there is no run here, the file is not valid, or code that it names lies in the run.
         """
         if not is_there(self.config_file):
-            why = f"there is no {self.config_file.name} in it" if self.path.exists() else "there is no such directory"
+            why = f"there is no {self.config_file.name} in it" if self.path.is_dir() else "it is no directory"
             raise UserError(f"{self.path} holds no run ({why})")
         config = RunConfig.parse(read_json(self.config_file), where=str(self.config_file))
         for name, what in config.recipe.own_code().items():
@@ -239,11 +239,15 @@ class RunDirectory:
         return 0 if found is None else int(found[1]["step"])
 
     def reached(self, step: int, train_images: int) -> Reached:
-        """How far the training had come at a step; weights from elsewhere have all that their publisher says."""
+        """How far the training had come at a step, without the steps that were left out for want of time (of passes
+        about); weights from elsewhere have all that their publisher says."""
         config = self.config()
         if config.imported is not None:
             return Reached(config.recipe.epochs, config.recipe.passes, ended=True)
-        return reached(config.recipe, config.recipe.steps_per_epoch(train_images), step)
+        found = reached(config.recipe, config.recipe.steps_per_epoch(train_images), step)
+        left_out = next((line.left_out for line in reversed(self.metrics()) if line.step <= step), 0)
+        made = 1 - left_out / max(step, 1)
+        return found if made == 1 else found._replace(epochs=made * found.epochs, passes=made * found.passes)
 
     def kept_steps(self) -> list[int]:
         """The steps whose weights were kept along the training, in order."""

@@ -33,7 +33,7 @@ SHOWN: dict[str, tuple[str, float]] = {
 }
 """The unit in which a resource is shown, and what it is worth."""
 NAMES = tuple(UNITS)
-MOST_MILLIONS = 1e6
+MOST_MILLIONS = 1e5
 """No network has so many million MACs or parameters: who writes so large a number without a unit counts in ones."""
 EXAMPLES = {"macs": "10M", "params": "3M", "latency": "5ms", "memory": "2MB", "size": "10MB"}
 
