@@ -21,5 +21,17 @@ from trainonce.recipes import Phase, Recipe
 )
 def test_a_plan_says_what_a_phase_trains(fields: dict[str, dict[str, int]], says: str) -> None:
     recipe = Recipe(name="r", about="R.", phases=(Phase(name="a", epochs=1, **fields),))
-    (trains,) = (column for column in recipe_plan(recipe).columns if column.header == "trains")
-    assert list(trains.cells) == [says]
+    assert trained(recipe) == [says]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "says"), [("kernel", "width: by depth"), ("depth", "kernel: 3/5"), ("width", "kernel: 3/5")]
+)
+def test_and_nothing_of_what_the_network_lacks(lacking: str, says: str) -> None:
+    phase = Phase(name="a", epochs=1, restrict={"kernel": (3, 5)}, couple={"width": "depth"})
+    assert trained(Recipe(name="r", about="R.", phases=(phase,)), lacking) == [says]
+
+
+def trained(recipe: Recipe, *lacking: str) -> list[object]:
+    (column,) = (column for column in recipe_plan(recipe, lacking).columns if column.header == "trains")
+    return list(column.cells)

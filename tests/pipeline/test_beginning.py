@@ -24,6 +24,7 @@ from trainonce.evaluation.population import draw_population
 from trainonce.models.weights import file_sha256
 from trainonce.pipeline import evaluate, fit, search, train
 from trainonce.pipeline.beginning import Beginning, begin, default_recipe, supernet_for
+from trainonce.pipeline.fitted import fit_recorded
 from trainonce.pipeline.fitting_images import FitPlan
 from trainonce.records import read_json
 from trainonce.run import checkpoint
@@ -257,6 +258,7 @@ def test_a_run_says_where_it_began_and_goes_on(weights: Path, tmp_path: Path) ->
 def test_fit_begins_with_it(weights: Path, tmp_path: Path) -> None:
     done = fit("digits", 0.2, model=OWN, weights=weights, train_images=64, out=tmp_path / "fit")
     assert done.finished
+    assert done.seconds == fit_recorded(RunDirectory(tmp_path / "fit")).seconds
     config = RunDirectory(tmp_path / "fit").config()
     assert config.start is not None
     assert (config.start.network, config.recipe.name) == (OWN, "transfer")

@@ -285,6 +285,8 @@ def test_a_report_is_the_commands(story: Story, tmp_path: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "train": (lambda run: pipeline.train("no-such"), "'no-such' is not a data set"),
     "train nothing": (lambda run: pipeline.train(), "name a data set"),
+    "train for no time": (lambda run: pipeline.train("digits", passes=-1), "--passes must be more than 0, not -1"),
+    "evaluate nothing": (lambda run: pipeline.evaluate(run, per_bucket=0), "at least one subnet of each bucket"),
     "train beside": (
         lambda run: pipeline.train(resume=run, epochs=3),
         "--epochs cannot be given together with --resume",

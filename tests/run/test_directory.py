@@ -93,6 +93,16 @@ class TestConfig:
         with pytest.raises(UserError, match=r"holds no run \(there is no run.json in it\)"):
             RunDirectory(tmp_path).config()
 
+    def test_steps_that_were_left_out_were_not_trained(self, run: RunDirectory, tmp_path: Path) -> None:
+        """Of ten steps an epoch, four epochs: of the first 20 steps five, of all 40 ten."""
+        here, recipe = RunDirectory(tmp_path), RECIPES["spos"].scaled(4 / RECIPES["spos"].epochs).with_batch_size(8)
+        here.create(run.config().model_copy(update={"recipe": recipe}))
+        for line in (a_stretch(step=20, left_out=5), a_stretch(step=40, left_out=10)):
+            here.append_metrics(line)
+        assert here.reached(10, 80) == (1, 1, False), "before the first stretch is recorded"
+        assert here.reached(20, 80) == (1.5, 1.5, False)
+        assert here.reached(40, 80) == (3, 3, True)
+
     def test_a_run_is_not_written_over(self, run: RunDirectory) -> None:
         before = run.config_file.read_bytes()
         with pytest.raises(UserError, match="already holds a run; continue it with --resume"):

@@ -271,11 +271,12 @@ def say_baseline(found: Baseline | None, top1: float) -> None:
     """Say what a plain classifier makes of the same images, beside `top1` on validate; a warning where that is less."""
     if found is None:
         return
+    from trainonce.data.baseline import BELOW_IT
+
     err.print(f"For comparison: {found}")
     if top1 < found.top1:
         err.print(
-            f"Warning: {top1:.1f}% is {found.top1 - top1:.1f} points below that. Train longer, or from trained weights "
-            "(--from of fit and train); as it is, the plain classifier is the better one.",
+            f"Warning: {top1:.1f}% is {found.top1 - top1:.1f} points below that. {BELOW_IT}",
             style="bold red",
         )
 

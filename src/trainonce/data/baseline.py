@@ -31,6 +31,10 @@ COMPONENTS = 100
 """Principal components that the machine sees."""
 PENALTY = 10.0
 """The machine's C."""
+BELOW_IT = (
+    "Train longer, or from trained weights (--from of fit and train); as it is, the plain classifier is the better one."
+)
+"""What to do where a network is worse."""
 
 
 @final

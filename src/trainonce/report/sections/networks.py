@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from trainonce.data.baseline import BELOW_IT
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import WorstImage
 from trainonce.evaluation.population import pareto_front
@@ -39,10 +40,7 @@ def _networks(run: RunRecord) -> Section:
         sentences.append(f"For comparison: {run.baseline}.")
         best = max((one.scores["validate"].top1 for one in taken if "validate" in one.scores), default=None)
         if best is not None and best < run.baseline.top1:
-            sentences.append(
-                f"Warning: the networks' best on validate, {best:.1f}%, is below that. Train longer, or from trained "
-                "weights (--from of fit and train); as it is, the plain classifier is the better one."
-            )
+            sentences.append(f"Warning: the networks' best on validate, {best:.1f}%, is below that. {BELOW_IT}")
     return Section(
         key="networks",
         heading="Your networks",
