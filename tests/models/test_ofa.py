@@ -434,7 +434,7 @@ class TestRun:
         assert config.recipe.zero_init_residual
         assert [n for n, t in old.state_dict().items() if not torch.equal(t, first[n])] == sorted(old.head())[::-1]
         net = run.load_supernet()[0]
-        assert (net.settings.num_classes, net.settings.resolutions) == (2, (24,))
+        assert (net.settings.num_classes, net.settings.resolutions) == (2, (18, 24))
 
     def test_cannot_be_resumed_or_made_twice(self, imported: Path, file: Path, pictures: Path) -> None:
         run, data = RunDirectory(imported), load_dataset(str(pictures), image_size=32)

@@ -48,6 +48,8 @@ SECONDS_BETWEEN_LINES = 15.0
 def duration(seconds: float) -> str:
     """A length of time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
     whole = round(seconds)
+    if whole < 1:
+        return "less than 1 s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -173,9 +175,11 @@ def finetuning_line(at: FinetuneProgress) -> str:
 def say_streamed(data: DataSet) -> None:
     """Say that the images stay on disk, if they do."""
     if data.streamed:
+        gigabytes = data.decoded_bytes / 1e9
+        size = f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.3g} MB"
         err.print(
             f"{data.name}: streaming; the images stay on disk and are decoded as they are needed (all at once they "
-            f"would take {data.decoded_bytes / 1e9:.3g} GB of memory)"
+            f"would take {size} of memory)"
         )
 
 

@@ -16,6 +16,7 @@ from trainonce.files import read_bytes
 from trainonce.nn.kinds import read_spec
 from trainonce.pages import write_page
 from trainonce.pipeline.exporting import export
+from trainonce.subnets import read_subnet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def _model(place: Path, on_export: Callable[[Path], None]) -> tuple[WebModel, by
     if place.is_dir():
         path = next((one for one in (place / "export" / "onnx" / FILE, place / FILE) if one.is_file()), place)
         if path == place:
+            read_subnet(place)  # refuses what is none before anything is said
             on_export(place)
             path = export(place, "onnx").done[0].file
     content = read_bytes(path)

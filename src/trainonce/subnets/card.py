@@ -185,7 +185,7 @@ def _finetuned(how: FinetunedFrom | None) -> str:
     taught = ", distilled from the supernet's largest network" if how.settings.distill else ""
     return (
         f"{round(how.settings.epochs, 2):g} epochs on its own{taught}; top-1 on validate {before.top1:.2f}% before and "
-        f"{after.top1:.2f}% after, loss {before.loss:.4f} and {after.loss:.4f}, by which epoch {how.epoch} was kept"
+        f"{after.top1:.2f}% after, loss {before.loss:.4f} and {after.loss:.4f}; epoch {how.epoch} is kept"
     )
 
 
