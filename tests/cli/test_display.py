@@ -1,7 +1,12 @@
 """What the commands print."""
 
-import pytest
+import io
+import re
 
+import pytest
+from rich.console import Console
+
+from trainonce.cli import display
 from trainonce.cli.display import recipe_plan
 from trainonce.recipes import Phase, Recipe
 
@@ -35,3 +40,13 @@ def test_and_nothing_of_what_the_network_lacks(lacking: str, says: str) -> None:
 def trained(recipe: Recipe, *lacking: str) -> list[object]:
     (column,) = (column for column in recipe_plan(recipe, lacking).columns if column.header == "trains")
     return list(column.cells)
+
+
+def test_a_narrow_terminal_has_the_bar_and_the_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, said = io.StringIO(), "11 s left; early, epoch 0.6: loss 2.210, top-1 19.8%, lr 0.03, subnet 1.60 M MACs"
+    monkeypatch.setattr(display, "err", Console(file=file, force_terminal=True, width=40, soft_wrap=True))
+    with display.progress() as show:
+        show(5, 20, said)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()).replace("\r", "")
+    assert re.search(r"[━╸]{20,} +5/20\n", shown)
+    assert said.split() == shown.rsplit("5/20\n", 1)[1].split()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from trainonce.names import command, printable
 
@@ -68,12 +69,21 @@ def silent(wanted: bool) -> Iterator[None]:
         out.quiet, err.quiet = before
 
 
+class _Bar(Progress):
+    """A bar as wide as the terminal, and under it what is said, over more lines where it is longer."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the text."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.description, no_wrap=False, overflow="fold") for task in self.tasks)
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[int, int, str], None]]:
     """A function `show(done, total, text)`: a live bar in a terminal, a line now and then elsewhere."""
     if err.is_terminal:
-        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=err, transient=True, expand=True) as bar:
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn())
+        with _Bar(*columns, console=err, transient=True, expand=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
         return
