@@ -269,7 +269,8 @@ def announce(data: DataSet, net: Supernet, recipe: Recipe, run: RunDirectory) ->
     say_images(data)
     say_family(net)
     err.print(
-        f"{recipe.name}: {recipe.epochs:.4g} epochs, {recipe.passes:.4g} subnet passes, batch {recipe.batch_size}, "
+        f"{recipe.name}: {recipe.epochs:.4g} epoch{'' if recipe.epochs == 1 else 's'}, {recipe.passes:.4g} subnet "
+        f"pass{'' if recipe.passes == 1 else 'es'}, batch {recipe.batch_size}, "
         f"{recipe.optimizer}{f', weights averaged by {recipe.ema:g}' if recipe.ema else ''}; into {run.path}"
     )
     varied = data.varied_by(recipe).augmentation

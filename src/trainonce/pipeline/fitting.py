@@ -401,7 +401,8 @@ class _Fit:
             self.watch.stage(f"No time is left to fine-tune the subnet for {name_of(limit)}")
             return None, how
         how = how.model_copy(update={"epochs": epochs})
-        self.watch.stage(f"Fine-tuning the subnet for {name_of(limit)}: {round(epochs, 2):g} epochs")
+        long = f"{round(epochs, 2):g} epoch{'' if round(epochs, 2) == 1 else 's'}"
+        self.watch.stage(f"Fine-tuning the subnet for {name_of(limit)}: {long}")
         watch = self.watch
         tuned = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
         if tuned is None:
