@@ -73,7 +73,7 @@ def test_the_section_says_what_both_found(run: RunDirectory) -> None:
     [figure] = search_section(group).figures
     assert figure.title == (
         "Within 2 M MACs and 5 ms, search found 91.50% with 40 true scores; random search found 90.25% with 40, and "
-        "its front fills 0.500 of the box of what was seen, against 0.750."
+        "its front fills 0.500 of the box around all that was scored, against 0.750."
     )
     for said in ("60 scores recorded before", "chosen one has 90.50%", "predictor: it is good, so it is used"):
         assert said in figure.caption

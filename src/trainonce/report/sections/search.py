@@ -51,7 +51,7 @@ def _title(info: SearchInfo) -> str:
     for control in others:
         title += (
             f"; random search found {control.front[0].top1:.2f}% with {control.evaluations}, and its front fills "
-            f"{control.hypervolume:.3f} of the box of what was seen, against {found.hypervolume:.3f}"
+            f"{control.hypervolume:.3f} of the box around all that was scored, against {found.hypervolume:.3f}"
         )
     return f"{title}."
 
