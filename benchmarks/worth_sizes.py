@@ -1,16 +1,23 @@
-"""The best subnets of one supernet on whole and on smaller images, as they come out of it and fine-tuned.
+"""Which size of images a device's network should take: the best of each size, as it comes out and fine-tuned.
 
     python benchmarks/worth_sizes.py SET … [--images 70000] [--seconds 10] [--out worth_sizes.jsonl]
 
 Each SET, as `worth.py` takes it, is trained by `quick` in the geometry `light` with so many images in all. For devices
-of 50 and 100% of the largest MACs the candidate of least loss on validate of each of the two largest sizes of images is
-fine-tuned for so many CPU seconds by three seeds. Each is a line of the file, with top-1 on validate and on test.
+of 25, 50 and 100% of the largest MACs the candidate of least loss on validate of each of the two largest sizes of
+images is fine-tuned by two seeds for so many CPU seconds, and for a half of them. Each device, size and time is a line
+of the file, with loss and top-1 on validate and top-1 on test (at most 2,000 images). It ends with a table: top-1 on
+test of what each rule would hand over for the same time, mean over a set's devices and seeds; without a SET there is
+the table alone.
 """
 
 import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,17 +27,16 @@ from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.evaluation.population import draw_candidates
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.recipes import RECIPES
-from trainonce.records import append_line
+from trainonce.records import append_line, read_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.settings import JsonObject
 from trainonce.subnets.finetune import FinetuneSettings
 from trainonce.training.loop import train_supernet
 from worth import loaded
 from worth_ours import finetuned
+from worth_table import DEVICES
 
-DEVICES = (0.5, 1.0)
-CANDIDATES = 12
-SEEDS = 3
+CANDIDATES, SEEDS, MOST_TEST = 24, 2, 2000
 
 
 def trained(data: DataSet, images: int) -> MobileNetV3:
@@ -45,6 +51,48 @@ def trained(data: DataSet, images: int) -> MobileNetV3:
     return net.eval()
 
 
+class Scored(NamedTuple):
+    """A network's loss and top-1 in percent on validate, and its top-1 on test."""
+
+    loss: float
+    top1: float
+    test_top1: float
+
+
+class Best(NamedTuple):
+    """The best candidate of a size: as it comes out, and fine-tuned in half of the time and in all of it."""
+
+    size: int
+    before: Scored
+    half: Scored
+    whole: Scored
+
+
+def _no_worse(before: Scored, after: Scored) -> Scored:
+    return min(before, after, key=lambda one: one.loss)
+
+
+def _by_loss_before(sizes: Sequence[Best]) -> Scored:
+    best = min(sizes, key=lambda one: one.before.loss)
+    return _no_worse(best.before, best.whole)
+
+
+def _largest(sizes: Sequence[Best]) -> Scored:
+    best = max(sizes, key=lambda one: one.size)
+    return _no_worse(best.before, best.whole)
+
+
+def _by_loss_after(sizes: Sequence[Best]) -> Scored:
+    return min((_no_worse(one.before, one.half) for one in sizes), key=lambda one: one.loss)
+
+
+RULES: dict[str, Callable[[Sequence[Best]], Scored]] = {
+    "the size of least loss before, in all the time": _by_loss_before,
+    "whole images, in all the time": _largest,
+    "each size in half of the time, then the one of least loss": _by_loss_after,
+}
+
+
 def compare(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]:
     """For each device and size of images the best candidate, before and after fine-tuning."""
     settings = EvaluateSettings(calibration_images=400)
@@ -55,17 +103,49 @@ def compare(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]
         for size in sorted({arch["resolution"] for arch in archs})[-2:]:
             scores = {arch: validate(net, arch) for arch in archs if arch["resolution"] == size}
             best = min(scores, key=lambda arch: scores[arch].loss)
-            tuned = []
-            for seed in range(SEEDS):
-                how = FinetuneSettings.by("sgd", lr=None, epochs=1, label_smoothing=0.1, seed=seed)
-                network = validate.recalibrated(net, best)
-                result = finetuned(network, scores[best].top1, validate, seconds, how, always=True)
-                if "validate_after" in result.about:
-                    tuned.append([result.validate, test.score(result.network).top1])
-            before = [scores[best].top1, test(net, best).top1]
-            about = {"device": device, "size": size, "macs": net.cost_of(best).macs, "loss": scores[best].loss}
-            found.append(about | {"before": before, "tuned": tuned, "said": result.about["finetuned"]})
+            network, before = validate.recalibrated(net, best), scores[best]
+            for share in (0.5, 1.0):
+                tuned, said = list[Any](), ""
+                for seed in range(SEEDS):
+                    how = FinetuneSettings.by("sgd", epochs=1, label_smoothing=0.1, seed=seed)
+                    result = finetuned(network, before.top1, validate, share * seconds, how, always=True)
+                    loss = result.about.get("loss_after", before.loss)
+                    tuned.append([loss, result.validate, test.score(result.network).top1])
+                    said = result.about["finetuned"]
+                found.append(
+                    {
+                        "device": device,
+                        "size": size,
+                        "macs": net.cost_of(best).macs,
+                        "seconds": share * seconds,
+                        "before": [before.loss, before.top1, test(net, best).top1],
+                        "tuned": tuned,
+                        "said": said,
+                    }
+                )
     return found
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each rule, a column for each set and length of training, and the mean over these."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (data, images, _), device in groupby(lines, lambda line: (line["data"], line["images"], line["device"])):
+        column = found.setdefault(f"{data}, {images:,}", {rule: [] for rule in RULES})
+        halves = [list(pair) for _, pair in groupby(device, lambda line: line["size"])]
+        for seed in range(len(halves[0][0]["tuned"])):
+            sizes = [
+                Best(
+                    half["size"], *(Scored(*one) for one in (half["before"], half["tuned"][seed], all_["tuned"][seed]))
+                )
+                for half, all_ in halves
+            ]
+            for rule, handed_over in RULES.items():
+                column[rule].append(handed_over(sizes).test_top1)
+    rows = [f"| rule | {' | '.join(found)} | mean |", "|---" * (len(found) + 2) + "|"]
+    for rule in RULES:
+        means = [statistics.fmean(column[rule]) for column in found.values()]
+        rows.append(f"| {rule} | {' | '.join(f'{one:.2f}' for one in (*means, statistics.fmean(means)))} |")
+    return "\n".join(rows)
 
 
 def options(
@@ -81,19 +161,20 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure each set, and print what was found."""
+    """Measure each set, and print the table of all that the file holds."""
     asked = options(arguments, __doc__, images=70_000, seconds=10.0, out="worth_sizes.jsonl")
     torch.set_num_threads(1)
     print(machine())
     for name_or_path in asked.sets:
         name, data = loaded(name_or_path, 5000)
+        data = replace(data, test=data.test.drawn(MOST_TEST, seed=0))
         net = trained(data, asked.images)
         if len(net.space.by_image_size()) == 1:
             print(f"{name}: of {data.image_size} pixels there are no smaller images to choose from")
             continue
         for line in compare(net, data.varied_by(RECIPES["quick"]), asked.seconds):
-            append_line(asked.out, {"data": name, "images": asked.images, "seconds": asked.seconds} | line)
-            print(name, line, flush=True)
+            append_line(asked.out, {"data": name, "images": asked.images} | line)
+    print(table(list(read_lines(asked.out))))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class TestPublished:
             assert phase.distillation == ("alpha" if name == "alphanet" else "kl")
         quick = RECIPES["quick"]
         assert quick.zero_init_residual
-        assert (quick.optimizer, quick.batch_size, quick.passes) == ("sgd", 32, 120)
+        assert (quick.optimizer, quick.batch_size, quick.passes) == ("muon", 64, 120)
         assert {(phase.subnets, phase.target) for phase in quick.phases} == {(("uniform",), "labels")}
         assert [phase.warmup_epochs > 0 for phase in quick.phases] == [True, False, False]
         head, largest, subnets = RECIPES["transfer"].phases

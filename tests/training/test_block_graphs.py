@@ -62,6 +62,7 @@ class TestTraining:
             pytest.param(
                 recipe_of(phase("uniform"), optimizer="adamw", idle_weights="rest"), "float32", id="adamw, rest"
             ),
+            pytest.param(recipe_of(phase("uniform"), optimizer="muon"), "float32", id="muon"),
             pytest.param(recipe_of(phase("fair", "fair", "fair", label_smoothing=0.1)), "float32", id="fair"),
             pytest.param(recipe_of(phase("smallest", "smallest", "largest")), "float32", id="a form twice in a step"),
             pytest.param(

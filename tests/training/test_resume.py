@@ -34,20 +34,23 @@ STEPS = 20
 Lines = list[dict[str, object]]
 
 
-NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw")
+NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw", "ps-muon")
 EVERY_STEP = TrainSettings(checkpoint_every_s=0, log_every=3)
 
 
 def short(name: str) -> Recipe:
     """The recipe in 20 steps of 8 images, 4 an epoch; `ps` has phases of 6, 4, 1, 4, 1 and 4.
 
-    `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise.
+    `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise; `ps-muon` with
+    another optimizer.
     """
-    recipe = RECIPES[name.removesuffix("-adamw")].with_batch_size(8)
-    if name.endswith("-adamw"):
+    name, _, optimizer = name.partition("-")
+    recipe = RECIPES[name].with_batch_size(8)
+    if optimizer:
+        recipe = recipe.model_copy(update={"optimizer": optimizer})
+    if optimizer == "adamw":
         change = AugmentationChange(crop_from=0.3, flip=False, erase=0.5)
-        fields = {"optimizer": "adamw", "ema": 0.9, "idle_weights": "rest", "augmentation": change}
-        recipe = recipe.model_copy(update=fields)
+        recipe = recipe.model_copy(update={"ema": 0.9, "idle_weights": "rest", "augmentation": change})
     return recipe.scaled(5 / recipe.epochs)
 
 

@@ -186,7 +186,7 @@ class _Fit:
             self._record()
         if len(self.done) == len(self.settings.max_macs):
             return self.done
-        self.optimizer, self.class_balance, self.drawn = recipe.optimizer, recipe.class_balance, drawn_over(recipe)
+        self.optimizer, self.class_balance, self.drawn = recipe.finetuned_by, recipe.class_balance, drawn_over(recipe)
         self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)

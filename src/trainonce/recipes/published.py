@@ -56,7 +56,7 @@ RSS_EPOCHS = 590.0
 
 def _quick(name: str, epochs: float, **fields: Any) -> Phase:
     """A stretch of `quick`: one uniform subnet a step, under one cosine over all of them."""
-    return Phase(name=name, epochs=epochs, lr=0.03, cosine="recipe", label_smoothing=0.1, **fields)
+    return Phase(name=name, epochs=epochs, lr=0.02, cosine="recipe", label_smoothing=0.1, **fields)
 
 
 def _single(
@@ -185,14 +185,14 @@ _RECIPES = (
     ),
     Recipe(
         name="quick",
-        about="For a person's own images and minutes: one uniform subnet a step, small batches, high rate, mild crops, "
-        "smaller images first.",
+        about="For a person's own images and minutes: one uniform subnet a step, by Muon, mild crops, smaller images "
+        "first.",
         phases=(
             _quick("early", 48, warmup_epochs=6, keep_smallest={"resolution": 1}),
             _quick("middle", 48, keep_largest={"resolution": 2}, keep_smallest={"resolution": 1}),
             _quick("late", 24),
         ),
-        batch_size=32,
+        optimizer="muon",
         weight_decay=2e-3,
         zero_init_residual=True,
         augmentation=AugmentationChange(crop_from="auto", flip="auto"),

@@ -170,10 +170,11 @@ class Recipe(Settings):
     """The phases, in order. The optimizer's state and the average of the weights start anew with each."""
     batch_size: int = Field(64, ge=2)
     """Images in a step. The learning rates are meant for it."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """What makes steps of gradients: SGD with Nesterov momentum, or AdamW (Loshchilov 2019, arXiv 1711.05101)."""
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """What makes steps of gradients: SGD with Nesterov momentum, AdamW (Loshchilov 2019, arXiv 1711.05101), or Muon
+    (Jordan 2024; arXiv 2502.16982): orthogonal steps for the matrices of dense convolutions, SGD for all else."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Nesterov momentum of "sgd"."""
+    """Nesterov momentum of "sgd" and "muon"."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """How much "adamw" keeps, in a step, of its means of the gradients and of their squares."""
     weight_decay: float = Field(3e-5, ge=0)
@@ -188,10 +189,12 @@ class Recipe(Settings):
     same; 1 for wholly, every class does. An image counts (images of its class) ** -class_balance, 1 on average."""
     augmentation: AugmentationChange | None = None
     """What is varied otherwise than the data set says; None for nothing."""
+    matrix_decay: float = Field(0.1, ge=0)
+    """Weight decay of the matrices of "muon": the rate times this is taken off a weight in a step."""
     idle_weights: Literal["move", "rest"] = "move"
     """What happens to blocks that a step leaves out: "move" lets momentum and decay act on them, as they do on
     unused slices of a used layer and did on everything in the torch of the paper; "rest" leaves them alone, and
-    "adamw" then corrects a block's means by the steps that trained it."""
+    "adamw" then corrects a block's means by the steps that trained it. The matrices of "muon" rest in any case."""
     zero_init_residual: bool = False
     """Whether the last batch-norm scale of residual blocks starts at zero (BigNAS)."""
 
@@ -212,6 +215,11 @@ class Recipe(Settings):
     def passes(self) -> float:
         """Passes over the training images, counted by subnets trained: the cost of the recipe."""
         return math.fsum(phase.epochs * len(phase.subnets) for phase in self.phases)
+
+    @property
+    def finetuned_by(self) -> Literal["sgd", "adamw"]:
+        """The optimizer that fine-tunes one of its subnets."""
+        return "adamw" if self.optimizer == "adamw" else "sgd"
 
     def own_code(self) -> dict[str, str]:
         """What is imported for it, `package.module:name`, and what each of these is."""
@@ -254,7 +262,7 @@ class Recipe(Settings):
     def with_batch_size(self, batch_size: int) -> "Recipe":
         """The recipe at another batch size, its learning rates scaled in proportion (Goyal 2017, arXiv 1706.02677).
 
-        Those of "adamw" are scaled by the square root of the proportion (Malladi 2022, arXiv 2205.10782).
+        Those of "adamw" and "muon" are scaled by the square root of the proportion (Malladi 2022, arXiv 2205.10782).
         Raises `UserError` for a batch size below 2, which batch norm cannot do.
         """
         if batch_size < 2:

@@ -10,10 +10,12 @@ from torch.optim.sgd import sgd
 
 from trainonce.errors import UserError
 from trainonce.recipes import Phase, Recipe
+from trainonce.training.muon import Matrix, orthogonal_step, scale_of, takes_orthogonal_steps
 
 GROUPS = {
     "sgd": {"momentum_buffer": "optimizer"},
     "adamw": {"step": "optimizer-steps", "exp_avg": "optimizer-means", "exp_avg_sq": "optimizer-squares"},
+    "muon": {"momentum_buffer": "optimizer", "scale": "optimizer-scales"},
 }
 """For each optimizer, what torch calls a tensor of a parameter's state, and the group that has it in a checkpoint."""
 SGD_SETTINGS = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")
@@ -26,6 +28,18 @@ class _SGD(torch.optim.SGD):
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _Muon(_SGD):
+    """Steps of SGD, but orthogonal ones in groups that are marked so: see `trainonce.training.muon`.
+
+    torch's own Muon takes one matrix after the other, in bfloat16, and no convolutions.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step."""
+        stepper_for(self)()
 
 
 class _AdamW(torch.optim.AdamW):
@@ -47,16 +61,20 @@ def optimizer_for(
     named = dict(network.named_parameters())
     last = {name: parameter for name, parameter in named.items() if name in head}
     rest = {name: parameter for name, parameter in named.items() if name not in head}
-    groups = [] if phase.trains == "head" else _groups(rest, recipe.weight_decay, times=phase.backbone_lr)
+    orthogonal = recipe.optimizer == "muon"
+    groups = [] if phase.trains == "head" else _groups(rest, recipe, times=phase.backbone_lr, orthogonal=orthogonal)
     if last:
-        groups += _groups(last, recipe.weight_decay)
+        groups += _groups(last, recipe)
     if recipe.optimizer == "adamw":  # corrects a weight's means by the steps with a gradient
         return _AdamW(groups, lr=phase.lr, betas=recipe.betas, fused=True)  # a step reads nothing back
     momentum = recipe.momentum
-    optimizer = _SGD(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    kind = _Muon if orthogonal else _SGD
+    optimizer = kind(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
         for parameter in (parameter for group in groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for parameter in (parameter for group in groups if group["orthogonal"] for parameter in group["params"]):
+        optimizer.state[parameter]["scale"] = scale_of(parameter)
     return optimizer
 
 
@@ -77,6 +95,12 @@ def stepper_for(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     groups = [
         (group, group["params"], [optimizer.state[p].get("momentum_buffer") for p in group["params"]])
         for group in optimizer.param_groups
+        if not group.get("orthogonal")
+    ]
+    matrices = [
+        (group, [Matrix(p, *(optimizer.state[p][key] for key in GROUPS["muon"])) for p in group["params"]])
+        for group in optimizer.param_groups
+        if group.get("orthogonal")
     ]
 
     @torch.no_grad()
@@ -90,25 +114,34 @@ def stepper_for(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
                 fused=True,
                 **{name: group[name] for name in SGD_SETTINGS},
             )
+        for group, those in matrices:
+            orthogonal_step(those, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
 
     return step
 
 
-def _groups(named: Mapping[str, nn.Parameter], weight_decay: float, *, times: float = 1.0) -> list[dict[str, Any]]:
+def _groups(
+    named: Mapping[str, nn.Parameter], recipe: Recipe, *, times: float = 1.0, orthogonal: bool = False
+) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     for name, parameter in named.items():
         norm_or_bias = parameter.ndim == 1 or name.endswith("bias")
-        (plain if norm_or_bias else decayed).append(parameter)
+        of_matrices = orthogonal and takes_orthogonal_steps(parameter)
+        (plain if norm_or_bias else matrices if of_matrices else decayed).append(parameter)
+    groups = [(decayed, recipe.weight_decay), (plain, 0.0)]
+    if matrices:
+        groups.append((matrices, recipe.matrix_decay))
     return [
-        {"params": decayed, "weight_decay": weight_decay, "times": times},
-        {"params": plain, "weight_decay": 0.0, "times": times},
+        {"params": parameters, "weight_decay": decay, "times": times, "orthogonal": parameters is matrices}
+        for parameters, decay in groups
     ]
 
 
 def refuse_another(optimizer: torch.optim.Optimizer) -> None:
-    """Raise `UserError` for any optimizer but torch's SGD and AdamW: checkpoints would not keep its state."""
-    if type(optimizer) not in (_SGD, _AdamW, torch.optim.SGD, torch.optim.AdamW):
+    """Raise `UserError` for any optimizer but these and torch's own: checkpoints would not keep its state."""
+    if type(optimizer) not in (_SGD, _AdamW, _Muon, torch.optim.SGD, torch.optim.AdamW):
         raise UserError(
             f"the optimizer is a {type(optimizer).__name__}, but training takes torch.optim.SGD and torch.optim.AdamW: "
             "a checkpoint keeps no other state, so that a resumed run would go on without it"
@@ -139,6 +172,7 @@ def restore_state(
     for key, group in GROUPS[recipe.optimizer].items():
         for name, parameter in network.named_parameters():
             if name in names[group]:
-                blank = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                scalar = key in ("step", "scale")
+                blank = torch.zeros((), device=parameter.device) if scalar else torch.zeros_like(parameter)
                 found = groups[group][name].to(parameter.device) if groups else blank
                 optimizer.state[parameter][key] = found

@@ -138,7 +138,9 @@ class TrainState:
     def let_idle_weights_move(self) -> None:
         """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
         if self.zeros is None:
-            self.zeros = [(p, torch.zeros_like(p)) for p in self.net.parameters() if p.requires_grad]
+            assert self.optimizer is not None
+            moving = (group for group in self.optimizer.param_groups if not group.get("orthogonal"))
+            self.zeros = [(p, torch.zeros_like(p)) for group in moving for p in group["params"]]
         for parameter, zeros in self.zeros:
             if parameter.grad is None:
                 parameter.grad = zeros
