@@ -41,7 +41,7 @@ from trainonce.models.traced import Traced, elastic, network_named
 from trainonce.nn.plain import resize
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
-from worth_rivals import Trained, counted_macs, train_alone
+from worth_rivals import Steps, Trained, counted_macs, train_alone
 from worth_table import DEVICES, Result, ahead, table
 
 OURS, PRUNED, RESIZED, SCRATCH = SIDES = ("ours", "pruned", "resized", "scratch")
@@ -114,7 +114,7 @@ def pruned(bench: Bench, rate: float) -> Iterator[Result]:
     """The network fine-tuned, pruned for each device, and fine-tuned again."""
     began, seconds = time.process_time(), 60 * bench.minutes
     network = copy.deepcopy(bench.network)
-    trained = train_alone(network, bench.data, seconds=WHOLE * seconds, rate=rate, seed=bench.seed)
+    trained = train_alone(network, bench.data, seconds=WHOLE * seconds, steps=Steps(rate=rate), seed=bench.seed)
     macs = counted_macs(network, bench.data.channels, bench.data.image_size)
     params = sum(parameter.numel() for parameter in network.parameters())
     spent = time.process_time() - began
@@ -123,7 +123,7 @@ def pruned(bench: Bench, rate: float) -> Iterator[Result]:
         began = time.process_time()
         smaller = pruned_to(network, int(device * macs), bench.data)
         left = (seconds - spent) / (len(DEVICES) - 1) - (time.process_time() - began)
-        trained = train_alone(smaller, bench.data, seconds=left, rate=rate, seed=bench.seed)
+        trained = train_alone(smaller, bench.data, seconds=left, steps=Steps(rate=rate), seed=bench.seed)
         its = counted_macs(smaller, bench.data.channels, bench.data.image_size)
         params = sum(parameter.numel() for parameter in smaller.parameters())
         yield bench.result(PRUNED, trained, f"rate {rate:g}", device, its, params)
@@ -179,7 +179,7 @@ def resized(bench: Bench, rate: float) -> Iterator[Result]:
         while (macs := counted_macs(network, channels, size)) > device * whole:
             network.side -= PIXELS_APART
         seconds = 60 * bench.minutes / len(DEVICES)
-        trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
+        trained = train_alone(network, bench.data, seconds=seconds, steps=Steps(rate=rate), seed=bench.seed)
         yield bench.result(RESIZED, trained, f"rate {rate:g}", device, macs, params)
 
 
@@ -191,7 +191,7 @@ def scratch(bench: Bench, rate: float) -> Iterator[Result]:
     macs = counted_macs(network, bench.data.channels, bench.data.image_size)
     params = sum(parameter.numel() for parameter in network.parameters())
     seconds = 60 * bench.minutes / len(DEVICES)
-    trained = train_alone(network, bench.data, seconds=seconds, rate=10 * rate, seed=bench.seed)
+    trained = train_alone(network, bench.data, seconds=seconds, steps=Steps(rate=10 * rate), seed=bench.seed)
     for device in DEVICES:
         yield bench.result(SCRATCH, trained, f"rate {rate:g}", device, macs, params)
 

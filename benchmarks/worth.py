@@ -21,7 +21,8 @@ logistic regression on the pixels (`sklearn`). `--alone 1 2 3` trains (a) also i
 Time is `time.process_time` with one thread: seconds that a core worked for this process, so that whatever else runs on
 the machine hardly matters. All that a person waits for counts: timing a few steps, training, recalibrating, choosing,
 finetuning, scoring on validate; not loading the images, compiling the native kernels, or scoring on test. `--rates` are
-the rivals' learning rates, `--lr-factor` and `--crop-scale` ours: of several settings of a side, validate chooses.
+the rivals' learning rates, by AdamW or with `--rivals-by muon` by what `quick` trains by, `--lr-factor` and
+`--crop-scale` ours: of several settings of a side, validate chooses.
 
 Every network is a line of the file; run again it does what is missing. It ends with two tables of all that the file
 holds: what each side came to, and by how much ours is ahead, in bold where that misses a goal (`GOALS` in
@@ -48,7 +49,7 @@ from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
-from worth_rivals import Images, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
+from worth_rivals import Images, Steps, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
 from worth_table import ALONE, DEVICES, OURS, RESNET, Result, ahead, draw, overview, table
 
 SETS = ("fashion-mnist", "cifar10", "digits")
@@ -161,12 +162,12 @@ def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:
 # Rivals
 
 
-def alone(bench: Bench, rate: float, sharing: int) -> Iterator[Result]:
+def alone(bench: Bench, steps: Steps, sharing: int) -> Iterator[Result]:
     """The devices' architectures trained from random weights, each in its part of the budget.
 
     One that several devices have is trained once, in the parts of all of them.
     """
-    settings = f"rate {rate:g}"
+    settings = str(steps)
     net = bench.supernet(bench.seed + 1)
     chosen: dict[float | None, str] = {}
     for one in bench.recorded():
@@ -180,7 +181,7 @@ def alone(bench: Bench, rate: float, sharing: int) -> Iterator[Result]:
         arch, devices = net.space.parse(text), [device for device in DEVICES if chosen.get(device) == text]
         network = with_fast_blocks(net.extract(arch), trained=True)
         seconds = bench.seconds * min(1.0, len(devices) / sharing)
-        trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
+        trained = train_alone(network, bench.data, seconds=seconds, steps=steps, seed=bench.seed)
         trained = replace(trained, seconds=trained.seconds / len(devices))
         for device in (one for one in devices if one in missing):
             yield bench.result(
@@ -194,19 +195,19 @@ def alone(bench: Bench, rate: float, sharing: int) -> Iterator[Result]:
             )
 
 
-def resnet(bench: Bench, rate: float) -> Iterator[Result]:
+def resnet(bench: Bench, steps: Steps) -> Iterator[Result]:
     """A plain ResNet for each device, in a third of the budget."""
     net, data = bench.supernet(bench.seed), bench.data
     images = Images(size=data.image_size, channels=data.channels, classes=data.num_classes)
     largest = net.cost_of(net.space.largest()).macs
-    for device in bench.missing(RESNET, f"rate {rate:g}"):
+    for device in bench.missing(RESNET, str(steps)):
         width = matched_width(int(device * largest), images)
         torch.manual_seed(bench.seed)
         network = plain_resnet(width, images)
-        yield _trained_network(bench, RESNET, network, rate, device=device, about={"width": width})
+        yield _trained_network(bench, RESNET, network, steps, device=device, about={"width": width})
 
 
-def timm_networks(bench: Bench, rate: float) -> Iterator[Result]:
+def timm_networks(bench: Bench, steps: Steps) -> Iterator[Result]:
     """timm's small networks from scratch, each in a third of the budget; nothing where timm does not import."""
     try:
         timm = import_module("timm")
@@ -214,23 +215,23 @@ def timm_networks(bench: Bench, rate: float) -> Iterator[Result]:
         print(f"timm is not installed, or does not import ({error}): its networks are left out")
         return
     for name in TIMM:
-        if bench.missing(name, f"rate {rate:g}"):
+        if bench.missing(name, str(steps)):
             torch.manual_seed(bench.seed)
             network = timm.create_model(
                 name, pretrained=False, in_chans=bench.data.channels, num_classes=bench.data.num_classes
             )
-            yield _trained_network(bench, name, network, rate, device=None, about={})
+            yield _trained_network(bench, name, network, steps, device=None, about={})
 
 
 def _trained_network(
-    bench: Bench, side: str, network: nn.Module, rate: float, *, device: float | None, about: dict[str, Any]
+    bench: Bench, side: str, network: nn.Module, steps: Steps, *, device: float | None, about: dict[str, Any]
 ) -> Result:
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     params = sum(parameter.numel() for parameter in network.parameters())
     cost = Cost(macs=counted_macs(network, bench.data.channels, bench.data.image_size), params=params)
     seconds = bench.seconds / len(DEVICES)
-    trained = train_alone(network, bench.data, seconds=seconds, rate=rate, seed=bench.seed)
-    return bench.result(side, trained, settings=f"rate {rate:g}", device=device, cost=cost, about=about)
+    trained = train_alone(network, bench.data, seconds=seconds, steps=steps, seed=bench.seed)
+    return bench.result(side, trained, settings=str(steps), device=device, cost=cost, about=about)
 
 
 def classifiers(bench: Bench) -> Iterator[Result]:
@@ -250,11 +251,12 @@ def measure(bench: Bench, asked: argparse.Namespace, settings: Sequence[OurSetti
             for result in ours(bench, one) if bench.missing(OURS, str(one)) else ():
                 bench.record(result)
     for rate in asked.rates:
+        steps = Steps(optimizer=asked.rivals_by, rate=rate)
         rivals: list[Iterator[Result]] = []
         if ALONE in asked.sides:
-            rivals += [alone(bench, rate, sharing) for sharing in asked.alone]
-        rivals += [resnet(bench, rate)] if RESNET in asked.sides else []
-        rivals += [timm_networks(bench, rate)] if "timm" in asked.sides else []
+            rivals += [alone(bench, steps, sharing) for sharing in asked.alone]
+        rivals += [resnet(bench, steps)] if RESNET in asked.sides else []
+        rivals += [timm_networks(bench, steps)] if "timm" in asked.sides else []
         for results in rivals:
             for result in results:
                 bench.record(result)
@@ -293,7 +295,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--finetune-rate", type=float, default=0.01)
     parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
     parser.add_argument("--calibration-images", type=int, default=400)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of the rivals' AdamW")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of the rivals")
+    parser.add_argument("--rivals-by", choices=["adamw", "muon"], default="adamw", help="their optimizer")
     parser.add_argument("--alone", type=int, nargs="+", default=[3], help="numbers of devices that share the budget")
     parser.add_argument(
         "--sides", nargs="*", choices=SIDES, default=list(SIDES), help="what is measured; none: nothing"

@@ -26,8 +26,9 @@ from trainonce.data import DataSet
 from trainonce.data.augment import augment
 from trainonce.data.splits import Split
 from trainonce.evaluation.evaluator import score
-from trainonce.recipes import Augmentation, Crop, Flip
+from trainonce.recipes import RECIPES, Augmentation, Crop, Flip
 from trainonce.space import derived_seed
+from trainonce.training.optimizers import optimizer_for, stepper_for
 
 BATCH = 64
 WARM_UP = 0.25
@@ -62,31 +63,51 @@ class Images:
 # Networks trained alone
 
 
-def train_alone(network: nn.Module, data: DataSet, *, seconds: float, rate: float, seed: int) -> Trained:
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How networks alone are trained: an optimizer, "adamw" or "muon", and its highest rate."""
+
+    optimizer: str = "adamw"
+    rate: float
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}" if self.optimizer == "adamw" else f"{self.optimizer}, rate {self.rate:g}"
+
+    def of(self, network: nn.Module) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
+        """The optimizer for a network, and what takes its steps; "muon" has the settings of `quick`."""
+        if self.optimizer == "adamw":
+            optimizer: torch.optim.Optimizer = _adamw(network)
+            return optimizer, optimizer.step
+        recipe = RECIPES["quick"].model_copy(update={"optimizer": self.optimizer})
+        optimizer = optimizer_for(network, recipe, recipe.phases[0])
+        return optimizer, stepper_for(optimizer)
+
+
+def train_alone(network: nn.Module, data: DataSet, *, seconds: float, steps: Steps, seed: int) -> Trained:
     """Train a network from the weights that it has for so many CPU seconds, its scoring on validate included.
 
-    AdamW, one cycle over the time, label smoothing, crops of 60 to 100% of the area, mirrored where the library mirrors
+    One cycle over the time, label smoothing, crops of 60 to 100% of the area, mirrored where the library mirrors
     the set. The time of scoring is measured first, which counts as well; the test images are scored outside of it.
     """
     began = time.process_time()
     score(network, data.validate, data)
     reserve = time.process_time() - began
     length = max(seconds - 2 * reserve, 0.0)
-    optimizer = _adamw(network)
+    optimizer, step = steps.of(network)
     batches = _batches(data, seed)
-    start, steps = time.process_time(), 0
+    start, taken = time.process_time(), 0
     network.train()
     while (done := (time.process_time() - start) / max(length, 1e-9)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate * one_cycle(done)
+            group["lr"] = steps.rate * one_cycle(done)
         x_BCHW, y_B = next(batches)
         optimizer.zero_grad()
         torch.autograd.backward(F.cross_entropy(network(x_BCHW), y_B, label_smoothing=LABEL_SMOOTHING))
-        optimizer.step()
-        steps += 1
+        step()
+        taken += 1
     validate = score(network, data.validate, data).top1
     took = time.process_time() - began
-    return Trained(validate=validate, test=score(network, data.test, data).top1, seconds=took, steps=steps)
+    return Trained(validate=validate, test=score(network, data.test, data).top1, seconds=took, steps=taken)
 
 
 def one_cycle(done: float) -> float:

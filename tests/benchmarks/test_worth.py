@@ -200,10 +200,11 @@ def test_colours_are_shares_of_pixels() -> None:
     assert found[3 + 1 * 4] ** 2 == pytest.approx(0.25)
 
 
-def test_a_network_alone_trains_for_its_seconds() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_network_alone_trains_for_its_seconds(optimizer: str) -> None:
     rivals, data = import_module("worth_rivals"), load_dataset("digits")
     network = rivals.plain_resnet(4, rivals.Images(size=8, channels=1, classes=10))
-    found = rivals.train_alone(network, data, seconds=1.5, rate=1e-2, seed=0)
+    found = rivals.train_alone(network, data, seconds=1.5, steps=rivals.Steps(optimizer=optimizer, rate=1e-2), seed=0)
     assert 1.2 < found.seconds < 2.5
     assert found.steps > 3
     assert found.validate > 30  # chance is 10
@@ -226,12 +227,13 @@ def test_timms_networks_are_the_same_for_all_devices(
         )
 
     worth, out = import_module("worth"), tmp_path / "worth.jsonl"
+    steps = import_module("worth_rivals").Steps(rate=0.01)
     bench = worth.Bench(data=load_dataset("digits"), name="digits", geometry=None, minutes=0.01, seed=0, out=out)
     monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
-    assert list(worth.timm_networks(bench, 0.01)) == []
+    assert list(worth.timm_networks(bench, steps)) == []
     assert "timm is not installed" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
-    found = list(worth.timm_networks(bench, 0.01))
+    found = list(worth.timm_networks(bench, steps))
     assert [(one.side, one.device) for one in found] == [("mobilenetv3_small_050", None), ("resnet10t", None)]
     assert [one.macs for one in found] == [6 * 6 * 4 * 9 + 40] * 2
     assert "| 0.01 | resnet10t |" in import_module("worth_table").table(found)
@@ -243,9 +245,9 @@ def test_alone_an_architecture_of_two_devices_has_the_time_of_both(
     worth, rivals = import_module("worth"), import_module("worth_rivals")
     asked: list[float] = []
 
-    def train_alone(_network: nn.Module, _data: Any, *, seconds: float, rate: float, seed: int) -> Any:
+    def train_alone(_network: nn.Module, _data: Any, *, seconds: float, steps: Any, seed: int) -> Any:
         asked.append(seconds)
-        return rivals.Trained(validate=rate, test=float(seed), seconds=seconds, steps=1)
+        return rivals.Trained(validate=steps.rate, test=float(seed), seconds=seconds, steps=1)
 
     monkeypatch.setattr(worth, "train_alone", train_alone)
     out = tmp_path / "worth.jsonl"
@@ -257,7 +259,7 @@ def test_alone_an_architecture_of_two_devices_has_the_time_of_both(
         bench.record(bench.result("ours", ours, device=device, about={"architecture": arch}))
     for sharing, seconds in ((3, [20.0, 40.0]), (1, [60.0, 60.0])):
         asked.clear()
-        found = list(worth.alone(bench, 0.01, sharing))
+        found = list(worth.alone(bench, rivals.Steps(rate=0.01), sharing))
         assert asked == seconds
         assert [(one.device, one.about["architecture"]) for one in found] == [(0.25, small), (0.5, large), (1.0, large)]
         assert [one.seconds for one in found] == [seconds[0], seconds[1] / 2, seconds[1] / 2]

@@ -108,6 +108,16 @@ def test_a_step_is_that_of_the_formula() -> None:
             torch.testing.assert_close(one.momentum_MN.double(), as_matrix(mean))
 
 
+def test_a_weight_that_lies_with_its_channels_innermost_takes_the_same_step() -> None:
+    shape, gradient = (6, 4, 3, 3), drawn(6, 4, 3, 3, seed=5)
+    [one] = matrices([shape])
+    weight = nn.Parameter(one.weight.detach().clone().contiguous(memory_format=torch.channels_last))
+    other = Matrix(weight, torch.zeros_like(weight), scale_of(weight))
+    one.weight.grad, weight.grad = gradient, gradient.clone()
+    orthogonal_step([one, other], lr=0.1, momentum=0.9, weight_decay=0.1)
+    torch.testing.assert_close(weight, one.weight)
+
+
 def test_a_rate_of_one_moves_a_matrix_by_about_its_norm() -> None:
     for one in matrices(SHAPES):
         before = one.weight.detach().clone()

@@ -38,14 +38,19 @@ class Matrix:
     """
 
     def __init__(self, weight: nn.Parameter, momentum: Tensor, scale: Tensor) -> None:
-        self.weight = weight
-        self.weight_MN, self.momentum_MN = as_matrix(weight.detach()), as_matrix(momentum)
-        self.scale = scale
-        assert self.weight_MN.data_ptr() == weight.data_ptr(), "a copy would move instead"
+        self.weight, self.scale = weight, scale
+        self.channels_last = not weight.is_contiguous()
+        self.weight_MN, self.momentum_MN = self.matrix(weight.detach()), self.matrix(momentum)
+        for view, whole in ((self.weight_MN, weight), (self.momentum_MN, momentum)):
+            assert view.data_ptr() == whole.data_ptr(), "a copy would move instead"
+
+    def matrix(self, of: Tensor) -> Tensor:
+        """What has the weight's shape as a matrix, its columns in the order in which the weight lies in memory."""
+        return as_matrix(of.permute(0, 2, 3, 1) if self.channels_last else of)
 
 
 def as_matrix(of: Tensor) -> Tensor:
-    """What has the shape [out, in, k, k] as a matrix [M, N] with M no more than N; a view where that can be."""
+    """What has the shape [out, …] as a matrix [M, N] with M no more than N; a view where that can be."""
     matrix = of.reshape(len(of), -1)
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
@@ -71,7 +76,7 @@ def orthogonal_step(matrices: Sequence[Matrix], *, lr: float, momentum: float, w
     if not used:
         return
     momenta = [one.momentum_MN for one in used]
-    gradients = [as_matrix(one.weight.grad) for one in used if one.weight.grad is not None]
+    gradients = [one.matrix(one.weight.grad) for one in used if one.weight.grad is not None]
     torch._foreach_mul_(momenta, momentum)
     torch._foreach_add_(momenta, gradients)
     ahead = torch._foreach_add(gradients, momenta, alpha=momentum)
