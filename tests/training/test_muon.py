@@ -164,8 +164,10 @@ class TestOptimizer:
         phase = Phase(name="all", epochs=1, lr=0.01, backbone_lr=0.5)
         return Recipe(name="own", about="x", phases=(phase,), optimizer="muon", matrix_decay=0.2, weight_decay=0.01)
 
-    def test_matrices_and_all_else(self, make_net: Callable[..., MobileNetV3], recipe: Recipe) -> None:
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_matrices_and_all_else(self, make_net: Callable[..., MobileNetV3], recipe: Recipe, momentum: float) -> None:
         """What are no matrices take the steps of SGD, the head's too; decay and rates are those of each."""
+        recipe = recipe.model_copy(update={"momentum": momentum})
         nets = make_net(), make_net()
         ours = optimizer_for(nets[0], recipe, recipe.phases[0], nets[0].head())
         plain = optimizer_for(
@@ -189,6 +191,6 @@ class TestOptimizer:
                 one.weight.grad = named[name].grad
             step() if turn else ours.step()
             plain.step()
-            orthogonal_step(list(ms.values()), lr=0.01, momentum=0.9, weight_decay=0.2)
+            orthogonal_step(list(ms.values()), lr=0.01, momentum=momentum, weight_decay=0.2)
         for (name, found), other in zip(named.items(), nets[1].parameters(), strict=True):
             assert torch.equal(found, ms[name].weight if name in ms else other), name

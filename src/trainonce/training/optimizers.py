@@ -70,11 +70,12 @@ def optimizer_for(
     momentum = recipe.momentum
     kind = _Muon if orthogonal else _SGD
     optimizer = kind(groups, lr=phase.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-    if momentum > 0:  # the fused step wants all of them or none; from zero is as torch begins
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    for parameter in (parameter for group in groups if group["orthogonal"] for parameter in group["params"]):
-        optimizer.state[parameter]["scale"] = scale_of(parameter)
+    for group in groups:
+        for parameter in group["params"]:
+            if momentum > 0 or group["orthogonal"]:  # the fused step wants all or none; from zero is as torch begins
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if group["orthogonal"]:
+                optimizer.state[parameter]["scale"] = scale_of(parameter)
     return optimizer
 
 
