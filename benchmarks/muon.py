@@ -3,8 +3,8 @@
     python benchmarks/muon.py [--pixels 64] [--width 1.0] [--subnets 30]
 
 The supernet is `light` for images of so many pixels and 10 classes. After a forward and backward pass of each random
-subnet each optimizer takes its step on a network of its own: median ms, on one thread. torch's Muon has copies of the
-matrices, [M, N], and SGD's step beside it; those without a gradient rest, as with ours.
+subnet each optimizer takes its step on a network of its own: median ms, on one thread. torch's Muon moves copies of the
+matrices, which the network does not see, by gradients as matrices (that counts); SGD's step for all else is beside it.
 """
 
 import argparse

@@ -250,7 +250,7 @@ def measure(bench: Bench, asked: argparse.Namespace, settings: Sequence[OurSetti
         for one in settings:
             for result in ours(bench, one) if bench.missing(OURS, str(one)) else ():
                 bench.record(result)
-    for rate in asked.rates:
+    for rate in asked.rates or [{"adamw": 3e-3, "muon": 0.02}[asked.rivals_by]]:
         steps = Steps(optimizer=asked.rivals_by, rate=rate)
         rivals: list[Iterator[Result]] = []
         if ALONE in asked.sides:
@@ -295,7 +295,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--finetune-rate", type=float, default=0.01)
     parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
     parser.add_argument("--calibration-images", type=int, default=400)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of the rivals")
+    parser.add_argument("--rates", type=float, nargs="+", help="of the rivals (default: 0.003, by Muon 0.02)")
     parser.add_argument("--rivals-by", choices=["adamw", "muon"], default="adamw", help="their optimizer")
     parser.add_argument("--alone", type=int, nargs="+", default=[3], help="numbers of devices that share the budget")
     parser.add_argument(

@@ -305,8 +305,12 @@ class TestTogether:
             stopped = train.all_well(ranks=before, stop=[0, 4], **job)
             assert_close(train.all_well(ranks=after, after=stopped.run, **job).states[0], one.states[0])
 
-    def test_adamw_and_an_average_go_on_as_if_never_stopped(self, train: Helper) -> None:
-        fields = {"optimizer": "adamw", "ema": 0.9, "idle_weights": "rest"}
+    @pytest.mark.parametrize(
+        "fields", [{"optimizer": "adamw", "ema": 0.9, "idle_weights": "rest"}, {"optimizer": "muon"}]
+    )
+    def test_other_optimizers_and_an_average_go_on_as_if_never_stopped(
+        self, train: Helper, fields: dict[str, Any]
+    ) -> None:
         job = {"recipe": "ps", "epochs": 2, "sync": True, "fields": fields}
         whole = train.all_well(ranks=2, **job)
         for stop in (3, 4, 6):

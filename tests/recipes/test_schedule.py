@@ -35,8 +35,10 @@ class TestValues:
         assert [p.lr for p in bigger.phases] == pytest.approx([4 * p.lr for p in recipe.phases])
         assert bigger.with_batch_size(64) == recipe
 
-    def test_batch_size_scales_the_rate_of_adamw_by_its_root(self) -> None:
-        recipe = RECIPES["ps"].model_copy(update={"optimizer": "adamw"})
+    @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+    def test_batch_size_scales_the_rate_of_others_by_its_root(self, optimizer: str) -> None:
+        recipe = RECIPES["ps"].model_copy(update={"optimizer": optimizer})
+        assert recipe.finetuned_by == {"adamw": "adamw", "muon": "sgd"}[optimizer]
         bigger = recipe.with_batch_size(256)
         assert bigger.batch_size == 256
         assert [p.lr for p in bigger.phases] == pytest.approx([2 * p.lr for p in recipe.phases])

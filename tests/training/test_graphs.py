@@ -45,6 +45,7 @@ class TestSameAsEager:
             pytest.param(recipe_of(HELD, idle_weights="rest"), id="rest"),
             pytest.param(recipe_of(HELD, optimizer="adamw", ema=0.9), id="adamw"),
             pytest.param(recipe_of(HELD, optimizer="adamw", idle_weights="rest"), id="adamw, rest"),
+            pytest.param(recipe_of(HELD, optimizer="muon"), id="muon"),
             pytest.param(recipe_of(HELD.model_copy(update={"label_smoothing": 0.1, "clip_value": 0.01})), id="clip"),
             pytest.param(recipe_of(HELD.model_copy(update={"dropout_largest_only": True})), id="no dropout"),
             pytest.param(

@@ -76,11 +76,12 @@ def test_roots_of_grams_are_those_of_the_decompositions(rows: int, more: int, co
         torch.testing.assert_close(one.double(), factor(U_MN), atol=2e-3, rtol=0)
 
 
-def test_without_a_gradient_of_any_size_nothing_moves_and_nothing_breaks() -> None:
+def test_a_gradient_of_zeros_and_none_at_all_move_nothing() -> None:
     [one, idle] = matrices([(4, 6, 1, 1), (4, 6, 1, 1)])
     before = one.weight.detach().clone(), idle.weight.detach().clone()
     one.weight.grad = torch.zeros_like(one.weight)
     idle.momentum_MN.fill_(1.0)
+    orthogonal_step([idle], lr=0.1, momentum=0.9, weight_decay=0.1)
     orthogonal_step([one, idle], lr=0.1, momentum=0.9, weight_decay=0.0)
     assert torch.equal(one.weight, before[0])
     assert torch.equal(idle.weight, before[1]), "a momentum that fades would move it as far as one that does not"
@@ -128,7 +129,7 @@ def test_a_rate_of_one_moves_a_matrix_by_about_its_norm() -> None:
     assert scale_of(zeros) == 1
 
 
-def test_columns_that_a_subnet_leaves_out_stay() -> None:
+def test_columns_that_no_subnet_had_yet_stay_and_those_that_one_had_go_on() -> None:
     [one] = matrices([(4, 12, 1, 1)])
     before, gradient = one.weight.detach().clone(), drawn(4, 12, 1, 1, seed=7)
     gradient[:, 8:] = 0
@@ -136,9 +137,14 @@ def test_columns_that_a_subnet_leaves_out_stay() -> None:
     orthogonal_step([one], lr=0.1, momentum=0.9, weight_decay=0.0)
     assert torch.equal(one.weight[:, 8:], before[:, 8:])
     by = factor(as_matrix(1.9 * gradient[:, :8])) * float(one.scale)
+    after = one.weight.detach().clone()
     torch.testing.assert_close(
         as_matrix(before[:, :8] - one.weight.detach()[:, :8]).double(), 0.1 * by, atol=1e-3, rtol=0
     )
+    one.weight.grad = gradient.roll(8, dims=1)  # the first four columns of eight are left out
+    orthogonal_step([one], lr=0.1, momentum=0.9, weight_decay=0.0)
+    left_out, used = ((one.weight - after).detach()[:, part].norm() for part in (slice(4, 8), slice(8, 12)))
+    assert 0.3 * used < left_out < used, "by their momentum"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from trainonce.recipes import Phase, Recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import train_supernet
-from trainonce.training.optimizers import optimizer_for, set_lr, stepper_for
+from trainonce.training.muon import scale_of, takes_orthogonal_steps
+from trainonce.training.optimizers import optimizer_for, restore_state, set_lr, state_groups, stepper_for
 from trainonce.training.settings import TrainSettings
 
 MakeNet = Callable[..., MobileNetV3]
@@ -121,6 +122,22 @@ def test_blocks_that_a_step_leaves_out(
     assert steps == (4 if idle == "move" else 2)
 
 
+@pytest.mark.parametrize("idle", ["move", "rest"])
+def test_of_blocks_that_a_step_leaves_out_muons_matrices_rest(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, idle: Literal["move", "rest"]
+) -> None:
+    """The same steps as above; a depthwise kernel, which is no matrix, goes on by its momentum."""
+    phase = Phase(name="alternate", epochs=1, lr=LR, subnets=("alternate",))
+    recipe = recipe_of(phase, optimizer="muon", idle_weights=idle)
+    watch, rates = trained(make_net(), recipe, make_data(), tmp_path)
+    matrix = next(n for n in watch.weights[0] if "block2" in n and n.endswith("project.weight"))
+    kernel = next(n for n in watch.weights[0] if "block2" in n and watch.weights[0][n].shape[1:2] == (1,))
+    for step in range(len(rates)):
+        before, after = watch.weights[step], watch.weights[step + 1]
+        assert torch.equal(before[matrix], after[matrix]) == (step % 2 == 0)
+        assert torch.equal(before[kernel], after[kernel]) == (step % 2 == 0 and idle == "rest")
+
+
 def test_norms_and_biases_do_not_decay(make_net: MakeNet) -> None:
     net = make_net()
     phase = Phase(name="all", epochs=1, lr=0.5)
@@ -151,6 +168,42 @@ def test_the_whole_state_is_in_the_checkpoint(make_net: MakeNet, make_data: Make
     expected = torch.stack([s * g**2 for s, g in zip(shares, gradients, strict=True) if g is not None]).sum(0)
     torch.testing.assert_close(found.tensors["optimizer-squares"][BIAS], expected)
     assert math.isclose(sum(shares), 1 - BETAS[1] ** 3)
+
+
+def test_muons_state_is_in_the_checkpoint(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    """With the scale that a matrix had as the phase began, though it has moved since."""
+    net, phase = make_net(), Phase(name="all", epochs=0.75, lr=LR, subnets=("largest",))
+    watch, _ = trained(net, recipe_of(phase, optimizer="muon"), make_data(), tmp_path)
+    found = checkpoint.load_latest(RunDirectory(tmp_path).checkpoints)
+    assert found is not None
+    assert set(found.tensors["optimizer"]) == set(watch.weights[0])
+    scales = found.tensors["optimizer-scales"]
+    assert set(scales) == {name for name, weight in watch.weights[0].items() if takes_orthogonal_steps(weight)} != set()
+    for name, scale in scales.items():
+        first, last = (watch.weights[at][name] for at in (0, -1))
+        assert torch.equal(scale, scale_of(first))
+        assert not torch.equal(first, last)
+
+
+def test_a_network_with_channels_innermost_goes_on_by_muon() -> None:
+    """Its state comes back from tensors that lie as checkpoints have them."""
+    recipe = recipe_of(Phase(name="all", epochs=1, lr=LR), optimizer="muon")
+    nets = [nn.Sequential(nn.Conv2d(4, 6, 3, bias=False)).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
+    nets[1].load_state_dict(nets[0].state_dict())
+    gradients = torch.randn(2, 6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    optimizers = [optimizer_for(net, recipe, recipe.phases[0]) for net in nets]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        net[0].weight.grad = gradients[0].clone()
+        optimizer.step()
+    saved = {
+        group: {name: state.contiguous().clone() for name, state in those.items()}
+        for group, those in state_groups(nets[0], recipe, optimizers[0]).items()
+    }
+    restore_state(nets[0], recipe, optimizers[0], {group: list(those) for group, those in saved.items()}, saved)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        net[0].weight.grad = gradients[1].clone()
+        optimizer.step()
+    assert torch.equal(nets[0][0].weight, nets[1][0].weight)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -34,15 +34,15 @@ STEPS = 20
 Lines = list[dict[str, object]]
 
 
-NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw", "ps-muon")
+NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw", "ps-muon", "transfer-muon")
 EVERY_STEP = TrainSettings(checkpoint_every_s=0, log_every=3)
 
 
 def short(name: str) -> Recipe:
     """The recipe in 20 steps of 8 images, 4 an epoch; `ps` has phases of 6, 4, 1, 4, 1 and 4.
 
-    `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise; `ps-muon` with
-    another optimizer.
+    `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise; `ps-muon` and
+    `transfer-muon`, which begins with the head alone, have another optimizer.
     """
     name, _, optimizer = name.partition("-")
     recipe = RECIPES[name].with_batch_size(8)

@@ -185,14 +185,15 @@ _RECIPES = (
     ),
     Recipe(
         name="quick",
-        about="For a person's own images and minutes: one uniform subnet a step, by Muon, mild crops, smaller images "
-        "first.",
+        about="For a person's own images and minutes: one uniform subnet a step, moved by Muon; mild crops; smaller "
+        "images first.",
         phases=(
             _quick("early", 48, warmup_epochs=6, keep_smallest={"resolution": 1}),
             _quick("middle", 48, keep_largest={"resolution": 2}, keep_smallest={"resolution": 1}),
             _quick("late", 24),
         ),
         optimizer="muon",
+        matrix_decay=0.1,
         weight_decay=2e-3,
         zero_init_residual=True,
         augmentation=AugmentationChange(crop_from="auto", flip="auto"),

@@ -172,14 +172,17 @@ class Recipe(Settings):
     """Images in a step. The learning rates are meant for it."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     """What makes steps of gradients: SGD with Nesterov momentum, AdamW (Loshchilov 2019, arXiv 1711.05101), or Muon
-    (Jordan 2024; arXiv 2502.16982): orthogonal steps for the matrices of dense convolutions, SGD for all else."""
+    (Jordan 2024; arXiv 2502.16982): orthogonal steps for convolutions with a short side of 2 to 128, but depthwise
+    ones, and SGD for all else."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Nesterov momentum of "sgd" and "muon"."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """How much "adamw" keeps, in a step, of its means of the gradients and of their squares."""
     weight_decay: float = Field(3e-5, ge=0)
     """Weight decay; none on batch norm and biases. "adamw" takes the rate times this off a weight in a step, apart from
-    the gradient, and wants far larger values (0.01 to 0.1)."""
+    the gradient, and wants far larger values (0.01 to 0.1); SGD, that of "muon" too, adds it to the gradient."""
+    matrix_decay: float = Field(0.1, ge=0)
+    """Weight decay of the matrices of "muon": the rate times this is taken off a weight in a step."""
     ema: float = Field(0.0, ge=0, lt=1)
     """How much the moving average of the weights keeps of itself in a step; 0 for none. The average, not the weights
     that steps train, is what the run ends with, what looks along the way see and what later stages load. Step n of a
@@ -189,8 +192,6 @@ class Recipe(Settings):
     same; 1 for wholly, every class does. An image counts (images of its class) ** -class_balance, 1 on average."""
     augmentation: AugmentationChange | None = None
     """What is varied otherwise than the data set says; None for nothing."""
-    matrix_decay: float = Field(0.1, ge=0)
-    """Weight decay of the matrices of "muon": the rate times this is taken off a weight in a step."""
     idle_weights: Literal["move", "rest"] = "move"
     """What happens to blocks that a step leaves out: "move" lets momentum and decay act on them, as they do on
     unused slices of a used layer and did on everything in the torch of the paper; "rest" leaves them alone, and

@@ -1,9 +1,9 @@
-"""Muon: steps along the nearest matrix whose rows are orthonormal to the momentum (Jordan 2024; arXiv 2502.16982).
+"""Muon: steps along the matrix with orthonormal rows that is nearest to the momentum (Jordan 2024; arXiv 2502.16982).
 
-A step moves a matrix as far along every direction of its momentum, those that the gradient hardly has too. The
-matrices here are the weights of dense convolutions, [out, in k k]; one side is short, so the orthogonal factor is
-found on that side: (U U^T)^(-1/2) U, where the root is a polynomial of the small U U^T, and matrices with the same
-short side are treated together.
+A step moves a matrix about as far along each direction of its momentum, also along those that the gradient hardly has.
+The matrices here are weights of convolutions, [out, in k k]. Their short side, M, is short enough that the orthogonal
+factor is found on it: (U U^T)^(-1/2) U, where the root is a polynomial of U U^T, [M, M], and matrices with the same M
+are treated together.
 """
 
 import math
@@ -22,11 +22,12 @@ POLYNOMIALS = (
 comes nearest to 1 over where the one before leaves values of 0.01 to 1 (Amsel 2025, arXiv 2505.16932, for another
 interval and number). The last leaves them between 0.73 and 1.27."""
 LONGEST_SHORT_SIDE = 128
-"""Matrices with a longer short side take the steps of SGD: the factor would take as long as the rest of a step."""
+"""Matrices with a longer short side take the steps of SGD: for the last layer of `light`, 640 x 480, the factor takes
+longer than all else in a step (docs/LOG.md, "On the way to Muon")."""
 
 
 def takes_orthogonal_steps(weight: Tensor) -> bool:
-    """Whether it is a dense convolution's weight, and not too large."""
+    """Whether it is a convolution's weight with more than one input channel in a group, and not too large."""
     dense = weight.ndim == 4 and weight.shape[1] > 1
     return dense and 1 < min(weight.shape[0], weight[0].numel()) <= LONGEST_SHORT_SIDE
 
@@ -69,8 +70,9 @@ def scale_of(weight: Tensor) -> Tensor:
 def orthogonal_step(matrices: Sequence[Matrix], *, lr: float, momentum: float, weight_decay: float) -> None:
     """Move those with a gradient along the orthogonal factor of their Nesterov momentum; others stay as they are.
 
-    An idle weight cannot go on by a momentum that fades, as those of SGD do: the factor does not fade with it. Decay
-    takes `lr * weight_decay` off a weight, apart from the gradient.
+    Those cannot go on by a momentum that fades, as they do by SGD: the factor would not fade with it. Of one that has a
+    gradient, rows and columns without any do go on, some 20 steps at a length that hardly fades. Decay takes
+    `lr * weight_decay` off a weight, apart from the gradient.
     """
     used = sorted((one for one in matrices if one.weight.grad is not None), key=lambda one: len(one.weight_MN))
     if not used:

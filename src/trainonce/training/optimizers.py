@@ -38,7 +38,8 @@ class _Muon(_SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step."""
+        """Take a step; training takes them by a stepper that is made once."""
+        assert closure is None
         stepper_for(self)()
 
 
@@ -89,7 +90,7 @@ def stepper_for(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     """What takes a step of an optimizer whose state is there; the parameters and their state must stay the same.
 
     For SGD it is torch's own function without its search, in each step, for each parameter's state, which on a GPU's
-    host was a tenth of a step. The numbers are those of `optimizer.step`.
+    host was a tenth of a step. The numbers are those of `optimizer.step`. Groups marked orthogonal take Muon's steps.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return optimizer.step
@@ -99,7 +100,10 @@ def stepper_for(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
         if not group.get("orthogonal")
     ]
     matrices = [
-        (group, [Matrix(p, *(optimizer.state[p][key] for key in GROUPS["muon"])) for p in group["params"]])
+        (
+            group,
+            [Matrix(p, optimizer.state[p]["momentum_buffer"], optimizer.state[p]["scale"]) for p in group["params"]],
+        )
         for group in optimizer.param_groups
         if group.get("orthogonal")
     ]
@@ -141,7 +145,7 @@ def _groups(
 
 
 def refuse_another(optimizer: torch.optim.Optimizer) -> None:
-    """Raise `UserError` for any optimizer but these and torch's own: checkpoints would not keep its state."""
+    """Raise `UserError` for any optimizer but these and torch's SGD and AdamW: checkpoints would not keep its state."""
     if type(optimizer) not in (_SGD, _AdamW, _Muon, torch.optim.SGD, torch.optim.AdamW):
         raise UserError(
             f"the optimizer is a {type(optimizer).__name__}, but training takes torch.optim.SGD and torch.optim.AdamW: "
@@ -175,5 +179,4 @@ def restore_state(
             if name in names[group]:
                 scalar = key in ("step", "scale")
                 blank = torch.zeros((), device=parameter.device) if scalar else torch.zeros_like(parameter)
-                found = groups[group][name].to(parameter.device) if groups else blank
-                optimizer.state[parameter][key] = found
+                optimizer.state[parameter][key] = blank.copy_(groups[group][name]) if groups else blank

@@ -68,7 +68,7 @@ class TrainState:
         self.stepper: Callable[[], object] | None = None
         """What takes the optimizer's steps in a phase; made with the first, when its state is there."""
         self.zeros: list[tuple[nn.Parameter, Tensor]] | None = None
-        """The weights that a phase trains, each with a gradient for when it is idle."""
+        """The weights that a phase trains, but the matrices of Muon, each with a gradient for when it is idle."""
 
     # Phases
 
@@ -88,6 +88,7 @@ class TrainState:
             parameter.requires_grad_(entry.phase.trains == "all" or name in self.head)
         self.optimizer = optimizer_for(self.net, self.recipe, entry.phase, self.head)
         refuse_another(self.optimizer)
+        self.ranks.copy_from_first(state["scale"] for state in self.optimizer.state.values() if "scale" in state)
         self.stepper = self.zeros = None
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
@@ -136,7 +137,10 @@ class TrainState:
         self.left_out += steps
 
     def let_idle_weights_move(self) -> None:
-        """Give weights that a step left out a gradient of zero, so that momentum and decay move them."""
+        """Give weights that a step left out a gradient of zero, so that momentum and decay move them.
+
+        Not to the matrices of Muon, which rest.
+        """
         if self.zeros is None:
             assert self.optimizer is not None
             moving = (group for group in self.optimizer.param_groups if not group.get("orthogonal"))
