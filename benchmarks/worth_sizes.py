@@ -127,11 +127,12 @@ def compare(net: MobileNetV3, data: DataSet, seconds: float) -> list[JsonObject]
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each rule, a column for each set and length of training, and the mean over these."""
+    """Markdown: a row for each rule, a column for each set, length of training and time, and the mean over these."""
     found: dict[str, dict[str, list[float]]] = {}
     for (data, images, _), device in groupby(lines, lambda line: (line["data"], line["images"], line["device"])):
-        column = found.setdefault(f"{data}, {images:,}", {rule: [] for rule in RULES})
         halves = [list(pair) for _, pair in groupby(device, lambda line: line["size"])]
+        name = f"{data}, {images:,}, {halves[0][-1]['seconds']:g} s"
+        column = found.setdefault(name, {rule: [] for rule in RULES})
         for seed in range(len(halves[0][0]["tuned"])):
             sizes = [
                 Best(
@@ -174,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         for line in compare(net, data.varied_by(RECIPES["quick"]), asked.seconds):
             append_line(asked.out, {"data": name, "images": asked.images} | line)
-    print(table(list(read_lines(asked.out))))
+    if lines := list(read_lines(asked.out)):
+        print(table(lines))
 
 
 if __name__ == "__main__":

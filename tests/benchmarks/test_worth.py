@@ -210,6 +210,13 @@ def test_a_network_alone_trains_for_its_seconds(optimizer: str) -> None:
     assert found.validate > 30  # chance is 10
 
 
+def test_settings_of_networks_alone_are_told_apart() -> None:
+    """Those by AdamW as records of before have them."""
+    steps = import_module("worth_rivals").Steps
+    assert str(steps(rate=3e-3)) == "rate 0.003"
+    assert str(steps(optimizer="muon", rate=0.02)) == "muon, rate 0.02"
+
+
 def test_a_set_that_is_cut_holds_out_as_many_as_a_small_set_would() -> None:
     loaded = import_module("worth").loaded
     name, data = loaded("digits", 500)
