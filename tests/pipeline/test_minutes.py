@@ -16,6 +16,7 @@ from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import pace
 from trainonce.recipes import RECIPES
+from trainonce.training.optimizers import stepper_for
 
 
 def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +36,31 @@ def test_it_takes_about_so_long(tmp_path: Path) -> None:
     done = pipeline.train("digits", recipe="quick", minutes=0.07, train_images=320, probes=0, out=tmp_path / "run")
     assert done.finished
     assert 0.5 < done.seconds < 40
+
+
+def test_an_estimate_counts_the_optimizers_steps(
+    make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second each by the clock, and nothing else takes time; the network that was given stays as it was."""
+    net, data, now = make_net(), make_data(), [0.0]
+    before = {name: weights.clone() for name, weights in net.state_dict().items()}
+
+    def slow(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        take = stepper_for(optimizer)
+
+        def step() -> None:
+            take()
+            now[0] += 1
+
+        return step
+
+    monkeypatch.setattr("trainonce.pipeline.pace.stepper_for", slow)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name in ("quick", "rss", "fair"):
+        recipe = RECIPES[name].model_copy(update={"batch_size": 8})
+        steps = recipe.epochs * len(data.train) / recipe.images_per_step(len(data.train))
+        assert pace.training_seconds(net, data, recipe, "cpu") == pytest.approx(steps)
+    assert all(torch.equal(weights, before[name]) for name, weights in net.state_dict().items())
 
 
 def test_one_length_alone(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.space import Architecture, SearchSpace
 from trainonce.training.loop import train_supernet
+from trainonce.training.optimizers import optimizer_for, stepper_for
 from trainonce.training.settings import Progress, TrainSettings
 
 FEWEST_EPOCHS = 2.0
@@ -188,15 +189,16 @@ def training_seconds(
 
     With several processes each times its share of a batch; what they say to each other is left out.
     A forward pass without gradients, of a teacher or of a trial, or with those of the head alone, counts as a third of
-    a training pass.
-    Augmentation, the optimizer and the decoding of streamed images are left out, as is what CUDA graphs save.
+    a training pass. Augmentation and the decoding of streamed images are left out, as is what CUDA graphs save.
     """
     batch_size = recipe.images_per_step(len(data.train))
     x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
     x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
-    net = net.to(device).train()
+    net = type(net)(net.settings).to(device).train()  # its steps change weights
     seconds = 0.0
     for phase in recipe.phases:
+        optimizer = optimizer_for(net, recipe, phase, net.head() if phase.trains == "head" else ())
+        take_step = stepper_for(optimizer)
         draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
         began, passes = 0.0, 0
         for trial in range(4):
@@ -205,6 +207,8 @@ def training_seconds(
             for arch, *_ in draws.draw(random.Random(trial), trial):
                 torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
                 passes += trial > 0
+            take_step()
+            optimizer.zero_grad()
             float(next(net.parameters()).detach().flatten()[0])  # waits for the device
         pace = (time.monotonic() - began) / passes
         trials = sum(slot.candidates for slot in draws.slots if slot.candidates > 1)
