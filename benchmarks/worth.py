@@ -47,6 +47,8 @@ from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.nn.fast import with_fast_blocks
+from trainonce.pipeline.fitting import CHOOSING_SHARE
+from trainonce.recipes import load_recipe
 from trainonce.records import append_line, read_lines
 from worth_ours import OurSettings, train_once
 from worth_rivals import Images, Steps, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
@@ -290,7 +292,11 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="multiplies the recipe's rates")
     parser.add_argument("--crop-scale", type=float, help="smallest area of our crops; default: the set's own")
     parser.add_argument(
-        "--split", type=float, nargs=3, default=[0.7, 0.1, 0.2], metavar=("TRAIN", "CHOOSE", "FINETUNE")
+        "--split",
+        type=float,
+        nargs=3,
+        metavar=("TRAIN", "CHOOSE", "FINETUNE"),
+        help="shares of the budget; default: as `fit` has it, 0.05 to choose and what the recipe says to finetune",
     )
     parser.add_argument("--finetune-rate", type=float, default=0.01)
     parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
@@ -305,9 +311,16 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("worth.jsonl"))
     parser.add_argument("--picture", type=Path, help=".png, .svg or .pdf")
     asked = parser.parse_args(arguments)
-    if not all(share >= 0 for share in asked.split) or abs(sum(asked.split) - 1) > 1e-6 or asked.split[0] == 0:
+    split = asked.split or [1, 0, 0]
+    if not all(share >= 0 for share in split) or abs(sum(split) - 1) > 1e-6 or split[0] == 0:
         parser.error("the shares of --split are 0 or more and sum to 1, and some of it is training")
     return asked
+
+
+def split_of(recipe: str) -> tuple[float, float, float]:
+    """The shares of the time for training, choosing and fine-tuning that `fit` has with a recipe."""
+    finetuning = load_recipe(recipe).finetune_share
+    return (1 - CHOOSING_SHARE - finetuning, CHOOSING_SHARE, finetuning)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -319,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         OurSettings(
             recipe=recipe,
             lr_factor=factor,
-            split=tuple(asked.split),
+            split=tuple(asked.split or split_of(recipe)),
             crop_scale=asked.crop_scale,
             finetune_rate=asked.finetune_rate,
             candidates=asked.candidates,

@@ -34,7 +34,8 @@ class OurSettings:
     recipe: str
     lr_factor: float
     split: tuple[float, float, float]
-    """Shares of the budget: training, choosing, finetuning; finetuning gets what the others leave, all the same."""
+    """Shares of the budget: training, choosing, finetuning; finetuning gets what the others leave, all the same, but
+    nothing where its share is 0."""
     crop_scale: float | None
     """Smallest area of a random crop; None for the set's own augmentation."""
     finetune_rate: float | None
@@ -47,7 +48,8 @@ class OurSettings:
         crops = "own crops" if self.crop_scale is None else f"crops from {self.crop_scale:g}"
         split = " / ".join(f"{share:g}" for share in self.split)
         tuned = "finetuned" if self.finetune_rate is None else f"finetune at {self.finetune_rate:g}"
-        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned} to the end"
+        tuned = f"{tuned} to the end" if self.split[2] else "not finetuned"
+        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned}"
 
 
 class Network(NamedTuple):
@@ -85,6 +87,9 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
         network = evaluator.recalibrated(one.net, one.arch) if one.recalibrated else one.net.extract(one.arch)
         if one.net is alone:
             finished[one] = Finetuned(network, one.top1, {"finetuned": "no: as before others shared its weights"})
+            continue
+        if not settings.split[2]:
+            finished[one] = Finetuned(network, one.top1, {"finetuned": "no"})
             continue
         ahead = sum(weight for other, weight in weights.items() if other not in finished)
         left = (began + seconds - time.process_time()) * weights[one] / ahead

@@ -15,13 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.command_line import trainonce
+from tests.support.fitting import RECIPE, budgets, planned_alike, settings_of
 from tests.support.own_images import few_digits
 from tests.support.own_networks import Residual
-from tests.support.pace import an_epoch_a_second
-from torch import nn
 
 from trainonce.data import DataSet, load_dataset
-from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
 from trainonce.evaluation.population import draw_candidates, drawn_over
@@ -34,7 +32,6 @@ from trainonce.pipeline.fitting import (
     CALIBRATION_IMAGES,
     Watch,
     fit_supernet,
-    planned_recipe,
     refuse_small_budgets,
 )
 from trainonce.pipeline.fitting_images import fit
@@ -48,17 +45,12 @@ from trainonce.subnets.finetune import FinetunePace
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
-RECIPE = RECIPES["spos"].with_batch_size(8)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def pace() -> Iterator[None]:
-    """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning fifty."""
     with pytest.MonkeyPatch.context() as patch:
-        an_epoch_a_second(patch)
-        patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=50.0, scoring=0.0, per_epoch=1))
-        patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
-        patch.setattr(fitting, "CANDIDATES", 3)
+        planned_alike(patch)
         yield
 
 
@@ -71,16 +63,6 @@ def make_known(make_data: MakeData) -> MakeData:
         return replace(data, validate=data.train)
 
     return make
-
-
-def budgets(net: MobileNetV3) -> tuple[float, ...]:
-    """Two devices: the smallest subnet is all that fits the one, all subnets fit the other."""
-    low, high = (net.cost_of(arch).macs for arch in (net.space.smallest(), net.space.largest()))
-    return float(low), float(2 * high)
-
-
-def settings_of(net: MobileNetV3) -> FitSettings:
-    return FitSettings(minutes=8 / 60, max_macs=budgets(net), seed=3)
 
 
 def finished(
@@ -326,43 +308,6 @@ def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, 
     assert smaller_ones_as_good([b, c, d]) == smaller_ones_as_good([d]) == []
 
 
-def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:
-    net, data = make_net(), make_data()
-    recipe, step_s = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
-    assert recipe.epochs == pytest.approx(0.75 * 600, rel=1e-2)
-    assert step_s == (0.25,)
-    with pytest.raises(UserError, match=r"0\.[45]\d* passes over the 32 .* give at least 0\.\d*[1-9]\b"):
-        planned_recipe(net, RECIPE, data, FitSettings(minutes=0.7 / 60, max_macs=budgets(net)))
-    later, _ = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)), spent_s=60)
-    assert later.epochs == pytest.approx(0.75 * 540, rel=1e-2)
-
-
-def test_scoring_on_test_has_its_time(
-    make_net: MakeNet, make_known: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second an image for the largest network, less for smaller ones: off training's two minutes, and off 2,000 s for
-    fine-tuning, which has 50 an epoch."""
-    net, data, said = make_net(), make_known(), list[str]()
-    assert len(data.test) != len(data.validate)
-
-    def seconds(networks: list[nn.Module], _split: Split, _data: DataSet, images: int) -> float:
-        return float(images * len(networks))
-
-    monkeypatch.setattr(fitting, "seconds_to_score", seconds)
-    monkeypatch.setattr(fitting._Fit, "left", lambda _self: 2000.0)
-    low, high = budgets(net)
-    largest, images = net.cost_of(net.space.largest()).macs, len(data.test)
-    settings = FitSettings(minutes=2, max_macs=(low, high), seed=3)
-    recipe, _ = planned_recipe(net, RECIPE, data, settings)
-    assert recipe.epochs == pytest.approx(0.75 * (120 - images * (1 + low / largest)), rel=2e-2)
-    fitted = fit_supernet(*(net, RECIPE, data, RunDirectory(tmp_path / "run"), settings), Watch(stage=said.append))
-    assert fitted is not None
-    assert len({one.arch for one in fitted}) == 2
-    share = fitted[0].macs ** 0.5 / sum(one.macs**0.5 for one in fitted)
-    epochs = [int(sentence.split()[-2]) for sentence in said if sentence.startswith("Fine-tuning")]
-    assert epochs == [int((2000 - 2 * images) * share / 50), int((2000 - images) / 50)]
-
-
 def test_a_folder_that_is_streamed_is_fitted_as_one_in_memory(
     make_net: MakeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,19 +329,6 @@ def test_a_folder_that_is_streamed_is_fitted_as_one_in_memory(
         fitted.append(fit_supernet(net, RECIPE, data, run, settings_of(net)))
     assert fitted[0] is not None
     assert fitted[0] == fitted[1]
-
-
-def test_the_comparisons_time_is_taken_off(
-    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fitting._Fit, "seconds", lambda _self: 300.0)
-    monkeypatch.setattr(fitting, "planned_recipe", planned_recipe)  # the real one
-    run = RunDirectory(tmp_path / "run")
-    net, settings = make_net(), FitSettings(minutes=10, max_macs=(1e9,))
-    plan = []
-    monkeypatch.setattr(fitting, "train_supernet", lambda _net, recipe, *_a, **_k: plan.append(recipe))
-    assert fit_supernet(net, RECIPE, make_data(), run, settings) is None
-    assert plan[0].epochs == pytest.approx(0.75 * 300, rel=1e-2)
 
 
 def test_no_more_images_choose_than_the_baseline_is_scored_on(

@@ -90,7 +90,8 @@ def fit(
         float | None,
         typer.Option(
             min=0,
-            help="Highest learning rate of fine-tuning. Default: 0.01; where the recipe's optimizer is adamw, 0.001.",
+            help="Highest learning rate of fine-tuning. Default: 0.01; where the recipe's optimizer is adamw, 0.001. "
+            "Not with quick, which leaves no time for it.",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,8 @@
 """From images to a network for each device, in a time that a person gives.
 
 One supernet is trained for most of the time. Then, for each budget of MACs, random subnets of each size of images are
-scored on the validate split, the best is taken out, and what time is left is shared among the devices to fine-tune it.
+scored on the validate split and the best is taken out; the recipe says how much of the time the devices share to
+fine-tune theirs, if any.
 The test split is read once for each network that is handed over. What is done is recorded in the run (`fit.json` beside
 the files of the stages), so that the same call goes on where it stopped.
 """
@@ -42,12 +43,8 @@ from trainonce.subnets.taken import describe_taken
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import Progress, TrainSettings
 
-TRAINING_SHARE = 0.75
-"""How much of the time the supernet is trained; what is left after it is for choosing and fine-tuning."""
-SHARE_OF_TRAINED = 0.55
-"""The same where it begins with trained weights, of which fine-tuning makes more (docs/own_network.md)."""
-CHOOSING_SHARE = 0.15
-"""How much of the time left after training goes into choosing subnets."""
+CHOOSING_SHARE = 0.05
+"""The most of the time that goes into choosing subnets; fine-tuning has the recipe's share, training the rest."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
 CALIBRATION_IMAGES = 400
@@ -77,22 +74,28 @@ class Watch:
 
 
 def planned_recipe(
-    net: Supernet,
-    recipe: Recipe,
-    data: DataSet,
-    settings: FitSettings,
-    *,
-    share: float = TRAINING_SHARE,
-    spent_s: float = 0.0,
+    net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings, *, spent_s: float = 0.0
 ) -> Planned:
-    """`recipe` at the length that trains here for a share of the time, without the `spent_s` seconds that are spent and
-    what scoring on the test split takes, which goes by the MACs of the devices. Errors as `for_minutes`."""
+    """`recipe` at the length that trains here for what it leaves of the time that is not spent otherwise.
+
+    That are `spent_s` seconds so far, choosing subnets, and scoring on the test split, which goes by the MACs of the
+    devices. Errors as `for_minutes`.
+    """
     began, largest = time.monotonic(), net.space.largest()
     most = net.cost_of(largest).macs
     testing_s = seconds_to_score([net.extract(largest)], data.validate, data, len(data.test))
     testing_s *= sum(min(1.0, limit / most) for limit in settings.max_macs)
-    beside_s = spent_s + testing_s + time.monotonic() - began
+    images = min(len(data.validate), SCORED_IMAGES) + CALIBRATION_IMAGES
+    each_s = seconds_to_score([net.extract(middling(net.space))], data.validate, data, images)
+    choosing_s = min(most_for_choosing(settings), CANDIDATES * len(settings.max_macs) * each_s)
+    beside_s = spent_s + testing_s + choosing_s + time.monotonic() - began
+    share = 1 - recipe.finetune_share
     return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=beside_s)
+
+
+def most_for_choosing(settings: FitSettings) -> float:
+    """The most seconds that go into choosing subnets."""
+    return CHOOSING_SHARE * 60 * settings.minutes
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
@@ -121,10 +124,15 @@ def fit_supernet(
     `start` says where the weights that `net` has come from, if they were trained before.
 
     Where `run` holds a fit that was stopped, it goes on with the time that it had left, by the recipe recorded there.
-    Raises `UserError` for a time that is too short, a budget that nothing fits, and a run of something else, and
-    `RunError` as `train_supernet` and `finetune` do.
+    Raises `UserError` for a time that is too short, a budget that nothing fits, a rate for fine-tuning that the recipe
+    has no time for, and a run of something else, and `RunError` as `train_supernet` and `finetune` do.
     """
     refuse_subclass(settings, FitSettings)
+    if settings.finetune_lr is not None and not recipe.finetune_share:
+        raise UserError(
+            f"the recipe {recipe.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, or take "
+            "another with --recipe"
+        )
     try:
         return _Fit(net, data, run, settings, watch or Watch(), start).go(recipe)
     except _StoppedEarlyError:
@@ -150,10 +158,9 @@ class _Fit:
         self.net, self.data = net.to(settings.device), data.to(settings.device)
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
-        self.share = SHARE_OF_TRAINED if start and start.trained else TRAINING_SHARE
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
-        self.optimizer, self.class_balance, self.only_largest = "sgd", 0.0, False
+        self.optimizer, self.class_balance, self.only_largest, self.finetunes = "sgd", 0.0, False, True
         self.drawn: DrawnOver = "choices"
         self.done: list[Fitted] = []
 
@@ -179,7 +186,7 @@ class _Fit:
             self.watch.stage(f"For comparison: {plain}")
             self.watch.stage("Timing some steps of training")
             recipe, step_s = planned_recipe(
-                *(self.net, self._needed(recipe), self.data, self.settings), share=self.share, spent_s=self.seconds()
+                *(self.net, self._needed(recipe), self.data, self.settings), spent_s=self.seconds()
             )
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_baseline(plain)
@@ -188,6 +195,7 @@ class _Fit:
             return self.done
         self.optimizer, self.class_balance, self.drawn = recipe.finetuned_by, recipe.class_balance, drawn_over(recipe)
         self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
+        self.finetunes = recipe.finetune_share > 0
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
@@ -277,7 +285,8 @@ class _Fit:
         """As many of those drawn for each device as there is time to score, at least one of each size of images."""
         began = time.monotonic()
         evaluator(self.net, middling(self.net.space))
-        count = int(CHOOSING_SHARE * self.left() / (time.monotonic() - began) / len(drawn))
+        seconds = min(most_for_choosing(self.settings), self.left())
+        count = int(seconds / (time.monotonic() - began) / len(drawn))
         wanted: dict[Architecture, None] = {}
         for archs in drawn:
             sizes = sum(any(arch in part for arch in archs) for part in self.net.space.by_image_size())
@@ -370,9 +379,9 @@ class _Fit:
     ) -> tuple[Finetuned | None, FinetuneSettings]:
         """The next device's subnet fine-tuned in its share of the time left, and how.
 
-        None where that is too short for a few steps, where it is not better than before, and for a largest subnet of
-        before its weights were shared, which was trained to its end: others have its time. A network for several
-        devices has the shares of all.
+        None where the recipe leaves no time for it or that is too short for a few steps, where it is not better than
+        before, and for a largest subnet of before its weights were shared, which was trained to its end: others have
+        its time. A network for several devices has the shares of all.
         """
         how = FinetuneSettings.by(
             self.optimizer,
@@ -383,7 +392,7 @@ class _Fit:
             seed=self.settings.seed,
         )
         (limit, first), *_ = ahead
-        if first.before_subnets:
+        if first.before_subnets or not self.finetunes:
             return None, how
         done = {(one.arch, one.before_subnets) for one in self.done}
         missing = [one for _, one in ahead if (str(one.arch), one.before_subnets) not in done]

@@ -197,6 +197,7 @@ _RECIPES = (
         weight_decay=2e-3,
         zero_init_residual=True,
         augmentation=AugmentationChange(crop_from="auto", flip="auto"),
+        finetune_share=0.0,
     ),
     Recipe(
         name="transfer",
@@ -230,6 +231,7 @@ _RECIPES = (
         optimizer="adamw",
         weight_decay=0.02,
         augmentation=AugmentationChange(crop_from=0.5, flip="auto"),
+        finetune_share=0.4,
     ),
     _single(
         "fair",

@@ -198,6 +198,8 @@ class Recipe(Settings):
     "adamw" then corrects a block's means by the steps that trained it. The matrices of "muon" rest in any case."""
     zero_init_residual: bool = False
     """Whether the last batch-norm scale of residual blocks starts at zero (BigNAS)."""
+    finetune_share: float = Field(0.2, ge=0, le=0.9)
+    """How much of the time of `fit` is for fine-tuning the devices' subnets one by one; 0 for not doing it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

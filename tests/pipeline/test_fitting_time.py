@@ -1,0 +1,116 @@
+"""How `fit` shares the time that it is given."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.support.fitting import RECIPE, budgets, planned_alike, settings_of
+from torch import nn
+
+from trainonce.data import DataSet
+from trainonce.data.splits import Split
+from trainonce.errors import UserError
+from trainonce.models import MobileNetV3
+from trainonce.pipeline import fitting
+from trainonce.pipeline.fitted import FitSettings
+from trainonce.pipeline.fitting import CALIBRATION_IMAGES, Watch, fit_supernet, most_for_choosing, planned_recipe
+from trainonce.pipeline.pace import middling
+from trainonce.run.directory import RunDirectory
+
+MakeNet = Callable[..., MobileNetV3]
+MakeData = Callable[..., DataSet]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pace() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        planned_alike(patch)
+        yield
+
+
+def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:
+    net, data = make_net(), make_data()
+    recipe, step_s = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)))
+    assert recipe.epochs == pytest.approx(0.8 * 600, rel=1e-2)
+    assert step_s == (0.25,)
+    with pytest.raises(UserError, match=r"0\.[45]\d* passes over the 32 .* give at least 0\.\d*[1-9]\b"):
+        planned_recipe(net, RECIPE, data, FitSettings(minutes=0.7 / 60, max_macs=budgets(net)))
+    later, _ = planned_recipe(net, RECIPE, data, FitSettings(minutes=10, max_macs=budgets(net)), spent_s=60)
+    assert later.epochs == pytest.approx(0.8 * 540, rel=1e-2)
+
+
+def test_choosing_has_no_more_time_than_its_candidates_take(
+    make_net: MakeNet, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three for each of two devices, a hundredth of a second an image of those that calibrate and those scored on."""
+    net, data = make_net(), make_data()
+    monkeypatch.setattr(fitting, "most_for_choosing", most_for_choosing)
+    middle = net.cost_of(middling(net.space)).params
+
+    def seconds(networks: list[nn.Module], _split: Split, _data: DataSet, images: int) -> float:
+        [network] = networks
+        return images / 100 if sum(weights.numel() for weights in network.parameters()) == middle else 0.0
+
+    monkeypatch.setattr(fitting, "seconds_to_score", seconds)
+    each = (len(data.validate) + CALIBRATION_IMAGES) / 100
+    for minutes, choosing in ((60, 6 * each), (2, 6.0)):
+        settings = FitSettings(minutes=minutes, max_macs=budgets(net))
+        recipe, _ = planned_recipe(net, RECIPE, data, settings)
+        assert recipe.epochs == pytest.approx(0.8 * (60 * minutes - choosing), rel=1e-3)
+
+
+def test_scoring_on_test_has_its_time(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second an image for the largest network, less for smaller ones: off training's two minutes, of which choosing
+    has a twentieth, and off 2,000 s for fine-tuning, which has 50 an epoch."""
+    net, data, said = make_net(), make_data(), list[str]()
+    data = replace(data, validate=data.train)  # what larger networks learn better: devices get different ones
+    assert len(data.test) != len(data.validate)
+
+    def seconds(networks: list[nn.Module], _split: Split, _data: DataSet, images: int) -> float:
+        return float(images * len(networks))
+
+    monkeypatch.setattr(fitting, "seconds_to_score", seconds)
+    monkeypatch.setattr(fitting, "most_for_choosing", most_for_choosing)
+    monkeypatch.setattr(fitting._Fit, "left", lambda _self: 2000.0)
+    low, high = budgets(net)
+    largest, images = net.cost_of(net.space.largest()).macs, len(data.test)
+    settings = FitSettings(minutes=2, max_macs=(low, high), seed=3)
+    recipe, _ = planned_recipe(net, RECIPE, data, settings)
+    assert recipe.epochs == pytest.approx(0.8 * (120 - 6 - images * (1 + low / largest)), rel=2e-2)
+    fitted = fit_supernet(*(net, RECIPE, data, RunDirectory(tmp_path / "run"), settings), Watch(stage=said.append))
+    assert fitted is not None
+    assert len({one.arch for one in fitted}) == 2
+    share = fitted[0].macs ** 0.5 / sum(one.macs**0.5 for one in fitted)
+    epochs = [int(sentence.split()[-2]) for sentence in said if sentence.startswith("Fine-tuning")]
+    assert epochs == [int((2000 - 2 * images) * share / 50), int((2000 - images) / 50)]
+
+
+def test_the_comparisons_time_is_taken_off(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting._Fit, "seconds", lambda _self: 300.0)
+    monkeypatch.setattr(fitting, "planned_recipe", planned_recipe)  # the real one
+    run = RunDirectory(tmp_path / "run")
+    net, settings = make_net(), FitSettings(minutes=10, max_macs=(1e9,))
+    plan = []
+    monkeypatch.setattr(fitting, "train_supernet", lambda _net, recipe, *_a, **_k: plan.append(recipe))
+    assert fit_supernet(net, RECIPE, make_data(), run, settings) is None
+    assert plan[0].epochs == pytest.approx(0.8 * 300, rel=1e-2)
+
+
+def test_a_recipe_may_leave_no_time_for_fine_tuning(make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
+    """Then all of it trains, and what is handed over is as it was."""
+    net, data, said = make_net(), make_data(), list[str]()
+    recipe = RECIPE.model_copy(update={"finetune_share": 0.0})
+    settings = settings_of(net)
+    run = RunDirectory(tmp_path / "run")
+    fitted = fit_supernet(net, recipe, data, run, settings, Watch(stage=said.append))
+    assert fitted is not None
+    assert run.config().recipe.epochs == pytest.approx(8, rel=0.05)
+    assert all((one.finetuned_epochs, one.after) == (0, one.before) for one in fitted)
+    assert not any("ine-tun" in sentence for sentence in said)
+    with pytest.raises(UserError, match=r"the recipe spos has no time for fine-tuning .* leave --finetune-lr out"):
+        fit_supernet(net, recipe, data, run, settings.model_copy(update={"finetune_lr": 0.01}))
