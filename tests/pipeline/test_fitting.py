@@ -19,6 +19,7 @@ from tests.support.fitting import RECIPE, budgets, planned_alike, settings_of
 from tests.support.own_images import few_digits
 from tests.support.own_networks import Residual
 
+from trainonce.cli.results import fitted_table
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
@@ -297,6 +298,22 @@ def test_a_head_trained_alone_is_no_whole_network(make_net: MakeNet, make_data: 
     assert [phase.name for phase in run.checked_config().recipe.phases] == ["head", "others"]
 
 
+def test_the_table_tells_of_fine_tuning_where_a_network_is_not_as_it_came(
+    whole: tuple[RunDirectory, list[Fitted]],
+) -> None:
+    one = whole[1][0]
+    came = one.model_copy(update={"finetuned_epochs": 0, "after": one.before})
+    validate, test = f"{one.before.top1:.2f}%", f"{one.test.top1:.2f}%"
+    for other, cells in (
+        (came.model_copy(update={"finetuned_epochs": 2}), ["from supernet", "fine-tuned"]),
+        (came.model_copy(update={"before_subnets": True}), ["from supernet", "fine-tuned"]),
+        (came, ["validate"]),
+    ):
+        columns = fitted_table([came, other]).columns
+        assert [column.header for column in columns[4:-2]] == cells
+        assert [list(column.cells)[0] for column in (columns[4], columns[-2])] == [validate, test]
+
+
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
     def having(macs: int, top1: float) -> Fitted:
         first = whole[1][0]
@@ -404,6 +421,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert re.search(r"No subnet has more than [\d.]+ M MACs, so 9M cannot be used up", " ".join(result.err.split()))
     rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M ", "9M "))]
     assert [row[0] for row in rows] == ["0.4M", "9M"]
+    assert re.search(r"device +M MACs +M params +pixels +(from supernet +fine-tuned|validate) +test", result.out)
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
         assert row[1] == f"{device['macs'] / 1e6:.3f}"

@@ -207,9 +207,10 @@ def _say(done: FittedDevices) -> None:
             display.out.print(f"{names}: {sentence}")
     for line in results.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
         display.out.print(line)
+    on_validate = "" if results.as_they_came(fitted) else "; the columns before the last two are on validate"
     display.out.print(
-        f"Top-1 on {counted}; the columns before the last two are on validate, by whose loss "
-        f"is chosen what is kept. In {display.duration(done.seconds)}."
+        f"Top-1 on {counted}{on_validate}. Of subnets, and of epochs of fine-tuning, the least loss on validate is "
+        f"kept. In {display.duration(done.seconds)}."
     )
     for shared in sharing(fitted):
         if len(shared) > 1:

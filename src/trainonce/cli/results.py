@@ -147,25 +147,28 @@ def search_sentences(result: SearchResult) -> list[str]:
     return sentences
 
 
+def as_they_came(fitted: Sequence[Fitted]) -> bool:
+    """Whether every device's network is as it is in the supernet at its end."""
+    return not any(one.finetuned_epochs or one.before_subnets for one in fitted)
+
+
 def fitted_table(fitted: Sequence[Fitted]) -> Table:
     """The network for each device; its directory has the device's name."""
     from trainonce.pipeline.fitted import name_of
 
-    table = display.plain_table(
-        "device", "M MACs", "M params", "pixels", "from supernet", "fine-tuned", "test", "95% interval"
-    )
+    came_so = as_they_came(fitted)
+    validate = ("validate",) if came_so else ("from supernet", "fine-tuned")
+    table = display.plain_table("device", "M MACs", "M params", "pixels", *validate, "test", "95% interval")
     for one in fitted:
+        after = "as it was alone" if one.before_subnets else "as it was"
+        tuned = f"{one.after.top1:.2f}%" if one.finetuned_epochs else after
         table.add_row(
             name_of(one.max_macs),
             f"{one.macs / 1e6:.3f}",
             f"{one.params / 1e6:.3f}",
             str(one.resolution or "-"),
             f"{one.before.top1:.2f}%",
-            f"{one.after.top1:.2f}%"
-            if one.finetuned_epochs
-            else "as it was alone"
-            if one.before_subnets
-            else "as it was",
+            *(() if came_so else (tuned,)),
             f"{one.test.top1:.2f}%",
             "{:.1f} to {:.1f}".format(*one.test.interval()),
         )
