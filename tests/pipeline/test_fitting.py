@@ -311,7 +311,7 @@ def test_the_table_tells_of_fine_tuning_where_a_network_is_not_as_it_came(
     ):
         columns = fitted_table([came, other]).columns
         assert [column.header for column in columns[4:-2]] == cells
-        assert [list(column.cells)[0] for column in (columns[4], columns[-2])] == [validate, test]
+        assert [next(iter(column.cells)) for column in (columns[4], columns[-2])] == [validate, test]
 
 
 def test_smaller_networks_that_are_as_good_are_named(whole: tuple[RunDirectory, list[Fitted]]) -> None:
@@ -421,7 +421,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert re.search(r"No subnet has more than [\d.]+ M MACs, so 9M cannot be used up", " ".join(result.err.split()))
     rows = [line.split() for line in result.out.splitlines() if line.startswith(("0.4M ", "9M "))]
     assert [row[0] for row in rows] == ["0.4M", "9M"]
-    assert re.search(r"device +M MACs +M params +pixels +(from supernet +fine-tuned|validate) +test", result.out)
     told = json.loads(trainonce(*asked, "--json").out)
     for row, device in zip(rows, told["devices"], strict=True):
         assert row[1] == f"{device['macs'] / 1e6:.3f}"
