@@ -41,7 +41,10 @@ def test_it_takes_about_so_long(tmp_path: Path) -> None:
 def test_an_estimate_counts_the_optimizers_steps(
     make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second each by the clock, and nothing else takes time; the network that was given stays as it was."""
+    """The clock goes on by the share of the weights that move, a second where all do; the given network stays as it is.
+
+    Weights that a step leaves out move too, unless the recipe lets them rest or they are matrices of Muon.
+    """
     net, data, now = make_net(), make_data(), [0.0]
     before = {name: weights.clone() for name, weights in net.state_dict().items()}
 
@@ -50,16 +53,25 @@ def test_an_estimate_counts_the_optimizers_steps(
 
         def step() -> None:
             take()
-            now[0] += 1
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            now[0] += sum(p.grad is not None for p in weights) / len(weights)
 
         return step
 
     monkeypatch.setattr("trainonce.pipeline.pace.stepper_for", slow)
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    for name in ("quick", "rss", "fair"):
-        recipe = RECIPES[name].model_copy(update={"batch_size": 8})
+    head_and_teacher = (2 / 3 + 18 + 12 * 4 / 3) / (2 + 18 + 12)
+    for name, whole, idle in (
+        ("rss", 1, "move"),
+        ("fair", 1, "move"),
+        ("transfer", head_and_teacher, "move"),
+        ("rss", None, "rest"),
+        ("quick", None, "move"),
+    ):
+        recipe = RECIPES[name].model_copy(update={"batch_size": 8, "idle_weights": idle})
         steps = recipe.epochs * len(data.train) / recipe.images_per_step(len(data.train))
-        assert pace.training_seconds(net, data, recipe, "cpu") == pytest.approx(steps)
+        share = pace.training_seconds(net, data, recipe, "cpu") / steps
+        assert share == pytest.approx(whole) if whole else 0.3 < share < 1, name
     assert all(torch.equal(weights, before[name]) for name, weights in net.state_dict().items())
 
 

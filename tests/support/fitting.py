@@ -16,8 +16,7 @@ def planned_alike(patch: pytest.MonkeyPatch) -> None:
     """The clock stands still where plans are made: an epoch of training takes a second, one of fine-tuning fifty."""
     an_epoch_a_second(patch)
     patch.setattr(fitting, "finetuning_pace", lambda *_: FinetunePace(step=50.0, scoring=0.0, per_epoch=1))
-    patch.setattr(fitting._Fit, "left", lambda _self: 200.0)
-    patch.setattr(fitting, "most_for_choosing", lambda _: 200.0)  # enough for all candidates on any machine
+    patch.setattr(fitting._Fit, "left", lambda _self: 200.0)  # enough for all candidates on any machine
     patch.setattr(fitting, "CANDIDATES", 3)
 
 

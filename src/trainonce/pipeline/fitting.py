@@ -24,7 +24,7 @@ from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
 from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_recorded, name_of
-from trainonce.pipeline.pace import Planned, for_minutes, middling, said_left_out, seconds_to_score
+from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory, Start, provenance
@@ -44,7 +44,7 @@ from trainonce.training.loop import train_supernet
 from trainonce.training.settings import Progress, TrainSettings
 
 CHOOSING_SHARE = 0.05
-"""The most of the time that goes into choosing subnets; fine-tuning has the recipe's share, training the rest."""
+"""How much of the time is for choosing subnets; fine-tuning has the recipe's share, training the rest."""
 CANDIDATES = 24
 """The most subnets that are scored for a device."""
 CALIBRATION_IMAGES = 400
@@ -76,26 +76,24 @@ class Watch:
 def planned_recipe(
     net: Supernet, recipe: Recipe, data: DataSet, settings: FitSettings, *, spent_s: float = 0.0
 ) -> Planned:
-    """`recipe` at the length that trains here for what it leaves of the time that is not spent otherwise.
-
-    That are `spent_s` seconds so far, choosing subnets, and scoring on the test split, which goes by the MACs of the
-    devices. Errors as `for_minutes`.
-    """
-    began, largest = time.monotonic(), net.space.largest()
-    most = net.cost_of(largest).macs
-    testing_s = seconds_to_score([net.extract(largest)], data.validate, data, len(data.test))
-    testing_s *= sum(min(1.0, limit / most) for limit in settings.max_macs)
-    images = min(len(data.validate), SCORED_IMAGES) + CALIBRATION_IMAGES
-    each_s = seconds_to_score([net.extract(middling(net.space))], data.validate, data, images)
-    choosing_s = min(most_for_choosing(settings), CANDIDATES * len(settings.max_macs) * each_s)
-    beside_s = spent_s + testing_s + choosing_s + time.monotonic() - began
-    share = 1 - recipe.finetune_share
+    """`recipe` at the length that trains here for its share of the time that is left without `spent_s` seconds, which
+    are spent, and scoring on the test split. Errors as `for_minutes`."""
+    began = time.monotonic()
+    testing_s = testing_seconds(net, data, settings)
+    beside_s, share = spent_s + testing_s + time.monotonic() - began, 1 - CHOOSING_SHARE - recipe.finetune_share
     return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=beside_s)
 
 
-def most_for_choosing(settings: FitSettings) -> float:
-    """The most seconds that go into choosing subnets."""
-    return CHOOSING_SHARE * 60 * settings.minutes
+def testing_seconds(net: Supernet, data: DataSet, settings: FitSettings) -> float:
+    """About how many seconds it takes to score a network for each device on the test split."""
+    largest_s = seconds_to_score([net.extract(net.space.largest())], data.validate, data, len(data.test))
+    return largest_s * largest_networks(net, settings.max_macs)
+
+
+def largest_networks(net: Supernet, max_macs: Sequence[float]) -> float:
+    """How many of the largest network have the MACs of one network for each device."""
+    most = net.cost_of(net.space.largest()).macs
+    return sum(min(1.0, limit / most) for limit in max_macs)
 
 
 def refuse_small_budgets(net: Supernet, max_macs: Sequence[float]) -> None:
@@ -128,11 +126,6 @@ def fit_supernet(
     has no time for, and a run of something else, and `RunError` as `train_supernet` and `finetune` do.
     """
     refuse_subclass(settings, FitSettings)
-    if settings.finetune_lr is not None and not recipe.finetune_share:
-        raise UserError(
-            f"the recipe {recipe.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, or take "
-            "another with --recipe"
-        )
     try:
         return _Fit(net, data, run, settings, watch or Watch(), start).go(recipe)
     except _StoppedEarlyError:
@@ -160,7 +153,7 @@ class _Fit:
         self.began, self.spent = time.monotonic(), 0.0
         self.largest_macs = net.cost_of(net.space.largest()).macs
         self.trained = False
-        self.optimizer, self.class_balance, self.only_largest, self.finetunes = "sgd", 0.0, False, True
+        self.optimizer, self.class_balance, self.only_largest, self.finetune_share = "sgd", 0.0, False, 0.0
         self.drawn: DrawnOver = "choices"
         self.done: list[Fitted] = []
 
@@ -182,6 +175,11 @@ class _Fit:
                     f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
                 )
         else:
+            if self.settings.finetune_lr is not None and not recipe.finetune_share:
+                raise UserError(
+                    f"the recipe {recipe.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, "
+                    "or take another with --recipe"
+                )
             plain = baseline(self.data)
             self.watch.stage(f"For comparison: {plain}")
             self.watch.stage("Timing some steps of training")
@@ -195,7 +193,7 @@ class _Fit:
             return self.done
         self.optimizer, self.class_balance, self.drawn = recipe.finetuned_by, recipe.class_balance, drawn_over(recipe)
         self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
-        self.finetunes = recipe.finetune_share > 0
+        self.finetune_share = recipe.finetune_share
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
         with self.run.lock():
@@ -283,10 +281,12 @@ class _Fit:
 
     def _in_time(self, drawn: Sequence[Sequence[Architecture]], evaluator: Evaluator) -> list[Architecture]:
         """As many of those drawn for each device as there is time to score, at least one of each size of images."""
+        evaluator(self.net, self.net.space.smallest())  # warms up
         began = time.monotonic()
-        evaluator(self.net, middling(self.net.space))
-        seconds = min(most_for_choosing(self.settings), self.left())
-        count = int(seconds / (time.monotonic() - began) / len(drawn))
+        evaluator(self.net, self.net.space.largest())
+        one_each_s = (time.monotonic() - began) * largest_networks(self.net, self.settings.max_macs)
+        left = self.left() - testing_seconds(self.net, self.data, self.settings)
+        count = int(left * CHOOSING_SHARE / (CHOOSING_SHARE + self.finetune_share) / one_each_s)
         wanted: dict[Architecture, None] = {}
         for archs in drawn:
             sizes = sum(any(arch in part for arch in archs) for part in self.net.space.by_image_size())
@@ -392,7 +392,7 @@ class _Fit:
             seed=self.settings.seed,
         )
         (limit, first), *_ = ahead
-        if first.before_subnets or not self.finetunes:
+        if first.before_subnets or not self.finetune_share:
             return None, how
         done = {(one.arch, one.before_subnets) for one in self.done}
         missing = [one for _, one in ahead if (str(one.arch), one.before_subnets) not in done]

@@ -25,7 +25,7 @@ from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.space import Architecture, SearchSpace
 from trainonce.training.loop import train_supernet
-from trainonce.training.optimizers import optimizer_for, stepper_for
+from trainonce.training.optimizers import idle_gradients, let_idle_move, optimizer_for, stepper_for
 from trainonce.training.settings import Progress, TrainSettings
 
 FEWEST_EPOCHS = 2.0
@@ -199,6 +199,7 @@ def training_seconds(
     for phase in recipe.phases:
         optimizer = optimizer_for(net, recipe, phase, net.head() if phase.trains == "head" else ())
         take_step = stepper_for(optimizer)
+        idle = idle_gradients(optimizer) if recipe.idle_weights == "move" else []
         draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
         began, passes = 0.0, 0
         for trial in range(4):
@@ -207,8 +208,9 @@ def training_seconds(
             for arch, *_ in draws.draw(random.Random(trial), trial):
                 torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
                 passes += trial > 0
+            let_idle_move(idle)
             take_step()
-            optimizer.zero_grad()
+            net.zero_grad()
             float(next(net.parameters()).detach().flatten()[0])  # waits for the device
         pace = (time.monotonic() - began) / passes
         trials = sum(slot.candidates for slot in draws.slots if slot.candidates > 1)

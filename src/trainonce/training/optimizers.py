@@ -80,6 +80,20 @@ def optimizer_for(
     return optimizer
 
 
+def idle_gradients(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, Tensor]]:
+    """The weights that momentum and decay may move in a step that leaves them out, each with a gradient of zero for it:
+    all but the matrices of Muon, which rest."""
+    moving = (group for group in optimizer.param_groups if not group.get("orthogonal"))
+    return [(parameter, torch.zeros_like(parameter)) for group in moving for parameter in group["params"]]
+
+
+def let_idle_move(idle: Collection[tuple[nn.Parameter, Tensor]]) -> None:
+    """Give those of `idle_gradients` that a step left out their gradient of zero."""
+    for parameter, zeros in idle:
+        if parameter.grad is None:
+            parameter.grad = zeros
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate, multiplied as a group has it."""
     for group in optimizer.param_groups:

@@ -24,7 +24,15 @@ from trainonce.settings import JsonObject
 from trainonce.space import Architecture, SearchSpace, derived_seed
 from trainonce.training.averaging import Average
 from trainonce.training.importance import loss_gradients
-from trainonce.training.optimizers import optimizer_for, refuse_another, restore_state, state_groups, stepper_for
+from trainonce.training.optimizers import (
+    idle_gradients,
+    let_idle_move,
+    optimizer_for,
+    refuse_another,
+    restore_state,
+    state_groups,
+    stepper_for,
+)
 from trainonce.training.step_sums import StepSums
 from trainonce.training.teacher import frozen
 
@@ -67,8 +75,8 @@ class TrainState:
         self.teacher: nn.Module | None = None
         self.stepper: Callable[[], object] | None = None
         """What takes the optimizer's steps in a phase; made with the first, when its state is there."""
-        self.zeros: list[tuple[nn.Parameter, Tensor]] | None = None
-        """The weights that a phase trains, but the matrices of Muon, each with a gradient for when it is idle."""
+        self.idle: list[tuple[nn.Parameter, Tensor]] | None = None
+        """What `let_idle_move` takes."""
 
     # Phases
 
@@ -89,7 +97,7 @@ class TrainState:
         self.optimizer = optimizer_for(self.net, self.recipe, entry.phase, self.head)
         refuse_another(self.optimizer)
         self.ranks.copy_from_first(state["scale"] for state in self.optimizer.state.values() if "scale" in state)
-        self.stepper = self.zeros = None
+        self.stepper = self.idle = None
         self.average = Average(self.net, self.recipe.ema, since=entry.start) if self.recipe.ema else None
 
     def _sort(self, entry: PhaseSteps) -> None:
@@ -137,17 +145,11 @@ class TrainState:
         self.left_out += steps
 
     def let_idle_weights_move(self) -> None:
-        """Give weights that a step left out a gradient of zero, so that momentum and decay move them.
-
-        Not to the matrices of Muon, which rest.
-        """
-        if self.zeros is None:
+        """Let momentum and decay move weights that a step left out, but not the matrices of Muon."""
+        if self.idle is None:
             assert self.optimizer is not None
-            moving = (group for group in self.optimizer.param_groups if not group.get("orthogonal"))
-            self.zeros = [(p, torch.zeros_like(p)) for group in moving for p in group["params"]]
-        for parameter, zeros in self.zeros:
-            if parameter.grad is None:
-                parameter.grad = zeros
+            self.idle = idle_gradients(self.optimizer)
+        let_idle_move(self.idle)
 
     def move_weights(self) -> None:
         """Take the optimizer's step."""
