@@ -8,8 +8,8 @@ any, those three. At most 5,000 training images are used (`--train-images`), pho
 and 100% of the MACs of the largest subnet (the smallest subnet where 25% is less than that has).
 
 **Ours**: one supernet, by a recipe as long as its share of the budget allows (`--split`: training, choosing,
-finetuning); for each device the one of least loss on validate of some random subnets near its MACs; each finetuned in
-its share of what is left, and kept where its loss on validate fell.
+finetuning); for each device the one of least loss on validate of some random subnets near its MACs; if finetuning has a
+share, each finetuned in its part of what is left, and kept where its loss on validate fell.
 
 **Rivals**, each device's in a third of the budget: (a) the same architectures trained alone from random weights
 (`alone`; those that the first of our settings in the file chose, and one that several devices have in the time of

@@ -1,4 +1,4 @@
-"""Our side of `worth.py`: one supernet, a subnet for each device, each finetuned, within a budget of CPU seconds."""
+"""Our side of `worth.py`: one supernet, a subnet for each device, finetuned if there is time, within CPU seconds."""
 
 import time
 from dataclasses import dataclass, replace

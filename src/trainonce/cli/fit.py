@@ -103,8 +103,9 @@ def fit(
 ) -> None:
     """Train once, and hand over a network for every device, in a given time.
 
-    Trains a supernet for most of the time, chooses a subnet for each budget on the validate split, fine-tunes
-    it in the time left, scores it on the test split and writes its directory. If stopped, the same command goes on.
+    Trains a supernet for most of the time, chooses a subnet for each budget on the validate split, fine-tunes it
+    where the recipe leaves time for that, scores it on the test split and writes its directory. If stopped, the same
+    command goes on.
     """
     with importing():
         from trainonce.pipeline import fit
@@ -207,11 +208,10 @@ def _say(done: FittedDevices) -> None:
             display.out.print(f"{names}: {sentence}")
     for line in results.worst_lines(best.per_class, class_names, name_of(best.max_macs)):
         display.out.print(line)
-    on_validate = "" if results.as_they_came(fitted) else "; the columns before the last two are on validate"
-    display.out.print(
-        f"Top-1 on {counted}{on_validate}. Of subnets, and of epochs of fine-tuning, the least loss on validate is "
-        f"kept. In {display.duration(done.seconds)}."
-    )
+    chosen = "Subnets are chosen by their loss on validate"
+    if not results.as_they_came(fitted):
+        chosen = f"The columns before the last two are on validate. {chosen}, and so are epochs of fine-tuning"
+    display.out.print(f"Top-1 on {counted}. {chosen}. In {display.duration(done.seconds)}.")
     for shared in sharing(fitted):
         if len(shared) > 1:
             names = " and ".join(name_of(one.max_macs) for one in shared)

@@ -156,8 +156,7 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
     """The network for each device; its directory has the device's name."""
     from trainonce.pipeline.fitted import name_of
 
-    came_so = as_they_came(fitted)
-    validate = ("validate",) if came_so else ("from supernet", "fine-tuned")
+    validate = ("validate",) if as_they_came(fitted) else ("from supernet", "fine-tuned")
     table = display.plain_table("device", "M MACs", "M params", "pixels", *validate, "test", "95% interval")
     for one in fitted:
         after = "as it was alone" if one.before_subnets else "as it was"
@@ -168,7 +167,7 @@ def fitted_table(fitted: Sequence[Fitted]) -> Table:
             f"{one.params / 1e6:.3f}",
             str(one.resolution or "-"),
             f"{one.before.top1:.2f}%",
-            *(() if came_so else (tuned,)),
+            *((tuned,) if len(validate) > 1 else ()),
             f"{one.test.top1:.2f}%",
             "{:.1f} to {:.1f}".format(*one.test.interval()),
         )

@@ -23,7 +23,7 @@ class FitSettings(Settings):
     """What is wanted, and in what time."""
 
     minutes: float = Field(gt=0, le=60 * 24 * 366)
-    """Time for everything: training, choosing and fine-tuning."""
+    """Time for everything: training, choosing, and fine-tuning, if the recipe leaves time for it."""
     max_macs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     """The most MACs of each device's network."""
     finetune_lr: float | None = Field(None, gt=0)
@@ -61,7 +61,8 @@ class Fitted(Settings):
     before_subnets: bool = False
     """Whether it is the largest subnet as it was before others shared its weights."""
     finetuned_epochs: int
-    """Which epoch of fine-tuning it is of; 0 where there was no time for one, or none had less loss on validate."""
+    """Which epoch of fine-tuning it is of; 0 where the recipe leaves no time for it, there was too little for one, or
+    none had less loss on validate."""
     before: Score
     """On validate, as it came out of the supernet: the least loss of `candidates`, which flatters a little."""
     after: Score

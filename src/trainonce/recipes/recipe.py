@@ -199,7 +199,8 @@ class Recipe(Settings):
     zero_init_residual: bool = False
     """Whether the last batch-norm scale of residual blocks starts at zero (BigNAS)."""
     finetune_share: float = Field(0.2, ge=0, le=0.9)
-    """How much of the time of `fit` is for fine-tuning the devices' subnets one by one; 0 for not doing it."""
+    """How much of the time that `fit` has for training, choosing and fine-tuning is for fine-tuning the devices'
+    subnets one by one; 0 for not doing it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
