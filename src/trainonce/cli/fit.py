@@ -90,8 +90,7 @@ def fit(
         float | None,
         typer.Option(
             min=0,
-            help="Highest learning rate of fine-tuning. Default: 0.01; where the recipe's optimizer is adamw, 0.001. "
-            "Not with quick, which leaves no time for it.",
+            help="Highest learning rate of fine-tuning. Default: 0.01; where the recipe's optimizer is adamw, 0.001.",
             show_default=False,
         ),
     ] = None,

@@ -197,7 +197,6 @@ _RECIPES = (
         weight_decay=2e-3,
         zero_init_residual=True,
         augmentation=AugmentationChange(crop_from="auto", flip="auto"),
-        finetune_share=0.0,
     ),
     Recipe(
         name="transfer",
