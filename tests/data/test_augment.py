@@ -371,6 +371,7 @@ class TestSettings:
             (Colour, {"saturation": 1.1}),
             (Colour, {"hue": 0.1}),
             (Mixup, {"alpha": 0}),
+            (CutMix, {"share": 1.1}),
             (Own, {"function": "numpy"}),
         ],
     )
@@ -463,6 +464,18 @@ class TestMixing:
         assert found is not None
         assert torch.equal(x, found)
         assert torch.equal(labels, torch.arange(8))
+
+    def test_a_share_of_the_batches_is_mixed(self) -> None:
+        """The others have the same images, and labels of zeros and ones; by default all are mixed."""
+        for way in (Mixup(alpha=1.0), CutMix()):
+            some = way.model_copy(update={"share": 0.25})
+            plain = 0
+            for seed in range(400):
+                x, found, labels = self.mixed(some, seed=seed)
+                if torch.equal(found, x):
+                    plain += 1
+                    assert torch.equal(labels, torch.eye(8))
+            assert 270 <= plain <= 330, "300 on average, of standard deviation 8.7"
 
     def test_one_of_two_ways_is_drawn(self) -> None:
         boxes = [bool((found == x).any()) for x, found, _ in (self.mixed(Mixup(), CutMix(), seed=s) for s in range(40))]

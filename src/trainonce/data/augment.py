@@ -184,18 +184,21 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Make each image of a whole batch one of two, where `augmentation` says so; the labels become [B, classes] then.
 
-    The other image is the one at the same place from the batch's end. Of several ways one is drawn for the batch.
+    The other image is the one at the same place from the batch's end. Of several ways one is drawn for the batch, which
+    is mixed in its share of the batches; in the others images stay as they are, and labels become zeros and ones.
     """
     ways = [one for one in augmentation if isinstance(one, MIXES)]
     if not ways:
         return x_BCHW, y_B
     way = rng.choice(ways)
+    labels_BK = F.one_hot(y_B, classes).to(x_BCHW.dtype)
+    if way.share < 1 and rng.random() >= way.share:
+        return x_BCHW, labels_BK
     kept = rng.betavariate(way.alpha, way.alpha)
     if isinstance(way, Mixup):
         x_BCHW = kept * x_BCHW + (1 - kept) * x_BCHW.flip(0)
     else:
         x_BCHW, kept = _with_other_box(x_BCHW, kept, rng)
-    labels_BK = F.one_hot(y_B, classes).to(x_BCHW.dtype)
     return x_BCHW, kept * labels_BK + (1 - kept) * labels_BK.flip(0)
 
 

@@ -104,9 +104,11 @@ class Mixup(Settings):
 
     kind: Literal["mixup"] = "mixup"
     alpha: float = Field(0.2, gt=0, le=100)
+    share: Fraction = 1.0
+    """The share of batches that are mixed."""
 
     def __str__(self) -> str:
-        return f"mixup {self.alpha:g}"
+        return f"mixup {self.alpha:g}{_of_batches(self.share)}"
 
 
 @final
@@ -118,9 +120,15 @@ class CutMix(Settings):
 
     kind: Literal["cutmix"] = "cutmix"
     alpha: float = Field(1.0, gt=0, le=100)
+    share: Fraction = 1.0
+    """The share of batches that are mixed."""
 
     def __str__(self) -> str:
-        return f"cutmix {self.alpha:g}"
+        return f"cutmix {self.alpha:g}{_of_batches(self.share)}"
+
+
+def _of_batches(share: float) -> str:
+    return "" if share == 1 else f" in {share:.0%} of the batches"
 
 
 def _is_own(name: str) -> str:
