@@ -27,5 +27,4 @@ def budgets(net: MobileNetV3) -> tuple[float, ...]:
 
 
 def settings_of(net: MobileNetV3) -> FitSettings:
-    """Of 8.15 s three quarters are 24.45 steps: 24 also where a busy machine takes 0.3 s for what is not patched."""
-    return FitSettings(minutes=8.15 / 60, max_macs=budgets(net), seed=3)
+    return FitSettings(minutes=8 / 60, max_macs=budgets(net), seed=3)
