@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -48,11 +48,7 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def pace() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        planned_alike(patch)
-        yield
+pace = pytest.fixture(autouse=True, scope="module")(planned_alike)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """How `fit` shares the time that it is given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +24,7 @@ MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def pace() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        planned_alike(patch)
-        yield
+pace = pytest.fixture(autouse=True, scope="module")(planned_alike)
 
 
 def test_training_takes_its_share_of_the_time(make_net: MakeNet, make_data: MakeData) -> None:
