@@ -1,7 +1,6 @@
 """Augmentation of batches against plain references for one image, and the statistics of what is drawn."""
 
 import math
-import random
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -11,13 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 from pydantic import ValidationError
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainonce.data import augment as public_augment
 from trainonce.data import normalise
-from trainonce.data.augment import CROP_TRIES, _box_sizes, _crop, augment, mix
+from trainonce.data.augment import CROP_TRIES, _box_sizes, _crop, augment
 from trainonce.data.table import IMAGENET_MEAN, IMAGENET_STD, TABLE
 from trainonce.errors import UserError
 from trainonce.parallel.distributed import Ranks
@@ -429,57 +427,6 @@ class TestComposed:
         shard = Ranks(rank=1, size=3).shard(11)
         own = augment(images[shard.rows], varied, mean=ZERO, std=ONE, generator=generator(), shard=shard)
         assert torch.equal(own, whole[shard.rows])
-
-
-class TestMixing:
-    def mixed(self, *varied: Variation, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        x = torch.rand(8, 3, 10, 10, generator=generator(1))
-        found, labels = mix(x, torch.arange(8), varied, classes=8, rng=random.Random(seed))
-        return x, found, labels
-
-    def test_mixup_is_a_mean_of_images_and_of_labels_by_one_weight(self) -> None:
-        for seed in range(5):
-            x, found, labels = self.mixed(Mixup(alpha=1.0), seed=seed)
-            weight = float(labels[0, 0])
-            assert 0 <= weight <= 1
-            assert torch.allclose(found, weight * x + (1 - weight) * x.flip(0), atol=1e-6)
-            assert torch.allclose(labels, weight * torch.eye(8) + (1 - weight) * torch.eye(8).flip(0))
-
-    def test_cutmix_counts_the_pixels_of_each(self) -> None:
-        for seed in range(20):
-            x, found, labels = self.mixed(CutMix(), seed=seed)
-            other = (found != x).all(1)
-            assert torch.equal(other, other[:1].expand_as(other)), "one box in all images"
-            assert torch.equal(found[:, :, other[0]], x.flip(0)[:, :, other[0]])
-            rows, columns = other[0].any(1), other[0].any(0)
-            assert int(other[0].sum()) == int(rows.sum()) * int(columns.sum())
-            assert float(labels[0, 0]) == pytest.approx(1 - float(other[0].float().mean()), abs=1e-6)
-
-    def test_weights_are_of_the_beta_distribution(self) -> None:
-        weights = np.array([float(self.mixed(Mixup(alpha=0.4), seed=seed)[2][0, 0]) for seed in range(2000)])
-        assert stats.kstest(weights, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
-
-    def test_nothing_to_mix_is_what_it_was(self) -> None:
-        x, found, labels = self.mixed(Crop(), Flip())
-        assert found is not None
-        assert torch.equal(x, found)
-        assert torch.equal(labels, torch.arange(8))
-
-    def test_a_share_of_the_batches_is_mixed(self) -> None:
-        """The others have the same images, and labels of zeros and ones; by default all are mixed."""
-        for way in (Mixup(alpha=1.0), CutMix()):
-            some = way.model_copy(update={"share": 0.25})
-            plain = 0
-            for seed in range(400):
-                x, found, labels = self.mixed(some, seed=seed)
-                if torch.equal(found, x):
-                    plain += 1
-                    assert torch.equal(labels, torch.eye(8))
-            assert 270 <= plain <= 330, "300 on average, of standard deviation 8.7"
-
-    def test_one_of_two_ways_is_drawn(self) -> None:
-        boxes = [bool((found == x).any()) for x, found, _ in (self.mixed(Mixup(), CutMix(), seed=s) for s in range(40))]
-        assert 8 < sum(boxes) < 32
 
 
 def test_a_share_becomes_what_it_does_in_the_whole_batch() -> None:

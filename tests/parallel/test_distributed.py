@@ -175,6 +175,8 @@ class TestSameAsOne:
             ("attentive", 2, {}),  # candidates chosen by their losses
             ("deps", 3, {"batch": 10}),
             ("rss", 3, {"lr_factor": 5.0, "batch": 10, "also": [{"kind": "cutmix"}]}),  # with images of other shards
+            # as many as the hits of all shards say
+            ("rss", 2, {"epochs": 3, "also": [{"kind": "cutmix", "once_known": 0.0}], "known": [2, 0.1]}),
         ],
     )
     def test_weights_and_metrics(self, train: Helper, recipe: str, ranks: int, fields: dict[str, Any]) -> None:

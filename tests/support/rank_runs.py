@@ -31,6 +31,7 @@ from trainonce.recipes import RECIPES, AugmentationChange, Colour, Crop, Flip, R
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import Progress, TrainSettings
+from trainonce.training.step_sums import Known
 
 LIMIT_S = 40.0
 """How long a job may take before its ranks count as hung and are killed."""
@@ -160,6 +161,8 @@ def one_rank(job: dict[str, Any], rank: int, port: int) -> None:
     folder = Path(job["folder"])
     if "look_every" in job:
         trainonce.training.loop._look_every = lambda device: int(job["look_every"])
+    if "known" in job:
+        Known.PER_LOOK, Known.KEPT = job["known"]
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with process_group("cpu", timeout=timedelta(seconds=LIMIT_S / 2)) as ranks:

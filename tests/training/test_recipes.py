@@ -14,7 +14,7 @@ from tests.support.training import LR, Spy, State, differing, images_of, one_ste
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainonce.data.augment import mix
+from trainonce.data.augment import drawn_mix, mix
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.nn.cropping import crop_kernels
@@ -161,7 +161,8 @@ class TestRecipes:
             run = RunDirectory(tmp_path / way.kind)
             train_supernet(net, recipe, data, run)
             x, y = images_of(data, seed=0, phase=0, step=0)
-            x, labels_BK = mix(x, y, (way,), classes=3, rng=derived_rng(0, "mix", 0, 0))
+            rng = derived_rng(0, "mix", 0, 0)
+            x, labels_BK = mix(x, y, drawn_mix((way,), known=0.0, rng=rng), classes=3, rng=rng)
             logits = reference(x.contiguous(memory_format=torch.channels_last), net.space.largest())
             loss = -(labels_BK * logits.log_softmax(1)).sum(1).mean()
             assert run.metrics()[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)

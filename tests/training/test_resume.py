@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ import trainonce
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
-from trainonce.recipes import RECIPES, AugmentationChange, Crop, Flip, Recipe, timetable
+from trainonce.recipes import RECIPES, AugmentationChange, Crop, CutMix, Flip, Recipe, timetable
 from trainonce.records import to_json
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import TrainSettings
+from trainonce.training.step_sums import Known
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -34,7 +35,7 @@ STEPS = 20
 Lines = list[dict[str, object]]
 
 
-NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw", "ps-muon", "transfer-muon")
+NAMES = ("ps", "rss", "attentive", "deps", "ps-adamw", "ps-muon", "transfer-muon", "rss-mixed")
 EVERY_STEP = TrainSettings(checkpoint_every_s=0, log_every=3)
 
 
@@ -42,11 +43,15 @@ def short(name: str) -> Recipe:
     """The recipe in 20 steps of 8 images, 4 an epoch; `ps` has phases of 6, 4, 1, 4, 1 and 4.
 
     `ps-adamw` is `ps` with another optimizer, an average of the weights, and images varied otherwise; `ps-muon` and
-    `transfer-muon`, which begins with the head alone, have another optimizer.
+    `transfer-muon`, which begins with the head alone, have another optimizer. `rss-mixed` mixes images by what is
+    known.
     """
     name, _, optimizer = name.partition("-")
     recipe = RECIPES[name].with_batch_size(8)
-    if optimizer:
+    if optimizer == "mixed":
+        change = AugmentationChange(also=(CutMix(once_known=0.0),))
+        recipe = recipe.model_copy(update={"augmentation": change})
+    elif optimizer:
         recipe = recipe.model_copy(update={"optimizer": optimizer})
     if optimizer == "adamw":
         change = AugmentationChange(crop_from=0.3, flip=False, erase=0.5)
@@ -101,6 +106,15 @@ class Runs:
         assert run.exposure_file.read_bytes() == (self.folder / f"straight-{name}" / "exposure.npz").read_bytes()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def looks() -> Iterator[None]:
+    """What is known is looked at after every other batch, and its mean soon forgets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Known, "PER_LOOK", 2)
+        patch.setattr(Known, "KEPT", 0.1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(make_net: MakeNet, make_data: MakeData, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     data = make_data(augmentation=(Crop(scale=(0.5, 1.0)), Flip()))
@@ -116,6 +130,9 @@ class TestStopped:
             assert metrics[-1]["step"] == timetable(short(name), steps_per_epoch=4)[-1].end == STEPS
             fresh = runs.make_net().state_dict()
             assert not any(torch.equal(weights[k], v) for k, v in fresh.items() if v.ndim == 4)
+        plain, mixed = ([line["loss"] for line in runs.straight(name)[1]] for name in ("rss", "rss-mixed"))
+        assert mixed[0] == pytest.approx(plain[0]), "nothing is known of the first two batches"
+        assert mixed[-1] != pytest.approx(plain[-1], rel=1e-2)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_after_every_single_step(self, runs: Runs, tmp_path: Path, name: str) -> None:

@@ -2,10 +2,11 @@
 
 import random
 
+import pytest
 import torch
 
 from trainonce.space import Architecture
-from trainonce.training.step_sums import StepRecord, StepSums, not_finite
+from trainonce.training.step_sums import Known, StepRecord, StepSums, not_finite
 
 CPU = torch.device("cpu")
 
@@ -26,7 +27,43 @@ def test_it_sums_up_and_survives_json() -> None:
     assert sums.top1() == 100 * right / (8 * len(losses))
     saved = sums.to_json()
     assert abs(saved.pop("loss_sum") - sum(losses)) < 1e-4
-    assert saved == {"steps": 50, "losses": len(losses), "images": 8 * len(losses), "correct": right}
+    assert saved == {
+        "steps": 50,
+        "losses": len(losses),
+        "images": 8 * len(losses),
+        "correct": right,
+        "mixed": 0,
+        "mixed_correct": 0,
+    }
+
+
+def test_mixed_images_count_as_correct_where_there_are_no_others() -> None:
+    sums = StepSums(CPU)
+    sums.add(torch.tensor([1.0, 2.0]), torch.tensor(4), 8, mixed=True)
+    assert sums.top1() == 25
+    sums.add(torch.tensor([3.0]), torch.tensor(6), 8)
+    sums = StepSums.from_json(sums.to_json(), CPU)
+    assert sums.top1() == 75
+    assert sums.mean_loss() == 2
+    sums.add(torch.tensor([3.0]), torch.tensor(1), 8, mixed=True)
+    assert sums.top1() == 75
+    older = {name: value for name, value in sums.to_json().items() if "mixed" not in name}
+    assert StepSums.from_json(older, CPU).top1() == 75, "of a checkpoint of before they were counted apart"
+
+
+def test_what_is_known_is_a_moving_mean_of_looks() -> None:
+    rng, known = random.Random(1), Known(CPU)
+    new, share = list[float](), 0.0
+    for batch in range(57):
+        if batch in (0, 20, 33):
+            known = Known.from_json(known.to_json() if batch else {}, CPU)
+        hits = rng.randint(0, 16)
+        known.add(torch.tensor(hits), 16)
+        known.look()
+        new.append(hits / 16)
+        if len(new) == Known.PER_LOOK:
+            share, new = Known.KEPT * share + (1 - Known.KEPT) * sum(new) / len(new), []
+        assert known.share == pytest.approx(share)
 
 
 def record(step: int, *losses: float) -> StepRecord:

@@ -17,7 +17,19 @@ from trainonce.errors import UserError
 from trainonce.names import import_named
 from trainonce.nn import native
 from trainonce.parallel.distributed import BatchShard
-from trainonce.recipes import MIXES, Augmentation, Colour, Crop, Erase, Flip, Mixup, Own, TrivialAugment, Variation
+from trainonce.recipes import (
+    MIXES,
+    Augmentation,
+    Colour,
+    Crop,
+    CutMix,
+    Erase,
+    Flip,
+    Mixup,
+    Own,
+    TrivialAugment,
+    Variation,
+)
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the largest box
 ERASED_AREA = (0.02, 1 / 3)  # of the image, and the aspects: as torchvision's RandomErasing
@@ -61,6 +73,7 @@ def augment(
     another shape.
     """
     refuse_other_images(images_BCHW)
+    augmentation = tuple(one for one in augmentation if not isinstance(one, MIXES))
     if not augmentation:
         return _normalise_(images_BCHW.to(torch.float32), mean, std)
     if shard is None:
@@ -179,20 +192,30 @@ def _coloured(x_BCHW: Tensor, one: Colour, u: Tensor) -> Tensor:
     return x_BCHW
 
 
-def mix(
-    x_BCHW: Tensor, y_B: Tensor, augmentation: Augmentation, *, classes: int, rng: random.Random
-) -> tuple[Tensor, Tensor]:
-    """Make each image of a whole batch one of two, where `augmentation` says so; the labels become [B, classes] then.
+def drawn_mix(augmentation: Augmentation, *, known: float, rng: random.Random) -> Mixup | CutMix | None:
+    """How a batch is mixed; None for not at all.
 
-    The other image is the one at the same place from the batch's end. Of several ways one is drawn for the batch, which
-    is mixed in its share of the batches; in the others images stay as they are, and labels become zeros and ones.
+    Of several ways one is drawn, and then whether it is done, by its share of the batches where networks classify the
+    share `known` of the images of batches that are not mixed correctly.
     """
     ways = [one for one in augmentation if isinstance(one, MIXES)]
     if not ways:
-        return x_BCHW, y_B
+        return None
     way = rng.choice(ways)
-    labels_BK = F.one_hot(y_B, classes).to(x_BCHW.dtype)
-    if way.share < 1 and rng.random() >= way.share:
+    share = way.share_at(known)
+    return None if share < 1 and rng.random() >= share else way
+
+
+def mix(
+    x_BCHW: Tensor, y_B: Tensor, way: Mixup | CutMix | None, *, classes: int, rng: random.Random
+) -> tuple[Tensor, Tensor]:
+    """Make each image of a whole batch one of two, in this way, and the labels [B, classes].
+
+    The other image is the one at the same place from the batch's end. Without a way images stay as they are, and labels
+    become zeros and ones.
+    """
+    labels_BK = (y_B[:, None] == torch.arange(classes, device=y_B.device)).to(x_BCHW.dtype)
+    if way is None:
         return x_BCHW, labels_BK
     kept = rng.betavariate(way.alpha, way.alpha)
     if isinstance(way, Mixup):

@@ -18,7 +18,7 @@ from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.outlook import learned, outlook
 from trainonce.pipeline.training import balanced
-from trainonce.recipes import load_recipe, mixes
+from trainonce.recipes import hides_known, load_recipe
 from trainonce.run.directory import RunDirectory, Start
 
 SHARES = (0.25, 0.5, 1.0)
@@ -181,8 +181,8 @@ class _Fitting:
         fitted = fit_supernet(net, recipe, images, run, settings, self.watch, start=begun.start)
         seconds = time.monotonic() - began if fitted is None else fit_recorded(run).seconds
         shared = [one.before.top1 for one in fitted or () if not one.before_subnets]
-        mixed = bool(shared) and mixes(images.varied_by(run.checked_config().recipe).augmentation)
-        verdict = outlook(learned(run.metrics()), fmean(shared)) if shared and not mixed else ""
+        hidden = bool(shared) and hides_known(images.varied_by(run.checked_config().recipe).augmentation)
+        verdict = outlook(learned(run.metrics()), fmean(shared)) if shared and not hidden else ""
         return FittedDevices(
             plan=plan, devices=tuple(fitted or ()), seconds=seconds, finished=fitted is not None, outlook=verdict
         )

@@ -22,7 +22,7 @@ from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.outlook import learned, outlook
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, training_seconds
-from trainonce.recipes import Recipe, load_recipe, mixes
+from trainonce.recipes import Recipe, hides_known, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
 from trainonce.run.lines import MetricsLine
@@ -307,8 +307,7 @@ def _trained(
         )
     lines = run.metrics() if finished and ranks.first else []
     metrics = lines[-1] if lines else None
-    mixed = mixes(plan.data.varied_by(plan.recipe).augmentation)
-    can_tell = bool(lines and seen) and not mixed
+    can_tell = bool(lines and seen) and not hides_known(plan.data.varied_by(plan.recipe).augmentation)
     return Trained(
         plan=plan,
         seconds=time.monotonic() - began,

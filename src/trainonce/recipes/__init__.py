@@ -20,6 +20,7 @@ from trainonce.recipes.augmentation import (
     Own,
     TrivialAugment,
     Variation,
+    hides_known,
     mixes,
 )
 from trainonce.recipes.published import ONLY_LARGEST, RECIPES, load_recipe
@@ -64,6 +65,7 @@ __all__ = [
     "SlotName",
     "TrivialAugment",
     "Variation",
+    "hides_known",
     "largest_alone",
     "load_recipe",
     "mixes",

@@ -95,8 +95,29 @@ class TrivialAugment(Settings):
         return "TrivialAugment"
 
 
+class _Mix(Settings):
+    """What makes one image of two in a share of the batches."""
+
+    share: Fraction = 1.0
+    """The share of batches that are mixed."""
+    once_known: float | None = Field(None, ge=0, lt=1)
+    """The share of the images of batches that were not mixed which networks must classify correctly before any is; from
+    there on `share` grows in proportion, to its whole where all are. None mixes from the beginning. That variation
+    follows what is known is of Karras 2020 (arXiv 2006.06676), for networks that generate images."""
+
+    def share_at(self, known: float) -> float:
+        """The share of batches that are mixed where networks know this share of the others' images."""
+        if self.once_known is None:
+            return self.share
+        return self.share * max(0.0, (known - self.once_known) / (1 - self.once_known))
+
+    def _when(self) -> str:
+        of = "" if self.share == 1 else f" in {self.share:.0%} of the batches"
+        return of if self.once_known is None else f"{of} by what is known over {self.once_known:.0%}"
+
+
 @final
-class Mixup(Settings):
+class Mixup(_Mix):
     """Each image and its label become a mean with another's of the batch (Zhang 2018, arXiv 1710.09412).
 
     The weight is drawn for the batch from Beta(alpha, alpha). In training alone.
@@ -104,15 +125,13 @@ class Mixup(Settings):
 
     kind: Literal["mixup"] = "mixup"
     alpha: float = Field(0.2, gt=0, le=100)
-    share: Fraction = 1.0
-    """The share of batches that are mixed."""
 
     def __str__(self) -> str:
-        return f"mixup {self.alpha:g}{_of_batches(self.share)}"
+        return f"mixup {self.alpha:g}{self._when()}"
 
 
 @final
-class CutMix(Settings):
+class CutMix(_Mix):
     """A box of each image is another's of the batch, and its label by its area (Yun 2019, arXiv 1905.04899).
 
     The share of the image that stays is drawn for the batch from Beta(alpha, alpha). In training alone.
@@ -120,15 +139,9 @@ class CutMix(Settings):
 
     kind: Literal["cutmix"] = "cutmix"
     alpha: float = Field(1.0, gt=0, le=100)
-    share: Fraction = 1.0
-    """The share of batches that are mixed."""
 
     def __str__(self) -> str:
-        return f"cutmix {self.alpha:g}{_of_batches(self.share)}"
-
-
-def _of_batches(share: float) -> str:
-    return "" if share == 1 else f" in {share:.0%} of the batches"
+        return f"cutmix {self.alpha:g}{self._when()}"
 
 
 def _is_own(name: str) -> str:
@@ -164,8 +177,14 @@ MIXES = (Mixup, CutMix)
 
 
 def mixes(augmentation: Augmentation) -> bool:
-    """Whether it makes images of two, so that training images are no measure of what is known."""
+    """Whether it makes images of two."""
     return any(isinstance(one, MIXES) for one in augmentation)
+
+
+def hides_known(augmentation: Augmentation) -> bool:
+    """Whether it makes every image one of two, so that training images are no measure of what is known."""
+    ways = [one for one in augmentation if isinstance(one, MIXES)]
+    return bool(ways) and all(way.share == 1 and way.once_known is None for way in ways)
 
 
 @final

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from trainonce.cost.memory import refuse_large_batch
 from trainonce.data import DataSet
-from trainonce.data.augment import mix
+from trainonce.data.augment import drawn_mix, mix
 from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
@@ -181,8 +181,8 @@ class _Loop:
             import_named(name, what, ())
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
-        mixed = mixes(self.data.augmentation)
-        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if mixed else self.shard
+        self.mixes = mixes(self.data.augmentation)
+        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if self.mixes else self.shard
         """The rows that this rank loads and varies: all, where images are mixed; it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
@@ -244,6 +244,7 @@ class _Loop:
             before = state.step
             lr, arch = self._step(entry)
             state.step += 1
+            state.known.look()
             state.passes += len(entry.phase.subnets)
             done = state.step == self.steps
             if state.sums.steps == self.settings.log_every or state.step == entry.end:
@@ -300,7 +301,7 @@ class _Loop:
         state, phase = self.state, entry.phase
         assert state.optimizer is not None
         in_phase = state.step - entry.start
-        x_BCHW, y_B, rows_B = self._batch(entry.index, in_phase)
+        x_BCHW, y_B, rows_B, mixed = self._batch(entry.index, in_phase)
         turn = entry.turn(state.step)
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
@@ -329,7 +330,9 @@ class _Loop:
         set_lr(state.optimizer, lr)
         state.move_weights()
         state.average_weights()
-        state.sums.add(losses_S, hits, self.shard.total)
+        state.sums.add(losses_S, hits, self.shard.total, mixed=mixed)
+        if self.mixes and not mixed:
+            state.known.add(hits, len(losses_S) * self.shard.total)
         state.record(archs, lr)
         return lr, archs[-1]
 
@@ -389,23 +392,19 @@ class _Loop:
                     order = order.to(self.data.train.labels.device, non_blocking=True)
                 yield order[batch * size : (batch + 1) * size]
 
-    def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's augmented images and labels of a step, and the rows of the whole batch.
+    def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """This rank's augmented images and labels of a step, the rows of the whole batch, and whether it was mixed.
 
-        Labels are [B], or where images are mixed [B, classes].
+        Labels are [B], or where some batches are mixed [B, classes].
         """
         rows_B, (_, images_BCHW, y_B) = next(self.batches)
         x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.loaded)
-        x_BCHW, y = mix(
-            x_BCHW,
-            y_B,
-            self.data.augmentation,
-            classes=self.data.num_classes,
-            rng=derived_rng(self.seed, "mix", phase, in_phase),
-        )
-        if self.loaded is not self.shard:
-            x_BCHW, y = x_BCHW[self.shard.rows], y[self.shard.rows]
-        return x_BCHW, y, rows_B
+        if not self.mixes:
+            return x_BCHW, y_B, rows_B, False
+        rng = derived_rng(self.seed, "mix", phase, in_phase)
+        way = drawn_mix(self.data.augmentation, known=self.state.known.share, rng=rng)
+        x_BCHW, y_BK = mix(x_BCHW, y_B, way, classes=self.data.num_classes, rng=rng)
+        return x_BCHW[self.shard.rows], y_BK[self.shard.rows], rows_B, way is not None
 
     @torch.no_grad()
     def _choose(self, slot: Slot, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:

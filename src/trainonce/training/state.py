@@ -33,7 +33,7 @@ from trainonce.training.optimizers import (
     state_groups,
     stepper_for,
 )
-from trainonce.training.step_sums import StepSums
+from trainonce.training.step_sums import Known, StepSums
 from trainonce.training.teacher import frozen
 
 
@@ -64,6 +64,7 @@ class TrainState:
         self.left_out = 0
         """Steps of those done that were left out for want of time."""
         self.sums = StepSums(self.device)
+        self.known = Known(self.device)
         by_macs = MacsSampler(net.cost)
         self.exposure = Exposure(net.space, by_macs.min_macs, by_macs.max_macs)
         """Recorded by rank 0 alone: every rank trains the same subnets."""
@@ -229,6 +230,7 @@ class TrainState:
             "passes": self.passes,
             "left_out": self.left_out,
             "tally": self.sums.to_json(),
+            "known": self.known.to_json(),
             "exposure": {"steps": recorded.steps, "lr_sum": recorded.lr_sum},
             "seconds": self.seconds(),
             "identity": self.config.identity(),
@@ -273,10 +275,11 @@ class TrainState:
                 found.state.get("passes", self._passes(found.step)),
                 left_out,
                 found.state["tally"],
+                found.state.get("known", {}),
                 names,
             ]
-        self.step, self.passes, self.left_out, sums, names = self.ranks.collect_json(mine)[0]
-        self.sums = StepSums.from_json(sums, self.device)
+        self.step, self.passes, self.left_out, sums, known, names = self.ranks.collect_json(mine)[0]
+        self.sums, self.known = StepSums.from_json(sums, self.device), Known.from_json(known, self.device)
         if found is not None:
             self._bring_back_records(found)
         self.net.load_state_dict(groups.get("weights", self.net.state_dict()))
