@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainonce.errors import UserError
-from trainonce.recipes.augmentation import AugmentationChange
+from trainonce.recipes.augmentation import AugmentationChange, CutMix
 from trainonce.recipes.recipe import Phase, Recipe
 from trainonce.settings import read_toml
 
@@ -185,8 +185,8 @@ _RECIPES = (
     ),
     Recipe(
         name="quick",
-        about="For a person's own images and minutes: one uniform subnet a step, moved by Muon; mild crops; smaller "
-        "images first.",
+        about="For a person's own images and minutes: one uniform subnet a step, moved by Muon; mild crops, and CutMix "
+        "by what is known; smaller images first.",
         phases=(
             _quick("early", 48, warmup_epochs=6, keep_smallest={"resolution": 1}),
             _quick("middle", 48, keep_largest={"resolution": 2}, keep_smallest={"resolution": 1}),
@@ -196,7 +196,7 @@ _RECIPES = (
         matrix_decay=0.1,
         weight_decay=2e-3,
         zero_init_residual=True,
-        augmentation=AugmentationChange(crop_from="auto", flip="auto"),
+        augmentation=AugmentationChange(crop_from="auto", flip="auto", also=(CutMix(once_known=0.7),)),
     ),
     Recipe(
         name="transfer",
