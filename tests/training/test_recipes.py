@@ -25,6 +25,7 @@ from trainonce.run.directory import RunDirectory
 from trainonce.space import SearchSpace, derived_rng, derived_seed
 from trainonce.training.loop import train_supernet
 from trainonce.training.settings import TrainSettings
+from trainonce.training.step_sums import Known
 
 WATCHED: list[Tensor] = []
 SECOND = Slot(
@@ -166,6 +167,25 @@ class TestRecipes:
             logits = reference(x.contiguous(memory_format=torch.channels_last), net.space.largest())
             loss = -(labels_BK * logits.log_softmax(1)).sum(1).mean()
             assert run.metrics()[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
+
+    def test_what_is_known_is_of_batches_that_are_not_mixed(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of every second step, two subnets each, as the lines of metrics have them."""
+        monkeypatch.setattr(Known, "PER_LOOK", 2)
+        for once in (0.999, None):  # nothing is mixed; everything is
+            change = AugmentationChange(also=(CutMix(once_known=once),))
+            recipe = one_step(epochs=2, subnets=("largest", "smallest")).model_copy(update={"augmentation": change})
+            run = RunDirectory(tmp_path / str(once))
+            train_supernet(make_net(), recipe, make_data(), run, settings=TrainSettings(log_every=1))
+            top1 = [line.top1 / 100 for line in run.metrics()]
+            expected = 0.0
+            for one, two in zip(top1[::2], top1[1::2], strict=True):
+                expected += (1 - Known.KEPT) * ((one + two) / 2 - expected)
+            found = checkpoint.load_latest(run.checkpoints)
+            assert found is not None
+            assert expected > 0
+            assert found.state["known"]["share"] == (pytest.approx(expected) if once else 0)
 
     def test_dropout_of_the_largest_only(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         for only in (True, False):

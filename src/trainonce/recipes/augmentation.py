@@ -113,7 +113,7 @@ class _Mix(Settings):
 
     def _when(self) -> str:
         of = "" if self.share == 1 else f" in {self.share:.0%} of the batches"
-        return of if self.once_known is None else f"{of} by what is known over {self.once_known:.0%}"
+        return of if self.once_known is None else f"{of} once over {self.once_known:.0%} are known"
 
 
 @final
