@@ -23,8 +23,9 @@ from trainonce.training.settings import TrainSettings
 from worth_rivals import Trained
 from worth_table import DEVICES
 
-WARM_UP_IMAGES, PILOT_IMAGES = 256, 1024
-"""The pace is the difference of two trainings on so many images, without what a training of any length takes."""
+WARM_UP_IMAGES, PILOT_SHARE = 256, 0.02
+"""The pace is the difference of a training on so many images and one of about this share of the seconds, without what a
+training of any length takes. A pilot of 12 steps, as it was until 1 December 2026, has missed the pace by a third."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,10 @@ def _augmented(data: DataSet, crop_scale: float | None) -> DataSet:
 
 
 def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed: int) -> tuple[int, Supernet | None]:
-    """Train by a recipe of the length that so many CPU seconds allow at the pace of a few steps.
+    """Train by a recipe of the length that so many CPU seconds allow at the pace of a short training.
 
     Gives the steps, and the supernet as it was before others shared the largest subnet's weights, where that was
-    trained first. The few steps train another supernet of the same settings, and count.
+    trained first. The short training is of another supernet of the same settings, and counts.
     """
     began = time.process_time()
     whole = recipe.epochs * recipe.steps_per_epoch(len(data.train))
@@ -135,7 +136,7 @@ def train_for(net: Supernet, recipe: Recipe, data: DataSet, seconds: float, seed
         pilot = type(net)(net.settings, seed=seed)
         run(pilot, few, "cold")
         short_s, short = run(pilot, few, "short")
-        longer_s, longer = run(pilot, max(PILOT_IMAGES // recipe.batch_size, 2 * few), "longer")
+        longer_s, longer = run(pilot, max(PILOT_SHARE * seconds * short / short_s, 4 * few), "longer")
         pace = (longer_s - short_s) / (longer - short)
         steps = max(least, round((seconds - (time.process_time() - began)) / pace))
         run(net, steps, "run")

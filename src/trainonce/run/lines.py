@@ -45,7 +45,8 @@ class MetricsLine(Record):
     loss: Number
     """Mean loss of the subnets since the line before."""
     top1: Number
-    """Percent of the (augmented) training images classified correctly since the line before."""
+    """Percent of the (augmented) training images classified correctly since the line before, but for batches that were
+    mixed, where there were others."""
     macs: Number
     """MACs of the last subnet trained."""
     arch: str
