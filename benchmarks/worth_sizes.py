@@ -26,7 +26,7 @@ from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.evaluation.population import draw_candidates
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.recipes import RECIPES
+from trainonce.recipes import RECIPES, Recipe
 from trainonce.records import append_line, read_lines
 from trainonce.run.directory import RunDirectory
 from trainonce.settings import JsonObject
@@ -39,15 +39,15 @@ from worth_table import DEVICES
 CANDIDATES, SEEDS, MOST_TEST = 24, 2, 2000
 
 
-def trained(data: DataSet, images: int) -> MobileNetV3:
-    """A supernet by `quick`, of so many images in all."""
+def trained(data: DataSet, images: int, recipe: Recipe = RECIPES["quick"], *, seed: int = 0) -> MobileNetV3:
+    """A supernet in the geometry `light` by a recipe, of so many images in all."""
     settings = MobileNetV3Settings.for_images(
         image_size=data.image_size, in_channels=data.channels, num_classes=data.num_classes, geometry="light"
     )
-    net, recipe = MobileNetV3(settings, seed=0), RECIPES["quick"]
+    net = MobileNetV3(settings, seed=seed)
     with TemporaryDirectory() as folder:
         scaled = recipe.scaled(images / len(data.train) / recipe.epochs)
-        train_supernet(net, scaled, data, RunDirectory(Path(folder) / "run"), seed=0)
+        train_supernet(net, scaled, data, RunDirectory(Path(folder) / "run"), seed=seed)
     return net.eval()
 
 
