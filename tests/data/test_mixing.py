@@ -9,16 +9,14 @@ from scipy import stats
 from torch import Tensor
 
 from trainonce.data.augment import drawn_mix, mix
-from trainonce.recipes import Crop, CutMix, Flip, Mixup, Variation, hides_known, mixes
+from trainonce.recipes import Crop, CutMix, Flip, Mixup, Variation, follows_known, hides_known, mixes
 
 
 class TestMixing:
-    KNOWN = 0.85
-
     def mixed(self, *varied: Variation, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.rand(8, 3, 10, 10, generator=torch.Generator().manual_seed(1))
         rng = random.Random(seed)
-        way = drawn_mix(varied, known=self.KNOWN, rng=rng)
+        way = drawn_mix(varied, known=0.0, rng=rng)
         found, labels = mix(x, torch.arange(8), way, classes=8, rng=rng)
         return x, found, labels
 
@@ -67,7 +65,7 @@ class TestMixing:
     def test_the_share_grows_with_what_is_known(self, known: float, share: float) -> None:
         way = CutMix(once_known=0.7)
         assert way.share_at(known) == pytest.approx(share)
-        assert CutMix(once_known=0.7, share=0.5).share_at(known) == pytest.approx(share / 2)
+        assert CutMix(once_known=0.7, share=0.6).share_at(known) == pytest.approx(min(share, 0.6))
         assert CutMix(share=0.3).share_at(known) == 0.3
         assert CutMix(once_known=0.0).share_at(known) == known
         mixed = sum(drawn_mix((Crop(), way), known=known, rng=random.Random(seed)) is way for seed in range(400))
@@ -85,6 +83,8 @@ def test_what_is_known_shows_where_some_batches_are_not_mixed() -> None:
         for way in (CutMix(), Mixup()):
             assert hides_known((*plain, way))
             assert mixes((*plain, way))
+        assert not follows_known((*plain, CutMix()))
+        assert follows_known((*plain, Mixup(once_known=0.5)))
         for way in (CutMix(share=0.9), Mixup(once_known=0.5)):
             assert not hides_known((*plain, way))
             assert mixes((*plain, way))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trainonce.data import augment, normalise
 from trainonce.nn import native
 from trainonce.nn.native import images as images_native
-from trainonce.recipes import Augmentation, Colour, Crop, Erase, Flip
+from trainonce.recipes import Augmentation, Colour, Crop, CutMix, Erase, Flip
 
 pytestmark = needs_native
 KINDS: tuple[Augmentation, ...] = ((Flip(),), (Colour(),), (Flip(), Colour(brightness=0.4, saturation=0.6)), ())
@@ -84,6 +84,7 @@ def test_a_crop_of_the_whole_image_is_the_image() -> None:
         ((Crop(), Flip(), Colour()), True),
         ((Flip(),), False),
         ((Crop(), Colour(), Flip()), False),
+        ((Crop(), Flip(), CutMix()), True),
         ((Crop(), Crop()), False),
         ((Crop(), Erase()), False),
         ((), False),

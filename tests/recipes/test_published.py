@@ -3,7 +3,7 @@
 import pytest
 from tests.support.paper_space import space
 
-from trainonce.recipes import RECIPES, Recipe, timetable
+from trainonce.recipes import RECIPES, CutMix, Recipe, timetable
 from trainonce.space import Choice, SearchSpace
 
 NAMES = [
@@ -123,6 +123,8 @@ class TestPublished:
         quick = RECIPES["quick"]
         assert quick.zero_init_residual
         assert (quick.optimizer, quick.batch_size, quick.passes) == ("muon", 64, 120)
+        assert quick.augmentation is not None
+        assert quick.augmentation.also == (CutMix(share=0.8, once_known=0.7),)
         assert {(phase.subnets, phase.target) for phase in quick.phases} == {(("uniform",), "labels")}
         assert [phase.warmup_epochs > 0 for phase in quick.phases] == [True, False, False]
         head, largest, subnets = RECIPES["transfer"].phases

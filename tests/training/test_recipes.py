@@ -187,6 +187,24 @@ class TestRecipes:
             assert expected > 0
             assert found.state["known"]["share"] == (pytest.approx(expected) if once else 0)
 
+    def test_a_line_of_mixed_batches_says_what_is_known(
+        self, make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A line for each step, and what is known is that of the last batch that was not mixed."""
+        monkeypatch.setattr(Known, "PER_LOOK", 1)
+        monkeypatch.setattr(Known, "KEPT", 0.0)
+        ways = (CutMix(once_known=0.0),)
+        recipe = one_step(epochs=8).model_copy(update={"augmentation": AugmentationChange(also=ways)})
+        run, known, mixed = RunDirectory(tmp_path), 0.0, 0
+        train_supernet(make_net(), recipe, make_data(), run, settings=TrainSettings(log_every=1))
+        for step, line in enumerate(run.metrics()):
+            if drawn_mix(ways, known=known, rng=derived_rng(0, "mix", 0, step)) is None:
+                known = line.top1 / 100
+            else:
+                mixed += 1
+                assert line.top1 == pytest.approx(100 * known)
+        assert 3 <= mixed <= step - 3
+
     def test_dropout_of_the_largest_only(self, make_net: MakeNet, make_data: MakeData, tmp_path: Path) -> None:
         for only in (True, False):
             net = make_net()

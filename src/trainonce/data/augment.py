@@ -160,8 +160,8 @@ def _varied(x_BCHW: Tensor, one: Variation, draw: _ShardNumbers, mean: Sequence[
             return trivially_augmented(x_BCHW, draw(3))
         case Own():
             return _by_own(x_BCHW, one, draw)
-        case _:  # makes one image of two
-            return x_BCHW
+        case _:
+            raise AssertionError(one)  # `mix` makes one image of two
 
 
 def _by_own(x_BCHW: Tensor, one: Own, draw: Callable[[int], Tensor]) -> Tensor:

@@ -56,14 +56,15 @@ class Trained:
     finished: bool
     """Whether all of it is trained: not where `should_stop` said so, nor after a dry run."""
     metrics: MetricsLine | None
-    """The last line of metrics.jsonl: loss, top1 (percent, of augmented images), …; None unless finished.
+    """The last line of metrics.jsonl: loss, top1 (percent, of augmented images, not mixed), …; None unless finished.
 
     Under torchrun the first process alone has it.
     """
     left_out: str = ""
     """That steps were left out for want of time, in a sentence; empty where none were."""
     outlook: str | None = None
-    """Whether more time would help, in a sentence; None unless finished, and where there are no probes."""
+    """Whether more time would help, in a sentence; None unless finished, and where there are no probes or
+    every batch is mixed."""
 
 
 def train(

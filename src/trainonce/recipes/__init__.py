@@ -20,6 +20,7 @@ from trainonce.recipes.augmentation import (
     Own,
     TrivialAugment,
     Variation,
+    follows_known,
     hides_known,
     mixes,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "SlotName",
     "TrivialAugment",
     "Variation",
+    "follows_known",
     "hides_known",
     "largest_alone",
     "load_recipe",

@@ -99,21 +99,24 @@ class _Mix(Settings):
     """What makes one image of two in a share of the batches."""
 
     share: Fraction = 1.0
-    """The share of batches that are mixed."""
+    """The share of batches that are mixed; at most, with `once_known`."""
     once_known: float | None = Field(None, ge=0, lt=1)
-    """The share of the images of batches that were not mixed which networks must classify correctly before any is; from
-    there on `share` grows in proportion, to its whole where all are. None mixes from the beginning. That variation
-    follows what is known is of Karras 2020 (arXiv 2006.06676), for networks that generate images."""
+    """The share of the images of batches that were not mixed which networks must classify correctly before any batch
+    is; from there on the share of batches grows in proportion, towards all where all are. None mixes from the
+    beginning. That variation follows what is known is of Karras 2020 (arXiv 2006.06676), for networks that generate
+    images. With a `share` below 1 some batches always say what is known."""
 
     def share_at(self, known: float) -> float:
         """The share of batches that are mixed where networks know this share of the others' images."""
         if self.once_known is None:
             return self.share
-        return self.share * max(0.0, (known - self.once_known) / (1 - self.once_known))
+        return min(self.share, max(0.0, (known - self.once_known) / (1 - self.once_known)))
 
     def _when(self) -> str:
-        of = "" if self.share == 1 else f" in {self.share:.0%} of the batches"
-        return of if self.once_known is None else f"{of} once over {self.once_known:.0%} are known"
+        if self.once_known is None:
+            return "" if self.share == 1 else f" in {self.share:.0%} of the batches"
+        over = f"{100 * self.once_known:g}%"
+        return f" in up to {self.share:.0%} of the batches, as more than {over} of the images are known"
 
 
 @final
@@ -179,6 +182,11 @@ MIXES = (Mixup, CutMix)
 def mixes(augmentation: Augmentation) -> bool:
     """Whether it makes images of two."""
     return any(isinstance(one, MIXES) for one in augmentation)
+
+
+def follows_known(augmentation: Augmentation) -> bool:
+    """Whether how much it does hangs on what is known."""
+    return any(isinstance(one, MIXES) and one.once_known is not None for one in augmentation)
 
 
 def hides_known(augmentation: Augmentation) -> bool:

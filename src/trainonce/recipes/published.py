@@ -196,7 +196,7 @@ _RECIPES = (
         matrix_decay=0.1,
         weight_decay=2e-3,
         zero_init_residual=True,
-        augmentation=AugmentationChange(crop_from="auto", flip="auto", also=(CutMix(once_known=0.7),)),
+        augmentation=AugmentationChange(crop_from="auto", flip="auto", also=(CutMix(share=0.8, once_known=0.7),)),
     ),
     Recipe(
         name="transfer",

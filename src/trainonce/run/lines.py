@@ -45,8 +45,8 @@ class MetricsLine(Record):
     loss: Number
     """Mean loss of the subnets since the line before."""
     top1: Number
-    """Percent of the (augmented) training images classified correctly since the line before, but for batches that were
-    mixed, where there were others."""
+    """Percent of the (augmented) training images classified correctly since the line before; where some batches are
+    mixed and others not, of these."""
     macs: Number
     """MACs of the last subnet trained."""
     arch: str

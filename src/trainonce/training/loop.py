@@ -28,7 +28,17 @@ from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import logits_in
 from trainonce.parallel.distributed import BatchShard, Ranks, everywhere, sum_gradients
-from trainonce.recipes import AugmentationChange, Phase, PhaseSteps, Recipe, Slot, mixes, phase_at, timetable
+from trainonce.recipes import (
+    AugmentationChange,
+    Phase,
+    PhaseSteps,
+    Recipe,
+    Slot,
+    follows_known,
+    mixes,
+    phase_at,
+    timetable,
+)
 from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
@@ -182,8 +192,9 @@ class _Loop:
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
         self.mixes = mixes(self.data.augmentation)
+        self.follows_known = follows_known(self.data.augmentation)
         self.loaded = BatchShard(0, self.shard.total, self.shard.total) if self.mixes else self.shard
-        """The rows that this rank loads and varies: all, where images are mixed; it then takes its shard."""
+        """The rows that this rank loads and varies: all, where batches may be mixed; it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
@@ -331,7 +342,7 @@ class _Loop:
         state.move_weights()
         state.average_weights()
         state.sums.add(losses_S, hits, self.shard.total, mixed=mixed)
-        if self.mixes and not mixed:
+        if self.follows_known and not mixed:
             state.known.add(hits, len(losses_S) * self.shard.total)
         state.record(archs, lr)
         return lr, archs[-1]
@@ -395,7 +406,7 @@ class _Loop:
     def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor, bool]:
         """This rank's augmented images and labels of a step, the rows of the whole batch, and whether it was mixed.
 
-        Labels are [B], or where some batches are mixed [B, classes].
+        Labels are [B], or where any batch may be mixed [B, classes].
         """
         rows_B, (_, images_BCHW, y_B) = next(self.batches)
         x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.loaded)
@@ -481,7 +492,7 @@ class _Loop:
             epoch=step / self.steps_per_epoch,
             lr=lr,
             loss=sums.mean_loss(),
-            top1=sums.top1(),
+            top1=100 * self.state.known.share if self.follows_known and not sums.images else sums.top1(),
             macs=self.net.cost_of(arch).macs,
             arch=arch,
             seconds_left=seconds_left,

@@ -28,7 +28,7 @@ def class_weights(labels_N: Tensor, classes: int, balance: float) -> Tensor | No
 
 
 def label_loss(logits_BK: Tensor, y: Tensor, weights_K: Tensor | None, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with labels [B], or [B, classes] where images are mixed; each image counts what its class does."""
+    """Cross-entropy with labels [B], or [B, classes] where images may be mixed; each counts what its class does."""
     if weights_K is None:
         return F.cross_entropy(logits_BK, y, label_smoothing=label_smoothing)
     loss_B = F.cross_entropy(logits_BK, y, label_smoothing=label_smoothing, reduction="none")

@@ -52,8 +52,8 @@ class Progress:
     loss: float
     """Mean loss of the subnets since the line before."""
     top1: float
-    """Percent of the (augmented) training images classified correctly since the line before, but for batches that were
-    mixed, where there were others."""
+    """Percent of the (augmented) training images classified correctly since the line before; where some batches are
+    mixed and others not, of these."""
     macs: int
     """MACs of the last subnet trained."""
     arch: Architecture
