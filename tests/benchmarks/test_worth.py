@@ -151,6 +151,7 @@ def test_the_page_has_the_tables_of_the_records() -> None:
 
 
 def test_the_readme_has_means_of_the_records() -> None:
+    """Of the settings that validate chose, with a star where a network's are not Muon's."""
     found = import_module("worth").results_in(BENCHMARKS.parent / "docs" / "results" / "worth.jsonl")
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
     named = {"Fashion-MNIST": "fashion-mnist", "CIFAR-10": "cifar10", "flowers": "flowers", "rubbish": "trash"}
@@ -158,8 +159,11 @@ def test_the_readme_has_means_of_the_records() -> None:
     for name, data in named.items():
         cells = next(line for line in readme.splitlines() if line.startswith(f"| {name}")).split(" | ")[1:]
         for cell, side in zip(cells, ("ours", "alone", "resnet", "svm"), strict=True):
-            tests = [one.test for one in found if (one.data, one.minutes, one.side) == (data, 10, side)]
-            assert cell.strip(" |") == f"{statistics.fmean(tests):.1f}", (name, side)
+            of = [one for one in found if (one.data, one.minutes, one.side) == (data, 10, side)]
+            by = {one.settings: [other for other in of if other.settings == one.settings] for one in of}
+            best = max(by, key=lambda settings: statistics.fmean(one.validate for one in by[settings]))
+            star = "*" if side in ("alone", "resnet") and not best.startswith("muon") else ""
+            assert cell.strip(" |") == f"{statistics.fmean(one.test for one in by[best]):.1f}{star}", (name, side)
 
 
 def test_macs_are_counted_as_the_library_counts_them() -> None:
