@@ -143,6 +143,28 @@ def test_pages_ask_for_what_can_be_generated() -> None:
     assert {page.name for page in filled} == {"commands.md", "python.md", "recipes.md"}
 
 
+def _anchor(heading: str) -> str:
+    """What a link to a heading is called: its words in small letters, joined by hyphens."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def test_links_between_pages_lead_to_files_and_sections() -> None:
+    links = 0
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            place = page.parent / target if target else page
+            if "reference" in place.parts:
+                continue  # is generated
+            assert place.exists(), (page.name, target)
+            links += 1
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                assert anchor in map(_anchor, headings), (page.name, target, anchor)
+    assert links > 100
+
+
 def test_paths_of_the_architecture_pages_are_there() -> None:
     """`room/file.py` is a file of src/trainonce or of the repository, and `room/file.py:name` has that name in it."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "architecture").glob("*.md"))
