@@ -27,6 +27,7 @@ from worth_sizes import trained
 from worth_table import DEVICES
 
 CANDIDATES = 9
+FIGURES = ("validate", "loss", "test", "seconds")
 
 
 def measure(data: DataSet, passes: float, recipe: Recipe, seed: int) -> list[dict[str, Any]]:
@@ -58,9 +59,6 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         figures = f"{validate:.1f} | {loss:.3f} | {test:.1f} | {took:.0f}"
         rows.append(f"| {data} | {images:,} | {passes:g} | {recipe} | {seeds} | {figures} |")
     return "\n".join(rows)
-
-
-FIGURES = ("validate", "loss", "test", "seconds")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -189,6 +189,10 @@ class TestSameAsOne:
             assert line.loss == pytest.approx(expected.loss, rel=1e-5)
             assert line.model_dump(exclude={"loss", "seconds"}) == expected.model_dump(exclude={"loss", "seconds"})
         assert several.run.exposure_file.read_bytes() == one.run.exposure_file.read_bytes()
+        known = [checkpoint.load_latest(outcome.run.checkpoints) for outcome in (one, several)]
+        shares = [found.state["known"]["share"] for found in known if found is not None]
+        assert shares[0] == shares[1]
+        assert (shares[0] > 0) == ("known" in fields)
         assert [told["reports"] for told in several.told] == [len(one.run.metrics())] + [0] * (ranks - 1)
         assert several.told[0]["layers"] == one.told[0]["layers"], "the layers are the network's own again"
 

@@ -107,7 +107,7 @@ class _Mix(Settings):
     images. With a `share` below 1 some batches always say what is known."""
 
     def share_at(self, known: float) -> float:
-        """The share of batches that are mixed where networks know this share of the others' images."""
+        """The share (0 to 1) of batches that are mixed where networks know the share `known` of the others' images."""
         if self.once_known is None:
             return self.share
         return min(self.share, max(0.0, (known - self.once_known) / (1 - self.once_known)))

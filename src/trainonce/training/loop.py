@@ -2,8 +2,9 @@
 
 What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
 phase and the step alone, so a resumed run goes on as if never stopped, ranks agree without talking, and the global
-generators are left as they were. Each rank trains its shard of every batch; one exchange a step adds up what they
-found. On a GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps.
+generators are left as they were. Only whether a batch is mixed may hang on what is known, too, which the checkpoint
+has and all ranks share. Each rank trains its shard of every batch; one exchange a step adds up what they found. On a
+GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps, and at what is known.
 """
 
 import time

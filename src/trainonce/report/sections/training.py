@@ -71,7 +71,8 @@ def curves_section(group: Group) -> Section:
         listed = listed.removeprefix(group.runs[0].arm).strip()
     title = f"Top-1 of the subnets being trained, at the end: {listed}."
     caption = (
-        "Loss and top-1 of the subnets being trained, on augmented training images, one line a run, each point a mean "
+        "Loss and top-1 of the subnets being trained, on augmented training images (top-1 where there are some that "
+        "are not mixed: of these), one line a run, each point a mean "
         "over a stretch. The subnets differ from step to step"
         f"{'' if group.of_one_run else ' and from arm to arm'}, and the loss against a teacher is added to that of the "
         "labels where there is one, so levels compare only loosely; the population above is the fair comparison."
