@@ -40,7 +40,7 @@ from trainonce.pipeline.outlook import learned
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
 from trainonce.records import read_json
-from trainonce.run.directory import RunDirectory
+from trainonce.run.directory import RunDirectory, Start
 from trainonce.subnets import read_subnet
 from trainonce.subnets.finetune import FinetunePace
 
@@ -383,7 +383,11 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(
 
 
 def test_what_cannot_be_is_refused(
-    make_net: MakeNet, make_data: MakeData, whole: tuple[RunDirectory, list[Fitted]], tmp_path: Path
+    make_net: MakeNet,
+    make_data: MakeData,
+    make_known: MakeData,
+    whole: tuple[RunDirectory, list[Fitted]],
+    tmp_path: Path,
 ) -> None:
     net, data, run = make_net(), make_data(), RunDirectory(tmp_path / "run")
     least = net.cost_of(net.space.smallest()).macs
@@ -400,6 +404,21 @@ def test_what_cannot_be_is_refused(
     other = settings_of(net).model_copy(update={"minutes": 5.0})
     with pytest.raises(UserError, match=r"begun with --minutes 0\.\d+, not "):
         fit_supernet(make_net(), RECIPE, data, run, other)
+    half = RECIPE.model_copy(update={"class_balance": 0.5})
+    faster = RECIPE.model_copy(update={"momentum": 0.8})
+    for recipe, began in (
+        (RECIPES["rss"], r"by the recipe spos, not rss: ask for the same, or name another directory with --out$"),
+        (half, r"with --class-balance 0, not 0\.5: "),
+        (faster, r"by another recipe of the name spos: "),
+    ):
+        with pytest.raises(UserError, match=f" was begun {began}"):
+            fit_supernet(make_net(), recipe, make_known(), run, settings_of(net))
+    started = Start(network="timm:resnet18", trained=True, fresh_head=True)
+    for another, start in ((make_net(seed=1), started), (make_net(kernel_sizes=(3, 7)), None)):
+        with pytest.raises(UserError, match=" was begun with another network, or other weights to begin with: "):
+            fit_supernet(another, RECIPE, make_known(), run, settings_of(net), start=start)
+    reworded = RECIPE.model_copy(update={"about": "In other words."})
+    assert fit_supernet(make_net(), reworded, make_known(), run, settings_of(net)) == whole[1]
     run.fit_file.unlink()
     with pytest.raises(UserError, match="a run that `trainonce fit` did not make"):
         finished(make_net, make_data, run)
@@ -439,5 +458,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert len(shown) == 10
     for number, row in enumerate(shown):
         assert row[2:] == [f"{device['per_class']['recall'][number]:.1f}%" for device in told["devices"]]
+    kilo = ("--max-macs", "400k", "--max-macs", "9M")
+    assert json.loads(trainonce(*asked[:-6], *kilo, *asked[-2:], "--json").out)["devices"][0]["max_macs"] == 4e5
+    trainonce(*asked, "--max-macs", "9Mb").refused("--max-macs takes a positive number, perhaps with a unit")
     trainonce("fit", few, "--minutes", "0.001", *small, "--out", tmp_path / "short").refused("give at least")
     trainonce("fit", tmp_path / "none", "--minutes", "1").refused("none")

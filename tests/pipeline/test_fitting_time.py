@@ -13,10 +13,12 @@ from trainonce.data import DataSet
 from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.evaluation.population import draw_candidates
+from trainonce.files import write_atomic
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import fitting
-from trainonce.pipeline.fitted import FitSettings
+from trainonce.pipeline.fitted import FitSettings, fit_recorded
 from trainonce.pipeline.fitting import Watch, fit_supernet, planned_recipe
+from trainonce.records import to_json
 from trainonce.run.directory import RunDirectory
 from trainonce.space import Architecture
 
@@ -52,7 +54,7 @@ def test_choosing_has_its_share_of_what_is_left(
     monkeypatch.setattr(fitting, "testing_seconds", lambda *_: 10.0)
     monkeypatch.setattr(fitting._Fit, "left", lambda _self: 100.0)
     settings = FitSettings(minutes=10, max_macs=(macs / 2, 2 * macs))
-    fit = fitting._Fit(net, make_data(), RunDirectory(tmp_path / "run"), settings, Watch(), None)
+    fit = fitting._Fit(net, RECIPE, make_data(), RunDirectory(tmp_path / "run"), settings, Watch(), None)
 
     def evaluator(_net: MobileNetV3, arch: Architecture) -> None:
         now[0] += 1.0 if arch == largest else 7.0
@@ -121,4 +123,6 @@ def test_a_recipe_may_leave_no_time_for_fine_tuning(make_net: MakeNet, make_data
     assert not (tmp_path / "other").exists()
     older = RunDirectory(tmp_path / "older")
     first = fit_supernet(make_net(), RECIPE, data, older, tuned)
+    record = fit_recorded(older).model_copy(update={"recipe": None})  # as it was recorded before
+    write_atomic(older.fit_file, to_json(record.model_dump(mode="json")))
     assert fit_supernet(make_net(), recipe, data, older, tuned) == first

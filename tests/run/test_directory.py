@@ -283,6 +283,17 @@ def test_another_process_keeps_this_one_out_until_it_ends(tmp_path: Path) -> Non
             pass
 
 
+def test_a_directory_stays_locked_until_the_outermost_lets_go(tmp_path: Path) -> None:
+    run, other = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    with run.lock():
+        with run.lock():
+            pass
+        with pytest.raises(UserError, match="another process is working in"), other.lock():
+            pass
+    with other.lock(), pytest.raises(UserError, match="another process is working in"), run.lock():
+        pass
+
+
 def test_images_that_were_moved(tmp_path: Path) -> None:
     """A run remembers where its images were; when they have moved it says so and takes the new place."""
     numbers = np.random.default_rng(0)

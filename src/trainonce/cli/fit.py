@@ -52,11 +52,11 @@ def fit(
     ],
     minutes: Annotated[float, typer.Option(min=0, help="Time for everything.", show_default=False)],
     max_macs: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
             "--max-macs",
-            help="A device: the most million MACs of its network. Give it once for each device. Default: a quarter, "
-            "half and all of the largest network's.",
+            help="A device: the most MACs of its network; 10 or 10M is ten million. Give it once for each device. "
+            "Default: a quarter, half and all of the largest network's.",
             show_default=False,
         ),
     ] = None,

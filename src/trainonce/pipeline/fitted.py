@@ -7,9 +7,9 @@ from pydantic import Field, field_validator
 
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import PerClass
+from trainonce.recipes import Recipe
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
-from trainonce.search.resources import MOST_MILLIONS
 from trainonce.settings import Settings
 
 
@@ -36,8 +36,6 @@ class FitSettings(Settings):
     @field_validator("max_macs")
     @classmethod
     def _check_macs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if max(values) >= 1e6 * MOST_MILLIONS:
-            raise ValueError(f"are in millions: {max(values) / 1e6:,.0f} million is more than any network has")
         if len({name_of(value) for value in values}) < len(values):
             raise ValueError("must differ, by more than a ten-thousandth")
         return values
@@ -96,6 +94,8 @@ class FitRecord(Settings):
     """What `fit.json` holds."""
 
     settings: FitSettings
+    recipe: Recipe | None = None
+    """The recipe that was asked for, before it was scaled to the time; None where an earlier version recorded it."""
     trained: bool
     """Whether the supernet is trained."""
     seconds: float = Field(ge=0)

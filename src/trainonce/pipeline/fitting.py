@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import nn
 
 from trainonce.data import DataSet
-from trainonce.data.baseline import SCORED_IMAGES, baseline, scored_on
+from trainonce.data.baseline import SCORED_IMAGES, Baseline, baseline, scored_on
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
 from trainonce.evaluation.per_class import score_by_class
@@ -27,7 +27,7 @@ from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_record
 from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import to_json
-from trainonce.run.directory import RunDirectory, Start, provenance
+from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.settings import refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -127,7 +127,7 @@ def fit_supernet(
     """
     refuse_subclass(settings, FitSettings)
     try:
-        return _Fit(net, data, run, settings, watch or Watch(), start).go(recipe)
+        return _Fit(net, recipe, data, run, settings, watch or Watch(), start).go()
     except _StoppedEarlyError:
         return None
 
@@ -145,10 +145,17 @@ class _StoppedEarlyError(Exception):
 
 class _Fit:
     def __init__(
-        self, net: Supernet, data: DataSet, run: RunDirectory, settings: FitSettings, watch: Watch, start: Start | None
+        self,
+        net: Supernet,
+        recipe: Recipe,
+        data: DataSet,
+        run: RunDirectory,
+        settings: FitSettings,
+        watch: Watch,
+        start: Start | None,
     ) -> None:
         refuse_small_budgets(net, settings.max_macs)
-        self.net, self.data = net.to(settings.device), data.to(settings.device)
+        self.net, self.asked, self.data = net.to(settings.device), recipe, data.to(settings.device)
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
         self.largest_macs = net.cost_of(net.space.largest()).macs
@@ -165,45 +172,53 @@ class _Fit:
         """Seconds of the time given that are left, at least 0."""
         return max(0.0, self.settings.minutes * 60 - self.seconds())
 
-    def go(self, recipe: Recipe) -> list[Fitted]:
+    def go(self) -> list[Fitted]:
         """All stages that are not done yet."""
+        plain = None
         if is_there(self.run.config_file):
-            recipe, step_s = self._bring_back()
-            if len(self.done) < len(self.settings.max_macs):
-                self.watch.stage(
-                    f"Going on: of {self.settings.minutes:g} minutes {_minutes(self.left())} are left, and "
-                    f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
-                )
-        else:
-            if self.settings.finetune_lr is not None and not recipe.finetune_share:
-                raise UserError(
-                    f"the recipe {recipe.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, "
-                    "or take another with --recipe"
-                )
-            plain = baseline(self.data)
-            self.watch.stage(f"For comparison: {plain}")
-            self.watch.stage("Timing some steps of training")
-            recipe, step_s = planned_recipe(
-                *(self.net, self._needed(recipe), self.data, self.settings), spent_s=self.seconds()
+            planned = self._bring_back()
+            if len(self.done) == len(self.settings.max_macs):
+                return self.done
+            self.watch.stage(
+                f"Going on: of {self.settings.minutes:g} minutes {_minutes(self.left())} are left, and "
+                f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
             )
-            self.run.path.mkdir(parents=True, exist_ok=True)
-            self.run.write_baseline(plain)
-            self._record()
-        if len(self.done) == len(self.settings.max_macs):
-            return self.done
+        else:
+            plain, planned = self._plan()
+        with self.run.lock():
+            if plain is not None:
+                if is_there(self.run.config_file):
+                    raise UserError(f"another process has begun {self.run.path} meanwhile: run the same command again")
+                self.run.write_baseline(plain)
+                self._record()
+            self._carry_out(*planned)
+        return self.done
+
+    def _plan(self) -> tuple[Baseline, Planned]:
+        """What a plain classifier comes to, and the recipe in the time that is left."""
+        if self.settings.finetune_lr is not None and not self.asked.finetune_share:
+            raise UserError(
+                f"the recipe {self.asked.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, "
+                "or take another with --recipe"
+            )
+        plain = baseline(self.data)
+        self.watch.stage(f"For comparison: {plain}")
+        self.watch.stage("Timing some steps of training")
+        needed = self._needed(self.asked)
+        return plain, planned_recipe(self.net, needed, self.data, self.settings, spent_s=self.seconds())
+
+    def _carry_out(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         self.optimizer, self.class_balance, self.drawn = recipe.finetuned_by, recipe.class_balance, drawn_over(recipe)
         self.only_largest = phases_of_largest(recipe.phases, self.net.space) == len(recipe.phases)
         self.finetune_share = recipe.finetune_share
         self._train(recipe, step_s)
         self.data = self.data.varied_by(recipe)
-        with self.run.lock():
-            calibrating = EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=self.settings.seed)
-            evaluator = Evaluator(_few_to_choose_by(self.data), "validate", calibrating)
-            devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
-            while ahead := devices[len(self.done) :]:
-                self.done.append(self._hand_over(evaluator, ahead))
-                self._record()
-        return self.done
+        calibrating = EvaluateSettings(calibration_images=CALIBRATION_IMAGES, seed=self.settings.seed)
+        evaluator = Evaluator(_few_to_choose_by(self.data), "validate", calibrating)
+        devices = list(zip(self.settings.max_macs, self._choose(evaluator), strict=True))
+        while ahead := devices[len(self.done) :]:
+            self.done.append(self._hand_over(evaluator, ahead))
+            self._record()
 
     def _needed(self, recipe: Recipe) -> Recipe:
         """The recipe without the phases that train other subnets, where every device takes the largest."""
@@ -425,7 +440,11 @@ class _Fit:
 
     def _record(self) -> None:
         record = FitRecord(
-            settings=self.settings, trained=self.trained, seconds=self.seconds(), devices=tuple(self.done)
+            settings=self.settings,
+            recipe=self.asked,
+            trained=self.trained,
+            seconds=self.seconds(),
+            devices=tuple(self.done),
         )
         write_atomic(self.run.fit_file, to_json(record.model_dump(mode="json")))
 
@@ -436,22 +455,41 @@ class _Fit:
             raise UserError(f"{path} holds a run that `trainonce fit` did not make: name another directory with --out")
         record = fit_recorded(self.run)
         before = record.settings.model_dump(exclude={"device"})
-        for key, wanted in self.settings.model_dump(exclude={"device"}).items():
-            if before[key] != wanted:
-                raise UserError(
-                    f"{path} was begun {_asked(key, before[key])}, not {_asked(key, wanted)}: ask for the same, or "
-                    "name another directory with --out"
-                )
         config = self.run.checked_config()
+        others = [
+            f"{_asked(key, before[key])}, not {_asked(key, wanted)}"
+            for key, wanted in self.settings.model_dump(exclude={"device"}).items()
+            if before[key] != wanted
+        ]
         if config.data_fingerprint != self.data.fingerprint():
-            raise UserError(
-                f"{path} was begun with other images, or other ones held out: ask for the same, or name another "
-                "directory with --out"
-            )
+            others.append("with other images, or other ones held out")
+        others += _other_recipe(self.asked, asked=record.recipe, scaled=config.recipe)
+        if not self._begins_as(config):
+            others.append("with another network, or other weights to begin with")
+        if others:
+            raise UserError(f"{path} was begun {others[0]}: ask for the same, or name another directory with --out")
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
         return Planned(config.recipe, config.planned_step_s)
+
+    def _begins_as(self, config: RunConfig) -> bool:
+        """Whether a run's network and what it began with are what is given."""
+        if (config.family, config.start) != (self.net.family, self.start):
+            return False
+        settings = type(self.net.settings)
+        return settings.parse(config.model, where=str(self.run.config_file)) == self.net.settings
+
+
+def _other_recipe(recipe: Recipe, *, asked: Recipe | None, scaled: Recipe) -> list[str]:
+    """How a run was begun, if not by `recipe`; of runs of earlier versions only the scaled recipe is known."""
+    if recipe.name != scaled.name:
+        return [f"by the recipe {scaled.name}, not {recipe.name}"]
+    if recipe.class_balance != scaled.class_balance:
+        return [f"with --class-balance {scaled.class_balance:g}, not {recipe.class_balance:g}"]
+    if asked is not None and recipe.model_dump(exclude={"about"}) != asked.model_dump(exclude={"about"}):
+        return [f"by another recipe of the name {recipe.name}"]
+    return []
 
 
 def _asked(key: str, value: tuple[float, ...] | float | None) -> str:

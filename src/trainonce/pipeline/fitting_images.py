@@ -17,9 +17,11 @@ from trainonce.pipeline.fitting import Watch, fit_supernet
 from trainonce.pipeline.folds import OverFolds, over_folds, refuse_folds, refuse_other_folds, write_folds
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.outlook import learned, outlook
+from trainonce.pipeline.searching import Amount
 from trainonce.pipeline.training import balanced
 from trainonce.recipes import hides_known, load_recipe
 from trainonce.run.directory import RunDirectory, Start
+from trainonce.search.resources import quantity
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest network's MACs: the devices, where none is named."""
@@ -60,7 +62,7 @@ def fit(
     data: DataSet | str | Path,
     minutes: float,
     *,
-    max_macs: Sequence[float] = (),
+    max_macs: Sequence[Amount] = (),
     recipe: str | Path | None = None,
     class_balance: float | None = None,
     out: str | Path | None = None,
@@ -91,11 +93,11 @@ def fit(
 ) -> FittedDevices:
     """Train once, and hand over a network for every device, in a given time: `trainonce fit`, whose options these are.
 
-    `max_macs` are the devices, the most million MACs of each; the run is in `out` or runs/DATA-fit-SEED. Called again,
-    it goes on. With `folds` this is done so often, in a share of the time each, every time with another part of the
-    images as the test split; the runs are `fold-1`, … in `out`. `on_start` is called where the work begins: from there
-    on the watch's `should_stop` is asked. `where` is what refusals call the options. Raises `UserError` for what cannot
-    be, before anything is written.
+    `max_macs` are the devices, the most MACs of each: 10 or "10M" is ten million. The run is in `out` or
+    runs/DATA-fit-SEED. Called again, it goes on. With `folds` this is done so often, in a share of the time each, every
+    time with another part of the images as the test split; the runs are `fold-1`, … in `out`. `on_start` is called
+    where the work begins: from there on the watch's `should_stop` is asked. `where` is what refusals call the options.
+    Raises `UserError` for what cannot be, before anything is written.
     """
     use_threads(threads)
     load = partial(
@@ -148,7 +150,7 @@ class _Fitting:
     """Of the images, as the default directory of folds has it."""
     recipe: str | Path | None
     class_balance: float | None
-    max_macs: Sequence[float]
+    max_macs: Sequence[Amount]
     finetune_lr: float | None
     seed: int
     device: str
@@ -164,7 +166,8 @@ class _Fitting:
         largest = net.cost_of(net.space.largest()).macs
         values = {
             "minutes": minutes,
-            "max_macs": [million * 1e6 for million in self.max_macs] or [share * largest for share in SHARES],
+            "max_macs": [quantity("macs", str(most)) for most in self.max_macs]
+            or [share * largest for share in SHARES],
             "finetune_lr": self.finetune_lr,
             "seed": self.seed,
             "device": self.device,

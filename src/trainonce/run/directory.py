@@ -12,6 +12,9 @@ search.jsonl       one line for each subnet that a search scored
 front.json         what the last search found, see `trainonce.search`
 latency/           tables of a device's latencies
 subnets/<id>/      a subnet taken out, see `trainonce.subnets`
+baseline.json      what a plain classifier made of the same images, see `trainonce.data.baseline`
+fit.json           what `trainonce fit` was asked for and has done, see `trainonce.pipeline.fitted`
+ship/              what `trainonce ship` made for each device, see `trainonce.pipeline.shipped`
 """
 
 import os
@@ -131,6 +134,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.kept = self.path / "kept"
         self.subnets = self.path / "subnets"
+        self._locked = False
 
     def refuse_another(self) -> None:
         """Raise `UserError` if a run is there already."""
@@ -178,10 +182,20 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training or evaluating here meanwhile. Raises `UserError` if one does."""
+        """Keep other processes from training or evaluating here meanwhile. Raises `UserError` if one does.
+
+        Inside it, what this object locks again stays locked.
+        """
+        if self._locked:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path / ".lock", f"another process is working in {self.path}"):
-            yield
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
     def load_data(
         self,
