@@ -279,4 +279,4 @@ def test_a_pace_is_measured_as_runs_are_trained(
     monkeypatch.setattr("trainonce.pipeline.pace.time.monotonic", lambda: clock[0])
     recipe = RECIPES["rss"].with_batch_size(16).scaled(10 / (len(digits.train) // 16) / RECIPES["rss"].epochs)
     net = build(tiny.runs[0].family, tiny.runs[0].model)
-    assert Pace(digits, device).seconds(net, recipe) == pytest.approx(10 * 2.0)
+    assert Pace(digits, TrainSettings(device=device)).seconds(net, recipe) == pytest.approx(10 * 2.0)

@@ -1,8 +1,10 @@
 """A training as long as a person says in minutes."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.models import MobileNetV3
 from trainonce.pipeline import pace
-from trainonce.recipes import RECIPES
-from trainonce.training.optimizers import stepper_for
+from trainonce.pipeline.pace import Pace
+from trainonce.recipes import RECIPES, Recipe
+from trainonce.training.settings import TrainSettings
 
 
 def test_the_recipe_is_as_long_as_the_pace_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,41 +41,48 @@ def test_it_takes_about_so_long(tmp_path: Path) -> None:
     assert 0.5 < done.seconds < 40
 
 
-def test_an_estimate_counts_the_optimizers_steps(
+def test_a_dry_run_says_how_long_it_will_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a second for an epoch; of what is planned for some minutes these, but for what the timing took."""
+    an_epoch_a_second(monkeypatch)
+    lengths: tuple[tuple[dict[str, Any], int], ...] = ({"epochs": 7}, 7), ({"minutes": 0.5}, 30)
+    for length, seconds in lengths:
+        done = pipeline.train("digits", recipe="quick", dry_run=True, out=tmp_path / "run", **length)
+        assert done.seconds == pytest.approx(seconds, rel=1e-2)
+
+
+def test_each_of_several_processes_times_its_share_of_a_batch(
     make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock goes on by the share of the weights that move, a second where all do; the given network stays as it is.
+    """A second an image: 32 in steps of 16 are 32 s for one process, 12 s for three, whose largest share is 6."""
 
-    Weights that a step leaves out move too, unless the recipe lets them rest or they are matrices of Muon.
-    """
-    net, data, now = make_net(), make_data(), [0.0]
-    before = {name: weights.clone() for name, weights in net.state_dict().items()}
+    def step_seconds(_pace: object, _net: object, recipe: Recipe, *, passes: int) -> tuple[float, ...]:
+        assert passes == 4
+        return (float(recipe.batch_size),)
 
-    def slow(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-        take = stepper_for(optimizer)
+    monkeypatch.setattr(Pace, "step_seconds", step_seconds)
+    data, recipe = make_data(), RECIPES["spos"].with_batch_size(16)
+    assert len(data.train) == 32
+    for processes, seconds in ((1, 32), (3, 12)):
+        whole = Pace(data).seconds(make_net(), recipe, processes=processes)
+        assert whole == pytest.approx(recipe.epochs * seconds)
 
-        def step() -> None:
-            take()
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            now[0] += sum(p.grad is not None for p in weights) / len(weights)
 
-        return step
+def test_the_pace_is_that_of_the_training_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainSettings] = []
 
-    monkeypatch.setattr("trainonce.pipeline.pace.stepper_for", slow)
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    head_and_teacher = (2 / 3 + 18 + 12 * 4 / 3) / (2 + 18 + 12)
-    for name, whole, idle in (
-        ("rss", 1, "move"),
-        ("fair", 1, "move"),
-        ("transfer", head_and_teacher, "move"),
-        ("rss", None, "rest"),
-        ("quick", None, "move"),
-    ):
-        recipe = RECIPES[name].model_copy(update={"batch_size": 8, "idle_weights": idle})
-        steps = recipe.epochs * len(data.train) / recipe.images_per_step(len(data.train))
-        share = pace.training_seconds(net, data, recipe, "cpu") / steps
-        assert share == pytest.approx(whole) if whole else 0.3 < share < 1, name
-    assert all(torch.equal(weights, before[name]) for name, weights in net.state_dict().items())
+    def train(*_: object, settings: TrainSettings, on_progress: Callable[[None], None]) -> None:
+        asked.append(settings)
+        for _step in range(40):
+            time.sleep(1e-3)
+            on_progress(None)
+
+    monkeypatch.setattr(pace, "train_supernet", train)
+    how: dict[str, Any] = {"precision": "bfloat16", "cuda_graphs": False}
+    lengths: tuple[dict[str, Any], ...] = {"minutes": 1}, {"epochs": 1}
+    for length in lengths:
+        pipeline.train("digits", recipe="quick", dry_run=True, out=tmp_path / "run", **how, **length)
+        assert {(one.precision, one.cuda_graphs, one.log_every) for one in asked} == {("bfloat16", False, 1)}
+        asked.clear()
 
 
 def test_one_length_alone(tmp_path: Path) -> None:
@@ -80,6 +90,17 @@ def test_one_length_alone(tmp_path: Path) -> None:
         pipeline.train("digits", minutes=1, epochs=2, out=tmp_path / "run")
     with pytest.raises(UserError, match="--minutes cannot be given together with --resume"):
         pipeline.train(resume=tmp_path / "run", minutes=1)
+
+
+def test_what_a_run_is_made_of_is_not_given_to_go_on(tmp_path: Path) -> None:
+    made_of: dict[str, Any] = {"class_balance": 0.0, "weights": "w", "rigid": ["a"], "seed": 1, "dry_run": True}
+    for name, value in made_of.items():
+        option = "from" if name == "weights" else name.replace("_", "-")
+        with pytest.raises(UserError, match=f"^--{option} cannot be given together with --resume$"):
+            pipeline.train(resume=tmp_path / "run", **{name: value})
+    how: dict[str, Any] = {"rigid": [], "threads": 1, "keep_at": [0.5], "on_progress": print, "where": "here"}
+    with pytest.raises(UserError, match="holds no run"):
+        pipeline.train(resume=tmp_path / "run", **how)
 
 
 def test_scoring_takes_as_long_as_it_did_for_a_batch(

@@ -44,25 +44,6 @@ from trainonce.names import command
 if TYPE_CHECKING:
     from trainonce.pipeline.training import Trained, TrainPlan
 
-BESIDE_RESUME = {
-    "resume",
-    "data",
-    "data_dir",
-    "device",
-    "threads",
-    "checkpoint_every",
-    "probes",
-    "sync_bn",
-    "precision",
-    "cuda_graphs",
-    "keep_at",
-    "tensorboard",
-    "as_json",
-    "stream",
-    "decode_workers",
-}
-
-
 Data = Annotated[
     str | None,
     typer.Argument(
@@ -191,12 +172,13 @@ def train(
 
     Stops cleanly on Ctrl-C and SIGTERM; `--resume RUN` goes on. In many processes: `torchrun … -m trainonce train …`.
     """
-    if resume is not None:
-        refuse_beside(context, "--resume", BESIDE_RESUME)
     with importing():
         from trainonce.parallel.distributed import is_first_process
         from trainonce.pipeline import train
+        from trainonce.pipeline.training import BESIDE_RESUME
 
+    if resume is not None:
+        refuse_beside(context, "--resume", BESIDE_RESUME | {"as_json"})
     looks: list[Sequence[float]] = [()]
     with display.silent(not is_first_process()), work() as at_work:
         done = train(

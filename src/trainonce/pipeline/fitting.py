@@ -24,7 +24,7 @@ from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.nn.kinds import spec_of
 from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_recorded, name_of
-from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, seconds_to_score
+from trainonce.pipeline.pace import Planned, for_minutes, planned_seconds, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import to_json
 from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
@@ -81,7 +81,8 @@ def planned_recipe(
     began = time.monotonic()
     testing_s = testing_seconds(net, data, settings)
     beside_s, share = spent_s + testing_s + time.monotonic() - began, 1 - CHOOSING_SHARE - recipe.finetune_share
-    return for_minutes(net, recipe, data, settings.device, settings.minutes, share=share, beside_s=beside_s)
+    by = TrainSettings(device=settings.device)
+    return for_minutes(net, recipe, data, by, settings.minutes, share=share, beside_s=beside_s)
 
 
 def testing_seconds(net: Supernet, data: DataSet, settings: FitSettings) -> float:
@@ -228,8 +229,7 @@ class _Fit:
         return recipe.model_copy(update={"phases": alone})
 
     def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
-        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
-        seconds = sum(entry.steps * one for entry, one in zip(table, step_s, strict=True))
+        seconds = planned_seconds(recipe, step_s, len(self.data.train))
         self.watch.stage(
             f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {_minutes(seconds)} of "
             f"{self.settings.minutes:g} minutes; into {self.run.path}"

@@ -1,7 +1,6 @@
 """How fast this machine trains a recipe and scores a subnet, measured by doing a little of it."""
 
 import math
-import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,21 +10,17 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from trainonce.data import DataSet
 from trainonce.data.splits import Split
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score, score_batch
 from trainonce.models import Supernet
-from trainonce.nn.precision import Precision, logits_in
 from trainonce.recipes import ONLY_LARGEST, Phase, PhaseSteps, Recipe, timetable
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import MetricsLine
-from trainonce.sampling import SubnetDraws
 from trainonce.space import Architecture, SearchSpace
 from trainonce.training.loop import train_supernet
-from trainonce.training.optimizers import idle_gradients, let_idle_move, optimizer_for, stepper_for
 from trainonce.training.settings import Progress, TrainSettings
 
 FEWEST_EPOCHS = 2.0
@@ -46,14 +41,18 @@ class Pace:
     """
 
     data: DataSet
-    device: str = "cpu"
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    """How it is trained: where, in which numbers, with CUDA graphs or without."""
     _steps: dict[str, float] = field(default_factory=dict)
 
-    def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> float:
-        """About how many seconds it takes to train a supernet like `net` by a recipe."""
-        table = timetable(recipe, recipe.steps_per_epoch(len(self.data.train)))
-        each = self.step_seconds(net, recipe, passes=passes)
-        return sum(entry.steps * one for entry, one in zip(table, each, strict=True))
+    def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4, processes: int = 1) -> float:
+        """About how many seconds it takes to train a supernet like `net` by a recipe.
+
+        Of several processes each times its share of a batch; what they say to each other is left out.
+        """
+        images = recipe.images_per_step(len(self.data.train))
+        own = recipe.model_copy(update={"batch_size": max(2, -(-images // processes))})
+        return planned_seconds(recipe, self.step_seconds(net, own, passes=passes), len(self.data.train))
 
     def step_seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4) -> tuple[float, ...]:
         """About how many seconds a step takes, phase by phase."""
@@ -78,7 +77,7 @@ class Pace:
         have to be timed by the dozen before their sizes average out, and a held subnet's step costs the same on the
         CPU. On a GPU it replays a graph of the whole step there and graphs of its blocks here, which is nearly as fast.
         """
-        warm = 1 if self.device == "cpu" else GPU_WARM_STEPS * len(phase.subspace(net.space).by_image_size())
+        warm = 1 if self.settings.device == "cpu" else GPU_WARM_STEPS * len(phase.subspace(net.space).by_image_size())
         epoch = recipe.steps_per_epoch(len(self.data.train))
         changed = {"epochs": (warm + steps) / epoch, "hold": "step", "cosine": "phase", "lr": 1e-4, "ramp_epochs": 0.0}
         first = Phase(name="largest", epochs=1 / epoch, lr=1e-4, keep_largest=ONLY_LARGEST)
@@ -89,7 +88,7 @@ class Pace:
             times.append(time.monotonic())
 
         with tempfile.TemporaryDirectory(prefix="trainonce-pace-") as folder:
-            settings = TrainSettings(device=self.device, log_every=1, checkpoint_every_s=1e9)
+            settings = self.settings.model_copy(update={"log_every": 1, "checkpoint_every_s": 1e9})
             another = type(net)(net.settings)
             train_supernet(another, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
         return (times[-1] - times[warm]) / steps
@@ -103,23 +102,29 @@ class Planned(NamedTuple):
     """Seconds that a step of each phase took when it was planned (`TrainSettings.planned_step_s`)."""
 
 
+def planned_seconds(recipe: Recipe, step_s: Sequence[float], train_images: int) -> float:
+    """How long a recipe takes where a step of each phase takes so many seconds."""
+    table = timetable(recipe, recipe.steps_per_epoch(train_images))
+    return sum(entry.steps * one for entry, one in zip(table, step_s, strict=True))
+
+
 def for_minutes(
     net: Supernet,
     recipe: Recipe,
     data: DataSet,
-    device: str,
+    settings: TrainSettings,
     minutes: float,
     *,
     share: float = 1.0,
     beside_s: float = 0.0,
 ) -> Planned:
-    """`recipe` at the length that trains here for a share of so many minutes; a few steps are timed, within them.
+    """`recipe` at the length that trains by `settings` for a share of so many minutes; a few steps are timed in them.
 
     The share is of what is left of them beside `beside_s` seconds, for what is done before and after. Raises
     `UserError` where the time is too short to learn anything, with the least that would do.
     """
     began = time.monotonic()
-    pace = Pace(data, device)
+    pace = Pace(data, settings)
     whole = pace.seconds(net, recipe, passes=PLANNING_PASSES)
     timing = time.monotonic() - began
     epochs = recipe.epochs * share * (60 * minutes - beside_s - timing) / whole
@@ -174,47 +179,3 @@ def scoring_seconds(net: Supernet, data: DataSet, split: str, calibration_images
     began = time.monotonic()
     evaluator(net.to(data.test.device), middle)
     return time.monotonic() - began
-
-
-def training_seconds(
-    net: Supernet,
-    data: DataSet,
-    recipe: Recipe,
-    device: str,
-    *,
-    processes: int = 1,
-    precision: Precision = "float32",
-) -> float:
-    """About how long a recipe takes on a device: a few batches timed for each phase.
-
-    With several processes each times its share of a batch; what they say to each other is left out.
-    A forward pass without gradients, of a teacher or of a trial, or with those of the head alone, counts as a third of
-    a training pass. Augmentation and the decoding of streamed images are left out, as is what CUDA graphs save.
-    """
-    batch_size = recipe.images_per_step(len(data.train))
-    x_BCHW = torch.zeros(-(-batch_size // processes), data.channels, data.image_size, data.image_size, device=device)
-    x_BCHW, y_B = x_BCHW.contiguous(memory_format=torch.channels_last), torch.zeros_like(x_BCHW[:, 0, 0, 0]).long()
-    net = type(net)(net.settings).to(device).train()  # its steps change weights
-    seconds = 0.0
-    for phase in recipe.phases:
-        optimizer = optimizer_for(net, recipe, phase, net.head() if phase.trains == "head" else ())
-        take_step = stepper_for(optimizer)
-        idle = idle_gradients(optimizer) if recipe.idle_weights == "move" else []
-        draws = SubnetDraws(phase.subnets, net.cost.within(phase.subspace(net.space)), phase.cycle)
-        began, passes = 0.0, 0
-        for trial in range(4):
-            if trial == 1:  # the first warms up
-                began = time.monotonic()
-            for arch, *_ in draws.draw(random.Random(trial), trial):
-                torch.autograd.backward(F.cross_entropy(logits_in(precision, net, x_BCHW, arch), y_B))
-                passes += trial > 0
-            let_idle_move(idle)
-            take_step()
-            net.zero_grad()
-            float(next(net.parameters()).detach().flatten()[0])  # waits for the device
-        pace = (time.monotonic() - began) / passes
-        trials = sum(slot.candidates for slot in draws.slots if slot.candidates > 1)
-        extra = (trials + (phase.target == "labels+teacher")) / 3
-        trained = len(phase.subnets) / (3 if phase.trains == "head" else 1)
-        seconds += pace * phase.epochs * (trained + extra) * len(data.train) / batch_size
-    return seconds

@@ -28,6 +28,7 @@ from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.pace import Pace, scoring_seconds
 from trainonce.recipes import RECIPES, timetable
 from trainonce.run.directory import provenance
+from trainonce.training.settings import TrainSettings
 
 LOOK_EVERY_S = 2.0
 """How often running runs are looked at for progress."""
@@ -151,7 +152,7 @@ def study(
     plan = _plan(planned, images, directory, device=settled, workers=workers, cluster=cluster)
     on_plan(plan)
     with _threads_of_a_worker(settled, workers, cluster):
-        estimates = _estimates(planned, plan.missing, Pace(images, settled), images)
+        estimates = _estimates(planned, plan.missing, Pace(images, TrainSettings(device=settled)), images)
     seconds = max([sum(estimates.values()) / (plan.workers or 1), *estimates.values()], default=0.0)
     on_estimate(plan, seconds)
     complete = not dry_run and _run(

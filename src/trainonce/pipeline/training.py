@@ -2,10 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from trainonce.data import DataSet, load_dataset
@@ -21,7 +22,7 @@ from trainonce.parallel.distributed import Ranks, process_group
 from trainonce.pipeline.beginning import begin, default_recipe
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.pipeline.outlook import learned, outlook
-from trainonce.pipeline.pace import Planned, for_minutes, said_left_out, training_seconds
+from trainonce.pipeline.pace import Pace, Planned, for_minutes, planned_seconds, said_left_out
 from trainonce.recipes import Recipe, hides_known, load_recipe
 from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory, Start
@@ -130,6 +131,7 @@ def train(
     the options.
     Raises `UserError` for what cannot be, before anything is written, and `RunError` where it cannot go on.
     """
+    given = dict(locals())
     use_threads(threads)
     step_s: tuple[float, ...] = ()
     with process_group(device_named(device)) as ranks:
@@ -175,10 +177,7 @@ def train(
                 if writes:
                     run.refuse_another()
             else:
-                begun_with = (recipe, model, weights, stages, kernels, rigid, family, geometry, width, resolutions)
-                long = (epochs, passes, minutes, batch_size, class_balance)
-                images_are = (image_size, grey, train_images, split_seed, fold, skip_broken)
-                _refuse_beside_resume(*begun_with, *long, *images_are, out, seed, dry_run)
+                _refuse_beside_resume(given)
                 run = RunDirectory(resume)
                 images = run.load_data(data_dir, moved_to=data, stream=stream, workers=decode_workers)
                 net, chosen, seed = run.build_supernet(), run.config().recipe, run.config().seed
@@ -188,24 +187,24 @@ def train(
                 precision = precision or run.config().precision
                 keep_at = run.config().keep_at if keep_at is None else keep_at
                 step_s = run.config().planned_step_s
+            values = {
+                "device": ranks.device,
+                "checkpoint_every_s": checkpoint_every,
+                "sync_batch_norm": bool(sync_bn),
+                "precision": precision or "float32",
+                "cuda_graphs": cuda_graphs,
+                "keep_at": tuple(keep_at or ()),
+            }
+            settings = TrainSettings.parse(values, where=where)
             refuse_large_step(net, chosen, images, ranks, ranks.device)
             if minutes is not None:
-                chosen, step_s = _in_minutes(minutes, net, chosen, images, ranks)
-        values = {
-            "device": ranks.device,
-            "checkpoint_every_s": checkpoint_every,
-            "sync_batch_norm": bool(sync_bn),
-            "precision": precision or "float32",
-            "cuda_graphs": cuda_graphs,
-            "keep_at": tuple(keep_at or ()),
-            "planned_step_s": step_s if ranks.alone else (),
-        }
+                chosen, step_s = _in_minutes(minutes, net, chosen, images, ranks, settings)
         plan = TrainPlan(
             run=run,
             data=images,
             net=net,
             recipe=chosen,
-            settings=TrainSettings.parse(values, where=where),
+            settings=settings.model_copy(update={"planned_step_s": step_s if ranks.alone else ()}),
             seed=seed,
             start=start,
             resumed_at=resumed_at,
@@ -215,8 +214,10 @@ def train(
         if plain is not None:
             on_baseline(plain)
         if dry_run:
-            seconds = training_seconds(
-                *(net, images, chosen, ranks.device), processes=ranks.size, precision=plan.settings.precision
+            seconds = (
+                planned_seconds(chosen, step_s, len(images.train))
+                if step_s
+                else Pace(images, settings).seconds(net, chosen, processes=ranks.size)
             )
             return Trained(plan=plan, seconds=seconds, finished=False, metrics=None)
         return _trained(
@@ -230,25 +231,29 @@ def train(
         )
 
 
-MADE_OF = (
-    *("recipe", "model", "from", "stages", "kernels", "rigid", "family", "geometry", "width", "resolutions"),
-    *("epochs", "passes", "minutes", "batch-size", "class-balance"),
-    *("image-size", "grey", "train-images", "split-seed", "fold", "skip-broken"),
-    *("out", "seed", "dry-run"),
-)
-"""The options that say what a new run is made of."""
+BESIDE_RESUME = {
+    *("resume", "data", "data_dir", "stream", "decode_workers"),
+    *("device", "threads", "precision", "cuda_graphs", "sync_bn"),
+    *("checkpoint_every", "keep_at", "probes", "tensorboard"),
+}
+"""The options of `train` that do not say what a run is made of."""
 
 
-def _refuse_beside_resume(*values: object) -> None:
-    for name, value in zip(MADE_OF, values, strict=True):
-        if value not in (None, False, 0, ()):
-            raise UserError(f"--{name} cannot be given together with --resume")
+def _refuse_beside_resume(given: Mapping[str, object]) -> None:
+    """Raise `UserError` where `train` was given what a run is made of, other than by default."""
+    for name, parameter in signature(train).parameters.items():
+        told = name == "where" or callable(parameter.default)
+        if not told and name not in BESIDE_RESUME and given[name] not in (parameter.default, []):
+            option = {"weights": "from"}.get(name, name).replace("_", "-")
+            raise UserError(f"--{option} cannot be given together with --resume")
 
 
-def _in_minutes(minutes: float, net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks) -> Planned:
+def _in_minutes(
+    minutes: float, net: Supernet, recipe: Recipe, data: DataSet, ranks: Ranks, settings: TrainSettings
+) -> Planned:
     if not ranks.alone:
         raise UserError("--minutes is planned by the pace of one process: give several --epochs or --passes")
-    return for_minutes(net, recipe, data, ranks.device, minutes)
+    return for_minutes(net, recipe, data, settings, minutes)
 
 
 def _resumed_at(run: RunDirectory) -> str:
