@@ -1,6 +1,8 @@
 """Looking at probes while training: what is recorded, how often, and that it disturbs nothing."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from trainonce.data import DataSet, load_dataset
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.lab.measures.forgetting import Prober, ProberSettings, default_probes, epochs_between_looks, forgetting
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.segments import Segment
 from trainonce.pipeline.training import prober
 from trainonce.recipes import RECIPES, Crop, Flip, Phase, Recipe
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import ForgettingLine
 from trainonce.space import Architecture
 from trainonce.training.loop import train_supernet
+from trainonce.training.settings import EpochEnd
 
 MakeNet = Callable[..., MobileNetV3]
 MakeData = Callable[..., DataSet]
@@ -136,6 +141,25 @@ class TestWhileTraining:
             assert (line.top1, line.images) == (score.top1, 20)
             assert line.loss == pytest.approx(score.loss, rel=1e-6)
             assert line.macs == net.cost_of(probe).macs
+
+    def test_no_maps_stay_in_memory(
+        self, make_net: MakeNet, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[weakref.ref[Tensor]] = []
+
+        def noted(segment: Segment, x_BCHW: Tensor) -> Tensor:
+            found = forward(segment, x_BCHW)
+            made.append(weakref.ref(found))
+            return found
+
+        forward = Segment.forward
+        monkeypatch.setattr(Segment, "forward", noted)
+        net, run = make_net(), RunDirectory(tmp_path)
+        look = Prober(net, recipe_of("rss", 1), data, run, probes=default_probes(net, 2, seed=0), settings=OFTEN)
+        look(EpochEnd(step=1, epoch=1.0, last=True))
+        gc.collect()
+        assert len(made) > 4
+        assert not any(one() is not None for one in made)
 
     @pytest.mark.parametrize("stop", [3, 4, 5, 8, 9])
     def test_resumed_lines_are_the_same(self, make_net: MakeNet, data: DataSet, tmp_path: Path, stop: int) -> None:

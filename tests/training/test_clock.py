@@ -134,6 +134,24 @@ def test_without_time_steps_are_left_out_and_counted(make_net: MakeNet, make_dat
     assert 48 in steps, "the first phase ends with its last step"
 
 
+def test_where_steps_are_left_out_a_resumed_run_goes_on_with_the_images_that_were_next(
+    make_net: MakeNet, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which steps are left out follows here from the step alone, so that nothing else can differ."""
+
+    class Regular(Clock):
+        def leave_out(self, step: int, seconds: float) -> int:
+            return int(step % 12 in (4, 7))
+
+    monkeypatch.setattr("trainonce.training.loop.Clock", Regular)
+    nets, data, runs = (make_net(), make_net()), make_data(), [RunDirectory(tmp_path / name) for name in ("1", "2")]
+    assert trained(nets[0], data, runs[0], 1.0)[0]
+    assert not trained(nets[1], data, runs[1], 1.0, stop_at=31)[0]
+    assert trained(nets[1], data, runs[1], 1.0)[0]
+    assert runs[0].metrics()[-1].left_out == runs[1].metrics()[-1].left_out > 10
+    assert all(map(torch.equal, *(net.state_dict().values() for net in nets)))
+
+
 @pytest.mark.parametrize(("step_s", "left"), [((100.0, 300.0), [0.0, 30.0, 12.0, 0.0]), ((), [0.0, 10.0, 20 / 3, 0.0])])
 def test_the_time_left_counts_steps_as_they_were_planned(
     make_net: MakeNet,

@@ -94,6 +94,10 @@ class Evaluator:
             needed = 4 * images * channels * height * width
             refuse_beyond_memory(needed, f"{images} calibration images of {height} x {width} pixels")
         self.calibration_batches = list(self._calibration())
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is kept for subnets to come that begin alike, up to a gigabyte."""
         self._chain = Chain(lambda: self.calibration_batches, self._scored)
 
     def _calibration(self) -> Iterator[Tensor]:

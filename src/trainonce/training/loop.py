@@ -2,8 +2,9 @@
 
 What step 1234 draws (its subnets, its images' order and augmentation, its dropout) follows from the seed, the
 phase and the step alone, so a resumed run goes on as if never stopped, ranks agree without talking, and the global
-generators are left as they were. Only whether a batch is mixed may hang on what is known, too, which the checkpoint
-has and all ranks share. Each rank trains its shard of every batch; one exchange a step adds up what they found. On a
+generators are left as they were. Two things hang on what was before, which the checkpoint has: whether a batch is
+mixed may hang on what is known, and where steps were left out for want of time, the images that they would have had
+are the next step's. Each rank trains its shard of every batch; one exchange a step adds up what they found. On a
 GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EVERY` steps, and at what is known.
 """
 
@@ -234,7 +235,7 @@ class _Loop:
         should_stop: Callable[[], bool],
     ) -> bool:
         self.state.restore()
-        whole, own = tee(self._rows_from(self.state.step))
+        whole, own = tee(self._rows_from(self.state.step - self.state.left_out))
         with closing(self.data.train.batches(rows_B[self.loaded.rows] for rows_B in own)) as batches:
             self.batches = zip(whole, batches, strict=False)
             finished = self._train(on_progress, on_epoch, should_stop)
@@ -389,7 +390,7 @@ class _Loop:
         return torch.Generator(self.device).manual_seed(derived_seed(self.seed, *key))
 
     def _rows_from(self, step: int) -> Iterator[Tensor]:
-        """The rows of every whole batch from `step` to the end.
+        """The rows of every whole batch from that of `step` to the end, where no step is left out.
 
         A new order each epoch; a ragged end is left out of it.
         """

@@ -160,6 +160,7 @@ class Prober:
                     images=score.images,
                 )
             )
+        self.evaluator.forget()  # other weights have nothing in common with these
         return found
 
 
