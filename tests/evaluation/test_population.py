@@ -1,6 +1,7 @@
 """The population: drawn without repeats inside buckets, recorded once, summed up as plain statistics."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,15 @@ class TestDraw:
         assert sorted(found[4:]) == [204, 205, 206]
         few = draw_population(cost, [bucket], 3, seed=0, over="even")
         assert [thousands(arch) for _, arch in few] == found[:3]
+
+    def test_what_buckets_that_touch_share_is_there_once(self) -> None:
+        """100 to 150 and 150 to 200: 150 is in both."""
+        buckets = [Bucket(125e3, 25e3), Bucket(175e3, 25e3)]
+        drawn = draw_population(counting_cost(), buckets, 100, seed=0)
+        assert [thousands(arch) for _, arch in drawn].count(150) == 1
+        assert {thousands(arch) for _, arch in drawn} == set(range(100, 201))
+        assert len(drawn) == 101
+        assert all(1e3 * thousands(arch) in bucket for bucket, arch in drawn)
 
     def test_an_empty_bucket_is_a_sentence(self) -> None:
         with pytest.raises(UserError, match=r"no subnet with 0\.600 to 0\.700 M MACs .* 0\.100 to 0\.499 M"):
@@ -195,6 +205,33 @@ class TestBuckets:
         assert {b.half for b in buckets} == {(high - low) / 20}
         steps = np.diff([b.centre for b in buckets])
         assert steps == pytest.approx(np.full(5, steps[0]))
+
+    def test_spread_buckets_touch_at_most(self) -> None:
+        """From 100 to 499 thousand, so that six touch where each reaches 33.25 to either side."""
+        cost = counting_cost()
+        buckets = make_buckets(cost, (), 0.03325)
+        assert [bucket.centre / 1e3 for bucket in buckets] == pytest.approx([133.25 + 66.5 * i for i in range(6)])
+        for half_m in (0.0333, 0.1, 0.25, 3.0):
+            with pytest.raises(UserError, match=r"6 buckets .* 0\.1 to 0\.499 M MACs overlap") as refused:
+                make_buckets(cost, (), half_m)
+            most = re.search(r"take at most (0\.\d+),", str(refused.value))
+            assert most is not None
+            assert len(make_buckets(cost, (), float(most[1]))) == 6, "what it says works"
+            assert float(most[1]) == pytest.approx(0.03325, rel=0.01)
+
+    def test_named_buckets_may_touch_in_decimals(self) -> None:
+        """0.3 less 0.1 is less than twice 0.1 in binary."""
+        assert len(make_buckets(counting_cost(), (0.1, 0.3), 0.1)) == 2
+        for centres, half_m in (((0.1, 0.3), 0.1001), ((0.3, 0.3), 1e-9), ((0.3, 0.1, 0.2), 0.051)):
+            with pytest.raises(UserError, match="M MACs to either side of their centres overlap"):
+                make_buckets(counting_cost(), centres, half_m)
+
+    def test_of_subnets_with_the_same_macs_there_is_one(self) -> None:
+        choice = Choice(name="s.a", values=(1, 2), role=None)
+        cost = CostModel(SearchSpace((choice,)), (CostTerm(("s.a",), lambda _: Cost(7_000, 1)),))
+        assert make_buckets(cost) == [Bucket(7e3, 0.5e6)]
+        assert make_buckets(cost, (), 0.1) == [Bucket(7e3, 0.1e6)]
+        assert len(draw_population(cost, make_buckets(cost), 5, seed=0)) == 2
 
     @pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
     def test_no_such_bucket(self, number: float) -> None:
