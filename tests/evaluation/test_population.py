@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainonce.evaluation.population import (
     draw_population,
     evaluate_population,
     make_buckets,
+    middle_budget,
     newest_lines,
     pareto_front,
     summarise,
@@ -34,6 +36,7 @@ from trainonce.records import UncheckedWarning, count_file
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.sampling import MacsSampler
+from trainonce.search.resources import quantity
 from trainonce.space import Architecture, Choice, SearchSpace
 
 MakeNet = Callable[..., MobileNetV3]
@@ -301,6 +304,14 @@ class TestBest:
     def test_nothing_evaluated(self) -> None:
         with pytest.raises(UserError, match="no subnet has been evaluated yet: run `trainonce evaluate`"):
             best_within([])
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=9))
+def test_the_middle_budget_is_one_that_can_be_asked_for(macs: list[int]) -> None:
+    """And that half of them keep, or more, but not one that is a tenth larger."""
+    limit = quantity("macs", middle_budget(macs))
+    assert sum(one <= limit for one in macs) >= len(macs) / 2
+    assert limit <= 1.1 * statistics.median_high(macs) + 1e-6
 
 
 def test_newest_lines_are_of_one_split_step_and_calibration() -> None:

@@ -1,15 +1,19 @@
-"""Buckets that meet."""
+"""Buckets that meet, and the command that `trainonce evaluate` ends with."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import trainonce
 
+from trainonce.cli.evaluate import _say
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.pipeline.evaluating import EvaluateProgress, evaluate
 from trainonce.recipes import RECIPES
 from trainonce.run.directory import RunDirectory
+from trainonce.search.resources import quantity
 from trainonce.training.loop import train_supernet
 
 FEW = ("--calibration-images", "20", "--device", "cpu", "--workers", "1")
@@ -64,3 +68,22 @@ def test_spread_buckets_that_overlap_are_refused(trained: Path) -> None:
     trainonce("evaluate", trained, "--bucket-half-width", "0.5", *FEW).refused(
         r"6 buckets .* overlap .* take at most 0\.\d+, or name fewer with --buckets"
     )
+
+
+@pytest.mark.parametrize("larger", [1, 100, 1_000])
+def test_the_next_command_is_one_that_works(trained: Path, capsys: pytest.CaptureFixture[str], larger: int) -> None:
+    """Also where subnets have hundreds of millions of MACs."""
+    done = evaluate(trained, per_bucket=2, calibration_images=20, device="cpu", workers=1)
+    buckets = [replace(one, centre=one.centre * larger, half=one.half * larger) for one in done.plan.buckets]
+    lines = [line.model_copy(update={"macs": line.macs * larger}) for line in done.lines]
+    _say(replace(done, plan=replace(done.plan, buckets=buckets), lines=lines))
+    words = shlex.split(" ".join(capsys.readouterr().err.split("Next: ")[1].split("\n")))
+    assert words[:-1] == ["trainonce", "extract", str(trained), "--max-macs"]
+    fitting = [line for line in lines if line.macs <= quantity("macs", words[-1])]
+    assert len(lines) / 2 <= len(fitting) < len(lines)
+
+
+def test_after_test_no_command_is_named_that_validate_scores_are_needed_for(trained: Path) -> None:
+    said = trainonce("evaluate", trained, "--split", "test", "--per-bucket", "1", *FEW)
+    assert said.code == 0, said.err
+    assert "Next:" not in said.err

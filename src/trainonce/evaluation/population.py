@@ -7,7 +7,7 @@ with, so evaluating again does only what is missing.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -395,6 +395,12 @@ def best_within(
             f"and {least.params / 1e6:.3f} M parameters: `trainonce search` with the budget looks for others"
         )
     return min(fitting, key=lambda line: (-line.top1, line.macs, line.arch))
+
+
+def middle_budget(macs: Iterable[float]) -> str:
+    """A limit on MACs that half of some subnets keep, or more, as `--max-macs` takes it: 12M. There is at least one."""
+    ordered = sorted(macs)
+    return f"{plain(ordered[len(ordered) // 2] / 1e6, 2, ROUND_CEILING)}M"
 
 
 def newest_lines(lines: Iterable[SubnetScore], split: SplitName) -> list[SubnetScore]:
