@@ -18,7 +18,7 @@ from trainonce.cli import display
 from trainonce.errors import UserError
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.lab.studies.study import Arm, load_study
-from trainonce.names import LONGEST_NAME, command, file_name, printable
+from trainonce.names import LONGEST_NAME, command, file_name, plain, printable
 from trainonce.recipes import RECIPES, Recipe, load_recipe
 
 ELSEWHERE = [
@@ -150,3 +150,11 @@ def test_colours_of_our_own_stay() -> None:
     assert "\x1b[31m" in text
     rest = re.sub(r"\x1b\[(0|1|31|1;31)m", "", text)  # the end of a style, bold, red
     assert printable(rest) == rest
+
+
+@given(st.floats(1e-9, 1e15), st.integers(1, 17))
+def test_a_plain_number_has_no_exponent(number: float, digits: int) -> None:
+    """And is what Python rounds it to, with one."""
+    said = plain(number, digits)
+    assert re.fullmatch(r"\d+(\.\d*[1-9])?", said)
+    assert float(said) == float(f"{number:.{digits - 1}e}")

@@ -5,6 +5,7 @@ import os
 import shlex
 import unicodedata
 from collections.abc import Iterable
+from decimal import ROUND_HALF_EVEN, Context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,3 +122,11 @@ def import_named(name: str, what: str, others: Iterable[str], *, beside: str | P
 def plural(count: int, one: str, many: str | None = None) -> str:
     """A count with its word: 1 seed, 3 seeds."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def plain(number: float, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A finite number to so many significant digits without an exponent, as options read it: 230, 12.5, 0.00004.
+
+    `rounding` is one of the `decimal` module's.
+    """
+    return f"{Context(prec=digits, rounding=rounding).create_decimal(number).normalize():f}"

@@ -1,6 +1,8 @@
 """The population: drawn without repeats inside buckets, recorded once, summed up as plain statistics."""
 
 import json
+import re
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from trainonce.evaluation.population import (
     draw_population,
     evaluate_population,
     make_buckets,
+    middle_budget,
     newest_lines,
     pareto_front,
     summarise,
@@ -33,6 +36,7 @@ from trainonce.records import UncheckedWarning, count_file
 from trainonce.run.directory import RunDirectory
 from trainonce.run.lines import SubnetScore
 from trainonce.sampling import MacsSampler
+from trainonce.search.resources import quantity
 from trainonce.space import Architecture, Choice, SearchSpace
 
 MakeNet = Callable[..., MobileNetV3]
@@ -97,6 +101,15 @@ class TestDraw:
         assert sorted(found[4:]) == [204, 205, 206]
         few = draw_population(cost, [bucket], 3, seed=0, over="even")
         assert [thousands(arch) for _, arch in few] == found[:3]
+
+    def test_what_buckets_that_touch_share_is_there_once(self) -> None:
+        """100 to 150 and 150 to 200: 150 is in both."""
+        buckets = [Bucket(125e3, 25e3), Bucket(175e3, 25e3)]
+        drawn = draw_population(counting_cost(), buckets, 100, seed=0)
+        assert [thousands(arch) for _, arch in drawn].count(150) == 1
+        assert {thousands(arch) for _, arch in drawn} == set(range(100, 201))
+        assert len(drawn) == 101
+        assert all(1e3 * thousands(arch) in bucket for bucket, arch in drawn)
 
     def test_an_empty_bucket_is_a_sentence(self) -> None:
         with pytest.raises(UserError, match=r"no subnet with 0\.600 to 0\.700 M MACs .* 0\.100 to 0\.499 M"):
@@ -196,6 +209,33 @@ class TestBuckets:
         steps = np.diff([b.centre for b in buckets])
         assert steps == pytest.approx(np.full(5, steps[0]))
 
+    def test_spread_buckets_touch_at_most(self) -> None:
+        """From 100 to 499 thousand, so that six touch where each reaches 33.25 to either side."""
+        cost = counting_cost()
+        buckets = make_buckets(cost, (), 0.03325)
+        assert [bucket.centre / 1e3 for bucket in buckets] == pytest.approx([133.25 + 66.5 * i for i in range(6)])
+        for half_m in (0.0333, 0.1, 0.25, 3.0):
+            with pytest.raises(UserError, match=r"6 buckets .* 0\.1 to 0\.499 M MACs overlap") as refused:
+                make_buckets(cost, (), half_m)
+            most = re.search(r"take at most (0\.\d+),", str(refused.value))
+            assert most is not None
+            assert len(make_buckets(cost, (), float(most[1]))) == 6, "what it says works"
+            assert float(most[1]) == pytest.approx(0.03325, rel=0.01)
+
+    def test_named_buckets_may_touch_in_decimals(self) -> None:
+        """0.3 less 0.1 is less than twice 0.1 in binary."""
+        assert len(make_buckets(counting_cost(), (0.1, 0.3), 0.1)) == 2
+        for centres, half_m in (((0.1, 0.3), 0.1001), ((0.3, 0.3), 1e-9), ((0.3, 0.1, 0.2), 0.051)):
+            with pytest.raises(UserError, match="M MACs to either side of their centres overlap"):
+                make_buckets(counting_cost(), centres, half_m)
+
+    def test_of_subnets_with_the_same_macs_there_is_one(self) -> None:
+        choice = Choice(name="s.a", values=(1, 2), role=None)
+        cost = CostModel(SearchSpace((choice,)), (CostTerm(("s.a",), lambda _: Cost(7_000, 1)),))
+        assert make_buckets(cost) == [Bucket(7e3, 0.5e6)]
+        assert make_buckets(cost, (), 0.1) == [Bucket(7e3, 0.1e6)]
+        assert len(draw_population(cost, make_buckets(cost), 5, seed=0)) == 2
+
     @pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
     def test_no_such_bucket(self, number: float) -> None:
         with pytest.raises(UserError, match="must be positive numbers of million MACs"):
@@ -264,6 +304,14 @@ class TestBest:
     def test_nothing_evaluated(self) -> None:
         with pytest.raises(UserError, match="no subnet has been evaluated yet: run `trainonce evaluate`"):
             best_within([])
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=9))
+def test_the_middle_budget_is_one_that_can_be_asked_for(macs: list[int]) -> None:
+    """And that half of them keep, or more, but not one that is a tenth larger."""
+    limit = quantity("macs", middle_budget(macs))
+    assert sum(one <= limit for one in macs) >= len(macs) / 2
+    assert limit <= 1.1 * statistics.median_high(macs) + 1e-6
 
 
 def test_newest_lines_are_of_one_split_step_and_calibration() -> None:

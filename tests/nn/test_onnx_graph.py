@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainonce.models import MobileNetV3
-from trainonce.nn.onnx_graph import onnx_bytes, written_model
+from trainonce.nn.onnx_graph import onnx_model, written_model
 from trainonce.nn.plain import ACTIVATIONS, BlockSpec, MBConv
 
 onnx = pytest.importorskip("onnx")
@@ -29,7 +29,7 @@ def with_statistics(module: nn.Module, seed: int) -> nn.Module:
 
 
 def run(module: nn.Module, x: Tensor) -> np.ndarray[Any, Any]:
-    content = onnx_bytes(module, tuple(x.shape))
+    content = onnx_model(module, tuple(x.shape)).SerializeToString()
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {"input": x.numpy()})

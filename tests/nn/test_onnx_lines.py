@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainonce.latency.parts import sized_network
 from trainonce.latency.runtimes import with_random_weights
 from trainonce.models.traced import elastic
-from trainonce.nn.onnx_graph import onnx_bytes
+from trainonce.nn.onnx_graph import onnx_model
 from trainonce.nn.onnx_lines import OPERATORS
 from trainonce.nn.plain_graph import DROPOUT, IMAGES, ITEM, NORM, GraphNetwork, GraphSpec, Line, TensorSpec
 
@@ -128,7 +128,9 @@ def test_an_operation_is_that_of_torch(steps: tuple[Line, ...], monkeypatch: pyt
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = network(x).numpy()
-    np.testing.assert_allclose(run(onnx_bytes(network, (2, 4, 8, 8)), x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(onnx_model(network, (2, 4, 8, 8)).SerializeToString(), x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_operation_that_is_written_is_tried() -> None:
@@ -137,7 +139,7 @@ def test_every_operation_that_is_written_is_tried() -> None:
 
 def test_norms_are_folded_where_nothing_else_reads_the_convolution() -> None:
     def kinds(steps: tuple[Line, ...]) -> list[str]:
-        return [node.op_type for node in onnx.load_from_string(onnx_bytes(network_of(steps), (2, 4, 8, 8))).graph.node]
+        return [node.op_type for node in onnx_model(network_of(steps), (2, 4, 8, 8)).graph.node]
 
     convolution = ("conv2d.default", (X, "%each.weight", None, (1, 1), (2, 2), (1, 1), 4))
     norm = (NORM, ("%a", "norm", 0.1, 1e-5))
@@ -172,7 +174,7 @@ def test_what_is_not_written_goes_through_the_exporter(
 
     monkeypatch.setattr("trainonce.nn.onnx_graph._exported", exported)
     network = network_of(steps)
-    onnx_bytes(network, (2, 4, 8, 8))
+    onnx_model(network, (2, 4, 8, 8))
     assert asked == [network]
 
 
@@ -187,6 +189,6 @@ def test_the_operations_are_those_of_torchs_exporter(name: str) -> None:
     exported = torch.onnx.export(network, (torch.zeros(1, 3, 96, 96),), dynamo=True, opset_version=18, verbose=False)
     assert exported is not None
     expected = Counter(node.op_type for node in exported.model_proto.graph.node)
-    found = Counter(node.op_type for node in onnx.load_from_string(onnx_bytes(network, (1, 3, 96, 96))).graph.node)
+    found = Counter(node.op_type for node in onnx_model(network, (1, 3, 96, 96)).graph.node)
     del found["Identity"]
     assert found == expected

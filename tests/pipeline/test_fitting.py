@@ -28,7 +28,7 @@ from trainonce.export.reference import read_reference
 from trainonce.models import MobileNetV3
 from trainonce.models.traced import elastic
 from trainonce.pipeline import fitting
-from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, sharing, smaller_ones_as_good
+from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, name_of, sharing, smaller_ones_as_good
 from trainonce.pipeline.fitting import (
     CALIBRATION_IMAGES,
     Watch,
@@ -199,6 +199,16 @@ def test_a_part_of_an_epoch_is_better_than_none(
     assert late is not None
     assert all(f"No time is left to fine-tune the subnet for {one.name}" in said for one in late)
     assert not any(one.finetuned_epochs for one in late)
+
+
+def test_a_devices_directory_is_named_in_plain_decimals() -> None:
+    assert [name_of(1e6 * limit) for limit in (5, 0.8, 0.00004, 12_345, 20_000)] == [
+        "5M",
+        "0.8M",
+        "0.00004M",
+        "12340M",
+        "20000M",
+    ]
 
 
 def test_devices_for_which_one_network_is_the_best_share_it_and_its_time(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainonce.export import TARGETS, certificate, extras
 from trainonce.export.certificate import Certificate
 from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3, MobileNetV3Settings
-from trainonce.pipeline import extract, search, shipping, verify
+from trainonce.pipeline import export, extract, search, shipping, verify
 from trainonce.pipeline.devices import Device
 from trainonce.pipeline.searching import Amount
 from trainonce.pipeline.shipped import FILE, Shipped, ShipRecord
@@ -207,6 +208,39 @@ class TestFailure:
             RunError, match="its file has 620,000 bytes where 590,000 were predicted, and 600,000 may be"
         ):
             ship(trained, [board], scores=4, out=tmp_path / "out")
+
+    def test_a_failure_is_recorded_until_the_device_is_tried_again(
+        self, trained: Path, shipped: Shipment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of devices tried together and of one tried alone."""
+        failing = {"one", "two"}
+
+        def exported(place: Path, *given: Any, **how: Any) -> Any:
+            if place.name in failing:
+                raise RunError(f"no room for {place.name}")
+            return export(place, *given, **how)
+
+        def tried(*names: str) -> tuple[set[str], dict[str, str]]:
+            devices = [Device(name=name, target="plain", max_macs="1M") for name in names]
+            with nullcontext() if len(names) > 1 or not failing & {*names} else pytest.raises(RunError):
+                ship(trained, devices, out=tmp_path / "out", scores=0, images=1, compute="cpu")
+            found = ShipRecord.read_file(tmp_path / "out" / FILE)
+            return {one.name for one in found.shipped}, found.failed
+
+        monkeypatch.setattr(shipping, "export", exported)
+        one, two = {"one": "no room for one"}, {"two": "no room for two"}
+        assert tried("one", "three") == ({"three"}, one)
+        assert tried("two") == ({"three"}, one | two)
+        assert tried("four") == ({"three", "four"}, one | two)
+        failing.remove("one")
+        assert tried("four", "one") == ({"three", "four", "one"}, two)
+
+    def test_a_dry_run_counts_the_devices_asked_for(self, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "pea.toml").write_text('target = "onnx"\nmax_ram = "1KB"\n')
+        (tmp_path / "desk.toml").write_text('target = "plain"\n')
+        files = (tmp_path / "pea.toml", tmp_path / "desk.toml")
+        said = trainonce("ship", trained, *files, "--scores", "2", "--dry-run", *HERE)
+        said.refused("1 of 2 devices failed", code=1)
 
     def test_bad_input_is_a_sentence(self, trained: Path, tmp_path: Path, devices: list[Device]) -> None:
         trainonce("ship", trained).refused("name a device")

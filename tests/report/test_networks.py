@@ -3,6 +3,9 @@
 import html
 import json
 import re
+import shlex
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from trainonce.evaluation.per_class import by_class
 from trainonce.records import read_document, to_json
 from trainonce.report import build_page, read_groups, read_run
 from trainonce.report.figures.classes import draw_confusion
-from trainonce.report.sections.networks import classes_section
+from trainonce.report.loading import RunRecord
+from trainonce.report.parts import Command
+from trainonce.report.sections.networks import classes_section, networks_sections
 from trainonce.report.taken import TakenOut
+from trainonce.search.resources import quantity
 from trainonce.subnets import read_subnet
 
 SMALL = ("--width", "0.25", "--batch-size", "256", "--device", "cpu")
@@ -103,6 +109,33 @@ def test_a_run_of_which_nothing_was_taken_out_says_how(run: Path, tmp_path: Path
     best = max(RunDirectory(run).population(), key=lambda line: (float(line.top1), -line.macs))
     assert f"trainonce extract {tmp_path} {best.arch} --test" in text
     assert "Class by class" not in text
+
+
+def limit_of(line: str) -> float | None:
+    """The limit on MACs of a command, read as the command line reads it."""
+    words = shlex.split(line)
+    return quantity("macs", words[words.index("--max-macs") + 1]) if "--max-macs" in words else None
+
+
+@pytest.mark.parametrize("larger", [1, 1_000, 100_000])
+def test_the_commands_to_go_on_can_be_kept(run: Path, larger: int) -> None:
+    """Whatever the size of the subnets: a limit that half of those scored keep."""
+    found = read_run(RunDirectory(run))
+    scores = [replace(one, macs=one.macs * larger) for one in found.scores["validate"]]
+    smallest, median = min(one.macs for one in scores), statistics.median_high(one.macs for one in scores)
+
+    def said(changed: RunRecord) -> dict[str, str]:
+        rows = networks_sections(changed)[-1].tables[0].rows
+        return {str(what): line.text for what, line in rows if isinstance(line, Command)}
+
+    commands = said(replace(found, scores={"validate": scores}))
+    for what in ("search under other limits", "take another network out"):
+        limit = limit_of(commands[what])
+        assert limit is not None
+        assert smallest <= median <= limit <= 1.1 * median
+    unscored = said(replace(found, scores={}, front=None))
+    assert "search under other limits" not in unscored
+    assert unscored["take another network out"] == f"trainonce extract {run} largest --test"
 
 
 @pytest.mark.parametrize(

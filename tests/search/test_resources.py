@@ -52,6 +52,14 @@ def test_what_is_no_quantity(name: str, text: str) -> None:
         quantity(name, text)
 
 
+@pytest.mark.parametrize("written", ["123456", "2500000", "123456789", "1000000000000", "999999999999999"])
+def test_what_a_refused_count_is_told_to_say_is_that_count(written: str) -> None:
+    with pytest.raises(UserError, match="in millions where no unit is given") as refused:
+        quantity("macs", written)
+    said = str(refused.value).partition(" Say ")[2].partition(" for ")[0]
+    assert quantity("macs", said) == float(written)
+
+
 def test_counts_are_those_of_the_extracted_network(net: MobileNetV3) -> None:
     for arch in (net.space.smallest(), net.space.sample(derived_rng(0)), net.space.largest()):
         plain = net.extract(arch)

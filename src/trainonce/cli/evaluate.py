@@ -194,6 +194,7 @@ def _say_plan(plan: EvaluatePlan) -> None:
 
 def _say(done: Evaluated) -> None:
     from trainonce.evaluation.evaluator import wilson
+    from trainonce.evaluation.population import middle_budget
 
     plan, run = done.plan, done.plan.run
     display.out.print(f"Top-1 in percent on {done.lines[0].images} {plan.split} images of {plan.data.name}")
@@ -205,5 +206,6 @@ def _say(done: Evaluated) -> None:
         f"{len(done.lines)} it flatters a little."
     )
     display.say_baseline(run.baseline() if plan.split == "validate" else None, best)
-    middle_macs = f"{plan.buckets[len(plan.buckets) // 2].centre / 1e6:.2g}"
-    display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', middle_macs)}")
+    if plan.split == "validate":  # by which `extract` chooses
+        budget = middle_budget(line.macs for line in done.lines)
+        display.err.print(f"Next: {command('trainonce', 'extract', run.path, '--max-macs', budget)}")

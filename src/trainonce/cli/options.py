@@ -186,8 +186,8 @@ Buckets = Annotated[str, typer.Option(help="Bucket centres in million MACs, or p
 BucketHalfWidth = Annotated[
     float | None,
     typer.Option(
-        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; a twentieth of the range "
-        "where --buckets is not given."
+        help="How far a bucket reaches to either side, in million MACs. Default: 0.5; where --buckets is not given, "
+        "a twentieth of the range, and at most a twelfth."
     ),
 ]
 SubnetArgument = Annotated[

@@ -72,10 +72,11 @@ def ship(
         from trainonce.pipeline import ship
         from trainonce.run.directory import RunDirectory
 
+    devices = [*(device or []), *(more or [])]
     with work() as at_work:
         done = ship(
             run_path,
-            [*(device or []), *(more or [])],
+            devices,
             scores=scores,
             finetune_epochs=finetune_epochs,
             images=images,
@@ -107,7 +108,7 @@ def ship(
         display.err.print("Stopped; what is done is kept. The same command goes on.")
         raise typer.Exit(128 + (at_work.stopped_by or 0))
     if done.failed:
-        raise RunError(f"{len(done.failed)} of {len(done.failed) + len(done.done)} devices failed")
+        raise RunError(f"{len(done.failed)} of {len(devices)} devices failed")
 
 
 def _say(done: Shipment) -> None:

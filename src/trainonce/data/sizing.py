@@ -56,12 +56,12 @@ def fitted(
     copies = 1 if image_size is None and not grey else 2  # beside what is held already: changed, and divided
     refuse_beyond_memory(copies * needed, f"the images of {where}, while they are divided into splits,")
 
-    def fitted(split: Split) -> Split:
+    def brought(split: Split) -> Split:
         return Split(sized(split.images, image_size=image_size, grey=grey, interpolation=interpolation), split.labels)
 
     return Published(
         class_names=published.class_names,
-        train=fitted(published.train),
-        validate=fitted(published.validate) if published.validate is not None else None,
-        test=fitted(published.test) if published.test is not None else None,
+        train=brought(published.train),
+        validate=brought(published.validate) if published.validate is not None else None,
+        test=brought(published.test) if published.test is not None else None,
     )

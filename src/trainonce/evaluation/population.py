@@ -7,6 +7,7 @@ with, so evaluating again does only what is missing.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from trainonce.evaluation.pareto import nondominated
 from trainonce.evaluation.scoring import Chunk, Scoring, chunks_of
 from trainonce.files import fits_record
 from trainonce.models import Supernet
+from trainonce.names import plain
 from trainonce.parallel.fan_out import LOCAL, fan_out
 from trainonce.recipes import Recipe
 from trainonce.run.directory import RunDirectory
@@ -32,6 +34,9 @@ DrawnOver = Over | Literal["even"]
 
 PAPER_BUCKETS_M = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Centres of the paper's buckets in million MACs; each reaches 0.5 to either side."""
+
+SPREAD = 6
+"""How many buckets are spread over a space's range where no centres are named."""
 
 DRAWS_PER_SUBNET = 200
 """How often a bucket is drawn from before it is taken to hold no further subnet."""
@@ -63,23 +68,39 @@ class Bucket:
 
 def make_buckets(cost: CostModel, centres_m: Sequence[float] = (), half_m: float | None = None) -> list[Bucket]:
     """Buckets at centres in million MACs; without any, six spread evenly over the space's range, but for those in which
-    a small space has no subnet.
+    a small space has no subnet; one where all subnets have the same MACs.
 
     `half_m` is how far each reaches to either side, in million MACs; by default 0.5, or a twentieth of the range
-    where the centres are spread. Raises `UserError` for a number that is not positive and for buckets that overlap.
+    where the centres are spread. Raises `UserError` for a number that is not positive and for buckets that overlap;
+    they may touch.
     """
     if not all(0 < number < float("inf") for number in (*centres_m, *([] if half_m is None else [half_m]))):
         raise UserError("bucket centres and widths must be positive numbers of million MACs")
+    named_half = (0.5 if half_m is None else half_m) * 1e6
     if centres_m:
-        half_m = 0.5 if half_m is None else half_m
-        if any(after - before < 2 * half_m for before, after in pairwise(sorted(centres_m))):
-            raise UserError(f"buckets that reach {half_m:g} M MACs to either side of their centres overlap")
-        return [Bucket(centre * 1e6, half_m * 1e6) for centre in centres_m]
+        if _overlap([centre * 1e6 for centre in centres_m], named_half):
+            raise UserError(
+                f"buckets that reach {plain(named_half / 1e6)} M MACs to either side of their centres overlap"
+            )
+        return [Bucket(centre * 1e6, named_half) for centre in centres_m]
     sampler = MacsSampler(cost)
-    span = sampler.max_macs - sampler.min_macs
-    half = span / 20 if half_m is None else half_m * 1e6
-    centres = np.linspace(sampler.min_macs + half, sampler.max_macs - half, 6).tolist()
+    low, high = sampler.min_macs, sampler.max_macs
+    if low == high:
+        return [Bucket(low, named_half)]
+    half = (high - low) / 20 if half_m is None else named_half
+    centres = np.linspace(low + half, high - half, SPREAD).tolist()
+    if _overlap(centres, half):
+        most = plain((high - low) / (2 * SPREAD) / 1e6, 3, ROUND_FLOOR)
+        raise UserError(
+            f"{SPREAD} buckets spread from {plain(low / 1e6)} to {plain(high / 1e6)} M MACs overlap where they reach "
+            f"{plain(half / 1e6)} M to either side of their centres: take at most {most}, or name fewer with --buckets"
+        )
     return [Bucket(centre, half) for centre in centres if sampler.holds(centre - half, centre + half)]
+
+
+def _overlap(centres: Sequence[float], half: float) -> bool:
+    """Whether buckets do more than touch, by more than rounding: 0.1 and 0.3 are not 0.2 apart."""
+    return any(after - before < 2 * half * (1 - 1e-9) for before, after in pairwise(sorted(centres)))
 
 
 def draw_population(
@@ -88,11 +109,14 @@ def draw_population(
     """Distinct subnets of each bucket, drawn from `seed`; fewer where a bucket holds fewer.
 
     Drawn without bias over "choices" or "subnets"; with "even" they are even ones, and others over choices only where
-    few of a bucket are. The first n of a larger draw are the draw of n. Raises `UserError` for a bucket without any
-    subnet.
+    few of a bucket are. The first n of a larger draw are the draw of n. What two buckets that touch both draw is the
+    first one's alone. Raises `UserError` for a bucket without any subnet.
     """
-    sampler = _sampler(cost, over)
-    return [(bucket, arch) for bucket in buckets for arch in _drawn(sampler, bucket, per_bucket, seed, over)]
+    sampler, found = _sampler(cost, over), dict[Architecture, Bucket]()
+    for bucket in buckets:
+        for arch in _drawn(sampler, bucket, per_bucket, seed, over):
+            found.setdefault(arch, bucket)
+    return [(bucket, arch) for arch, bucket in found.items()]
 
 
 def draw_candidates(
@@ -371,6 +395,12 @@ def best_within(
             f"and {least.params / 1e6:.3f} M parameters: `trainonce search` with the budget looks for others"
         )
     return min(fitting, key=lambda line: (-line.top1, line.macs, line.arch))
+
+
+def middle_budget(macs: Iterable[float]) -> str:
+    """A limit on MACs that half of some subnets keep, or more, as `--max-macs` takes it: 12M. There is at least one."""
+    ordered = sorted(macs)
+    return f"{plain(ordered[len(ordered) // 2] / 1e6, 2, ROUND_CEILING)}M"
 
 
 def newest_lines(lines: Iterable[SubnetScore], split: SplitName) -> list[SubnetScore]:

@@ -61,12 +61,6 @@ def trace(module: nn.Module, *, leaf: Callable[[str], bool] = lambda _: False) -
     return fx.GraphModule(module, _Tracer(leaf).trace(module))
 
 
-def onnx_bytes(module: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """The ONNX file of a module: `onnx_model` as bytes."""
-    content: bytes = onnx_model(module, shape).SerializeToString()
-    return content
-
-
 def initializers_of(model: Any) -> dict[str, NDArray[Any]]:
     """The weights in an `onnx.ModelProto` by name, in its order."""
     from onnx import numpy_helper

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import PerClass
+from trainonce.names import plain
 from trainonce.recipes import Recipe
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
@@ -15,7 +16,7 @@ from trainonce.settings import Settings
 
 def name_of(max_macs: float) -> str:
     """The name of a device's directory: 5M, 0.8M."""
-    return f"{max_macs / 1e6:.4g}M"
+    return f"{plain(max_macs / 1e6)}M"
 
 
 @final

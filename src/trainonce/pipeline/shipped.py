@@ -86,17 +86,20 @@ class ShipRecord(Record):
 
 
 def record(run: RunDirectory, out: str | Path, done: dict[str, Shipped], failed: dict[str, str]) -> None:
-    """Write what is done, beside what other calls did for other devices. Raises `RunError` where the disk refuses."""
+    """Write what is done and what failed, beside what became of other devices in other calls.
+
+    Raises `RunError` where the disk refuses.
+    """
     if not done and not failed:
         return
-    file = Path(out) / FILE
-    before = {one.name: one for one in recorded(out)}
-    known = {name: one for name, one in (before | done).items() if name not in failed}
+    file, before = Path(out) / FILE, _read(out)
+    known = {one.name: one for one in before.shipped} if before else {}
+    failures = {name: why for name, why in (before.failed if before else {}).items() if name not in done} | failed
     values = {
         "format": FORMAT,
         "run": str(run.path.resolve()),
-        "shipped": [one.to_json() for one in known.values()],
-        "failed": failed,
+        "shipped": [one.to_json() for name, one in (known | done).items() if name not in failed],
+        "failed": failures,
     }
     try:
         write_atomic(file, to_json(ShipRecord.read(values, where=FILE).to_json()))
@@ -106,10 +109,15 @@ def record(run: RunDirectory, out: str | Path, done: dict[str, Shipped], failed:
 
 def recorded(out: str | Path) -> list[Shipped]:
     """What ship.json says of each device; nothing without one. Raises `UserError` where it is damaged."""
+    found = _read(out)
+    return found.shipped if found else []
+
+
+def _read(out: str | Path) -> ShipRecord | None:
     file = Path(out) / FILE
     if not is_there(file):
-        return []
+        return None
     found = ShipRecord.read_file(file)
     if found.format != FORMAT:
         raise UserError(f"{file} is not what this version writes ({FORMAT})")
-    return found.shipped
+    return found

@@ -106,7 +106,7 @@ def ship(
     exported and certified, into OUT/DEVICE; OUT is RUN/ship by default. `compute` is torch's device. `on_reached`
     is called with how far the training had come, and `should_stop` asked between stages and after each score. Raises
     `UserError` before any work for devices that cannot be; of several devices, `failed` says which failed later; of an
-    only one the refusal is raised.
+    only one the refusal is raised. ship.json says of both.
     """
     use_threads(threads)
     asked, place, began = load_devices(devices), RunDirectory(run), time.monotonic()
@@ -139,9 +139,9 @@ def ship(
             try:
                 found = stage(device)
             except (UserError, RunError) as error:
+                failed[device.name] = str(error)
                 if len(asked) == 1:
                     raise
-                failed[device.name] = str(error)
                 on_failed(device, error)
             else:
                 yield device, found

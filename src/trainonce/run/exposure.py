@@ -153,40 +153,6 @@ def rows_of(space: SearchSpace) -> tuple[NDArray[np.str_], Ints]:
     return np.array([name for name, _ in rows], np.str_), np.array([value for _, value in rows], np.int64)
 
 
-def value_probabilities(space: SearchSpace) -> dict[str, dict[int, float]]:
-    """How probable each value of each choice is where every existing choice is drawn uniformly.
-
-    A choice that may be absent has probabilities that sum to less than 1.
-    """
-    found: dict[str, dict[int, float]] = {}
-    for choice in space.choices:
-        here = dict.fromkeys(choice.values, 0.0)
-        parents: list[tuple[int | None, float]] = [(None, 1.0)]
-        if choice.parent is not None:
-            parents = list(found[choice.parent].items())
-        for parent_value, probability in parents:
-            open_values = choice.open_values(parent_value)
-            for value in open_values:
-                here[value] += probability / len(open_values)
-        found[choice.name] = here
-    return found
-
-
-def expected_exposure(space: SearchSpace, *, lr_sum: float = 1.0, subnets: int = 1) -> Floats:
-    """The exposure [R] expected where steps draw `subnets` subnets independently, uniformly over choices.
-
-    What a value adds is active in a subnet with probability p, the sum over this value and all above, and in a step
-    with probability 1 - (1 - p)^subnets. With `lr_sum` 1 it is the share of the training, weighted by learning rate.
-    """
-    probabilities = value_probabilities(space)
-    active = [
-        sum(p for value, p in probabilities[choice.name].items() if value >= lowest)
-        for choice in space.choices
-        for lowest in choice.values
-    ]
-    return lr_sum * (1 - (1 - np.minimum(active, 1.0)) ** subnets)
-
-
 def total_variation(p: Sequence[float] | Floats | Ints, q: Sequence[float] | Floats | Ints) -> float:
     """Half the sum of absolute differences of two distributions, given as counts: 0 equal, 1 disjoint."""
     one, other = _distributions(p, q)

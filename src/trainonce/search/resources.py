@@ -10,6 +10,7 @@ from trainonce.errors import UserError
 from trainonce.latency import LatencyTable
 from trainonce.latency.runtimes import TARGETS_OF
 from trainonce.models import Supernet
+from trainonce.names import plain
 from trainonce.run.directory import RunDirectory
 from trainonce.search.footprint import file_bytes, is_counted, ram_bytes
 from trainonce.space import Architecture
@@ -89,7 +90,7 @@ def quantity(name: str, text: str, *, said: str = "") -> float:
     if UNITS[name] is COUNTS and not found[2] and float(found[1]) >= MOST_MILLIONS:
         raise UserError(
             f"{said or f'--max-{name}'} is in millions where no unit is given: {text} would be "
-            f"{float(found[1]):,.0f} million. Say {float(found[1]) / 1e6:g}M for {float(found[1]):,.0f}"
+            f"{float(found[1]):,.0f} million. Say {plain(float(found[1]) / 1e6, 15)}M for {float(found[1]):,.0f}"
         )
     return round(float(found[1]) * worth, 6)  # so that 0.4M is 400k
 

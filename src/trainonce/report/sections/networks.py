@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from trainonce.data.baseline import BELOW_IT
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import WorstImage
-from trainonce.evaluation.population import pareto_front
+from trainonce.evaluation.population import middle_budget, pareto_front
 from trainonce.names import command, plural
 from trainonce.report.figures.charts import millions
 from trainonce.report.figures.classes import draw_confusion
@@ -243,14 +243,13 @@ def _commands(run: RunRecord) -> Section:
                 ("score it again, class by class", ("evaluate", best.path, "--split", "test")),
             )
         ]
-    rows += [
-        [what, Command(command("trainonce", *words))]
-        for what, words in (
-            ("score many subnets", ("evaluate", run.path)),
-            ("search under other limits", ("search", run.path, "--max-macs", "10")),
-            ("take another network out", ("extract", run.path, "--max-macs", "10", "--test")),
-        )
-    ]
+    rows.append(["score many subnets", Command(command("trainonce", "evaluate", run.path))])
+    known = [one.macs for one in run.scores.get("validate", [])]
+    known += [one.macs for one in run.front.search.front] if run.front else []
+    which = ["--max-macs", middle_budget(known)] if known else ["largest"]
+    if known:
+        rows.append(["search under other limits", Command(command("trainonce", "search", run.path, *which))])
+    rows.append(["take another network out", Command(command("trainonce", "extract", run.path, *which, "--test"))])
     caption = "Commands to reproduce this and to go on" + (f"; with {best.name} as the example." if run.taken else ".")
     return Section(
         key="go-on",
