@@ -448,6 +448,11 @@ class _Fit:
                 f"{path} was begun with other images, or other ones held out: ask for the same, or name another "
                 "directory with --out"
             )
+        if otherwise := config.prepared_otherwise(self.data):
+            raise UserError(
+                f"{path} was begun with images that were normalised and varied otherwise: {otherwise}; give them as "
+                "they were, or name another directory with --out"
+            )
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
