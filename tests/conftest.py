@@ -50,19 +50,20 @@ def make_net() -> MakeNet:
 
 @pytest.fixture(scope="session")
 def make_data() -> MakeData:
-    """Random grey images of 8 x 8 in 3 classes, 4 batches of 8 to train on: `make_data(seed=1, train=8)`."""
+    """Random images of 8 x 8 in 3 classes, grey unless `channels=3`, 4 batches of 8: `make_data(seed=1, train=8)`."""
 
     def make(*, seed: int = 0, **fields: Any) -> DataSet:
-        generator = torch.Generator().manual_seed(seed)
+        generator, channels = torch.Generator().manual_seed(seed), fields.pop("channels", 1)
         sizes = {"train": 32, "calibrate": 24, "validate": 30, "test": 15}
         sizes |= {name: fields.pop(name) for name in sizes if name in fields}
 
         def split(count: int) -> Split:
-            images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+            images = torch.randint(0, 256, (count, channels, 8, 8), dtype=torch.uint8, generator=generator)
             return Split(images, torch.randint(0, 3, (count,), generator=generator))
 
         splits = {name: split(count) for name, count in sizes.items()}
-        plain = {"name": "tiny", "class_names": ("a", "b", "c"), "mean": (0.4,), "std": (0.3,), "augmentation": ()}
+        plain: dict[str, Any] = {"name": "tiny", "class_names": ("a", "b", "c"), "augmentation": ()}
+        plain |= {"mean": (0.4,) * channels, "std": (0.3,) * channels}
         return DataSet(**{**plain, **splits, **fields})
 
     return make

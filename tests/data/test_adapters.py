@@ -1,5 +1,6 @@
 """Data sets of what Python code has are those that files of the same images give."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from trainonce.data import DataSet, from_arrays, from_hugging_face, from_pairs, 
 from trainonce.errors import UserError
 from trainonce.run.directory import RunDirectory
 
+KINDS = ("images", "labels")
 OWN = "tests.support.own_images:make"
 
 
@@ -127,6 +129,79 @@ def test_arrays_that_are_no_images(given: tuple[Any, Any], sentence: str) -> Non
 def test_pairs_that_are_no_images(pairs: list[Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         from_pairs(pairs)
+
+
+def grey(side: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    return colours(count, side)[0][:, 0], np.arange(count) % 3
+
+
+@pytest.mark.parametrize(
+    ("images", "others", "sentence", "works"),
+    [
+        (colours()[0][:, :, :5], None, "images of mine are 5 x 8: give an image size", {"image_size": 5}),
+        (
+            colours()[0],
+            {"test": colours(9, 12)},
+            "images of mine are 8 x 8 in colour in 'train' but 12 x 12 in colour in 'test': bring all to one",
+            {"image_size": 8},
+        ),
+        (
+            colours()[0],
+            {"validate": grey(8, 9)},
+            "are 8 x 8 in colour in 'train' but 8 x 8 in grey in 'validate': .*, and to grey or to colour",
+            {"grey": True},
+        ),
+        (
+            grey(12)[0],
+            {"test": colours(9)},
+            "are 12 x 12 in grey in 'train' but 8 x 8 in colour in 'test'",
+            {"image_size": 8, "grey": True},
+        ),
+    ],
+)
+def test_images_that_are_not_square_or_not_alike(
+    images: np.ndarray, others: Any, sentence: str, works: dict[str, Any], tmp_path: Path
+) -> None:
+    """In arrays and in a file of them; what the sentence says to do gives images that are."""
+    labels, others = np.arange(60) % 3, others or {}
+    with pytest.raises(UserError, match=sentence):
+        from_arrays(images, labels, **others, name="mine")
+    given = {f"{split}_{kind}": one for split, pair in others.items() for kind, one in zip(KINDS, pair, strict=True)}
+    last = {key: np.moveaxis(one, 1, 3) if one.ndim == 4 else one for key, one in given.items()}
+    train = np.moveaxis(images, 1, 3) if images.ndim == 4 else images
+    np.savez(tmp_path / "mine.npz", train_images=train, train_labels=labels, **last)
+    with pytest.raises(UserError, match=sentence):
+        load_dataset(tmp_path / "mine.npz")
+    for data in (from_arrays(images, labels, **others, **works), load_dataset(tmp_path / "mine.npz", **works)):
+        side, channels = works.get("image_size", 8), 1 if "grey" in works else 3
+        shapes = {split.shape[1:] for split in (data.train, data.calibrate, data.validate, data.test)}
+        assert shapes == {(channels, side, side)}
+
+
+def test_splits_of_pairs_in_grey_and_in_colour_are_read_in_colour() -> None:
+    """As from a folder: grey alone where all are."""
+    (pixels, labels), (coloured, _) = grey(8), colours(9)
+    plain = [(Image.fromarray(image), int(label)) for image, label in zip(pixels, labels, strict=True)]
+    mixed = [(Image.fromarray(np.moveaxis(image, 0, 2)), number % 3) for number, image in enumerate(coloured)]
+    found = from_pairs(plain, test=mixed)
+    expected = from_arrays(np.repeat(pixels[:, None], 3, axis=1), labels, test=(coloured, labels[:9]))
+    assert same(found, expected)
+    assert from_pairs(plain, test=plain[:9]).channels == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"mean": (0.4, 0.4, 0.4)}, "mean has 3 numbers, but the images of tiny 1 channel: give one number for each"),
+        ({"std": ()}, "std has 0 numbers, but the images of tiny 1 channel"),
+        ({"std": (0.0,)}, "every number of std must be finite and over 0, not 0"),
+        ({"mean": (float("nan"),)}, "every number of mean must be finite, not nan"),
+        ({"channels": 2}, "the images of tiny have 2 channels: give 1 for grey or 3 for colour"),
+    ],
+)
+def test_data_sets_that_cannot_be(make_data: Callable[..., DataSet], fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_data(**fields)
 
 
 def test_labels_beyond_the_names() -> None:

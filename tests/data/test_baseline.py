@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from trainonce.data.baseline import ANGLES, CELL, TRAIN_IMAGES, baseline, gradie
 MakeData = Callable[..., DataSet]
 
 
-def of_splits(data: DataSet, split: Split) -> DataSet:
+def of_splits(data: DataSet, split: Split, **fields: Any) -> DataSet:
     """The data set with the same images in all its splits."""
-    return replace(data, train=split, calibrate=split, validate=split, test=split)
+    return replace(data, train=split, calibrate=split, validate=split, test=split, **fields)
 
 
 def test_it_knows_the_digits_and_says_the_same_again() -> None:
@@ -42,7 +43,7 @@ def test_images_of_any_size_and_all_alike_are_scored(make_data: MakeData, side: 
     def split(count: int) -> Split:
         return Split(torch.full((count, 3, side, side), 7, dtype=torch.uint8), torch.arange(count) % 3)
 
-    found = baseline(of_splits(make_data(mean=(0.5,) * 3, std=(0.2,) * 3), split(12)))
+    found = baseline(of_splits(make_data(), split(12), mean=(0.5,) * 3, std=(0.2,) * 3))
     assert found.top1 == pytest.approx(100 / 3), "each class is a third, and nothing tells them apart"
 
 

@@ -254,7 +254,6 @@ class TestNpz:
             ({"class_names": np.array(["a"])}, "1 class; at least 2|label 1 is 1"),
             ({"test_images": pixels(1, 6, 6), "test_labels": np.array([1])}, "no image of class '0'"),
             ({"test_images": pixels(1, 6, 6), "test_labels": np.array([2])}, "label 0 is 2"),
-            ({"test_images": pixels(2, 7, 6), "test_labels": np.array([0, 1])}, "another shape"),
             (
                 {f"{a}_{k}": GOOD[f"train_{k}"] for a in ("val", "valid") for k in ("images", "labels")},
                 "both 'val' and 'valid'",

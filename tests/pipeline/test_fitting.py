@@ -436,6 +436,13 @@ def test_what_cannot_be_is_refused(
         FitSettings.parse({"minutes": 1, "max_macs": [1e6, 1e6]}, where="here")
 
 
+def test_a_fit_goes_on_with_images_as_they_were(
+    make_net: MakeNet, make_known: MakeData, whole: tuple[RunDirectory, list[Fitted]]
+) -> None:
+    with pytest.raises(UserError, match=r"begun with images that were normalised .* their mean is 0\.9 and was 0\.4"):
+        finished(make_net, lambda: make_known(mean=(0.9,)), whole[0])
+
+
 def test_from_the_command_line(tmp_path: Path) -> None:
     small = ("--width", "0.25", "--device", "cpu", "--recipe", "spos", "--max-macs", "0.4", "--max-macs", "9")
     few = str(few_digits(tmp_path))

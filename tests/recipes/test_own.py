@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from tests.support.paper_space import space
 
 from trainonce.errors import UserError
-from trainonce.recipes import RECIPES, AugmentationChange, Phase, Recipe, load_recipe, timetable
+from trainonce.recipes import (
+    RECIPES,
+    AugmentationChange,
+    Colour,
+    Crop,
+    CutMix,
+    Erase,
+    Flip,
+    Phase,
+    Recipe,
+    load_recipe,
+    timetable,
+)
 
 NAMES = tuple(RECIPES)
 
@@ -238,3 +250,36 @@ def test_any_file_is_a_recipe_or_a_user_error(tmp_path: Path, text: Any) -> None
         assert "any.toml" in refusal
     else:
         assert timetable(recipe, 3)[-1].end >= len(recipe.phases)
+
+
+VARIATIONS = (
+    Crop(scale=(0.5, 1.0)),
+    Crop(scale=(0.8, 1.0)),
+    Flip(),
+    Colour(brightness=0.1),
+    Erase(share=0.3),
+    CutMix(),
+)
+SOME = st.lists(st.sampled_from(VARIATIONS), unique_by=repr, max_size=4).map(tuple)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    change=st.builds(
+        AugmentationChange,
+        crop_from=st.sampled_from([None, 1, 0.9, "auto"]),
+        flip=st.sampled_from([None, True, False, "auto"]),
+        erase=st.sampled_from([None, 0, 0.5]),
+        alone=st.booleans(),
+        also=SOME,
+    ),
+    own=SOME,
+    names=st.sampled_from([("a", "b"), ("cat", "dog")]),
+)
+def test_images_that_are_varied_already_stay_so(
+    change: AugmentationChange, own: tuple[Any, ...], names: tuple[str, ...]
+) -> None:
+    """A run that goes on is given them so: what `also` adds keeps its place, though the rest would take it out."""
+    once = change.of(own, names, 8)
+    assert all(one in once for one in change.also)
+    assert change.of(once, names, 8) == once

@@ -113,7 +113,7 @@ def test_its_code_does_what_predict_does(
 ) -> None:
     """The card's own lines, in a process without trainonce: a photo on its side, larger than what the network takes."""
     net = make_net(in_channels=channels, resolutions=(6, 8)).eval()
-    data = make_data(mean=(0.4,) * channels, std=(0.3,) * channels)
+    data = make_data(channels=channels)
     arch, path = net.space.smallest(), tmp_path / "subnet"
     if sized:
         data = replace(data, source=DataSource(interpolation="bicubic"))

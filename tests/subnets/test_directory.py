@@ -294,7 +294,7 @@ def test_two_hundred_subnets_of_the_papers_geometry(make_data: MakeData, tmp_pat
     net, rng = MobileNetV3(MobileNetV3Settings(num_classes=100), seed=3), random.Random(4)
     coloured = Split(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8))
     classes = tuple(f"class {number}" for number in range(100))
-    data = make_data(mean=(0.5,) * 3, std=(0.3,) * 3, train=8, class_names=classes)
+    data = make_data(channels=3, train=8, class_names=classes)
     data = replace(data, train=coloured, calibrate=coloured, validate=coloured, test=coloured)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

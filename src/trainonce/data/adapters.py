@@ -59,8 +59,9 @@ def from_arrays(
     """A data set of arrays: uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] of 1 or 3 channels, labels [N] from 0.
 
     Splits that are not given are carved out of `images`, as from a folder; options are those of `load_dataset`.
-    `class_names` are by label; by default the numbers. Raises `UserError` for arrays of another type or shape, labels
-    that are no class, and classes of too few images.
+    `class_names` are by label; by default the numbers. Images that are not square, or of another size in another split,
+    need an `image_size`. Raises `UserError` for arrays of another type or shape, labels that are no class, and classes
+    of too few images.
     """
     made = Published(
         class_names=(),
@@ -74,7 +75,7 @@ def from_arrays(
         raise UserError(f"there is a label {highest}, but {len(names)} class names")
     published = fitted(replace(made, class_names=names), image_size=image_size, grey=grey, where=name)
     source = DataSource(split_seed=split_seed, train_images=train_images)
-    return as_asked(replace(divided(published, source, where=name), name=name))
+    return as_asked(divided(published, source, where=name, name=name))
 
 
 def from_pairs(
@@ -92,10 +93,12 @@ def from_pairs(
     """A data set of (image, label) pairs: a torch `Dataset`, of torchvision or your own.
 
     Images are PIL's, uint8 arrays, or float tensors [C, H, W] from 0 to 1, of any size: of each the central square is
-    brought to `image_size` (by default 64 pixels where they differ, else their own). `class_names` are by default what
-    the dataset's attribute `classes` says. Other options and errors are those of `from_arrays`.
+    brought to `image_size` (by default 64 pixels where they differ, else their own). They are grey where the first ones
+    of every split are, or `grey` says so. `class_names` are by default what the dataset's attribute `classes` says.
+    Other options and errors are those of `from_arrays`.
     """
     size = image_size or _own_size(dataset)
+    grey = grey or all(_looks_grey(split) for split in (dataset, validate, test) if split is not None)
     if class_names is None and hasattr(dataset, "classes"):
         class_names = list(dataset.classes)
     images, labels = _arrays(dataset, size, grey)
@@ -171,7 +174,7 @@ def _split(images: Pixels, labels: ArrayLike | Tensor, what: str) -> Split:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3):
         pixels = pixels.permute(0, 3, 1, 2)
-    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
         shape = list(torch.as_tensor(images).shape)
         raise UserError(f"{what} must be of the shape [N, H, W], [N, H, W, C] or [N, C, H, W], C 1 or 3, not {shape}")
     numbers = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
@@ -191,11 +194,15 @@ def _own_size(pairs: Pairs) -> int:
     return width if len(sizes) == 1 and width == height else FOLDER_IMAGE_SIZE
 
 
+def _looks_grey(pairs: Pairs) -> bool:
+    """Whether all of the first images are grey."""
+    return all(_picture(pairs[index][0]).mode == "L" for index in range(min(len(pairs), LOOKED_AT)))
+
+
 def _arrays(pairs: Pairs, size: int, grey: bool) -> tuple[Tensor, list[int]]:
-    """All images uint8 [N, C, size, size], C 1 where the first ones are grey or `grey` says so; and their labels."""
+    """All images uint8 [N, C, size, size], C 1 if `grey`, else 3; and their labels."""
     if not len(pairs):
         raise UserError("the dataset has no images")
-    grey = grey or all(_picture(pairs[i][0]).mode == "L" for i in range(min(len(pairs), LOOKED_AT)))
     refuse_beyond_memory(len(pairs) * (1 if grey else 3) * size**2, f"{len(pairs)} images of {size} x {size} pixels")
     images, labels = [], []
     for number in range(len(pairs)):

@@ -14,7 +14,7 @@ from trainonce.data.augment import augment
 from trainonce.data.picture import Interpolation
 from trainonce.data.splits import Fold, Split
 from trainonce.errors import UserError
-from trainonce.names import is_unicode, printable
+from trainonce.names import is_unicode, plural, printable
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import VARIATIONS, Augmentation, Own, Recipe
 from trainonce.settings import JsonObject, Settings, refuse_subclass
@@ -79,12 +79,36 @@ class DataSource(Settings):
         return values
 
 
+class Preparation(Settings):
+    """How images become what networks are trained on: what a fingerprint leaves out."""
+
+    mean: tuple[float, ...]
+    """What is taken off pixels in 0..1, one number a channel."""
+
+    std: tuple[float, ...]
+    """What the rest is divided by, one number a channel."""
+
+    augmentation: Augmentation
+    """How they are varied in training and in recalibrating."""
+
+    def difference(self, asked: Self) -> str:
+        """The first thing in which `asked` is another, in words: "their mean is 0.5 and was 0.0"; empty for none."""
+        for name in type(self).model_fields:
+            was, now = getattr(self, name), getattr(asked, name)
+            if was != now:
+                said = [", ".join(map(str, one)) or "none" for one in (was, now)]
+                if said[0] == said[1]:  # in settings that are not told in words
+                    said = [", ".join(map(repr, one)) for one in (was, now)]
+                return f"their {name} is {said[1]} and was {said[0]}"
+        return ""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
     """Images in four disjoint splits, and all that is needed to use them.
 
     `mean` and `std` are of pixels in 0..1, one for each channel; `augmentation` is for training and
-    calibrating. Images are square.
+    calibrating. Images are square, of 1 or 3 channels, and alike in all splits.
     """
 
     name: str
@@ -99,7 +123,8 @@ class DataSet:
     source: DataSource = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
-        """Raise `UserError` for class names that no file could hold, and for what is no augmentation."""
+        """Raise `UserError` for class names that no file could hold, for what is no augmentation, for images that are
+        not square or not alike, and for a normalisation that is not theirs."""
         for name in self.class_names:
             if not is_unicode(name):
                 raise UserError(f"the class name '{printable(name)}' is not text that UTF-8 can hold: rename the class")
@@ -107,6 +132,32 @@ class DataSet:
             raise UserError("`augmentation` is a tuple of variations, such as (Crop(), Flip()); () for none")
         for one in self.augmentation:
             refuse_subclass(one, next((kind for kind in VARIATIONS if isinstance(one, kind)), Own))
+        self._refuse_shapes()
+        self._refuse_normalisation()
+
+    def _refuse_shapes(self) -> None:
+        _, channels, height, width = self.train.shape
+        for name, split in (("calibrate", self.calibrate), ("validate", self.validate), ("test", self.test)):
+            if split.shape[1:] != self.train.shape[1:]:
+                raise UserError(
+                    f"the images of {self.name} are {_shape_in_words(self.train)} in 'train' but "
+                    f"{_shape_in_words(split)} in '{name}': bring all to one image size, and to grey or to colour"
+                )
+        if height != width:
+            raise UserError(f"the images of {self.name} are {height} x {width}: give an image size to square them")
+        if channels not in (1, 3):
+            raise UserError(f"the images of {self.name} have {channels} channels: give 1 for grey or 3 for colour")
+
+    def _refuse_normalisation(self) -> None:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != self.channels:
+                raise UserError(
+                    f"{name} has {plural(len(numbers), 'number')}, but the images of {self.name} "
+                    f"{plural(self.channels, 'channel')}: give one number for each"
+                )
+            if not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+                must = "finite" if name == "mean" else "finite and over 0"
+                raise UserError(f"every number of {name} must be {must}, not {', '.join(f'{x:g}' for x in numbers)}")
 
     @property
     def image_size(self) -> int:
@@ -162,11 +213,17 @@ class DataSet:
         )
         return varied_BCHW.contiguous(memory_format=torch.channels_last)
 
+    @property
+    def preparation(self) -> Preparation:
+        """How the images are normalised and varied."""
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        return Preparation(mean=mean, std=std, augmentation=self.augmentation)
+
     def fingerprint(self) -> str:
         """Give 16 hexadecimal digits that other splits, other labels or other images would change.
 
         Covers the class names, every label, the shapes, and evenly spaced images of each split; not the
-        device, the name, how the images are normalised and varied, or whether they are streamed.
+        device, the name, how the images are normalised and varied (`preparation`), or whether they are streamed.
         """
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split in (self.train, self.calibrate, self.validate, self.test):
@@ -177,3 +234,8 @@ class DataSet:
             for row_1 in torch.split(some, 1):  # large images fit into memory too
                 digest.update(split.batch(row_1).images_BCHW.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _shape_in_words(split: Split) -> str:
+    _, channels, height, width = split.shape
+    return f"{height} x {width} in {({1: 'grey', 3: 'colour'}).get(channels, f'{channels} channels')}"

@@ -139,11 +139,11 @@ def _refuse_labels(labels: npt.NDArray[np.integer[Any]], *, num_classes: int, wh
 
 
 def read_npz(path: Path) -> Published:
-    """Read an npz archive of images and labels that are already divided into splits.
+    """Read an npz archive of images and labels that are already divided into splits, each of images of one shape.
 
     Keys: `train_images` and `train_labels`; where given, `validate_...` (or `val_`, `valid_`) and
     `test_...`; where given, `class_names`, strings [K]. Images are uint8 [N, H, W] or [N, H, W, C] with C 1
-    or 3, the same shape in every split; labels are integers [N] or [N, 1] from 0, every class in every split.
+    or 3; labels are integers [N] or [N, 1] from 0, every class in every split.
     Raises `UserError` on anything else, object arrays among it: nothing is unpickled.
     """
     return published_in(read_arrays(path), path)
@@ -153,13 +153,10 @@ def published_in(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> Publishe
     """The images and labels of a file, by the keys that `read_npz` names. Raises `UserError` as it does."""
     splits = _splits_in(arrays, path)
     class_names = _class_names_in(arrays, splits, path)
-    shape = splits["train"].images.shape[1:]
     for name, split in splits.items():
         where = f"{path}: {name}_labels"
         _refuse_labels(split.labels.numpy(), num_classes=len(class_names), where=where)
         refuse_missing_class(split, class_names, where=where)
-        if split.images.shape[1:] != shape:
-            raise UserError(f"{path}: the images of '{name}' have another shape than those of 'train'")
     return Published(
         class_names=class_names,
         train=splits["train"],

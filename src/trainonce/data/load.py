@@ -171,11 +171,6 @@ def as_asked(data: DataSet) -> DataSet:
     Raises `UserError` where it cannot be.
     """
     asked = data.source
-    for name, numbers in (("mean", asked.mean), ("std", asked.std)):
-        if numbers is not None and len(numbers) != data.channels:
-            raise UserError(
-                f"{name} has {len(numbers)} numbers, but the images of {data.name} {data.channels} channels"
-            )
     data = replace(data, mean=asked.mean or data.mean, std=asked.std or data.std)
     if asked.train_images is None:
         return data
@@ -194,19 +189,19 @@ def _absolute(path: Path) -> str:
 
 def _read_file(path: Path, *, image_size: int | None, grey: bool, interpolation: Interpolation) -> Published:
     published = formats.FORMATS[path.suffix](path)
-    height, width = published.train.images.shape[2:]
-    if image_size is None and height != width:
-        raise UserError(f"the images of {path} are {height} x {width}: give an image size to square them")
     return fitted(published, image_size=image_size, grey=grey, where=str(path), interpolation=interpolation)
 
 
-def divided(published: Published, source: DataSource, *, where: str) -> DataSet:
-    """The data set of what was read from a path."""
+def divided(published: Published, source: DataSource, *, where: str, name: str | None = None) -> DataSet:
+    """The data set, by default of its source's name, of what was read from a path or is in memory; `where` names that.
+
+    Raises `UserError` where it cannot be divided, and for images that no data set can hold.
+    """
     sizes = default_sizes(published)
     splits = carve(published, sizes=sizes, seed=source.split_seed, where=where, fold=source.fold)
     colour = splits.train.shape[1] == 3
     return DataSet(
-        name=source.name,
+        name=name or source.name,
         class_names=published.class_names,
         mean=IMAGENET_MEAN if colour else (0.0,),
         std=IMAGENET_STD if colour else (1.0,),

@@ -463,6 +463,8 @@ class _Fit:
         ]
         if config.data_fingerprint != self.data.fingerprint():
             others.append("with other images, or other ones held out")
+        if otherwise := config.prepared_otherwise(self.data):
+            others.append(f"with images that were normalised or varied otherwise ({otherwise})")
         others += _other_recipe(self.asked, asked=record.recipe, scaled=config.recipe)
         if not self._begins_as(config):
             others.append("with another network, or other weights to begin with")

@@ -107,8 +107,9 @@ def study(
     """Run a study, built in or of a .toml file: `trainonce study`, whose options these are.
 
     `rate` is a factor on the learning rates of each recipe that it names. What is recorded in the study's directory is
-    not done again. `on_plan` and `on_estimate`, which takes the seconds, are called before the work; `on_start` where
-    it begins: from there on `should_stop` is asked; `on_run` after each run, with its line of the records.
+    not done again. Images that Python code made, which workers cannot load, are studied in this process, by one worker.
+    `on_plan` and `on_estimate`, which takes the seconds, are called before the work; `on_start` where it begins: from
+    there on `should_stop` is asked; `on_run` after each run, with its line of the records.
     Raises `UserError` for what cannot be, before anything is written.
     """
     if ranks_in(os.environ, "cpu").size > 1:
@@ -127,6 +128,8 @@ def study(
         skip_broken=skip_broken,
     )
     settled = device_named(device)
+    if workers is None and cluster == LOCAL and _made_here(images):
+        workers = 1
     directory = StudyDirectory(Path(out or Path("studies") / f"{file.name if file else name}-{images.name}"))
     setup = StudySetup(
         image_size=images.image_size,
@@ -180,13 +183,26 @@ def _scored_as(study: Study, fields: Mapping[str, object]) -> Study:
 def _plan(
     study: Study, images: DataSet, directory: StudyDirectory, *, device: str, workers: int | None, cluster: str
 ) -> StudyPlan:
-    """What of a study is left to do. Raises `UserError` where the directory is another study's."""
+    """What of a study is left to do.
+
+    Raises `UserError` where the directory is another study's, and where workers cannot load the images.
+    """
     if recorded := directory.recorded():
         directory.check(recorded, identity(study, images))
     finished = {line.run for line in directory.finished()}
     missing = tuple(run for run in study.runs if run.name not in finished)
     at_once = _workers(device, workers, cluster, len(missing))
+    if _made_here(images) and missing and (cluster != LOCAL or at_once != 1):
+        raise UserError(
+            "these images were made in Python, where workers cannot load them: study them with one worker, or put "
+            "what makes them into a function and name it, as package.module:function"
+        )
     return StudyPlan(study=study, data=images, directory=directory, missing=missing, workers=at_once)
+
+
+def _made_here(images: DataSet) -> bool:
+    """Whether Python code made the images, so that no other process can load them."""
+    return not images.source.name_or_path
 
 
 def _run(

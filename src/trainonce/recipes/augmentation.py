@@ -214,6 +214,17 @@ class AugmentationChange(Settings):
 
     def of(self, own: Augmentation, class_names: Sequence[str], image_size: int) -> Augmentation:
         """`own` of images of these classes and this side in pixels, changed so. Twice changes it no further."""
+        for added in range(min(len(own), len(self.also)) + 1):  # is it changed so already, with `also` at its end?
+            varied = own[: len(own) - added]
+            if self._changed(varied, class_names, image_size) == varied and self._with_also(varied) == own:
+                return own
+        return self._with_also(self._changed(own, class_names, image_size))
+
+    def _with_also(self, varied: Augmentation) -> Augmentation:
+        return varied + tuple(one for one in self.also if one not in varied)
+
+    def _changed(self, own: Augmentation, class_names: Sequence[str], image_size: int) -> Augmentation:
+        """`own` with what is to be cropped, mirrored and erased; without `also`."""
         varied = () if self.alone else own
         flips = any(isinstance(one, Flip) for one in varied)
         if self.crop_from is not None:
@@ -227,7 +238,7 @@ class AugmentationChange(Settings):
         varied = _with(varied, Flip, Flip() if flips else None)
         if self.erase is not None:
             varied = _with(varied, Erase, Erase(share=self.erase) if self.erase else None)
-        return varied + tuple(one for one in self.also if one not in varied)
+        return varied
 
 
 def _with(varied: Augmentation, kind: type[Settings], one: Variation | None, *, first: bool = False) -> Augmentation:

@@ -33,6 +33,7 @@ from pydantic import Field
 
 from trainonce.data import DataSet, DataSource
 from trainonce.data.baseline import Baseline
+from trainonce.data.dataset import Preparation
 from trainonce.data.load import load_source
 from trainonce.errors import RunError, UserError
 from trainonce.files import is_there, locked, write_atomic
@@ -84,6 +85,8 @@ class RunConfig(Settings):
     """Where the images come from."""
     data_fingerprint: str
     """Hash of the images and labels, so that a run refuses to go on with others."""
+    preparation: Preparation | None = None
+    """How they were normalised, and varied as the recipe says; None where an earlier version did not record it."""
     family: str
     """The supernet's family, a key of `trainonce.models.FAMILIES` unless it is a person's own."""
     model: JsonObject
@@ -106,9 +109,20 @@ class RunConfig(Settings):
     """Command, time, versions and machine. Says where the run comes from; nothing follows from it."""
 
     def identity(self) -> JsonObject:
-        """What must be the same for a run to go on: everything but how it is carried out."""
-        values = self.model_dump(mode="json", exclude=HOW)
+        """What must be the same for a run to go on: everything but how it is carried out.
+
+        Without `preparation` where that was not recorded: it is then not held against anything.
+        """
+        unknown = {"preparation"} if self.preparation is None else set()
+        values = self.model_dump(mode="json", exclude=HOW | unknown)
         return values | {"data": self.data.identity()}
+
+    def prepared_otherwise(self, data: DataSet) -> str:
+        """How images are normalised or varied otherwise than the run's, in words; empty where nothing is known to be.
+
+        Varied, they are as the recipe says: subnets are recalibrated on images varied as in training.
+        """
+        return self.preparation.difference(data.varied_by(self.recipe).preparation) if self.preparation else ""
 
 
 HOW = {"provenance", "sync_batch_norm", "precision", "keep_at", "planned_step_s"}
@@ -173,7 +187,7 @@ class RunDirectory:
         if found is not None and isinstance(recorded, dict):  # imported weights of earlier versions have none
             trained = RunConfig.parse(recorded, where=str(found[0])).identity()
             for key, value in config.identity().items():
-                if trained[key] != value:
+                if trained.get(key, value) != value:
                     raise UserError(
                         f"{self.config_file} is not what {found[0]} was trained with: its {key.replace('_', ' ')} "
                         "differs; one of them is damaged or of another run"
@@ -226,9 +240,14 @@ class RunDirectory:
         return self._same(data, config, source.name_or_path)
 
     def _same(self, data: DataSet, config: RunConfig, what: str) -> DataSet:
-        """The images, varied as the recipe says. Raises `UserError` where they are not the run's."""
+        """The images, varied as the recipe says. Raises `UserError` where they are not the run's, as they were then."""
         if data.fingerprint() != config.data_fingerprint:
             raise UserError(f"{what} holds other images than those {self.path} was trained on")
+        if otherwise := config.prepared_otherwise(data):
+            raise UserError(
+                f"{what} is not normalised and varied as the images {self.path} was trained on: {otherwise}; give them "
+                "as they were"
+            )
         return replace(data.varied_by(config.recipe), source=config.data)
 
     def build_supernet(self) -> Supernet:

@@ -31,12 +31,14 @@ def import_ofa(
         if want != have:
             raise UserError(f"the images of {data.name} have {have} {what}, but {name} in {path} has {want}")
     imported = Imported(name=name, file=str(Path(path).resolve()), sha256=file_sha256(path))
+    recipe = _published(name)
     config = RunConfig(
         data=data.source,
         data_fingerprint=data.fingerprint(),
+        preparation=data.varied_by(recipe).preparation,
         family=net.family,
         model=net.settings.model_dump(mode="json"),
-        recipe=_published(name),
+        recipe=recipe,
         imported=imported,
         provenance=provenance("cpu") | {"imported": imported.model_dump()},
     )

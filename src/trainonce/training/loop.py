@@ -115,6 +115,7 @@ def train_supernet(
         seed=seed,
         data=data.source,
         data_fingerprint=data.fingerprint(),
+        preparation=data.varied_by(recipe).preparation,
         family=net.family,
         model=net.settings.model_dump(mode="json"),
         recipe=recipe,

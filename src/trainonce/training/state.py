@@ -309,9 +309,9 @@ class TrainState:
 
 
 def check_identity(recorded: JsonObject, asked: JsonObject, *, where: Path) -> None:
-    """Raise `UserError` where what was recorded is of another run than the one asked for."""
+    """Raise `UserError` where what was recorded is of another run than the one asked for, as far as it was recorded."""
     for key, value in asked.items():
-        if recorded.get(key) != value:
+        if recorded.get(key, value) != value:
             raise UserError(f"{where} is of another run: its {key.replace('_', ' ')} differs from the one given")
 
 

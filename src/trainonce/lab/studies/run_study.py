@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from trainonce.data import DataSet, DataSource
+from trainonce.data.dataset import Preparation
 from trainonce.data.load import load_source
 from trainonce.errors import RunError, UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
@@ -100,9 +101,10 @@ class StudyDirectory:
     def check(self, recorded: JsonObject, asked: JsonObject) -> None:
         """Raise `UserError` where what is recorded is of another study than the one asked for.
 
-        Settings that the version which recorded it did not know have their defaults.
+        Settings that the version which recorded it did not know have their defaults; how images are normalised and
+        varied is not compared where it did not record that.
         """
-        recorded = recorded | _filled(recorded)
+        recorded = {"preparation": asked["preparation"]} | recorded | _filled(recorded)
         for key, value in asked.items():
             if recorded.get(key) != value:
                 what = _difference(key, recorded.get(key), value)
@@ -147,7 +149,8 @@ class StudyDirectory:
 def identity(study: Study, data: DataSet) -> JsonObject:
     """What must be the same for a study to go on."""
     plan = study.model_dump(mode="json", exclude=WORDS)
-    return {"data": data.source.identity(), "data_fingerprint": data.fingerprint(), **plan}
+    images = {"data": data.source.identity(), "data_fingerprint": data.fingerprint()}
+    return images | {"preparation": data.preparation.model_dump(mode="json")} | plan
 
 
 def _words(study: Study) -> JsonObject:
@@ -165,6 +168,9 @@ def _filled(recorded: JsonObject) -> JsonObject:
 
 def _difference(key: str, recorded: Any, asked: Any) -> str:
     """What differs, in words."""
+    if key == "preparation":
+        then, now = (Preparation.parse(one, where="how its images are prepared") for one in (recorded, asked))
+        return f"its images were normalised or varied otherwise: {then.difference(now)}"
     if key != "runs":
         return f"its {key.replace('_', ' ')} was {_short(recorded)} and is {_short(asked)}"
     before = {run.get("name"): run for run in recorded} if isinstance(recorded, list) else {}
@@ -199,14 +205,17 @@ def _never() -> bool:
 class StudyRunner:
     """Makes the function that does one run, from training to results: what `fan_out` takes.
 
-    It travels to workers as it is; a worker loads the images for itself. Where it works in this process,
-    `should_stop` is asked at every step.
+    It travels to workers as it is; a worker loads the images for itself. Where it works in this process, it has them,
+    and `should_stop` is asked at every step.
     """
 
     root: Path
     plan: StudyScoring
     source: DataSource
     fingerprint: str
+    preparation: Preparation
+    data: DataSet | None
+    """The images, where it works in this process."""
     data_dir: str | Path | None
     device: str
     beside: int | None
@@ -216,10 +225,20 @@ class StudyRunner:
 
     def __call__(self) -> Callable[[StudyRun], RunResult | None]:
         """The function from a run to its result; None where it was stopped."""
+        data = self._loaded() if self.data is None else self.data
+        return _RunTrainer(self, data.to(self.device)).train_and_score
+
+    def _loaded(self) -> DataSet:
+        """The images, loaded again. Raises `UserError` where they are not those that the study was begun with."""
         data = load_source(self.source, data_dir=self.data_dir, workers=0)
         if data.fingerprint() != self.fingerprint:
             raise UserError(f"{self.source.name_or_path} holds other images here than where the study was begun")
-        return _RunTrainer(self, data.to(self.device)).train_and_score
+        if otherwise := self.preparation.difference(data.preparation):
+            raise UserError(
+                f"{self.source.name_or_path} gives images normalised or varied otherwise here than where the study was "
+                f"begun: {otherwise}; study them with one worker, or put what makes them into a function and name that"
+            )
+        return data
 
 
 @dataclass(frozen=True)
@@ -367,6 +386,8 @@ def run_study(
         plan=study.evaluate,
         source=data.source,
         fingerprint=data.fingerprint(),
+        preparation=data.preparation,
+        data=data if here else None,
         data_dir=Path(data_dir).resolve() if data_dir else None,
         device=device if cluster == LOCAL else torch.device(device).type,  # a worker there sees its own GPUs alone
         beside=runs_at_once(workers, cluster, len(missing)),
