@@ -28,8 +28,8 @@ from trainonce.nn.kinds import spec_of
 from trainonce.parallel.distributed import BatchShard
 from trainonce.recipes import LONGEST_EPOCHS, DistillationName, Phase, Recipe, timetable
 from trainonce.settings import Settings, refuse_subclass
-from trainonce.space import derived_seed
 from trainonce.subnets.description import SubnetDescription
+from trainonce.training.batches import generator_on, shuffled
 from trainonce.training.losses import class_weights, distillation, label_loss
 from trainonce.training.optimizers import optimizer_for
 from trainonce.training.step_sums import StepSums
@@ -313,8 +313,7 @@ class _FinetuneLoop:
 
     def rows(self, epoch: int) -> Iterator[Tensor]:
         """The rows of an epoch's batches, in an order of its own; the last may have fewer batches."""
-        shuffle = torch.Generator().manual_seed(derived_seed(self.settings.seed, "order", epoch))
-        order = torch.randperm(len(self.data.train), generator=shuffle).to(self.data.train.labels.device)
+        order = shuffled(len(self.data.train), self.settings.seed, "order", epoch).to(self.data.train.labels.device)
         steps = min(self.per_epoch, self.steps - (epoch - 1) * self.per_epoch)
         return iter(torch.split(order[: steps * self.shard.total], self.shard.total))
 
@@ -360,7 +359,7 @@ class _FinetuneLoop:
         return loss + self.settings.distillation_weight * distil(logits_BK, teacher_BK)
 
     def _generator(self, *key: int | str) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(derived_seed(self.settings.seed, *key))
+        return generator_on(self.device, self.settings.seed, *key)
 
     def _progress(self, done: int, recent: StepSums) -> FinetuneProgress:
         loss = recent.mean_loss()

@@ -9,10 +9,9 @@ GPU no step waits for the host, nor the host for a step: it looks every `LOOK_EV
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from itertools import tee
 from typing import NamedTuple
 
 import torch
@@ -21,15 +20,13 @@ from torch.nn import functional as F
 
 from trainonce.cost.memory import refuse_large_batch
 from trainonce.data import DataSet
-from trainonce.data.augment import drawn_mix, mix
-from trainonce.data.splits import Batch
 from trainonce.errors import RunError, UserError
 from trainonce.models import Supernet
 from trainonce.names import import_named
 from trainonce.nn.dropout import DrawnMasks
 from trainonce.nn.lending import NOTHING, Lent, Replays, lent
 from trainonce.nn.precision import logits_in
-from trainonce.parallel.distributed import BatchShard, Ranks, everywhere, sum_gradients
+from trainonce.parallel.distributed import Ranks, everywhere, sum_gradients
 from trainonce.recipes import (
     AugmentationChange,
     Phase,
@@ -37,7 +34,6 @@ from trainonce.recipes import (
     Recipe,
     Slot,
     follows_known,
-    mixes,
     phase_at,
     timetable,
 )
@@ -45,7 +41,8 @@ from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
 from trainonce.run.lines import MetricsLine
 from trainonce.sampling import SubnetDraws
 from trainonce.settings import refuse_subclass
-from trainonce.space import Architecture, derived_rng, derived_seed
+from trainonce.space import Architecture, derived_rng
+from trainonce.training.batches import Batches, generator_on
 from trainonce.training.block_graphs import BlockGraphs
 from trainonce.training.clock import Clock
 from trainonce.training.devices import check_device
@@ -194,10 +191,7 @@ class _Loop:
             import_named(name, what, ())
         self.data = data.varied_by(self.recipe).to(settings.device)
         self.shard = ranks.shard(self.recipe.images_per_step(len(data.train)))
-        self.mixes = mixes(self.data.augmentation)
         self.follows_known = follows_known(self.data.augmentation)
-        self.loaded = BatchShard(0, self.shard.total, self.shard.total) if self.mixes else self.shard
-        """The rows that this rank loads and varies: all, where batches may be mixed; it then takes its shard."""
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.table = timetable(self.recipe, self.steps_per_epoch)
         self.steps = self.table[-1].end
@@ -215,7 +209,12 @@ class _Loop:
         self.graph = None if capture is None else StepGraph(self.net, lent, self.shard, capture)
         self.replays: Replays = NOTHING if capture is None else BlockGraphs(self.net, capture).replays
         self.teaching = None if capture is None else ForwardGraph(capture)
-        self.batches: Iterator[tuple[Tensor, Batch]] = iter(())
+        self.batches = Batches(
+            *(self.data, self.table, self.shard),
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.seed,
+            device=self.device,
+        )
         self.draws = {
             entry.index: SubnetDraws(
                 entry.phase.subnets, net.cost.within(entry.phase.subspace(net.space)), entry.phase.cycle
@@ -236,9 +235,7 @@ class _Loop:
         should_stop: Callable[[], bool],
     ) -> bool:
         self.state.restore()
-        whole, own = tee(self._rows_from(self.state.step - self.state.left_out))
-        with closing(self.data.train.batches(rows_B[self.loaded.rows] for rows_B in own)) as batches:
-            self.batches = zip(whole, batches, strict=False)
+        with self.batches.loading(self.state.step - self.state.left_out):
             finished = self._train(on_progress, on_epoch, should_stop)
         self.state.end()
         return finished
@@ -315,12 +312,12 @@ class _Loop:
         state, phase = self.state, entry.phase
         assert state.optimizer is not None
         in_phase = state.step - entry.start
-        x_BCHW, y_B, rows_B, mixed = self._batch(entry.index, in_phase)
+        x_BCHW, y_B, rows_B, mixed = self.batches.take(entry.index, in_phase, known=state.known.share)
         turn = entry.turn(state.step)
         rng = derived_rng(self.seed, "subnets", entry.index, turn)
         draws = self.draws[entry.index].draw(rng, turn)
         state.optimizer.zero_grad()
-        masks = self._generator("dropout", entry.index, in_phase)
+        masks = generator_on(self.device, self.seed, "dropout", entry.index, in_phase)
         if self.graph is not None and entry.index in self.one_subnet:
             archs: tuple[Architecture, ...] = (draws[0][0],)
             losses_S, hits = self.graph.run(
@@ -385,40 +382,6 @@ class _Loop:
         losses_S, hits_1, requested_R = torch.split(sums, [len(losses_S), 1, len(requests)])
         self.requests_R += requested_R
         return losses_S, hits_1[0]
-
-    def _generator(self, *key: int | str) -> torch.Generator:
-        """A generator on the device that follows from the run's seed and `key`."""
-        return torch.Generator(self.device).manual_seed(derived_seed(self.seed, *key))
-
-    def _rows_from(self, step: int) -> Iterator[Tensor]:
-        """The rows of every whole batch from that of `step` to the end, where no step is left out.
-
-        A new order each epoch; a ragged end is left out of it.
-        """
-        size = self.shard.total
-        for entry in self.table:
-            first = max(0, step - entry.start)
-            for in_phase in range(first, entry.steps):
-                epoch, batch = divmod(in_phase, self.steps_per_epoch)
-                if batch == 0 or in_phase == first:
-                    shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", entry.index, epoch))
-                    order = torch.randperm(len(self.data.train), generator=shuffle)
-                    order = order.to(self.data.train.labels.device, non_blocking=True)
-                yield order[batch * size : (batch + 1) * size]
-
-    def _batch(self, phase: int, in_phase: int) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """This rank's augmented images and labels of a step, the rows of the whole batch, and whether it was mixed.
-
-        Labels are [B], or where any batch may be mixed [B, classes].
-        """
-        rows_B, (_, images_BCHW, y_B) = next(self.batches)
-        x_BCHW = self.data.vary(images_BCHW, self._generator("augment", phase, in_phase), self.loaded)
-        if not self.mixes:
-            return x_BCHW, y_B, rows_B, False
-        rng = derived_rng(self.seed, "mix", phase, in_phase)
-        way = drawn_mix(self.data.augmentation, known=self.state.known.share, rng=rng)
-        x_BCHW, y_BK = mix(x_BCHW, y_B, way, classes=self.data.num_classes, rng=rng)
-        return x_BCHW[self.shard.rows], y_BK[self.shard.rows], rows_B, way is not None
 
     @torch.no_grad()
     def _choose(self, slot: Slot, candidates: list[Architecture], x_BCHW: Tensor, y_B: Tensor) -> Architecture:

@@ -34,7 +34,8 @@ from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
 from trainonce.nn.dropout import dropouts
 from trainonce.settings import Settings
-from trainonce.space import Architecture, derived_seed
+from trainonce.space import Architecture
+from trainonce.training.batches import generator_on
 
 Images = tuple[Tensor, Tensor]
 """Normalised images [B, C, H, W] and their labels [B]."""
@@ -201,7 +202,7 @@ def _held_out(split: Split, data: DataSet, settings: MeasureSettings) -> Iterato
 
 
 def _generator(device: torch.device | str, settings: MeasureSettings, what: str) -> torch.Generator:
-    return torch.Generator(device).manual_seed(derived_seed(settings.seed, "measure", what))
+    return generator_on(device, settings.seed, "measure", what)
 
 
 def to_json(array: NDArray[np.float64]) -> list[Any]:
