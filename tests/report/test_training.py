@@ -13,7 +13,7 @@ from trainonce.report.loading import RunRecord
 
 def run(arm: str, seed: int = 0, **fields: Any) -> RunRecord:
     plain: dict[str, Any] = {"path": Path(arm), "name": f"{arm}{seed}", "recipe": arm, "passes": 16.0, "data": "x"}
-    plain |= {"fingerprint": "f", "model": {}, "provenance": {}}
+    plain |= {"model": {}, "provenance": {}}
     return RunRecord(arm=arm, seed=seed, **plain, **fields)
 
 

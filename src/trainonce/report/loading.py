@@ -4,6 +4,7 @@ Everything but run.json and study.json may be absent: what was not recorded is N
 out. What is there but damaged is refused with its file and line.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import get_args
 
 import numpy as np
 
+from trainonce.data import DataSource
 from trainonce.data.baseline import Baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
@@ -81,7 +83,6 @@ class RunRecord:
     recipe: str
     passes: float
     data: str
-    fingerprint: str
     model: JsonObject
     provenance: JsonObject
     family: str = MobileNetV3.family
@@ -140,18 +141,19 @@ def read_groups(
     Scores are those on `split`; by default of a study the split it evaluates, of runs test where all have such scores.
     Raises `UserError` for a path that holds neither, and for a damaged file.
     """
-    groups, loose = [], []
+    groups: list[Group] = []
+    loose: dict[str, list[RunDirectory]] = {}
     for path in map(Path, paths):
         if StudyDirectory(path).study_file.exists():
             groups.append(read_study(path, split))
         elif (path / "run.json").exists():
-            loose.append(read_run(RunDirectory(path)))
+            run = RunDirectory(path)
+            loose.setdefault(run.config().data_fingerprint, []).append(run)
         else:
             why = "there is no run.json or study.json in it" if path.is_dir() else "it is no directory"
             raise UserError(f"{path} holds no run and no study ({why})")
-    for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
-        groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
-        groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)
+    for runs in loose.values():
+        groups.append(replace(_loose_group(runs, split), buckets_m=list(centres_m), half_m=half_m))
     return groups
 
 
@@ -170,7 +172,6 @@ def read_run(run: RunDirectory) -> RunRecord:
         recipe=config.recipe.name,
         passes=config.recipe.passes,
         data=config.data.name,
-        fingerprint=config.data_fingerprint,
         family=config.family,
         model=config.model,
         provenance=config.provenance,
@@ -189,8 +190,8 @@ def read_run(run: RunDirectory) -> RunRecord:
     )
 
 
-def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
-    named = _with_arms(runs)
+def _loose_group(runs: Sequence[RunDirectory], split: SplitName | None) -> Group:
+    named = [replace(read_run(run), arm=arm) for run, arm in zip(runs, arms_of(runs), strict=True)]
     if split is None:
         split = "test" if all("test" in run.scores for run in named) else "validate"
     arms = ", ".join(dict.fromkeys(run.arm for run in named))
@@ -210,16 +211,41 @@ def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
     )
 
 
-def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
-    """Runs named by recipe; by its passes and the directory as well where that is not enough to tell them apart."""
-    lengths = {(run.recipe, round(run.passes, 9)) for run in runs}
-    several = {name for name, count in Counter(name for name, _ in lengths).items() if count > 1}
-    named = [
-        replace(run, arm=f"{run.recipe}, {run.passes:.4g} passes" if run.recipe in several else run.recipe)
-        for run in runs
+def arms_of(runs: Sequence[RunDirectory]) -> list[str]:
+    """The arm of each run: runs on the same images that differ by their seed alone are of one, and no others.
+
+    Arms are named by recipe; those of one recipe by its passes too where they differ, and by the directory, of several
+    runs the first, where that is not enough. Runs that have the seed in common as well are arms of their own.
+    """
+    configs = [run.config() for run in runs]
+    names = [printable(run.path.name) for run in runs]
+    places = [
+        name if names.count(name) == 1 else printable(str(run.path)) for name, run in zip(names, runs, strict=True)
     ]
-    count = Counter((run.arm, run.seed) for run in named)
-    return [replace(run, arm=f"{run.arm} ({run.name})") if count[run.arm, run.seed] > 1 else run for run in named]
+    alike = [(_but_for_seed(config), config.seed) for config in configs]
+    kinds = [one[0] if alike.count(one) == 1 else place for one, place in zip(alike, places, strict=True)]
+    firsts = [places[kinds.index(kind)] + (" …" if kinds.count(kind) > 1 else "") for kind in kinds]
+    passes = [f", {config.recipe.passes:.4g} passes" for config in configs]
+    arms = _told_apart([config.recipe.name for config in configs], passes, passes)
+    return _told_apart(arms, kinds, [f" ({first})" for first in firsts])
+
+
+def _told_apart(arms: Sequence[str], kinds: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The names, and where runs of several kinds have one name, a word behind it for each."""
+    of = Counter(arm for arm, _ in set(zip(arms, kinds, strict=True)))
+    return [arm + word if of[arm] > 1 else arm for arm, word in zip(arms, words, strict=True)]
+
+
+def _but_for_seed(config: RunConfig) -> str:
+    """What runs that differ by their seed alone have in common, wherever their images and first weights lay."""
+    same: dict[str, object] = {
+        "seed": 0,
+        "data": DataSource(mean=config.data.mean, std=config.data.std),  # the fingerprint has the images
+        "recipe": config.recipe.model_copy(update={"about": ""}),
+        "start": config.start and config.start.model_copy(update={"file": None}),
+        "imported": config.imported and config.imported.model_copy(update={"file": ""}),
+    }
+    return json.dumps(config.model_copy(update=same).identity(), sort_keys=True)
 
 
 def read_study(path: str | Path, split: SplitName | None = None) -> Group:
@@ -285,7 +311,6 @@ def _planned(
         recipe=run.recipe.name,
         passes=0.0 if time is None else time.passes,
         data=Path(study.data.name_or_path).name if study.data else "",
-        fingerprint=study.data_fingerprint,
         family=run.family,
         model=run.model,
         provenance=study.provenance,

@@ -25,11 +25,11 @@ LISTED = 2000
 
 def populations(group: Group) -> list[PopulationInfo]:
     """What was evaluated of a group: one for each kind of supernet, since another kind has other MACs."""
-    kinds: dict[str, list[RunRecord]] = {}
+    kinds: dict[tuple[str, str], list[RunRecord]] = {}
     drawn = any(_population_lines(run, group) for run in group.runs)
     for run in group.runs:
         if _population_lines(run, group, probes=not drawn):
-            kinds.setdefault(json.dumps(run.model, sort_keys=True), []).append(run)
+            kinds.setdefault((run.family, json.dumps(run.model, sort_keys=True)), []).append(run)
     infos = []
     for runs in kinds.values():
         scored: dict[str, list[PlottedScore]] = {}
