@@ -6,7 +6,7 @@ out. What is there but damaged is refused with its file and line.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -81,7 +81,9 @@ class RunRecord:
     arm: str
     seed: int
     recipe: str
-    passes: float
+    passes: float | None
+    """Subnet passes over the images made, not those planned; None where nothing says. Of weights that were imported:
+    what their publisher says."""
     data: str
     model: JsonObject
     provenance: JsonObject
@@ -162,6 +164,7 @@ def read_run(run: RunDirectory) -> RunRecord:
     config: RunConfig = run.config()
     population = run.population()
     metrics = run.metrics()
+    published = config.recipe.passes if config.imported else None
     seconds = metrics[-1].seconds if metrics else None
     scores = {name: newest_lines(population, name) for name in get_args(SplitName)}
     return RunRecord(
@@ -170,7 +173,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         arm=config.recipe.name,
         seed=config.seed,
         recipe=config.recipe.name,
-        passes=config.recipe.passes,
+        passes=float(metrics[-1].passes) if metrics else published,
         data=config.data.name,
         family=config.family,
         model=config.model,
@@ -264,7 +267,7 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     runs = []
     for planned in [one for one in there if one.name in finished] or there:
         place = directory.run(planned.name)
-        run = read_run(place) if place.config_file.exists() else _planned(study, planned, place, times)
+        run = read_run(place) if place.config_file.exists() else _planned(study, planned, place)
         lines = [_scored(line, run.path) for line in results if (line.run, line.split) == (planned.name, chosen)]
         time = times.get(planned.name)
         runs.append(
@@ -275,6 +278,7 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
                 seed=planned.seed,
                 factors=planned.factors,
                 scores={chosen: lines} if lines else run.scores,
+                passes=run.passes if time is None else time.passes,
                 train_seconds=run.train_seconds if time is None else time.train_seconds,
                 beside=None if time is None else time.beside,
             )
@@ -298,18 +302,15 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     )
 
 
-def _planned(
-    study: RecordedStudy, run: RecordedRun, place: RunDirectory, times: Mapping[str, FinishedRun]
-) -> RunRecord:
-    """A run whose directory is gone, as study.json and times.jsonl have it."""
-    time = times.get(run.name)
+def _planned(study: RecordedStudy, run: RecordedRun, place: RunDirectory) -> RunRecord:
+    """A run whose directory is gone, as study.json has it."""
     return RunRecord(
         path=place.path,
         name=run.name,
         arm=run.arm,
         seed=run.seed,
         recipe=run.recipe.name,
-        passes=0.0 if time is None else time.passes,
+        passes=None,
         data=Path(study.data.name_or_path).name if study.data else "",
         family=run.family,
         model=run.model,

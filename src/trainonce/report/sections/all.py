@@ -309,7 +309,7 @@ def _what_was_run(group: Group) -> Section:
                 run.arm,
                 run.seed,
                 run.recipe,
-                float(run.passes),
+                run.passes,
                 run.data,
                 str(said.get("command", "")),
                 str(said.get("started", "")),
