@@ -4,11 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from tests.support.lines import a_stretch
 
 from trainonce import RECIPES, MobileNetV3, RunDirectory, TrainSettings, train_supernet
 from trainonce.data import DataSet
+from trainonce.lab.statistics import student
 from trainonce.records import count_file, read_lines, write_lines
 from trainonce.report import read_groups
 from trainonce.report.figures.charts import seed_mean
@@ -22,6 +27,21 @@ def run(arm: str, seed: int = 0, **fields: Any) -> RunRecord:
     plain: dict[str, Any] = {"path": Path(arm), "name": f"{arm}{seed}", "recipe": arm, "passes": 16.0, "data": "x"}
     plain |= {"model": {}, "provenance": {}}
     return RunRecord(arm=arm, seed=seed, **plain, **fields)
+
+
+@given(values=st.lists(st.integers(-1000, 1000).map(lambda tenths: tenths / 10), min_size=2, max_size=8, unique=True))
+def test_an_interval_over_seeds_is_that_of_scipy_and_of_the_statistics(values: list[float]) -> None:
+    found, own = seed_mean(values), student(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert own is not None
+    assert (found.mean, found.low, found.high) == (own.estimate, own.low, own.high)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_what_has_no_mean_has_no_interval(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="values"):
+        seed_mean(values)
 
 
 def test_an_interval_over_seeds_is_students() -> None:
