@@ -32,6 +32,7 @@ from trainonce.report.figures.population import (
     steps_of_fronts,
 )
 from trainonce.report.loading import PlottedScore, read_groups
+from trainonce.report.sections.all import sections_of
 from trainonce.report.sections.population import populations
 from trainonce.run.directory import RunConfig, RunDirectory
 from trainonce.settings import JsonObject
@@ -44,12 +45,19 @@ def make_run(make_net: Callable[..., MobileNetV3], make_data: Callable[..., Data
     """A run that was scored but whose weights were not kept: top-1 rises with MACs, the same for each."""
 
     def make(
-        name: str, *, recipe: str = "rss", data_seed: int = 0, steps: tuple[int, ...] = (7,), **fields: Any
+        name: str,
+        *,
+        recipe: str = "rss",
+        data_seed: int = 0,
+        steps: tuple[int, ...] = (7,),
+        seed: int = 0,
+        **fields: Any,
     ) -> RunDirectory:
         net, data = make_net(**fields), make_data(seed=data_seed)
         run = RunDirectory(tmp_path / name)
         run.create(
             RunConfig(
+                seed=seed,
                 data=data.source,
                 data_fingerprint=data.fingerprint(),
                 family=net.family,
@@ -74,7 +82,14 @@ def test_the_buckets_are_summed_up_from_the_newest_weights(make_run: MakeRun) ->
     first = arm.summaries[0]
     inside = [line.top1 for line in arm.lines if line.macs in first.bucket]
     assert (first.count, first.median) == (len(inside), np.median(inside))
+    assert arm.text == "40 subnets of one supernet"
     assert arm.fronts == {str(run.path): arm.lines}, "top-1 rises with MACs, so every subnet is on the front"
+
+
+def test_seeds_of_an_arm_are_supernets_of_their_own(make_run: MakeRun) -> None:
+    [group] = read_groups([make_run("a").path, make_run("b", seed=1).path])
+    [answer] = [section for section in sections_of(group) if section.key == "answer"]
+    assert answer.text[0].startswith("80 subnets of 2 supernets (rss) were scored without training again")
 
 
 def test_networks_that_differ_are_arms_of_their_own(make_run: MakeRun) -> None:

@@ -20,7 +20,7 @@ from trainonce.evaluation.population import (
     summarise,
 )
 from trainonce.models import Supernet
-from trainonce.names import command, quoted
+from trainonce.names import command, plural, quoted
 from trainonce.report.figures.charts import MEDIAN, ChartRow, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import PlottedScore, arms_of, scored
 from trainonce.run.directory import RunDirectory
@@ -46,6 +46,12 @@ class ArmPopulation:
     summaries: list[BucketSummary]
     fronts: dict[str, list[PlottedScore]]
     """By run."""
+
+    @property
+    def text(self) -> str:
+        """How many subnets of how many trainings these are."""
+        supernets = "one supernet" if len(self.fronts) == 1 else f"{len(self.fronts)} supernets"
+        return f"{plural(len(self.lines), 'subnet')} of {supernets}"
 
 
 @dataclass(frozen=True, kw_only=True)

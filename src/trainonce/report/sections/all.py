@@ -114,7 +114,7 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
             arm = info.arms[0]
             best = max(arm.lines, key=lambda line: line.top1)
             sentences.append(
-                f"{plural(len(arm.lines), 'subnet')} of one supernet ({arm.label}) were scored without training again; "
+                f"{arm.text} ({arm.label}) were scored without training again; "
                 f"the best has {best.top1:.1f}% top-1 at {best.macs / 1e6:.2f} M MACs."
             )
     sentences.append(

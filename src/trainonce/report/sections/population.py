@@ -98,7 +98,7 @@ def _population_title(info: PopulationInfo) -> str:
         return f"{between}{lead.text} in the mean over the same {plural(lead.subnets, 'subnet')}."
     arm = info.arms[0]
     if len(arm.summaries) < 2:
-        return f"{plural(len(arm.lines), 'subnet')} of one supernet, without training again."
+        return f"{arm.text}, without training again."
     first, last = arm.summaries[0], arm.summaries[-1]
     return (
         f"From {millions(first.macs_mean)} to {millions(last.macs_mean)} MACs the median top-1 of {arm.label} goes "
