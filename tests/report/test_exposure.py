@@ -46,7 +46,7 @@ def counts(**changes: Any) -> ExposureTable:
 
 def run(exposure: ExposureTable | None, seed: int = 0) -> RunRecord:
     plain: dict[str, Any] = {"path": Path("r"), "name": f"r{seed}", "arm": "a", "recipe": "rss", "passes": 1.0}
-    plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
+    plain |= {"data": "x", "model": {}, "provenance": {}}
     return RunRecord(seed=seed, exposure=exposure, **plain)
 
 

@@ -37,7 +37,7 @@ EMPTY = Group(
 
 def run(seed: int = 0, interference: dict[str, Any] | None = None, **fields: Any) -> RunRecord:
     plain: dict[str, Any] = {"path": Path("r"), "name": f"r{seed}", "arm": "a", "recipe": "rss", "passes": 1.0}
-    plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
+    plain |= {"data": "x", "model": {}, "provenance": {}}
     found = None if interference is None else Interference.read(interference, where="a test")
     return RunRecord(seed=seed, interference=found, **plain, **fields)
 

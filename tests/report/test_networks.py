@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,25 +162,58 @@ def test_a_damaged_description_is_refused(run: Path, tmp_path: Path, changes: di
         read_run(RunDirectory(tmp_path))
 
 
-def test_of_many_classes_the_pairs_confused_most_are_listed() -> None:
-    labels, names = torch.arange(40).repeat_interleave(3), tuple(f"c{i:02d}" for i in range(40))
-    guess = labels.clone()
-    guess[:3], guess[7] = 39, 5
-    one = TakenOut(
+def taken_out(labels: torch.Tensor, guess: torch.Tensor, names: Sequence[str]) -> TakenOut:
+    """A network that takes the test images of these labels for these classes."""
+    return TakenOut(
         path=Path("it"),
         name="it",
         arch="a",
         macs=1,
         params=1,
         size=None,
-        scores={"test": Score(top1=95.0, loss=1.0, images=120)},
-        classes=names,
-        per_class=by_class(torch.eye(40)[guess] * 9, labels),
+        scores={"test": Score(top1=95.0, loss=1.0, images=len(labels))},
+        classes=tuple(names),
+        per_class=by_class(torch.eye(len(names))[guess] * 9, labels),
         split="test",
         latency_ms={},
     )
-    section = classes_section([one])
-    assert section.text == ["it finds c00 least: 0% of its test images; most of what it misses is taken for c39."]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({}, "it recognises all test images."),
+        ({0: 1}, "it finds cat least: 99.7% of its test images; the others it takes most often for dog."),
+        (
+            {0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3},
+            "it finds cat least: 97.7% of its test images; the others it takes most often for dog.",
+        ),
+        ({300 + i: 0 for i in range(299)}, "it finds dog least: 0.333% of its test images; "),
+    ],
+    ids=["none", "one of 300", "three of seven for dog", "one of 300 found"],
+)
+def test_the_class_found_least_is_said_as_its_images_are(wrong: dict[int, int], says: str) -> None:
+    """300 images of each of four classes, in their order."""
+    labels = torch.arange(4).repeat_interleave(300)
+    guess = labels.clone()
+    for row, taken_for in wrong.items():
+        guess[row] = taken_for
+    names = ("cat", "dog", "emu", "fox")
+    one = taken_out(labels, guess, names)
+    assert classes_section([one]).figures[0].title.startswith(says)
+    assert one.per_class is not None
+    least = min(range(4), key=lambda number: int((guess[labels == number] == number).sum()))
+    shown = re.search(r"least: ([0-9.]+%)", says)
+    said = f"Found least: {names[least]} {shown[1]}" if shown else "All images are recognised"
+    assert one.per_class.sentences(names)[0] == said, "by the same rule"
+
+
+def test_of_many_classes_the_pairs_confused_most_are_listed() -> None:
+    labels, names = torch.arange(40).repeat_interleave(3), tuple(f"c{i:02d}" for i in range(40))
+    guess = labels.clone()
+    guess[:3], guess[7] = 39, 5
+    section = classes_section([taken_out(labels, guess, names)])
+    assert section.text == ["it finds c00 least: 0% of its test images; the others it takes most often for c39."]
     [pairs] = [table for table in section.tables if "taken for" in table.columns and "image" not in table.columns]
     assert [list(row) for row in pairs.rows] == [["it", "c00", "c39", 3], ["it", "c02", "c05", 1]]
     assert sorted(str(row[1]) for row in section.tables[-1].rows) == ["row 0", "row 1", "row 2", "row 7"]

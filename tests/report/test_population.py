@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.population import PAPER_BUCKETS_M, Bucket, make_buckets
 from trainonce.evaluation.population import draw_population as draw_subnets
-from trainonce.models import MobileNetV3
+from trainonce.models import MobileNetV3, build
 from trainonce.recipes import RECIPES
 from trainonce.report.figures.charts import save_chart
 from trainonce.report.figures.population import (
@@ -31,8 +32,10 @@ from trainonce.report.figures.population import (
     steps_of_fronts,
 )
 from trainonce.report.loading import PlottedScore, read_groups
+from trainonce.report.sections.all import sections_of
 from trainonce.report.sections.population import populations
 from trainonce.run.directory import RunConfig, RunDirectory
+from trainonce.settings import JsonObject
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -41,11 +44,20 @@ MakeRun = Callable[..., RunDirectory]
 def make_run(make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], tmp_path: Path) -> MakeRun:
     """A run that was scored but whose weights were not kept: top-1 rises with MACs, the same for each."""
 
-    def make(name: str, *, recipe: str = "rss", data_seed: int = 0, steps: tuple[int, ...] = (7,)) -> RunDirectory:
-        net, data = make_net(), make_data(seed=data_seed)
+    def make(
+        name: str,
+        *,
+        recipe: str = "rss",
+        data_seed: int = 0,
+        steps: tuple[int, ...] = (7,),
+        seed: int = 0,
+        **fields: Any,
+    ) -> RunDirectory:
+        net, data = make_net(**fields), make_data(seed=data_seed)
         run = RunDirectory(tmp_path / name)
         run.create(
             RunConfig(
+                seed=seed,
                 data=data.source,
                 data_fingerprint=data.fingerprint(),
                 family=net.family,
@@ -70,7 +82,42 @@ def test_the_buckets_are_summed_up_from_the_newest_weights(make_run: MakeRun) ->
     first = arm.summaries[0]
     inside = [line.top1 for line in arm.lines if line.macs in first.bucket]
     assert (first.count, first.median) == (len(inside), np.median(inside))
+    assert arm.text == "40 subnets of one supernet"
     assert arm.fronts == {str(run.path): arm.lines}, "top-1 rises with MACs, so every subnet is on the front"
+
+
+def test_seeds_of_an_arm_are_supernets_of_their_own(make_run: MakeRun) -> None:
+    [group] = read_groups([make_run("a").path, make_run("b", seed=1).path])
+    [answer] = [section for section in sections_of(group) if section.key == "answer"]
+    assert answer.text[0].startswith("80 subnets of 2 supernets (rss) were scored without training again")
+
+
+def test_networks_that_differ_are_arms_of_their_own(make_run: MakeRun) -> None:
+    """The same recipe and seed; of the wider network subnet a39 has 9 points more."""
+    runs = [make_run("small"), make_run("wide", width_mult=1.0, steps=(16,))]
+    info = population_info(runs)
+    assert [(arm.label, arm.seeds, len(arm.lines)) for arm in info.arms] == [
+        ("rss (small)", [0], 40),
+        ("rss (wide)", [0], 40),
+    ]
+    assert [arm.label for arm in population_info(runs[:1]).arms] == ["rss"]
+    assert info.leads == [Lead(ahead="rss (wide)", behind="rss (small)", points=9.0, subnets=40)]
+    [group] = read_groups([run.path for run in runs])
+    assert (
+        [arm.label for one in populations(group) for arm in one.arms]
+        == list(group.arms)
+        == [arm.label for arm in info.arms]
+    )
+
+
+def test_another_family_of_the_same_settings_is_another_kind_of_supernet(make_run: MakeRun) -> None:
+    """Its subnets have other MACs, so its buckets are its own."""
+    [group] = read_groups([make_run("a").path, make_run("b").path])
+    model: JsonObject = {"num_classes": 3, "in_channels": 1, "resolutions": [32]}
+    families = ("mobilenet_v3", "proxyless_nas")
+    runs = [replace(run, family=name, model=model) for run, name in zip(group.runs, families, strict=True)]
+    for name, info in zip(families, populations(replace(group, runs=runs)), strict=True):
+        assert info.buckets == make_buckets(build(name, model).cost)
 
 
 def line(arch: str, macs_m: float, top1: float, *, seed: int = 0, run: str = "r") -> PlottedScore:

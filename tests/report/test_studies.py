@@ -23,7 +23,7 @@ from trainonce.report.loading import RunRecord
 def run(seed: int, factors: dict[str, Any], **top1: float) -> RunRecord:
     lines = [a_scored(arch=arch, seed=seed, top1=value, probe=True) for arch, value in top1.items()]
     plain: dict[str, Any] = {"path": Path("r"), "name": "r", "arm": "a", "recipe": "rss", "passes": 1.0}
-    plain |= {"data": "x", "fingerprint": "f", "model": {}, "provenance": {}}
+    plain |= {"data": "x", "model": {}, "provenance": {}}
     return RunRecord(seed=seed, factors=factors, scores={"test": lines}, **plain)
 
 

@@ -1,20 +1,47 @@
 """Training times and learning curves, against numbers worked out by hand."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from tests.support.lines import a_stretch
 
+from trainonce import RECIPES, MobileNetV3, RunDirectory, TrainSettings, train_supernet
+from trainonce.data import DataSet
+from trainonce.lab.statistics import student
+from trainonce.records import count_file, read_lines, write_lines
+from trainonce.report import read_groups
 from trainonce.report.figures.charts import seed_mean
 from trainonce.report.figures.training import curves_info, draw_curves, draw_times, spoken, times_info
 from trainonce.report.loading import RunRecord
+from trainonce.report.sections.all import sections_of
+from trainonce.report.sections.training import times_section
 
 
 def run(arm: str, seed: int = 0, **fields: Any) -> RunRecord:
     plain: dict[str, Any] = {"path": Path(arm), "name": f"{arm}{seed}", "recipe": arm, "passes": 16.0, "data": "x"}
-    plain |= {"fingerprint": "f", "model": {}, "provenance": {}}
+    plain |= {"model": {}, "provenance": {}}
     return RunRecord(arm=arm, seed=seed, **plain, **fields)
+
+
+@given(values=st.lists(st.integers(-1000, 1000).map(lambda tenths: tenths / 10), min_size=2, max_size=8, unique=True))
+def test_an_interval_over_seeds_is_that_of_scipy_and_of_the_statistics(values: list[float]) -> None:
+    found, own = seed_mean(values), student(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert own is not None
+    assert (found.mean, found.low, found.high) == (own.estimate, own.low, own.high)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_what_has_no_mean_has_no_interval(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="values"):
+        seed_mean(values)
 
 
 def test_an_interval_over_seeds_is_students() -> None:
@@ -37,6 +64,55 @@ def test_times_are_means_and_factors_against_the_slowest() -> None:
 
 def test_times_that_nobody_recorded_are_none() -> None:
     assert times_info([run("ps")]) is None
+
+
+def said_of_passes(path: Path) -> tuple[str, object]:
+    """What the page of one run says of its training, and the passes in its table of what was run."""
+    [group] = read_groups([path])
+    [table] = sections_of(group)[-1].tables
+    return times_section(group).text[0], table.rows[0][table.columns.index("passes")]
+
+
+def test_a_training_that_was_stopped_made_the_passes_that_its_exposure_counts(
+    make_net: Callable[..., MobileNetV3], make_data: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    """Of 20 epochs of 4 steps 7 steps are made. exposure.npz counts the subnets of each step by their MACs."""
+    recipe = RECIPES["quick"].scaled(20 / RECIPES["quick"].epochs).with_batch_size(8)
+    run, asked = RunDirectory(tmp_path / "run"), iter([False] * 6)
+    lines = TrainSettings(log_every=1)
+    assert not train_supernet(
+        make_net(), recipe, make_data(), run, settings=lines, should_stop=lambda: next(asked, True)
+    )
+    made = int(run.exposure().macs_passes.sum()) / 4
+    assert (made, round(recipe.passes, 6)) == (7 / 4, 20)
+    sentence, cell = said_of_passes(run.path)
+    assert sentence.endswith(" s, 1.75 passes of subnets over the images.")
+    assert cell == made
+
+
+def test_steps_that_were_left_out_are_no_passes(synthetic: Any, tmp_path: Path) -> None:
+    run = synthetic.run(tmp_path / "run", recipe="quick", scale=1.0)
+    last = a_stretch(100, passes=12.0, seconds=30.0, left_out=60)
+    write_lines(run.metrics_file, [last.to_json()])
+    assert run.config().recipe.passes == pytest.approx(120)
+    assert said_of_passes(run.path) == ("Training took 30 s, 12 passes of subnets over the images.", 12)
+
+
+def test_the_passes_of_a_studys_runs_are_those_of_its_times(studies: Path) -> None:
+    [group] = read_groups([studies / "baseline"])
+    assert {line["passes"] for line in read_lines(studies / "baseline" / "times.jsonl")} == {16.0}
+    assert {run.passes for run in group.runs} == {16.0}
+    info = times_info(group.runs)
+    assert info is not None
+    assert {arm.passes for arm in info.arms} == {16.0}
+
+
+def test_a_run_of_which_no_training_is_recorded_has_no_passes(synthetic: Any, tmp_path: Path) -> None:
+    run = synthetic.run(tmp_path / "run")
+    run.metrics_file.unlink()
+    count_file(run.metrics_file).unlink()
+    [group] = read_groups([run.path])
+    assert group.runs[0].passes is None
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(42, "42 s"), (600, "10 min"), (16452, "4.57 h")])

@@ -73,10 +73,7 @@ class PerClass(Settings):
 
     def sentences(self, class_names: Sequence[str]) -> list[str]:
         """The classes that are found least, in words, those that are never found, top-5 and the calibration error."""
-        found = sorted(
-            (recall, name) for recall, name in zip(self.recall, class_names, strict=True) if recall is not None
-        )
-        least = [f"{name} {min(recall, 99.9):.3g}%" for recall, name in found[:MOST_NAMED] if recall < 100]
+        least = [f"{class_names[number]} {recall}" for number, recall in self.missed()[:MOST_NAMED]]
         said = [f"Found least: {', '.join(least)}" if least else "All images are recognised"]
         never = [name for name, precision in zip(class_names, self.precision, strict=True) if precision is None]
         if never:
@@ -98,6 +95,11 @@ class PerClass(Settings):
         """The other classes that images of a class are taken for, as (how many, class), the most first."""
         others = [(count, other) for other, count in enumerate(self.confusion[number]) if count and other != number]
         return sorted(others, key=lambda pair: (-pair[0], pair[1]))
+
+    def missed(self) -> list[tuple[int, str]]:
+        """The classes of which images are taken for others, by rising recall, with it in words: never "100%"."""
+        recalls = [(number, self.recall[number] or 0.0) for number in self.least_found()]
+        return [(number, f"{min(recall, 99.9):.3g}%") for number, recall in recalls if recall < 100]
 
     def least_found(self) -> list[int]:
         """The classes that the split has images of, by rising recall."""

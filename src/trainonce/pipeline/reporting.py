@@ -32,14 +32,15 @@ def report(
     """Write one page that shows runs or studies, by their directories: `trainonce report`, whose options these are.
 
     The page is `out`, or in the directory given first: report.html for that directory, compared.html for several.
-    Raises `UserError` for what cannot be read or drawn.
+    A directory that is named twice is one. Raises `UserError` for what cannot be read or drawn.
     """
-    if not paths:
+    places = list(dict.fromkeys(map(Path, paths)))
+    if not places:
         raise UserError("name the directory of a run or of a study to report on")
-    page = Path(out or Path(paths[0]) / ("report.html" if len(paths) == 1 else "compared.html"))
+    page = Path(out or places[0] / ("report.html" if len(places) == 1 else "compared.html"))
     if page.suffix != ".html":
         raise UserError(f"a page's name must end in .html, not {page.name!r}")
-    groups = read_groups([Path(path) for path in paths], split, centres_m=centres_of(buckets), half_m=bucket_half_width)
+    groups = read_groups(places, split, centres_m=centres_of(buckets), half_m=bucket_half_width)
     write_report(groups, page)
     return Report(page=page, groups=tuple(group.title for group in groups))
 
@@ -53,8 +54,10 @@ def draw(
 ) -> PopulationInfo:
     """Draw the evaluated populations of runs side by side into `out`, a .png, .svg or .pdf: `trainonce draw`.
 
-    What the picture shows comes back. Raises `UserError` for what cannot be read or drawn.
+    What the picture shows comes back. A run that is named twice is one. Raises `UserError` for what cannot be read or
+    drawn.
     """
-    info = population_info([RunDirectory(run) for run in runs], split, centres_of(buckets), bucket_half_width)
+    places = [RunDirectory(run) for run in dict.fromkeys(map(Path, runs))]
+    info = population_info(places, split, centres_of(buckets), bucket_half_width)
     save_chart(draw_population(info), Path(out))
     return info

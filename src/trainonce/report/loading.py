@@ -4,14 +4,16 @@ Everything but run.json and study.json may be absent: what was not recorded is N
 out. What is there but damaged is refused with its file and line.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from trainonce.data import DataSource
 from trainonce.data.baseline import Baseline
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import SplitName
@@ -79,9 +81,10 @@ class RunRecord:
     arm: str
     seed: int
     recipe: str
-    passes: float
+    passes: float | None
+    """Subnet passes over the images made, not those planned; None where nothing says. Of weights that were imported:
+    what their publisher says."""
     data: str
-    fingerprint: str
     model: JsonObject
     provenance: JsonObject
     family: str = MobileNetV3.family
@@ -140,18 +143,19 @@ def read_groups(
     Scores are those on `split`; by default of a study the split it evaluates, of runs test where all have such scores.
     Raises `UserError` for a path that holds neither, and for a damaged file.
     """
-    groups, loose = [], []
+    groups: list[Group] = []
+    loose: dict[str, list[RunDirectory]] = {}
     for path in map(Path, paths):
         if StudyDirectory(path).study_file.exists():
             groups.append(read_study(path, split))
         elif (path / "run.json").exists():
-            loose.append(read_run(RunDirectory(path)))
+            run = RunDirectory(path)
+            loose.setdefault(run.config().data_fingerprint, []).append(run)
         else:
             why = "there is no run.json or study.json in it" if path.is_dir() else "it is no directory"
             raise UserError(f"{path} holds no run and no study ({why})")
-    for fingerprint in dict.fromkeys(run.fingerprint for run in loose):
-        groups.append(_loose_group([run for run in loose if run.fingerprint == fingerprint], split))
-        groups[-1] = replace(groups[-1], buckets_m=list(centres_m), half_m=half_m)
+    for runs in loose.values():
+        groups.append(replace(_loose_group(runs, split), buckets_m=list(centres_m), half_m=half_m))
     return groups
 
 
@@ -160,6 +164,7 @@ def read_run(run: RunDirectory) -> RunRecord:
     config: RunConfig = run.config()
     population = run.population()
     metrics = run.metrics()
+    published = config.recipe.passes if config.imported else None
     seconds = metrics[-1].seconds if metrics else None
     scores = {name: newest_lines(population, name) for name in get_args(SplitName)}
     return RunRecord(
@@ -168,9 +173,8 @@ def read_run(run: RunDirectory) -> RunRecord:
         arm=config.recipe.name,
         seed=config.seed,
         recipe=config.recipe.name,
-        passes=config.recipe.passes,
+        passes=float(metrics[-1].passes) if metrics else published,
         data=config.data.name,
-        fingerprint=config.data_fingerprint,
         family=config.family,
         model=config.model,
         provenance=config.provenance,
@@ -189,8 +193,8 @@ def read_run(run: RunDirectory) -> RunRecord:
     )
 
 
-def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
-    named = _with_arms(runs)
+def _loose_group(runs: Sequence[RunDirectory], split: SplitName | None) -> Group:
+    named = [replace(read_run(run), arm=arm) for run, arm in zip(runs, arms_of(runs), strict=True)]
     if split is None:
         split = "test" if all("test" in run.scores for run in named) else "validate"
     arms = ", ".join(dict.fromkeys(run.arm for run in named))
@@ -210,16 +214,41 @@ def _loose_group(runs: list[RunRecord], split: SplitName | None) -> Group:
     )
 
 
-def _with_arms(runs: list[RunRecord]) -> list[RunRecord]:
-    """Runs named by recipe; by its passes and the directory as well where that is not enough to tell them apart."""
-    lengths = {(run.recipe, round(run.passes, 9)) for run in runs}
-    several = {name for name, count in Counter(name for name, _ in lengths).items() if count > 1}
-    named = [
-        replace(run, arm=f"{run.recipe}, {run.passes:.4g} passes" if run.recipe in several else run.recipe)
-        for run in runs
+def arms_of(runs: Sequence[RunDirectory]) -> list[str]:
+    """The arm of each run: runs on the same images that differ by their seed alone are of one, and no others.
+
+    Arms are named by recipe; those of one recipe by its passes too where they differ, and by the directory, of several
+    runs the first, where that is not enough. Runs that have the seed in common as well are arms of their own.
+    """
+    configs = [run.config() for run in runs]
+    names = [printable(run.path.name) for run in runs]
+    places = [
+        name if names.count(name) == 1 else printable(str(run.path)) for name, run in zip(names, runs, strict=True)
     ]
-    count = Counter((run.arm, run.seed) for run in named)
-    return [replace(run, arm=f"{run.arm} ({run.name})") if count[run.arm, run.seed] > 1 else run for run in named]
+    alike = [(_but_for_seed(config), config.seed) for config in configs]
+    kinds = [one[0] if alike.count(one) == 1 else place for one, place in zip(alike, places, strict=True)]
+    firsts = [places[kinds.index(kind)] + (" …" if kinds.count(kind) > 1 else "") for kind in kinds]
+    passes = [f", {config.recipe.passes:.4g} passes" for config in configs]
+    arms = _told_apart([config.recipe.name for config in configs], passes, passes)
+    return _told_apart(arms, kinds, [f" ({first})" for first in firsts])
+
+
+def _told_apart(arms: Sequence[str], kinds: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The names, and where runs of several kinds have one name, a word behind it for each."""
+    of = Counter(arm for arm, _ in set(zip(arms, kinds, strict=True)))
+    return [arm + word if of[arm] > 1 else arm for arm, word in zip(arms, words, strict=True)]
+
+
+def _but_for_seed(config: RunConfig) -> str:
+    """What runs that differ by their seed alone have in common, wherever their images and first weights lay."""
+    same: dict[str, object] = {
+        "seed": 0,
+        "data": DataSource(mean=config.data.mean, std=config.data.std),  # the fingerprint has the images
+        "recipe": config.recipe.model_copy(update={"about": ""}),
+        "start": config.start and config.start.model_copy(update={"file": None}),
+        "imported": config.imported and config.imported.model_copy(update={"file": ""}),
+    }
+    return json.dumps(config.model_copy(update=same).identity(), sort_keys=True)
 
 
 def read_study(path: str | Path, split: SplitName | None = None) -> Group:
@@ -238,7 +267,7 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     runs = []
     for planned in [one for one in there if one.name in finished] or there:
         place = directory.run(planned.name)
-        run = read_run(place) if place.config_file.exists() else _planned(study, planned, place, times)
+        run = read_run(place) if place.config_file.exists() else _planned(study, planned, place)
         lines = [_scored(line, run.path) for line in results if (line.run, line.split) == (planned.name, chosen)]
         time = times.get(planned.name)
         runs.append(
@@ -249,6 +278,7 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
                 seed=planned.seed,
                 factors=planned.factors,
                 scores={chosen: lines} if lines else run.scores,
+                passes=run.passes if time is None else time.passes,
                 train_seconds=run.train_seconds if time is None else time.train_seconds,
                 beside=None if time is None else time.beside,
             )
@@ -272,20 +302,16 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     )
 
 
-def _planned(
-    study: RecordedStudy, run: RecordedRun, place: RunDirectory, times: Mapping[str, FinishedRun]
-) -> RunRecord:
-    """A run whose directory is gone, as study.json and times.jsonl have it."""
-    time = times.get(run.name)
+def _planned(study: RecordedStudy, run: RecordedRun, place: RunDirectory) -> RunRecord:
+    """A run whose directory is gone, as study.json has it."""
     return RunRecord(
         path=place.path,
         name=run.name,
         arm=run.arm,
         seed=run.seed,
         recipe=run.recipe.name,
-        passes=0.0 if time is None else time.passes,
+        passes=None,
         data=Path(study.data.name_or_path).name if study.data else "",
-        fingerprint=study.data_fingerprint,
         family=run.family,
         model=run.model,
         provenance=study.provenance,

@@ -4,18 +4,15 @@ Altair and vl-convert are an extra, so a function that draws calls `require_plot
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from scipy import stats
-
 from trainonce.errors import RunError, UserError
 from trainonce.extras import try_import
+from trainonce.lab.statistics import checked, student
 
 if TYPE_CHECKING:
     import altair as alt
@@ -172,16 +169,15 @@ class SeedMean:
 
 
 def seed_mean(values: Iterable[float]) -> SeedMean:
-    """The mean of one value a seed, and how far it is known.
+    """The mean of one value a seed, and how far it is known (`trainonce.lab.statistics.student`).
 
-    The interval is mean ± t(0.975, n - 1) · s / √n, with s the standard deviation over n seeds.
+    Raises ValueError for no values or values not finite.
     """
-    found = np.asarray(list(values), dtype=np.float64)
-    mean, n = float(found.mean()), len(found)
-    if n < 2:
-        return SeedMean(mean=mean, low=None, high=None, seeds=n)
-    reach = float(stats.t.ppf(0.975, n - 1) * found.std(ddof=1) / math.sqrt(n))
-    return SeedMean(mean=mean, low=mean - reach, high=mean + reach, seeds=n)
+    by_seed = checked(list(values), "values")
+    over = student(by_seed)
+    if over is None:
+        return SeedMean(mean=float(by_seed[0]), low=None, high=None, seeds=1)
+    return SeedMean(mean=over.estimate, low=over.low, high=over.high, seeds=len(by_seed))
 
 
 def distinct(labels: Sequence[str]) -> list[str]:

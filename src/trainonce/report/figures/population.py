@@ -20,9 +20,9 @@ from trainonce.evaluation.population import (
     summarise,
 )
 from trainonce.models import Supernet
-from trainonce.names import command, quoted
+from trainonce.names import command, plural, quoted
 from trainonce.report.figures.charts import MEDIAN, ChartRow, arm_colour, arm_dash, chart_of, layered, require_plotting
-from trainonce.report.loading import PlottedScore, scored
+from trainonce.report.loading import PlottedScore, arms_of, scored
 from trainonce.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class ArmPopulation:
     summaries: list[BucketSummary]
     fronts: dict[str, list[PlottedScore]]
     """By run."""
+
+    @property
+    def text(self) -> str:
+        """How many subnets of how many trainings these are."""
+        supernets = "one supernet" if len(self.fronts) == 1 else f"{len(self.fronts)} supernets"
+        return f"{plural(len(self.lines), 'subnet')} of {supernets}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +101,12 @@ def population_info(
     configs = [run.config() for run in runs]
     if len({config.data_fingerprint for config in configs}) > 1:
         raise UserError("the runs were trained on different data: draw them one by one")
-    for run, config in zip(runs, configs, strict=True):
+    for run, config, arm in zip(runs, configs, arms_of(runs), strict=True):
         net = net or run.build_supernet()
         lines = newest_lines(run.population(), split)
         if not lines:
             raise UserError(f"{run.path} has no scores on the {split} split: run `trainonce evaluate` on it first")
-        label = f"{config.recipe.name}, {config.recipe.passes:.4g} passes"
-        by_arm.setdefault(label, []).extend(scored(line, run.path, config.seed) for line in lines)
+        by_arm.setdefault(arm, []).extend(scored(line, run.path, config.seed) for line in lines)
     assert net is not None
     return population_of(by_arm, make_buckets(net.cost, centres_m, half_m), data=configs[0].data.name, split=split)
 

@@ -36,6 +36,7 @@ class ArmTime:
     arm: str
     seconds: SeedMean
     passes: float
+    """Subnet passes over the images that were made in that time, in the mean."""
     times_less: float
     """The slowest arm's seconds over these."""
 
@@ -52,19 +53,19 @@ class TimesInfo:
 
 def times_info(runs: Sequence[RunRecord]) -> TimesInfo | None:
     """Mean training seconds by arm and how many times less that is than the slowest; None where no run says."""
-    by_arm: dict[str, list[RunRecord]] = {}
+    by_arm: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        if run.train_seconds:
-            by_arm.setdefault(run.arm, []).append(run)
+        if run.train_seconds and run.passes is not None:
+            by_arm.setdefault(run.arm, []).append((run.train_seconds, run.passes))
     if not by_arm:
         return None
-    seconds = {arm: seed_mean(run.train_seconds or 0.0 for run in found) for arm, found in by_arm.items()}
+    seconds = {arm: seed_mean(taken for taken, _ in found) for arm, found in by_arm.items()}
     slowest = max(seconds, key=lambda arm: seconds[arm].mean)
     arms = [
         ArmTime(
             arm=arm,
             seconds=seconds[arm],
-            passes=float(np.mean([run.passes for run in found])),
+            passes=float(np.mean([passes for _, passes in found])),
             times_less=seconds[slowest].mean / seconds[arm].mean,
         )
         for arm, found in by_arm.items()

@@ -114,7 +114,7 @@ def _lead_sentences(group: Group, infos: Sequence[PopulationInfo]) -> list[str]:
             arm = info.arms[0]
             best = max(arm.lines, key=lambda line: line.top1)
             sentences.append(
-                f"{plural(len(arm.lines), 'subnet')} of one supernet ({arm.label}) were scored without training again; "
+                f"{arm.text} ({arm.label}) were scored without training again; "
                 f"the best has {best.top1:.1f}% top-1 at {best.macs / 1e6:.2f} M MACs."
             )
     sentences.append(
@@ -309,7 +309,7 @@ def _what_was_run(group: Group) -> Section:
                 run.arm,
                 run.seed,
                 run.recipe,
-                float(run.passes),
+                run.passes,
                 run.data,
                 str(said.get("command", "")),
                 str(said.get("started", "")),

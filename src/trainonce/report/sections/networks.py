@@ -153,10 +153,13 @@ def _confusion(one: TakenOut, names: Sequence[str]) -> dict[str, object]:
 def _least(one: TakenOut, names: Sequence[str], split: str) -> str:
     found = one.per_class
     assert found is not None
-    number = found.least_found()[0]
+    missed = found.missed()
+    if not missed:
+        return f"{one.name} recognises all {split} images."
+    number, recall = missed[0]
     others = found.taken_for(number)
-    taken_for = f"; most of what it misses is taken for {names[others[0][1]]}" if others else ""
-    return f"{one.name} finds {names[number]} least: {found.recall[number]:.0f}% of its {split} images{taken_for}."
+    most_often = f"; the others it takes most often for {names[others[0][1]]}" if others else ""
+    return f"{one.name} finds {names[number]} least: {recall} of its {split} images{most_often}."
 
 
 def _recall(taken: Sequence[TakenOut], names: Sequence[str], split: str) -> Table:

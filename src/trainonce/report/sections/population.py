@@ -25,11 +25,11 @@ LISTED = 2000
 
 def populations(group: Group) -> list[PopulationInfo]:
     """What was evaluated of a group: one for each kind of supernet, since another kind has other MACs."""
-    kinds: dict[str, list[RunRecord]] = {}
+    kinds: dict[tuple[str, str], list[RunRecord]] = {}
     drawn = any(_population_lines(run, group) for run in group.runs)
     for run in group.runs:
         if _population_lines(run, group, probes=not drawn):
-            kinds.setdefault(json.dumps(run.model, sort_keys=True), []).append(run)
+            kinds.setdefault((run.family, json.dumps(run.model, sort_keys=True)), []).append(run)
     infos = []
     for runs in kinds.values():
         scored: dict[str, list[PlottedScore]] = {}
@@ -98,7 +98,7 @@ def _population_title(info: PopulationInfo) -> str:
         return f"{between}{lead.text} in the mean over the same {plural(lead.subnets, 'subnet')}."
     arm = info.arms[0]
     if len(arm.summaries) < 2:
-        return f"{plural(len(arm.lines), 'subnet')} of one supernet, without training again."
+        return f"{arm.text}, without training again."
     first, last = arm.summaries[0], arm.summaries[-1]
     return (
         f"From {millions(first.macs_mean)} to {millions(last.macs_mean)} MACs the median top-1 of {arm.label} goes "
