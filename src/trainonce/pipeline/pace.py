@@ -88,7 +88,8 @@ class Pace:
             times.append(time.monotonic())
 
         with tempfile.TemporaryDirectory(prefix="trainonce-pace-") as folder:
-            settings = self.settings.model_copy(update={"log_every": 1, "checkpoint_every_s": 1e9})
+            timed = {"log_every": 1, "checkpoint_every_s": 1e9, "keep_at": ()}
+            settings = self.settings.model_copy(update=timed)
             another = type(net)(net.settings)
             train_supernet(another, short, self.data, RunDirectory(Path(folder)), settings=settings, on_progress=look)
         return (times[-1] - times[warm]) / steps
