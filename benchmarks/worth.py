@@ -45,7 +45,7 @@ from common import machine
 from trainonce.cost.macs import Cost
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.pipeline.fitting import CHOOSING_SHARE
 from trainonce.recipes import load_recipe
@@ -77,7 +77,7 @@ class Bench:
         """The budget in CPU seconds."""
         return 60 * self.minutes
 
-    def supernet(self, seed: int) -> MobileNetV3:
+    def supernet(self, seed: int) -> Supernet:
         """A supernet for the set's images."""
         sizes: dict[str, Any] = {} if self.resolutions is None else {"resolutions": self.resolutions}
         settings = MobileNetV3Settings.for_images(
