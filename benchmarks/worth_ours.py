@@ -81,7 +81,14 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
         until=until,
     )
     parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
-    how = FinetuneSettings.by(recipe.finetuned_by, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
+    how = FinetuneSettings.by(
+        recipe.finetuned_by,
+        lr=settings.finetune_rate,
+        epochs=1,
+        label_smoothing=0.1,
+        class_balance=recipe.class_balance,
+        seed=seed,
+    )
     weights = {one: chosen.count(one) * net.cost_of(one.arch).macs ** 0.5 for one in chosen if one.net is net}
     finished: dict[Chosen, Finetuned] = {}
     for one in dict.fromkeys(chosen):  # devices that have the same network share it and its time
