@@ -51,7 +51,7 @@ from trainonce.pipeline.fitting import CHOOSING_SHARE
 from trainonce.recipes import load_recipe
 from trainonce.records import append_line, read_lines
 from trainonce.subnets.finetune import FinetuneSettings
-from worth_ours import OurSettings, train_once
+from worth_ours import OurSettings, refuse_one_name, train_once
 from worth_rivals import Images, Steps, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
 from worth_table import ALONE, DEVICES, OURS, RESNET, Result, ahead, draw, overview, table
 
@@ -334,6 +334,7 @@ def finetune_rate_of(recipe: str, rate: float | None = None) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the table."""
     asked = options(arguments)
+    refuse_one_name(asked.recipe)
     torch.set_num_threads(1)
     print(machine())
     settings = [
