@@ -100,7 +100,7 @@ def _by_gradients(
     losses = [_loss(lab, probe) for probe in probes]
     parameters = dict(lab.named_parameters())
     batches = partial(_training, data, settings)
-    gradients = gradient_agreement(losses, parameters, batches, group=_part)
+    gradients = gradient_agreement(losses, parameters, batches, group=net.part_of)
     pairs = zip(batches(), _held_out(data.validate, data, settings), strict=True)
     transfer = loss_transfer(losses, parameters, pairs, lr=settings.lr)
     return (
@@ -157,12 +157,6 @@ def _top1(evaluator: Evaluator, plain: nn.Module, probe: Architecture) -> float:
 
 def _loss(net: Supernet, arch: Architecture) -> Callable[[Images], Tensor]:
     return lambda batch: F.cross_entropy(net(batch[0], arch), batch[1])
-
-
-def _part(name: str) -> str:
-    """The block, or fixed part, of the network that a parameter belongs to."""
-    first, *rest = name.split(".")
-    return rest[0].replace("_", ".") if first == "blocks" else first
 
 
 def _label(net: Supernet, arch: Architecture) -> str:
