@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainonce.data.picture import square_picture
-from trainonce.names import plural
+from trainonce.names import plain, plural
 from trainonce.settings import JsonObject
 from trainonce.subnets.description import FinetunedFrom, RecordedScore, SubnetDescription, TrainedBy
 
@@ -88,7 +88,7 @@ def model_card(description: SubnetDescription) -> str:
 
 def _title(description: SubnetDescription) -> str:
     data = description.trained.data if description.trained else None
-    return f"A subnet of {description.macs / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
+    return f"A subnet of {plain(description.macs / 1e6, 3)} million MACs" + (f" for {data}" if data else "")
 
 
 def _front_matter(description: SubnetDescription) -> JsonObject:

@@ -32,6 +32,7 @@ from trainonce.lab.measures.recorded import (
 )
 from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
+from trainonce.names import plain
 from trainonce.nn.dropout import dropouts
 from trainonce.settings import Settings
 from trainonce.space import Architecture, derived_seed
@@ -162,7 +163,7 @@ def _loss(net: Supernet, arch: Architecture) -> Callable[[Images], Tensor]:
 def _label(net: Supernet, arch: Architecture) -> str:
     if arch in (net.space.smallest(), net.space.largest()):
         return "smallest" if arch == net.space.smallest() else "largest"
-    return f"{net.cost_of(arch).macs / 1e6:.3g} M"
+    return f"{plain(net.cost_of(arch).macs / 1e6, 3)} M"
 
 
 def _training(data: DataSet, settings: MeasureSettings) -> Iterator[Images]:
