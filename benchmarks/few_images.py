@@ -6,10 +6,12 @@ Each recipe trains the geometry `light` on so many images of SET, in so many pas
 the largest MACs nine subnets are drawn, the same for all, and the one of least loss on validate is the device's. Each
 is a line of `--out`, with loss and top-1 on validate, of which all images are used, and top-1 on test. It ends with a
 table of what the file holds, means over the devices and seeds; without SET there is the table alone. No fine-tuning.
+Run again it does what is missing.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +21,22 @@ import torch
 
 from common import machine
 from trainonce.data import DataSet, load_dataset
+from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
 from trainonce.evaluation.population import draw_candidates
 from trainonce.recipes import Recipe, load_recipe
 from trainonce.records import append_line, read_lines
+from worth_ours import recipe_name, refuse_one_name
 from worth_sizes import trained
 from worth_table import DEVICES
 
 CANDIDATES = 9
 FIGURES = ("validate", "loss", "test", "seconds")
+OF_A_JOB = ("data", "images", "passes", "recipe", "seed")
+"""What names one training in the file."""
+
+Job = tuple[object, ...]
+"""The values of `OF_A_JOB`."""
 
 
 def measure(data: DataSet, passes: float, recipe: Recipe, seed: int) -> list[dict[str, Any]]:
@@ -47,11 +56,19 @@ def measure(data: DataSet, passes: float, recipe: Recipe, seed: int) -> list[dic
     return found
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each set, number of images, passes and recipe."""
-    found: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+def done(lines: Sequence[dict[str, Any]]) -> dict[Job, list[dict[str, Any]]]:
+    """The jobs of which every device has a line, and these: of several of a device the last."""
+    found: dict[Job, dict[float, dict[str, Any]]] = {}
     for line in lines:
-        found.setdefault(tuple(line[name] for name in ("data", "images", "passes", "recipe")), []).append(line)
+        found.setdefault(tuple(line[name] for name in OF_A_JOB), {})[line["device"]] = line
+    return {job: list(of_job.values()) for job, of_job in found.items() if of_job.keys() >= set(DEVICES)}
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each set, number of images, passes and recipe, over the seeds that are done."""
+    found: dict[Job, list[dict[str, Any]]] = {}
+    for job, of_job in done(lines).items():
+        found.setdefault(job[:-1], []).extend(of_job)
     rows = ["| set | images | passes | recipe | seeds | validate | loss | test | CPU seconds |", "|---" * 9 + "|"]
     for (data, images, passes, recipe), of in found.items():
         validate, loss, test, took = (statistics.fmean(one[name] for one in of) for name in FIGURES)
@@ -76,19 +93,22 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the file does not hold yet, and print the table."""
     asked = options(arguments)
+    refuse_one_name(asked.recipe)
     torch.set_num_threads(1)
     print(machine())
-    names = ("data", "images", "passes", "recipe", "seed")
-    done = {tuple(line[name] for name in names) for line in read_lines(asked.out)} if asked.out.exists() else set()
+    known = done(read_lines(asked.out))
     jobs = [(n, p, r, s) for s in asked.seeds for n in asked.train_images for p in asked.passes for r in asked.recipe]
     for images, passes, recipe, seed in jobs if asked.set else ():
         data = load_dataset(asked.set, train_images=images)
-        about = dict(zip(names, (data.source.name, images, passes, Path(recipe).stem, seed), strict=True))
-        if tuple(about.values()) not in done:
+        job = (data.source.name, images, passes, recipe_name(recipe), seed)
+        if job not in known:
             for line in measure(data, passes, load_recipe(recipe), seed):
-                append_line(asked.out, about | line)
+                append_line(asked.out, dict(zip(OF_A_JOB, job, strict=True)) | line)
     print(table(list(read_lines(asked.out))))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

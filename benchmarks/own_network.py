@@ -17,7 +17,8 @@ by the same share of every layer, to multiples of 8: the library's own example) 
 **Resized**: the network is fine-tuned for each device by itself, in a third of the budget, on images of the largest
 size (in steps of 16 pixels) at which it has no more than the device's MACs.
 
-**Scratch**: timm's mobilenetv3_small_050 with random weights, a third of the budget.
+**Scratch**: timm's mobilenetv3_small_050 with random weights at ten times the rate, trained once, in a third of the
+budget, for the devices whose MACs it does not exceed.
 
 Of several rates of a side, validate chooses. Every network is a line of the file; run again it does what is missing.
 """
@@ -26,83 +27,56 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import worth
 from common import machine
+from trainonce.cost.macs import Cost
 from trainonce.data import DataSet, load_dataset
 from trainonce.models.traced import Traced, elastic, network_named
 from trainonce.nn.plain import resize
-from trainonce.records import append_line, read_lines
-from worth_ours import OurSettings, train_once
-from worth_rivals import Steps, Trained, counted_macs, train_alone
+from worth_ours import OurSettings
+from worth_rivals import Steps, counted_macs, train_alone
 from worth_table import DEVICES, Result, ahead, table
 
 OURS, PRUNED, RESIZED, SCRATCH = SIDES = ("ours", "pruned", "resized", "scratch")
 WHOLE = 0.4
 """Share of the budget in which the network is fine-tuned before it is pruned."""
 SMALL = "mobilenetv3_small_050"
+FROM_NOTHING = 10
+"""How many times the rate of fine-tuning a network has that begins with random weights."""
 PIXELS_APART = 16
 """Between the sizes of images that are tried for a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """One set at one budget and seed."""
+class OwnBench(worth.Bench):
+    """One set at one budget and seed, for a network of one's own."""
 
-    data: DataSet
     net: Traced
     network: nn.Module
     """The network with its weights, and a head for the set's classes."""
-    minutes: float
-    seed: int
-    out: Path
 
-    def result(self, side: str, trained: Trained, settings: str, device: float, macs: int, params: int) -> Result:
-        """A result of this set, budget and seed."""
-        return Result(
-            data=self.data.source.name,
-            geometry=f"{self.data.image_size} pixels",
-            minutes=self.minutes,
-            seed=self.seed,
-            side=side,
-            settings=settings,
-            sharing=len(DEVICES),
-            device=device,
-            macs=macs,
-            params=params,
-            validate=trained.validate,
-            test=trained.test,
-            seconds=round(trained.seconds, 2),
-            about={"steps": trained.steps},
-        )
+    def supernet(self, seed: int) -> Traced:
+        """A copy of the network's supernet, whatever the seed: its weights are given."""
+        return copy.deepcopy(self.net)
 
-    def has(self, side: str, settings: str) -> bool:
-        """Whether the file has all devices of a side."""
-        mine = (self.data.source.name, f"{self.data.image_size} pixels", self.minutes, self.seed, side, settings)
-        there = [(r.data, r.geometry, r.minutes, r.seed, r.side, r.settings) for r in results_in(self.out)]
-        return there.count(mine) >= len(DEVICES)
+    def cost_of(self, network: nn.Module) -> Cost:
+        """What a network costs for one image."""
+        macs = counted_macs(network, self.data.channels, self.data.image_size)
+        return Cost(macs=macs, params=sum(parameter.numel() for parameter in network.parameters()))
 
 
-def results_in(path: Path) -> list[Result]:
-    """The results of a file."""
-    return [Result(**line) for line in read_lines(path)]
-
-
-def ours(bench: Bench, settings: OurSettings) -> Iterator[Result]:
+def ours(bench: OwnBench, settings: OurSettings) -> Iterator[Result]:
     """One training, three subnets."""
-    net = copy.deepcopy(bench.net)
-    networks = train_once(net, bench.data, settings, seconds=60 * bench.minutes, seed=bench.seed)
-    for device, (arch, trained, about) in zip(DEVICES, networks, strict=True):
-        cost = net.cost_of(arch)
-        result = bench.result(OURS, trained, _named(settings, net), device, cost.macs, cost.params)
-        yield replace(result, about=result.about | {"architecture": str(arch)} | about)
+    for result in worth.ours(bench, settings):
+        yield replace(result, settings=_named(settings, bench.net))
 
 
 def _named(settings: OurSettings, net: Traced) -> str:
@@ -110,23 +84,20 @@ def _named(settings: OurSettings, net: Traced) -> str:
     return f"{settings}, {', '.join(map(str, net.settings.resolutions))} pixels"
 
 
-def pruned(bench: Bench, rate: float) -> Iterator[Result]:
+def pruned(bench: OwnBench, steps: Steps) -> Iterator[Result]:
     """The network fine-tuned, pruned for each device, and fine-tuned again."""
-    began, seconds = time.process_time(), 60 * bench.minutes
+    began, seconds = time.process_time(), bench.seconds
     network = copy.deepcopy(bench.network)
-    trained = train_alone(network, bench.data, seconds=WHOLE * seconds, steps=Steps(rate=rate), seed=bench.seed)
-    macs = counted_macs(network, bench.data.channels, bench.data.image_size)
-    params = sum(parameter.numel() for parameter in network.parameters())
+    trained = train_alone(network, bench.data, seconds=WHOLE * seconds, steps=steps, seed=bench.seed)
+    cost = bench.cost_of(network)
     spent = time.process_time() - began
-    yield bench.result(PRUNED, trained, f"rate {rate:g}", 1.0, macs, params)
+    yield bench.result(PRUNED, trained, settings=str(steps), device=1.0, cost=cost)
     for device in (d for d in DEVICES if d < 1):
         began = time.process_time()
-        smaller = pruned_to(network, int(device * macs), bench.data)
+        smaller = pruned_to(network, int(device * cost.macs), bench.data)
         left = (seconds - spent) / (len(DEVICES) - 1) - (time.process_time() - began)
-        trained = train_alone(smaller, bench.data, seconds=left, steps=Steps(rate=rate), seed=bench.seed)
-        its = counted_macs(smaller, bench.data.channels, bench.data.image_size)
-        params = sum(parameter.numel() for parameter in smaller.parameters())
-        yield bench.result(PRUNED, trained, f"rate {rate:g}", device, its, params)
+        trained = train_alone(smaller, bench.data, seconds=left, steps=steps, seed=bench.seed)
+        yield bench.result(PRUNED, trained, settings=str(steps), device=device, cost=bench.cost_of(smaller))
 
 
 def pruned_to(network: nn.Module, most: int, data: DataSet) -> nn.Module:
@@ -169,31 +140,34 @@ class _OnSmaller(nn.Module):
         return logits_BK
 
 
-def resized(bench: Bench, rate: float) -> Iterator[Result]:
+def resized(bench: OwnBench, steps: Steps) -> Iterator[Result]:
     """The network fine-tuned for each device on images of its own size."""
-    size, channels = bench.data.image_size, bench.data.channels
-    whole = counted_macs(bench.network, channels, size)
-    params = sum(parameter.numel() for parameter in bench.network.parameters())
-    for device in DEVICES:
-        network = _OnSmaller(copy.deepcopy(bench.network), size)
-        while (macs := counted_macs(network, channels, size)) > device * whole:
+    whole = bench.cost_of(bench.network).macs
+    for device in bench.missing(RESIZED, str(steps)):
+        network = _OnSmaller(copy.deepcopy(bench.network), bench.data.image_size)
+        while (cost := bench.cost_of(network)).macs > device * whole:
             network.side -= PIXELS_APART
-        seconds = 60 * bench.minutes / len(DEVICES)
-        trained = train_alone(network, bench.data, seconds=seconds, steps=Steps(rate=rate), seed=bench.seed)
-        yield bench.result(RESIZED, trained, f"rate {rate:g}", device, macs, params)
+        seconds = bench.seconds / len(DEVICES)
+        trained = train_alone(network, bench.data, seconds=seconds, steps=steps, seed=bench.seed)
+        yield bench.result(RESIZED, trained, settings=str(steps), device=device, cost=cost)
 
 
-def scratch(bench: Bench, rate: float) -> Iterator[Result]:
-    """A small network from random weights; the same for all devices that it fits."""
+def scratch(bench: OwnBench, steps: Steps) -> Iterator[Result]:
+    """A small network from random weights, trained once for all devices that it fits: each has its part of the time."""
     timm: Any = import_module("timm")
     torch.manual_seed(bench.seed)
     network = timm.create_model(SMALL, in_chans=bench.data.channels, num_classes=bench.data.num_classes)
-    macs = counted_macs(network, bench.data.channels, bench.data.image_size)
-    params = sum(parameter.numel() for parameter in network.parameters())
-    seconds = 60 * bench.minutes / len(DEVICES)
-    trained = train_alone(network, bench.data, seconds=seconds, steps=Steps(rate=10 * rate), seed=bench.seed)
-    for device in DEVICES:
-        yield bench.result(SCRATCH, trained, f"rate {rate:g}", device, macs, params)
+    cost, whole = bench.cost_of(network), bench.cost_of(bench.network).macs
+    fits = [device for device in DEVICES if cost.macs <= device * whole]
+    missing = [device for device in bench.missing(SCRATCH, str(steps)) if device in fits]
+    if len(fits) < len(DEVICES):
+        print(f"{SMALL} has {cost.macs / 1e6:.1f} M MACs: more than {len(DEVICES) - len(fits)} of the devices have")
+    if missing:
+        seconds = bench.seconds / len(DEVICES)
+        trained = train_alone(network, bench.data, seconds=seconds, steps=steps, seed=bench.seed)
+        trained = replace(trained, seconds=trained.seconds / len(fits))
+        for device in missing:
+            yield bench.result(SCRATCH, trained, settings=str(steps), device=device, cost=cost)
 
 
 def loaded(name_or_path: str, asked: argparse.Namespace) -> tuple[DataSet, Traced, nn.Module]:
@@ -260,7 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name_or_path in asked.sets:
         data, net, network = loaded(name_or_path, asked)
         for seed in asked.seeds:
-            bench = Bench(data=data, net=net, network=network, minutes=asked.minutes, seed=seed, out=asked.out)
+            bench = OwnBench(
+                data=data,
+                name=data.source.name,
+                geometry=f"{data.image_size} pixels",
+                minutes=asked.minutes,
+                seed=seed,
+                out=asked.out,
+                net=net,
+                network=network,
+            )
             runs: list[tuple[str, str, Iterator[Result]]] = []
             for factor in asked.lr_factor:
                 settings = OurSettings(
@@ -273,21 +256,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     calibration_images=asked.calibration_images,
                 )
                 runs.append((OURS, _named(settings, net), ours(bench, settings)))
-            for rate, (side, measure) in product(
-                asked.rates, ((PRUNED, pruned), (RESIZED, resized), (SCRATCH, scratch))
-            ):
-                runs.append((side, f"rate {rate:g}", measure(bench, rate)))
+            for rate in asked.rates:
+                of_its_own, from_nothing = Steps(rate=rate), Steps(rate=FROM_NOTHING * rate)
+                runs.append((PRUNED, str(of_its_own), pruned(bench, of_its_own)))
+                runs.append((RESIZED, str(of_its_own), resized(bench, of_its_own)))
+                runs.append((SCRATCH, str(from_nothing), scratch(bench, from_nothing)))
             for side, named, results in runs:
-                if side in asked.sides and not bench.has(side, named):
+                if side in asked.sides and bench.missing(side, named):
                     for result in results:
-                        append_line(asked.out, asdict(result))
-                        print(
-                            f"{result.data}, seed {seed}: {side}, {named}: {result.device:.0%}: validate "
-                            f"{result.validate:.1f}, test {result.test:.1f}, {(result.macs or 0) / 1e6:.1f} M MACs, "
-                            f"{result.seconds:.0f} s",
-                            flush=True,
-                        )
-    found = results_in(asked.out)
+                        bench.record(result)
+    found = worth.results_in(asked.out)
     print(f"\n{table(found, every_setting=asked.every_setting)}\n\n{ahead(found)}")
 
 

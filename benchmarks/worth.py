@@ -45,12 +45,13 @@ from common import machine
 from trainonce.cost.macs import Cost
 from trainonce.data import DataSet, load_dataset
 from trainonce.errors import UserError
-from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models import MobileNetV3, MobileNetV3Settings, Supernet
 from trainonce.nn.fast import with_fast_blocks
 from trainonce.pipeline.fitting import CHOOSING_SHARE
 from trainonce.recipes import load_recipe
 from trainonce.records import append_line, read_lines
-from worth_ours import OurSettings, train_once
+from trainonce.subnets.finetune import FinetuneSettings
+from worth_ours import OurSettings, refuse_one_name, train_once
 from worth_rivals import Images, Steps, Trained, counted_macs, logistic, matched_width, plain_resnet, svm, train_alone
 from worth_table import ALONE, DEVICES, OURS, RESNET, Result, ahead, draw, overview, table
 
@@ -77,7 +78,7 @@ class Bench:
         """The budget in CPU seconds."""
         return 60 * self.minutes
 
-    def supernet(self, seed: int) -> MobileNetV3:
+    def supernet(self, seed: int) -> Supernet:
         """A supernet for the set's images."""
         sizes: dict[str, Any] = {} if self.resolutions is None else {"resolutions": self.resolutions}
         settings = MobileNetV3Settings.for_images(
@@ -298,7 +299,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("TRAIN", "CHOOSE", "FINETUNE"),
         help="shares of the budget; default: as `fit` has it, 0.05 to choose and what the recipe says to finetune",
     )
-    parser.add_argument("--finetune-rate", type=float, default=0.01)
+    parser.add_argument(
+        "--finetune-rate", type=float, help="default: what suits the recipe's optimizer, as `fit` has it"
+    )
     parser.add_argument("--candidates", type=int, default=24, help="subnets scored for each device, at most")
     parser.add_argument("--calibration-images", type=int, default=400)
     parser.add_argument("--rates", type=float, nargs="+", help="of the rivals (default: 0.003, by Muon 0.02)")
@@ -323,9 +326,15 @@ def split_of(recipe: str) -> tuple[float, float, float]:
     return (1 - CHOOSING_SHARE - finetuning, CHOOSING_SHARE, finetuning)
 
 
+def finetune_rate_of(recipe: str, rate: float | None = None) -> float:
+    """The rate at which `fit` fine-tunes the subnets of a recipe, by default or as given."""
+    return FinetuneSettings.by(load_recipe(recipe).finetuned_by, epochs=1, lr=rate).lr
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the table."""
     asked = options(arguments)
+    refuse_one_name(asked.recipe)
     torch.set_num_threads(1)
     print(machine())
     settings = [
@@ -334,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lr_factor=factor,
             split=tuple(asked.split or split_of(recipe)),
             crop_scale=asked.crop_scale,
-            finetune_rate=asked.finetune_rate,
+            finetune_rate=finetune_rate_of(recipe, asked.finetune_rate),
             candidates=asked.candidates,
             calibration_images=asked.calibration_images,
         )

@@ -1,6 +1,8 @@
 """Our side of `worth.py`: one supernet, a subnet for each device, finetuned if there is time, within CPU seconds."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from trainonce.data import DataSet
+from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score
 from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over
 from trainonce.models import Supernet
@@ -26,6 +29,18 @@ from worth_table import DEVICES
 WARM_UP_IMAGES, PILOT_SHARE = 256, 0.02
 """The pace is the difference of a training on so many images and one of about this share of the seconds, without what a
 training of any length takes. A pilot of 12 steps, as it was until 1 December 2026, has missed the pace by a third."""
+
+
+def recipe_name(recipe: str) -> str:
+    """What a recipe, a name or a TOML file, is called in a file of results."""
+    return Path(recipe).stem
+
+
+def refuse_one_name(recipes: Sequence[str]) -> None:
+    """Raise `UserError` where two different recipes are called the same in such a file."""
+    for name, found in Counter(map(recipe_name, dict.fromkeys(recipes))).items():
+        if found > 1:
+            raise UserError(f"two recipes are called {name}: in the file of results they would be one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,7 @@ class OurSettings:
         split = " / ".join(f"{share:g}" for share in self.split)
         tuned = "finetuned" if self.finetune_rate is None else f"finetune at {self.finetune_rate:g}"
         tuned = f"{tuned} to the end" if self.split[2] else "not finetuned"
-        return f"{Path(self.recipe).stem}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned}"
+        return f"{recipe_name(self.recipe)}, rate x {self.lr_factor:g}, {crops}, split {split}, {tuned}"
 
 
 class Network(NamedTuple):
@@ -81,7 +96,14 @@ def train_once(net: Supernet, data: DataSet, settings: OurSettings, *, seconds: 
         until=until,
     )
     parts = {"train": round(at_end - began, 1), "choose": round(time.process_time() - at_end, 1)}
-    how = FinetuneSettings.by(recipe.finetuned_by, lr=settings.finetune_rate, epochs=1, label_smoothing=0.1, seed=seed)
+    how = FinetuneSettings.by(
+        recipe.finetuned_by,
+        lr=settings.finetune_rate,
+        epochs=1,
+        label_smoothing=0.1,
+        class_balance=recipe.class_balance,
+        seed=seed,
+    )
     weights = {one: chosen.count(one) * net.cost_of(one.arch).macs ** 0.5 for one in chosen if one.net is net}
     finished: dict[Chosen, Finetuned] = {}
     for one in dict.fromkeys(chosen):  # devices that have the same network share it and its time

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -123,6 +124,18 @@ def test_what_is_looked_for_is_where_the_page_says() -> None:
     assert len(named) >= 10 == len(re.findall(r"^[A-Z].*\?$", text, re.MULTILINE))
     for module, name in named:
         assert hasattr(import_module(f"trainonce.{module.replace('/', '.')}"), name), f"{module}.py:{name}"
+
+
+NAMED = re.compile(r"`(trainonce(?:\.\w+)+)(?:\([^`]*\))?`")
+NO_NAMES = {"trainonce.json", "trainonce.train"}
+"""A file, and what a decision says that there is not."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if NAMED.search(page.read_text("utf-8"))], ids=path_of)
+def test_dotted_names_are_there(page: Path) -> None:
+    """`trainonce.a.b` is a module, or something in one."""
+    for name in set(NAMED.findall(page.read_text(encoding="utf-8"))) - NO_NAMES:
+        resolve_name(name)
 
 
 def test_what_is_generated_leaves_nothing_out() -> None:

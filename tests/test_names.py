@@ -1,25 +1,35 @@
 """Names stay in their place, commands are read as they were meant, and a terminal obeys nothing that a name holds."""
 
 import io
+import random
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.text import Text
+from tests.conftest import MakeData, MakeNet
 from tests.support.command_line import trainonce
 
 from trainonce.cli import display
+from trainonce.cost.macs import Cost
 from trainonce.errors import UserError
+from trainonce.evaluation.population import Bucket
+from trainonce.lab.measures.measure import _label
 from trainonce.lab.studies.run_study import StudyDirectory
 from trainonce.lab.studies.study import Arm, load_study
 from trainonce.names import LONGEST_NAME, command, file_name, plain, printable
 from trainonce.recipes import RECIPES, Recipe, load_recipe
+from trainonce.report.sections.population import _medians
+from trainonce.subnets import describe_subnet
+from trainonce.subnets.card import _title
 
 ELSEWHERE = [
     "x/../../../ESC",
@@ -158,3 +168,23 @@ def test_a_plain_number_has_no_exponent(number: float, digits: int) -> None:
     said = plain(number, digits)
     assert re.fullmatch(r"\d+(\.\d*[1-9])?", said)
     assert float(said) == float(f"{number:.{digits - 1}e}")
+
+
+def test_more_than_a_thousand_million_have_no_exponent(
+    make_net: MakeNet, make_data: MakeData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In what is said of a supernet, of devices beyond it, of a subnet, of a population's medians and of a probe."""
+    net = make_net()
+    smallest, other = net.space.smallest(), net.space.sample(random.Random(0))
+    description = describe_subnet(net, smallest, make_data()) | {"macs": 1_234_000_000}
+    monkeypatch.setattr(type(net), "cost_of", lambda *_: Cost(macs=1_234_000_000, params=5_678_000_000))
+    display.say_family(net)
+    display.say_unused(net, [2e9])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "subnets of 1230 to 1230 M MACs, 5680 to 5680 M parameters" in said
+    assert "No subnet has more than 1230 M MACs" in said
+    assert _title(description) == "A subnet of 1230 million MACs"
+    assert _label(net, other) == "1230 M"
+    arm = SimpleNamespace(label="x", summaries=[SimpleNamespace(median=50.0, bucket=Bucket(1.234e9, 1e6))])
+    info: Any = SimpleNamespace(arms=[arm])
+    assert _medians(info) == "Medians of x: 50.0% at 1230 M."

@@ -16,6 +16,7 @@ from torch import nn
 from trainonce.data import load_dataset
 from trainonce.models import MobileNetV3, MobileNetV3Settings
 from trainonce.models.mbconv_cost import network_cost
+from trainonce.recipes import RECIPES
 from trainonce.records import read_lines
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -226,6 +227,48 @@ def test_a_set_that_is_cut_holds_out_as_many_as_a_small_set_would() -> None:
     name, data = loaded("digits", 500)
     assert (name, len(data.train), len(data.validate), len(data.test)) == ("digits", 500, 100, 359)
     assert len(loaded("digits", 5000)[1].validate) == 180
+
+
+@pytest.mark.parametrize(
+    ("asked", "rate"),
+    [(["--recipe", "quick"], 0.01), (["--recipe", "transfer"], 0.001), (["--finetune-rate", "0.02"], 0.02)],
+)
+def test_networks_are_fine_tuned_as_by_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], rate: float
+) -> None:
+    """At the rate of the recipe's optimizer; of `quick` the words are those of the records, which still count."""
+    worth, found = import_module("worth"), list[Any]()
+    monkeypatch.setattr(worth, "measure", lambda _bench, _asked, settings: found.extend(settings))
+    worth.main(["digits", *asked, "--minutes", "1", "--seeds", "1", "--out", str(tmp_path / "worth.jsonl")])
+    assert {one.finetune_rate for one in found} == {rate}
+    if "quick" in asked:
+        lines = read_lines(BENCHMARKS.parent / "docs" / "results" / "worth.jsonl")
+        assert str(found[0]) in {line["settings"] for line in lines if line["side"] == "ours"}
+
+
+def test_rare_classes_count_in_fine_tuning_as_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, tuned = import_module("worth_ours"), list[Any]()
+
+    def finetuned(network: nn.Module, before: float, _evaluator: Any, _seconds: float, how: Any) -> Any:
+        tuned.append((how.optimizer, how.lr, how.class_balance))
+        return ours.Finetuned(network, before, {})
+
+    monkeypatch.setattr(ours, "train_for", lambda *_: (1, None))
+    monkeypatch.setattr(ours, "finetuned", finetuned)
+    recipe = RECIPES["transfer"].model_copy(update={"class_balance": 0.5})
+    monkeypatch.setattr(ours, "load_recipe", lambda _name: recipe)
+    settings = ours.OurSettings(
+        recipe="balanced",
+        lr_factor=1.0,
+        split=(0.5, 0.1, 0.4),
+        crop_scale=None,
+        finetune_rate=None,
+        candidates=1,
+        calibration_images=20,
+    )
+    net = MobileNetV3(MobileNetV3Settings.for_images(image_size=8, in_channels=1, num_classes=10), seed=0)
+    ours.train_once(net, load_dataset("digits"), settings, seconds=60, seed=0)
+    assert set(tuned) == {("adamw", 1e-3, 0.5)}
 
 
 def test_timms_networks_are_the_same_for_all_devices(

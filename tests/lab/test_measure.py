@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.own_networks import Residual
 from typer.testing import CliRunner
 
 from trainonce.cli.app import app, main
@@ -20,6 +21,7 @@ from trainonce.lab.measures.forgetting import default_probes
 from trainonce.lab.measures.measure import MeasureSettings, _training, measure, verdict
 from trainonce.lab.measures.recorded import Interference, TransferMeasures
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.models.traced import elastic
 from trainonce.recipes import RECIPES, Crop, Flip
 from trainonce.records import read_json
 from trainonce.run.directory import RunDirectory
@@ -69,6 +71,31 @@ class TestMeasure:
         assert np.array(found.gradient.layers_error["stem"]).shape == (4, 4)
         diagonal = [found.bn_shift.mean[i][i] for i in range(4)]
         assert diagonal == [0, 0, 0, 0]
+
+    def test_of_ones_own_network_each_block_is_measured(self, data: DataSet) -> None:
+        """Those that its class has, by its own names for them."""
+        net = elastic(Residual(), torch.zeros(1, 1, 8, 8), num_classes=3)
+        found = measure(net, data, default_probes(net, 2, seed=0), step=0, settings=SETTINGS)
+        assert set(found.gradient.layers) == {"stem", "bn", "blocks.0", "blocks.1", "blocks.2", "fc"}
+        assert found.gradient.layers.keys() == found.gradient.layers_error.keys()
+        before = found.to_json()  # as it was recorded until 1 December 2026
+        before["gradient"]["layers"] = before["gradient"]["layers_error"] = {"network": found.gradient.agreement}
+        assert Interference.read(before, where="here").gradient.layers == {"network": found.gradient.agreement}
+
+    @pytest.mark.parametrize(
+        ("parameter", "part"),
+        [
+            ("layer1.0.downsample.0.weight", "layer1.0"),
+            ("blocks.2.1.conv_pw.weight", "blocks.2.1"),
+            ("blocks.11.attn.qkv.bias", "blocks.11"),
+            ("features.denseblock1.denselayer2.conv1.weight", "features.denseblock1.denselayer2.conv1"),
+            ("0.weight", "0"),
+            ("pos_embed", "pos_embed"),
+        ],
+    )
+    def test_blocks_of_networks_as_libraries_name_them(self, parameter: str, part: str) -> None:
+        net = elastic(Residual(), torch.zeros(1, 1, 8, 8))
+        assert net.part_of(f"network.{parameter}") == part
 
     def test_scores_are_the_evaluators(self, make_net: MakeNet, data: DataSet) -> None:
         net = make_net().eval()

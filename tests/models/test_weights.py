@@ -38,6 +38,27 @@ def test_what_torch_saved(form: str, tmp_path: Path) -> None:
     assert_same(read_weights(str(tmp_path / "weights.pt")))
 
 
+@pytest.mark.parametrize("wrappers", ["p", "c", "pc", "cp", "cpc"])
+def test_what_wrappers_put_before_all_names(wrappers: str, tmp_path: Path) -> None:
+    """In parallel, compiled, and one in the other: as torch itself names the weights."""
+    wrapped: Any = NETWORK
+    for wrapper in wrappers:
+        wrapped = nn.DataParallel(wrapped) if wrapper == "p" else torch.compile(wrapped, backend="eager")
+    state = wrapped.state_dict()
+    assert not state.keys() & STATE.keys()
+    torch.save(state, tmp_path / "weights.pt")
+    assert_same(read_weights(tmp_path / "weights.pt"))
+
+
+def test_what_is_not_before_all_names_stays(tmp_path: Path) -> None:
+    """Without it one would take the other's place."""
+    state = {"module.weight": torch.ones(1), "_orig_mod.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "weights.pt")
+    assert read_weights(tmp_path / "weights.pt").keys() == state.keys()
+    save_file({}, tmp_path / "none.safetensors")
+    assert read_weights(tmp_path / "none.safetensors") == {}
+
+
 def test_the_names_that_older_numpys_have(tmp_path: Path) -> None:
     """numpy.core became numpy._core: both are read, whatever numpy is installed."""
     path = tmp_path / "weights.pt"

@@ -250,6 +250,12 @@ class TestFailure:
         trainonce("ship", tmp_path, "phone").refused("holds no run")
         (tmp_path / "slow.toml").write_text('target = "onnx"\nmax_latency = "3ms"\n')
         trainonce("ship", trained, tmp_path / "slow.toml").refused("latency needs a table of this device")
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        (run / "latency").mkdir()
+        for name in ("phone", "laptop"):
+            (run / "latency" / f"{name}.json").write_text("{}")
+        which = "/run/latency has laptop, phone: say which with latency in its file"
+        trainonce("ship", run, tmp_path / "slow.toml").refused(which)
 
     def test_a_missing_extra_is_said_before_any_work(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "openvino" else name)

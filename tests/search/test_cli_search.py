@@ -221,6 +221,18 @@ class TestRefusals:
     def test_what_cannot_be(self, trained: Path, options: tuple[str, ...], says: str) -> None:
         trainonce("search", trained, *options, "--scores", "2", *OPTIONS).refused(says)
 
+    @pytest.mark.parametrize(
+        "asked", [("search", "--max-latency", "5ms"), ("search", "--minimise", "latency"), ("extract",)]
+    )
+    def test_one_of_several_tables_is_to_be_named(self, trained: Path, tmp_path: Path, asked: tuple[str, ...]) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        (run / "latency").mkdir(exist_ok=True)
+        for name in ("phone", "laptop"):
+            (run / "latency" / f"{name}.json").write_text("{}")
+        command, *options = asked
+        said = trainonce(command, run, *(options or ("--max-latency", "5ms")))
+        said.refused("/run/latency has laptop, phone: say which with --latency")
+
     def test_without_the_extra(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "optuna", None)
         trainonce("search", trained).refused(r"pip install 'trainonce\[search\]'")

@@ -135,7 +135,9 @@ def test_where_tables_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no latency table watch .*has phone"):
         table_at(run, "watch")
     (run.latency / "laptop.json").write_text("{}")
-    assert table_at(run, None) is None, "one of several must be named"
+    assert table_at(run, None) is None, "none is needed"
+    with pytest.raises(UserError, match=r"/latency has laptop, phone: say which with --latency"):
+        table_at(run, None, needed=True)
 
 
 def test_memory_and_size_are_counted_in_the_targets_numbers(net: MobileNetV3) -> None:

@@ -16,14 +16,18 @@ from PIL import Image
 from tests.data.test_decode import MODES, STORED
 from tests.support.warm_python import run_python
 
-from trainonce.data import DataSet, DataSource
+from trainonce.data import DataSet, DataSource, load_dataset
 from trainonce.data.decode import decode_image
 from trainonce.errors import UserError
 from trainonce.export.predict import open_classifier
 from trainonce.models import MobileNetV3
+from trainonce.recipes import RECIPES
+from trainonce.run.directory import RunDirectory
 from trainonce.subnets import describe_subnet, write_subnet
 from trainonce.subnets.card import model_card
 from trainonce.subnets.description import Preprocessing, SubnetDescription
+from trainonce.subnets.taken import describe_taken
+from trainonce.training.loop import train_supernet
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -38,7 +42,7 @@ def description(make_net: MakeNet, make_data: MakeData) -> SubnetDescription:
     return describe_subnet(net, net.space.smallest(), make_data()) | {
         "scores": {"validate": {"top1": 92.5, "loss": 0.25, "images": 80}},
         "recalibrated": {"calibration_images": 20},
-        "trained": {"data": "cifar10", "recipe": "rss", "epochs": 3.0, "seed": 5},
+        "trained": {"data": "cifar10", "published": True, "recipe": "rss", "epochs": 3.0, "seed": 5},
     }
 
 
@@ -76,13 +80,54 @@ class TestFrontMatter:
         assert "## Scores" not in card.text
         assert "## How it was trained" not in card.text
 
-    @given(name=st.text(min_size=1), licence=st.text(min_size=1))
-    def test_any_text_survives(self, description: SubnetDescription, name: str, licence: str) -> None:
-        """A folder of images can have any name; PyYAML, which the Hub's parser uses, gets it back unchanged."""
-        trained = {**description.to_json()["trained"], "data": name}
-        data = parsed(description | {"trained": trained, "scores": {"test": SCORE}, "license": licence}).data
-        assert data.license == licence
-        assert data.eval_results[0].dataset_name == name
+    @given(licence=st.text(min_size=1))
+    def test_any_text_survives(self, description: SubnetDescription, licence: str) -> None:
+        """PyYAML, which the Hub's parser uses, gets it back unchanged."""
+        assert parsed(description | {"license": licence}).data.license == licence
+
+    @pytest.mark.parametrize("kind", ["folder", "npz", "older"])
+    def test_a_name_alone_is_no_public_data_set(
+        self, description: SubnetDescription, make_data: MakeData, make_net: MakeNet, tmp_path: Path, kind: str
+    ) -> None:
+        """Images of one's own in a folder or file called cifar10, and subnets that do not say where theirs are from."""
+        trained = {"data": "cifar10"}
+        if kind != "older":
+            given = tmp_path / ("cifar10" if kind == "folder" else "cifar10.npz")
+            colours(given)
+            data = load_dataset(given, image_size=8)
+            assert data.name == "cifar10"
+            trained = taken(make_net, data, tmp_path / "run").to_json()["trained"]
+        found = parsed(description | {"trained": trained, "scores": {"test": SCORE}})
+        assert found.data.datasets is None
+        assert found.data.eval_results is None
+        assert "cifar10" not in str(found.data)
+        assert "| test | 91.25% |" in found.text
+
+
+def taken(make_net: MakeNet, data: DataSet, path: Path) -> SubnetDescription:
+    """What is recorded of a subnet that is taken out of a short run."""
+    run, net = RunDirectory(path), make_net(num_classes=data.num_classes, in_channels=data.channels)
+    train_supernet(net, RECIPES["quick"].scaled(0.001), data, run, seed=0)
+    return describe_taken(net, net.space.smallest(), data, run, run.load_supernet()[1], calibration=None, scores={})
+
+
+@pytest.mark.parametrize(("fold", "published"), [(None, True), ((1, 5), False)])
+def test_a_fold_is_not_as_it_was_published(
+    make_net: MakeNet, tmp_path: Path, fold: tuple[int, int] | None, published: bool
+) -> None:
+    found = taken(make_net, load_dataset("digits", fold=fold), tmp_path / "run").trained
+    assert found is not None
+    assert (found.data, found.published) == ("digits", published)
+
+
+def colours(path: Path) -> None:
+    """Twenty pictures of each of two classes, in a folder or an npz file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    if path.suffix:
+        np.savez(path, train_images=pixels, train_labels=np.arange(40) % 2)
+    for number, image in enumerate(pixels if not path.suffix else ()):
+        (path / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / "ab"[number % 2] / f"{number}.png")
 
 
 class TestText:

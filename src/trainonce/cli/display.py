@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from trainonce.names import command, printable
+from trainonce.names import command, plain, printable
 
 if TYPE_CHECKING:
     from trainonce.data import DataSet
@@ -122,12 +122,12 @@ def recipe_plan(recipe: Recipe, lacking: Collection[str] = ()) -> Table:
             " + ".join(phase.subnets) if len(set(phase.subnets)) > 1 else f"{len(phase.subnets)} {phase.subnets[0]}"
         )
         subnets += f" of {len(phase.cycle)}" if phase.cycle else ""
-        table.add_row(phase.name, f"{phase.epochs:.3g}", subnets + held, f"{phase.lr:.2g}", trained, phase.target)
+        table.add_row(phase.name, plain(phase.epochs, 3), subnets + held, f"{phase.lr:.2g}", trained, phase.target)
     return table
 
 
 def _held(epochs: float) -> str:
-    return "one an epoch" if epochs == 1 else f"each for {epochs:.3g} epochs"
+    return "one an epoch" if epochs == 1 else f"each for {plain(epochs, 3)} epochs"
 
 
 def _ends(phase: Phase, name: str) -> str:
@@ -224,8 +224,9 @@ def say_family(net: Supernet) -> None:
     """Say how many subnets there are, and of what sizes."""
     low, high = net.cost_of(net.space.smallest()), net.cost_of(net.space.largest())
     err.print(
-        f"{net.family}: {net.space.count():.3g} subnets of {low.macs / 1e6:.3g} to {high.macs / 1e6:.3g} M MACs, "
-        f"{low.params / 1e6:.3g} to {high.params / 1e6:.3g} M parameters"
+        f"{net.family}: {net.space.count():.3g} subnets of "
+        f"{plain(low.macs / 1e6, 3)} to {plain(high.macs / 1e6, 3)} M MACs, "
+        f"{plain(low.params / 1e6, 3)} to {plain(high.params / 1e6, 3)} M parameters"
     )
 
 
@@ -236,7 +237,7 @@ def say_unused(net: Supernet, limits: Sequence[float]) -> None:
     most = net.cost_of(net.space.largest()).macs
     beyond = [name_of(limit) for limit in limits if limit > most]
     if beyond:
-        err.print(f"No subnet has more than {most / 1e6:.3g} M MACs, so {' and '.join(beyond)} cannot be used up")
+        err.print(f"No subnet has more than {plain(most / 1e6, 3)} M MACs, so {' and '.join(beyond)} cannot be used up")
 
 
 def say_start(start: Start | None) -> None:

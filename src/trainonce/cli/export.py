@@ -12,6 +12,7 @@ from trainonce.cli import display, known
 from trainonce.cli.options import DataDir, Json, MovedData, Threads
 from trainonce.cli.stopping import importing, stoppable
 from trainonce.errors import RunError
+from trainonce.names import plain
 
 if TYPE_CHECKING:
     from trainonce.export.reference import Reference
@@ -124,7 +125,8 @@ def _say_certificate(one: Exported) -> None:
         lines.append(f"Top-1 on {certificate.images.test} test images, with 95% intervals: {', '.join(scores)}.")
     exported, extracted = certificate.latency_ms.exported, certificate.latency_ms.extracted
     if exported is not None:
-        lines.append(f"{size / 1e6:.2f} MB; one image takes {exported:.3g} ms, {extracted:.3g} with torch here.")
+        here = "" if extracted is None else f", {plain(extracted, 3)} with torch here"
+        lines.append(f"{size / 1e6:.2f} MB; one image takes {plain(exported, 3)} ms{here}.")
     if certificate.latency_ms.quiet is False:
         lines.append(f"{display.not_quiet(certificate.latency_ms.drift)}, so these times are not to be quoted.")
     kept = certificate.details.kept_in_float32

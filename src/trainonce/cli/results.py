@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from trainonce.cli import display
+from trainonce.names import plain
 
 if TYPE_CHECKING:
     from trainonce.evaluation.per_class import PerClass
@@ -179,7 +180,7 @@ def shipped_table(shipped: Sequence[Shipped], failed: Mapping[str, str]) -> Tabl
     columns = ("M MACs", "validate", "test", "95% interval", "KB file", "KB RAM", "ms", "certificate")
     table = display.plain_table("device", "target", *columns, left=2)
     for one in shipped:
-        ms = "-" if one.latency_ms is None else f"{one.latency_ms:.3g}{'' if one.latency_table else '*'}"
+        ms = "-" if one.latency_ms is None else f"{plain(one.latency_ms, 3)}{'' if one.latency_table else '*'}"
         table.add_row(
             one.name,
             str(one.device["target"]),

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field
 
+from trainonce.names import plain
 from trainonce.settings import Settings
 
 SHORTEST_MS = 1e-9
@@ -57,7 +58,7 @@ class PredictionError(Settings):
         ranks = "" if self.spearman is None else f", Spearman {self.spearman:.3f}, Kendall {self.kendall:.3f}"
         return (
             f"mean error {100 * self.mean:.1f}%, worst {100 * self.worst:.1f}%{ranks}, over {self.networks} networks "
-            f"of {self.fastest_ms:.3g} to {self.slowest_ms:.3g} ms"
+            f"of {plain(self.fastest_ms, 3)} to {plain(self.slowest_ms, 3)} ms"
         )
 
 

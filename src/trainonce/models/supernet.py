@@ -96,6 +96,14 @@ class Supernet(nn.Module, ABC):
         """What a person can do to have smaller subnets than the smallest, in words after "make all of them smaller"."""
         return "with --width or --image-size"
 
+    def part_of(self, parameter: str) -> str:
+        """The block, or the fixed part, that a parameter of this name belongs to: measures are of each by itself.
+
+        In general the module in `blocks`, such as `stage1.block2` of `blocks.stage1_block2`, or the outermost one.
+        """
+        first, *rest = parameter.split(".")
+        return rest[0].replace("_", ".") if first == "blocks" else first
+
     @abstractmethod
     def forward(self, x_BCHW: Tensor, arch: Architecture) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes], through the subnet `arch`."""

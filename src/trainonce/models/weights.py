@@ -37,8 +37,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU: `.safetensors`, or what `torch.save` wrote.
 
     Of the latter a dict may have it as "state_dict", "model_state_dict" or "model", beside numbers of numpy's; it is
-    read by `torch.load(weights_only=True)`, which runs no code of the file. What `DataParallel` or `torch.compile` put
-    before all names is left out. Warns of a file without sums (torch's earlier format), in which damage cannot be told.
+    read by `torch.load(weights_only=True)`, which runs no code of the file. What `DataParallel` or `torch.compile`, or
+    one around the other, put before all names is left out. Warns of a file without sums (torch's earlier format), in
+    which damage cannot be told.
     Raises `UserError` that says what is wrong with the file: damaged, or no state dict of ordinary tensors.
     """
     path = Path(path)
@@ -48,9 +49,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not (is_counter(name) or _is_weight(value)):
             raise UserError(f"{path} holds no state dict of weights: what it has as {str(name)[:100]!r} is none")
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    while wrapper := next((one for one in _WRAPPERS if found and all(name.startswith(one) for name in found)), None):
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
     return dict(found)
 
 

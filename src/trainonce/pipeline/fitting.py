@@ -22,6 +22,7 @@ from trainonce.evaluation.per_class import score_by_class
 from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population, recorded
 from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
+from trainonce.names import plain
 from trainonce.nn.kinds import spec_of
 from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_recorded, name_of
 from trainonce.pipeline.pace import Planned, for_minutes, planned_seconds, said_left_out, seconds_to_score
@@ -231,7 +232,7 @@ class _Fit:
     def _train(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         seconds = planned_seconds(recipe, step_s, len(self.data.train))
         self.watch.stage(
-            f"Training: {recipe.epochs:.3g} epochs of {recipe.name}, about {_minutes(seconds)} of "
+            f"Training: {plain(recipe.epochs, 3)} epochs of {recipe.name}, about {_minutes(seconds)} of "
             f"{self.settings.minutes:g} minutes; into {self.run.path}"
         )
         finished = train_supernet(

@@ -133,8 +133,8 @@ def search(
     cluster, workers = cluster_chosen(cluster, workers)
     place = RunDirectory(run)
     net, step = place.load_supernet()
-    table = table_at(place, latency)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
+    table = table_at(place, latency, needed="latency" in (*most, *minimise))
     problem = problem_of(net, most, table, minimise, target=target)
     feasible = feasible_subnet(problem)
     even = drawn_over(place.config().recipe) == "even"

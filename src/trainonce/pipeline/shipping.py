@@ -228,10 +228,11 @@ class _Work:
     def check(self, device: Device) -> None:
         """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
         require_extras(target_named(device.target))
-        table = table_at(self.run, device.latency)
+        most = device.budget()
+        table = table_at(self.run, device.latency, needed="latency" in most, by="with latency in its file")
         if other := unsuited(table, device.target):
             self.on_stage(device, other)
-        feasible_subnet(problem_of(self.net, device.budget(), table, target=device.target))
+        feasible_subnet(problem_of(self.net, most, table, target=device.target))
 
     def search_seconds(self, device: Device) -> float:
         """About how long its search takes, were none of it recorded."""

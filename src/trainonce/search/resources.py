@@ -160,13 +160,18 @@ def unsuited(table: str | Path | None, target: str | None) -> str | None:
     return f"the latency table {table} says what {runtime} takes, not what files of {target} take: {instead}"
 
 
-def table_at(run: RunDirectory, named: str | Path | None) -> Path | None:
+def table_at(
+    run: RunDirectory, named: str | Path | None, *, needed: bool = False, by: str = "with --latency"
+) -> Path | None:
     """The latency table that a person names: a file, or a name in RUN/latency; without a name, the only one there.
 
-    Raises `UserError` where there is no such table; gives None where none is named and none, or several, are there.
+    Raises `UserError` where there is no such table, and where one is needed, none is named and several are there: `by`
+    says how one names it. Else None where none is named and not just one is there.
     """
     there = sorted(run.latency.glob("*.json")) if run.latency.is_dir() else []
     if named is None:
+        if needed and len(there) > 1:
+            raise UserError(f"{run.latency} has {', '.join(path.stem for path in there)}: say which {by}")
         return there[0] if len(there) == 1 else None
     inside = run.latency / f"{named}.json"
     for path in (Path(named), inside):

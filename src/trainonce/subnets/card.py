@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainonce.data.picture import square_picture
-from trainonce.names import plural
+from trainonce.names import plain, plural
 from trainonce.settings import JsonObject
-from trainonce.subnets.description import FinetunedFrom, RecordedScore, SubnetDescription
+from trainonce.subnets.description import FinetunedFrom, RecordedScore, SubnetDescription, TrainedBy
 
 HUB_DATASETS = {
     "cifar10": "uoft-cs/cifar10",
@@ -18,7 +18,7 @@ HUB_DATASETS = {
     "fashion-mnist": "zalando-datasets/fashion_mnist",
     "mnist": "ylecun/mnist",
 }
-"""The names that data sets of our table have on the Hub."""
+"""The names that data sets of our table have on the Hub; each has a test split of its own."""
 MOST_CLASSES = 100
 """How many classes a card names; the others are in config.json."""
 
@@ -88,17 +88,18 @@ def model_card(description: SubnetDescription) -> str:
 
 def _title(description: SubnetDescription) -> str:
     data = description.trained.data if description.trained else None
-    return f"A subnet of {description.macs / 1e6:.3g} million MACs" + (f" for {data}" if data else "")
+    return f"A subnet of {plain(description.macs / 1e6, 3)} million MACs" + (f" for {data}" if data else "")
 
 
 def _front_matter(description: SubnetDescription) -> JsonObject:
-    data = description.trained.data if description.trained else None
+    trained = description.trained or TrainedBy()
+    data = HUB_DATASETS.get(trained.data or "") if trained.published else None
     front: JsonObject = {"library_name": "trainonce", "pipeline_tag": "image-classification"}
     if description.license:
         front["license"] = description.license
     front["tags"] = ["image-classification", "once-for-all", "neural-architecture-search", "pytorch", "safetensors"]
-    if data in HUB_DATASETS:
-        front["datasets"] = [HUB_DATASETS[data]]
+    if data:
+        front["datasets"] = [data]
     front["metrics"] = ["accuracy"]
     test = (description.scores or {}).get("test")
     if data and test:
@@ -108,7 +109,7 @@ def _front_matter(description: SubnetDescription) -> JsonObject:
                 "results": [
                     {
                         "task": {"type": "image-classification", "name": "Image Classification"},
-                        "dataset": {"name": data, "type": HUB_DATASETS.get(data, data), "split": "test"},
+                        "dataset": {"name": trained.data, "type": data, "split": "test"},
                         "metrics": [{"type": "accuracy", "value": round(test.top1 / 100, 6), "name": "top-1 accuracy"}],
                     }
                 ],

@@ -113,6 +113,10 @@ class TrainedBy(_Open):
 
     run: str | None = None
     data: str | None = None
+    """What the images are called: a data set's name, or whatever a folder or file of one's own is called."""
+    published: bool | None = None
+    """Whether they are the data set of that name, as `trainonce.data.load_dataset` gives it without folds; None, as
+    earlier versions wrote it: not known."""
     data_fingerprint: str | None = None
     recipe: str | None = None
     epochs: Number | None = None

@@ -1,8 +1,9 @@
 """Fine-tuning: train one extracted subnet on its own, for those who want the last point of accuracy.
 
-Ordinary training of a plain network from the weights that it was taken out with: SGD on a cosine, the run's training
-images and augmentation, if wanted also a teacher's output (Hinton 2015, arXiv 1503.02531; OFA, arXiv 1908.09791,
-section 3.3). What a step draws follows from the seed and the step alone, as in `trainonce.training.loop`.
+Ordinary training of a plain network from the weights that it was taken out with: SGD on a cosine or AdamW on one
+cycle, the run's training images and augmentation, if wanted also a teacher's output (Hinton 2015, arXiv 1503.02531;
+OFA, arXiv 1908.09791, section 3.3). What a step draws follows from the seed and the step alone, as in
+`trainonce.training.loop`.
 """
 
 import math

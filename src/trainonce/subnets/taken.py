@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from trainonce.data import DataSet
+from trainonce.data import DATASET_NAMES, DataSet
 from trainonce.evaluation.evaluator import EvaluateSettings, Score
 from trainonce.models import Supernet
 from trainonce.run.directory import RunDirectory
@@ -32,6 +32,7 @@ def describe_taken(
         "trained": {
             "run": str(run.path.resolve()),
             "data": data.name,
+            "published": data.source.name_or_path in DATASET_NAMES and data.source.fold is None,
             "data_fingerprint": config.data_fingerprint,
             "recipe": config.recipe.name,
             "epochs": reached.epochs,

@@ -32,6 +32,7 @@ from trainonce.lab.measures.recorded import (
 )
 from trainonce.lab.measures.transfer import loss_transfer
 from trainonce.models import Supernet
+from trainonce.names import plain
 from trainonce.nn.dropout import dropouts
 from trainonce.settings import Settings
 from trainonce.space import Architecture
@@ -101,7 +102,7 @@ def _by_gradients(
     losses = [_loss(lab, probe) for probe in probes]
     parameters = dict(lab.named_parameters())
     batches = partial(_training, data, settings)
-    gradients = gradient_agreement(losses, parameters, batches, group=_part)
+    gradients = gradient_agreement(losses, parameters, batches, group=net.part_of)
     pairs = zip(batches(), _held_out(data.validate, data, settings), strict=True)
     transfer = loss_transfer(losses, parameters, pairs, lr=settings.lr)
     return (
@@ -160,16 +161,10 @@ def _loss(net: Supernet, arch: Architecture) -> Callable[[Images], Tensor]:
     return lambda batch: F.cross_entropy(net(batch[0], arch), batch[1])
 
 
-def _part(name: str) -> str:
-    """The block, or fixed part, of the network that a parameter belongs to."""
-    first, *rest = name.split(".")
-    return rest[0].replace("_", ".") if first == "blocks" else first
-
-
 def _label(net: Supernet, arch: Architecture) -> str:
     if arch in (net.space.smallest(), net.space.largest()):
         return "smallest" if arch == net.space.smallest() else "largest"
-    return f"{net.cost_of(arch).macs / 1e6:.3g} M"
+    return f"{plain(net.cost_of(arch).macs / 1e6, 3)} M"
 
 
 def _training(data: DataSet, settings: MeasureSettings) -> Iterator[Images]:

@@ -1,5 +1,6 @@
 """A person's own network as a supernet, whose largest subnet is that network."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,6 +31,9 @@ from trainonce.sampling import MacsSampler
 from trainonce.space import Architecture, SearchSpace
 
 T = TypeVar("T", bound="Traced")
+
+NUMBERED = re.compile(r"((?:[^.]+\.)*?\d+(?:\.\d+)*)\.")
+"""The outermost module of a path that has a number for a name, with the numbers that follow: `layer1.0.conv`."""
 
 
 def _graph(value: Any) -> GraphSpec:
@@ -177,6 +181,12 @@ class Traced(Supernet):
         """As `Supernet.ways_to_smaller`: stages where they are rigid, and a network from nothing."""
         ways = "--image-size" if self.settings.stages else "--stages or --image-size"
         return f"with {ways}, or begin without a network of your own: one from nothing can be smaller"
+
+    def part_of(self, parameter: str) -> str:
+        """The numbered module of the network that it lies in, such as `layer1.0`, else the module that has it."""
+        path = parameter.removeprefix("network.")
+        numbered = NUMBERED.match(path)
+        return numbered[1] if numbered else path.rpartition(".")[0] or path
 
     def describe(self, arch: Architecture) -> GraphSpec:
         return self._described(self._inside(self.space.check(arch)))

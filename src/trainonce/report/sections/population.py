@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from trainonce.evaluation.evaluator import wilson
 from trainonce.evaluation.population import Bucket, make_buckets
 from trainonce.models import build
-from trainonce.names import plural
+from trainonce.names import plain, plural
 from trainonce.report.figures.charts import millions
 from trainonce.report.figures.population import (
     ArmPopulation,
@@ -109,7 +109,7 @@ def _population_title(info: PopulationInfo) -> str:
 def _medians(info: PopulationInfo) -> str:
     said = []
     for arm in info.arms:
-        medians = ", ".join(f"{s.median:.1f}% at {s.bucket.centre / 1e6:.3g} M" for s in arm.summaries)
+        medians = ", ".join(f"{s.median:.1f}% at {plain(s.bucket.centre / 1e6, 3)} M" for s in arm.summaries)
         said.append(f"Medians of {arm.label}: {medians}.")
     return " ".join(said)
 
