@@ -278,6 +278,8 @@ class Queue:
             plan=study.evaluate,
             source=data.source,
             fingerprint=data.fingerprint(),
+            preparation=data.preparation,
+            data=None,
             data_dir=self.data_dir,
             device=self.device,
             beside=self.workers,

@@ -23,8 +23,10 @@ from trainonce.training.settings import Progress
         (79, 60, "Still rising"),
         (70, 49, "Overfitting"),
         (84, 80, "Still rising"),
-        (80, 70, "Level"),
+        (89, 72, "Still rising"),
+        (90, 80, "Level"),
         (90, 70, "Level"),
+        (93, 90, "Still rising"),
         (95, 70, "Overfitting"),
         (98, 99, "Level"),
     ],
@@ -34,6 +36,12 @@ def test_the_rule_of_thumb(train: float, validate: float, said: str) -> None:
     assert sentence.startswith(said)
     assert f"{train:.1f}%" in sentence
     assert f"{validate:.1f}%" in sentence
+
+
+def test_one_error_in_eight_is_avoided_by_twice_the_time() -> None:
+    for validate, gain in ((60.0, "some 5 points"), (88.0, "some 2 points"), (88.1, "a point or less")):
+        assert outlook(85.0, validate).endswith(f"Twice the time would likely give {gain} more.") == (validate > 60)
+        assert outlook(75.0, validate).endswith(f"Twice the time would likely give {gain} more.")
 
 
 def test_what_is_learned_is_of_the_last_epoch() -> None:

@@ -174,8 +174,7 @@ def train(
     """
     with importing():
         from trainonce.parallel.distributed import is_first_process
-        from trainonce.pipeline import train
-        from trainonce.pipeline.training import BESIDE_RESUME
+        from trainonce.pipeline.training import BESIDE_RESUME, train
 
     if resume is not None:
         refuse_beside(context, "--resume", BESIDE_RESUME | {"as_json"})
