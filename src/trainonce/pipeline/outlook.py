@@ -28,7 +28,9 @@ def outlook(train: float, validate: float) -> str:
         return f"Overfitting: {shown}. More images, or stronger variation of them, would help more than time."
     if train < LEARNING or train < min(validate + ALIKE, LEARNED):
         points = (100 - validate) / AVOIDED
-        gain = "a point or less" if points < 1.5 else f"some {points:.0f} points"
+        gain = (
+            "less than a point" if points < 0.75 else "about a point" if points < 1.5 else f"some {points:.0f} points"
+        )
         return f"Still rising: {shown}. Twice the time would likely give {gain} more."
     return f"Level: {shown}. Training longer would likely give little."
 
