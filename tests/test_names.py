@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,10 +165,11 @@ def test_colours_of_our_own_stay() -> None:
 
 @given(st.floats(1e-9, 1e15), st.integers(1, 17))
 def test_a_plain_number_has_no_exponent(number: float, digits: int) -> None:
-    """And is what Python rounds it to, with one."""
+    """And is what Python rounds it to, with one; of larger numbers all whole ones are kept."""
     said = plain(number, digits)
     assert re.fullmatch(r"\d+(\.\d*[1-9])?", said)
-    assert float(said) == float(f"{number:.{digits - 1}e}")
+    assert float(said) == (round(number) if number >= 10**digits else float(f"{number:.{digits - 1}e}"))
+    assert plain(np.float64(number), digits) == said
 
 
 def test_more_than_a_thousand_million_have_no_exponent(
@@ -181,10 +183,10 @@ def test_more_than_a_thousand_million_have_no_exponent(
     display.say_family(net)
     display.say_unused(net, [2e9])
     said = " ".join(capsys.readouterr().err.split())
-    assert "subnets of 1230 to 1230 M MACs, 5680 to 5680 M parameters" in said
-    assert "No subnet has more than 1230 M MACs" in said
-    assert _title(description) == "A subnet of 1230 million MACs"
-    assert _label(net, other) == "1230 M"
+    assert "subnets of 1234 to 1234 M MACs, 5678 to 5678 M parameters" in said
+    assert "No subnet has more than 1234 M MACs" in said
+    assert _title(description) == "A subnet of 1234 million MACs"
+    assert _label(net, other) == "1234 M"
     arm = SimpleNamespace(label="x", summaries=[SimpleNamespace(median=50.0, bucket=Bucket(1.234e9, 1e6))])
     info: Any = SimpleNamespace(arms=[arm])
-    assert _medians(info) == "Medians of x: 50.0% at 1230 M."
+    assert _medians(info) == "Medians of x: 50.0% at 1234 M."

@@ -5,7 +5,7 @@ import os
 import shlex
 import unicodedata
 from collections.abc import Iterable
-from decimal import ROUND_HALF_EVEN, Context
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,8 +125,10 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 
 def plain(number: float, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
-    """A finite number to so many significant digits without an exponent, as options read it: 230, 12.5, 0.00004.
+    """A number to so many significant digits without an exponent, as options read it: 230, 12.5, 0.00004.
 
-    `rounding` is one of the `decimal` module's.
+    Whole ones are kept all. `rounding` is one of the `decimal` module's.
     """
-    return f"{Context(prec=digits, rounding=rounding).create_decimal(number).normalize():f}"
+    exact = Decimal(float(number))
+    digits = max(digits, exact.adjusted() + 1) if exact.is_finite() else digits
+    return f"{Context(prec=digits, rounding=rounding).create_decimal(exact).normalize():f}"

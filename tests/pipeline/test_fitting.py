@@ -25,6 +25,7 @@ from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, score
 from trainonce.evaluation.population import draw_candidates, drawn_over
 from trainonce.export.reference import read_reference
+from trainonce.files import write_atomic
 from trainonce.models import MobileNetV3
 from trainonce.models.traced import elastic
 from trainonce.pipeline import fitting
@@ -39,7 +40,7 @@ from trainonce.pipeline.fitting_images import fit
 from trainonce.pipeline.outlook import learned
 from trainonce.pipeline.verifying import verify
 from trainonce.recipes import ONLY_LARGEST, RECIPES, Phase, Recipe
-from trainonce.records import read_json
+from trainonce.records import read_json, to_json
 from trainonce.run.directory import RunDirectory, Start
 from trainonce.subnets import read_subnet
 from trainonce.subnets.finetune import FinetunePace
@@ -206,7 +207,7 @@ def test_a_devices_directory_is_named_in_plain_decimals() -> None:
         "5M",
         "0.8M",
         "0.00004M",
-        "12340M",
+        "12345M",
         "20000M",
     ]
 
@@ -427,6 +428,9 @@ def test_what_cannot_be_is_refused(
     for another, start in ((make_net(seed=1), started), (make_net(kernel_sizes=(3, 7)), None)):
         with pytest.raises(UserError, match=" was begun with another network, or other weights to begin with: "):
             fit_supernet(another, RECIPE, make_known(), run, settings_of(net), start=start)
+    record = FitRecord.parse(read_json(run.fit_file), where="it")
+    rough = record.settings.model_copy(update={"max_macs": tuple(one + 1e-9 for one in record.settings.max_macs)})
+    write_atomic(run.fit_file, to_json(record.model_copy(update={"settings": rough}).model_dump(mode="json")))
     reworded = RECIPE.model_copy(update={"about": "In other words."})
     assert fit_supernet(make_net(), reworded, make_known(), run, settings_of(net)) == whole[1]
     run.fit_file.unlink()

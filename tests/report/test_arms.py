@@ -11,6 +11,7 @@ from scipy import stats
 
 from trainonce import pipeline
 from trainonce.data import DataSource
+from trainonce.data.dataset import Preparation
 from trainonce.records import to_json
 from trainonce.report import read_groups, times_info
 from trainonce.report.figures.studies import seeds_info
@@ -112,6 +113,23 @@ def test_where_images_and_first_weights_lay_does_not_matter(synthetic: Any, tmp_
 def test_what_else_the_weights_follow_from_does(synthetic: Any, tmp_path: Path, values: dict[str, Any]) -> None:
     runs = [synthetic.run(tmp_path / "0", seed=0), changed(synthetic.run(tmp_path / "1", seed=1), **values)]
     assert arms_of(runs) == ["rss (0)", "rss (1)"]
+
+
+def test_how_it_was_computed_tells_runs_apart(synthetic: Any, tmp_path: Path) -> None:
+    runs = [synthetic.run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
+    changed(runs[1], precision="bfloat16")
+    changed(runs[2], sync_batch_norm=True)
+    assert len(set(arms_of(runs))) == 3
+
+
+def test_runs_of_before_images_were_recorded_as_prepared_are_seeds_of_one_arm(synthetic: Any, tmp_path: Path) -> None:
+    prepared = Preparation(mean=(0.5,), std=(0.2,), augmentation=())
+    runs = [changed(synthetic.run(tmp_path / f"{seed}", seed=seed), preparation=None) for seed in range(3)]
+    changed(runs[1], preparation=prepared)
+    assert set(arms_of(runs)) == {"rss"}
+    changed(runs[0], preparation=prepared)
+    changed(runs[2], preparation=prepared.model_copy(update={"mean": (0.4,)}))
+    assert len(set(arms_of(runs))) == 2
 
 
 def test_directories_of_one_name_are_told_apart_by_their_paths(synthetic: Any, tmp_path: Path) -> None:

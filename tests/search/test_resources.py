@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.support.latency_tables import table_with
 
@@ -58,6 +59,15 @@ def test_what_a_refused_count_is_told_to_say_is_that_count(written: str) -> None
         quantity("macs", written)
     said = str(refused.value).partition(" Say ")[2].partition(" for ")[0]
     assert quantity("macs", said) == float(written)
+
+
+def test_a_number_is_read_as_if_it_were_written() -> None:
+    """Whatever arithmetic gave it, and of whatever type it is."""
+    for number in (25 / 12, 0.1 + 0.2, 1e-5, 10.0, float(np.float32(0.3))):
+        assert quantity("macs", number) == pytest.approx(1e6 * float(number))
+    for number in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="takes a positive number"):
+            quantity("macs", number)
 
 
 def test_counts_are_those_of_the_extracted_network(net: MobileNetV3) -> None:

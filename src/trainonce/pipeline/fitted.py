@@ -39,7 +39,7 @@ class FitSettings(Settings):
     def _check_macs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if len({name_of(value) for value in values}) < len(values):
             raise ValueError("must differ, by more than a ten-thousandth")
-        return values
+        return tuple(round(value, 6) for value in values)  # as `quantity` has it, so that 4.1 million is 4.1M
 
 
 @final

@@ -176,7 +176,7 @@ class _Fit:
 
     def go(self) -> list[Fitted]:
         """All stages that are not done yet."""
-        plain = None
+        compared = None
         if is_there(self.run.config_file):
             planned = self._bring_back()
             if len(self.done) == len(self.settings.max_macs):
@@ -186,12 +186,12 @@ class _Fit:
                 f"{len(self.done)} of {len(self.settings.max_macs)} devices are done"
             )
         else:
-            plain, planned = self._plan()
+            compared, planned = self._plan()
         with self.run.lock():
-            if plain is not None:
+            if compared is not None:
                 if is_there(self.run.config_file):
                     raise UserError(f"another process has begun {self.run.path} meanwhile: run the same command again")
-                self.run.write_baseline(plain)
+                self.run.write_baseline(compared)
                 self._record()
             self._carry_out(*planned)
         return self.done
@@ -203,11 +203,11 @@ class _Fit:
                 f"the recipe {self.asked.name} has no time for fine-tuning (finetune_share): leave --finetune-lr out, "
                 "or take another with --recipe"
             )
-        plain = baseline(self.data)
-        self.watch.stage(f"For comparison: {plain}")
+        compared = baseline(self.data)
+        self.watch.stage(f"For comparison: {compared}")
         self.watch.stage("Timing some steps of training")
         needed = self._needed(self.asked)
-        return plain, planned_recipe(self.net, needed, self.data, self.settings, spent_s=self.seconds())
+        return compared, planned_recipe(self.net, needed, self.data, self.settings, spent_s=self.seconds())
 
     def _carry_out(self, recipe: Recipe, step_s: tuple[float, ...]) -> None:
         self.optimizer, self.class_balance, self.drawn = recipe.finetuned_by, recipe.class_balance, drawn_over(recipe)
@@ -478,7 +478,8 @@ class _Fit:
 
     def _begins_as(self, config: RunConfig) -> bool:
         """Whether a run's network and what it began with are what is given."""
-        if (config.family, config.start) != (self.net.family, self.start):
+        began, begins = (start and start.identity() for start in (config.start, self.start))
+        if (config.family, began) != (self.net.family, begins):
             return False
         settings = type(self.net.settings)
         return settings.parse(config.model, where=str(self.run.config_file)) == self.net.settings

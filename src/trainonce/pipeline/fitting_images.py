@@ -166,8 +166,7 @@ class _Fitting:
         largest = net.cost_of(net.space.largest()).macs
         values = {
             "minutes": minutes,
-            "max_macs": [quantity("macs", str(most)) for most in self.max_macs]
-            or [share * largest for share in SHARES],
+            "max_macs": [quantity("macs", most) for most in self.max_macs] or [share * largest for share in SHARES],
             "finetune_lr": self.finetune_lr,
             "seed": self.seed,
             "device": self.device,

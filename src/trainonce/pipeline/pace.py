@@ -48,7 +48,8 @@ class Pace:
     def seconds(self, net: Supernet, recipe: Recipe, *, passes: int = 4, processes: int = 1) -> float:
         """About how many seconds it takes to train a supernet like `net` by a recipe.
 
-        Of several processes each times its share of a batch; what they say to each other is left out.
+        Of several processes each times its share of a batch. What they say to each other is left out, and that each
+        loads and varies whole batches of images that are mixed.
         """
         images = recipe.images_per_step(len(self.data.train))
         own = recipe.model_copy(update={"batch_size": max(2, -(-images // processes))})

@@ -1,5 +1,6 @@
 """What runs and studies came to, as a page that opens offline, or as one picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def report(
     The page is `out`, or in the directory given first: report.html for that directory, compared.html for several.
     A directory that is named twice is one. Raises `UserError` for what cannot be read or drawn.
     """
-    places = list(dict.fromkeys(map(Path, paths)))
+    places = _once(paths)
     if not places:
         raise UserError("name the directory of a run or of a study to report on")
     page = Path(out or places[0] / ("report.html" if len(places) == 1 else "compared.html"))
@@ -57,7 +58,15 @@ def draw(
     What the picture shows comes back. A run that is named twice is one. Raises `UserError` for what cannot be read or
     drawn.
     """
-    places = [RunDirectory(run) for run in dict.fromkeys(map(Path, runs))]
+    places = [RunDirectory(run) for run in _once(runs)]
     info = population_info(places, split, centres_of(buckets), bucket_half_width)
     save_chart(draw_population(info), Path(out))
     return info
+
+
+def _once(paths: Sequence[str | Path]) -> list[Path]:
+    """Each directory once, however it is named, under the name it has first."""
+    named: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        named.setdefault(path.resolve(), path)
+    return list(named.values())

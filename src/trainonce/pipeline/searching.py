@@ -288,7 +288,7 @@ def limits_of(
     Raises `UserError` for what is no quantity, no target, and for a table missing.
     """
     numbers = numbers_of(target)
-    values = {name: quantity(name, str(amount)) for name, amount in most.items()}
+    values = {name: quantity(name, amount) for name, amount in most.items()}
     return [
         Limit(resource=resource_named(name, net, latency_table=table, numbers=numbers, target=target), most=value)
         for name, value in values.items()

@@ -225,7 +225,8 @@ def arms_of(runs: Sequence[RunDirectory]) -> list[str]:
     places = [
         name if names.count(name) == 1 else printable(str(run.path)) for name, run in zip(names, runs, strict=True)
     ]
-    alike = [(_but_for_seed(config), config.seed) for config in configs]
+    unknown = any(config.preparation is None for config in configs)  # as runs of earlier versions have it
+    alike = [(_but_for_seed(config, unknown), config.seed) for config in configs]
     kinds = [one[0] if alike.count(one) == 1 else place for one, place in zip(alike, places, strict=True)]
     firsts = [places[kinds.index(kind)] + (" …" if kinds.count(kind) > 1 else "") for kind in kinds]
     passes = [f", {config.recipe.passes:.4g} passes" for config in configs]
@@ -239,16 +240,21 @@ def _told_apart(arms: Sequence[str], kinds: Sequence[str], words: Sequence[str])
     return [arm + word if of[arm] > 1 else arm for arm, word in zip(arms, words, strict=True)]
 
 
-def _but_for_seed(config: RunConfig) -> str:
-    """What runs that differ by their seed alone have in common, wherever their images and first weights lay."""
+def _but_for_seed(config: RunConfig, unknown: bool) -> str:
+    """What runs that differ by their seed alone have in common, wherever their images and first weights lay.
+
+    `unknown` leaves out how images were prepared.
+    """
     same: dict[str, object] = {
         "seed": 0,
         "data": DataSource(mean=config.data.mean, std=config.data.std),  # the fingerprint has the images
         "recipe": config.recipe.model_copy(update={"about": ""}),
-        "start": config.start and config.start.model_copy(update={"file": None}),
         "imported": config.imported and config.imported.model_copy(update={"file": ""}),
     }
-    return json.dumps(config.model_copy(update=same).identity(), sort_keys=True)
+    if unknown:
+        same["preparation"] = None
+    how = config.precision, config.sync_batch_norm
+    return json.dumps([how, config.model_copy(update=same).identity()], sort_keys=True)
 
 
 def read_study(path: str | Path, split: SplitName | None = None) -> Group:

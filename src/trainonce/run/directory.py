@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ class Start(Settings):
     fresh_head: bool
     """Whether the last layer was drawn anew."""
 
+    def identity(self) -> Self:
+        """What must be the same for a run to go on: everything but where the file lay."""
+        return self.model_copy(update={"file": None})
+
 
 class RunConfig(Settings):
     """Everything that a run's weights follow from, and where it was run."""
@@ -115,7 +119,8 @@ class RunConfig(Settings):
         """
         unknown = {"preparation"} if self.preparation is None else set()
         values = self.model_dump(mode="json", exclude=HOW | unknown)
-        return values | {"data": self.data.identity()}
+        start = self.start and self.start.identity().model_dump(mode="json")
+        return values | {"data": self.data.identity(), "start": start}
 
     def prepared_otherwise(self, data: DataSet) -> str:
         """How images are normalised or varied otherwise than the run's, in words; empty where nothing is known to be.

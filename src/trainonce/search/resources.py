@@ -75,11 +75,14 @@ class Limit:
         return f"at most {self.resource.text(self.most)}"
 
 
-def quantity(name: str, text: str, *, said: str = "") -> float:
+def quantity(name: str, amount: str | float, *, said: str = "") -> float:
     """What a person wrote as a limit on a resource (10, 10M, 5ms, 2.5MB, 512KiB), in the resource's own unit.
+
+    A number is as if written without a unit.
 
     Raises `UserError` that says what would be right; `said` is what it calls the limit, --max-NAME by default.
     """
+    text = amount if isinstance(amount, str) else plain(amount, 15)
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})\s*([a-zµ]*)\s*", text, re.IGNORECASE)
     worth = UNITS[name].get(found[2].lower()) if found else None
     if found is None or worth is None:
