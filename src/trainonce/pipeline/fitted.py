@@ -5,12 +5,14 @@ from typing import Annotated, final
 
 from pydantic import Field, field_validator
 
+from trainonce.data import DataSet
 from trainonce.evaluation.evaluator import Score
 from trainonce.evaluation.per_class import PerClass
+from trainonce.models import Supernet
 from trainonce.names import plain
 from trainonce.recipes import Recipe
 from trainonce.records import read_json
-from trainonce.run.directory import RunDirectory
+from trainonce.run.directory import RunConfig, RunDirectory, Start
 from trainonce.settings import Settings
 
 
@@ -108,3 +110,50 @@ class FitRecord(Settings):
 def fit_recorded(run: RunDirectory) -> FitRecord:
     """What `fit.json` of a run says. Raises `UserError` where it is damaged."""
     return FitRecord.parse(read_json(run.fit_file), where=str(run.fit_file))
+
+
+def begun_otherwise(
+    record: FitRecord,
+    config: RunConfig,
+    settings: FitSettings,
+    recipe: Recipe,
+    net: Supernet,
+    data: DataSet,
+    start: Start | None,
+) -> str:
+    """How a fit was begun, if otherwise than it is asked for now: the first thing that differs, in words, else "".
+
+    Of fits of earlier versions only the scaled recipe is known. Raises `UserError` where the run's model is damaged.
+    """
+    before = record.settings.model_dump(exclude={"device"})
+    for key, wanted in settings.model_dump(exclude={"device"}).items():
+        if before[key] != wanted:
+            return f"{_asked(key, before[key])}, not {_asked(key, wanted)}"
+    if config.data_fingerprint != data.fingerprint():
+        return "with other images, or other ones held out"
+    if otherwise := config.prepared_otherwise(data):
+        return f"with images that were normalised or varied otherwise ({otherwise})"
+    if recipe.name != config.recipe.name:
+        return f"by the recipe {config.recipe.name}, not {recipe.name}"
+    if recipe.class_balance != config.recipe.class_balance:
+        return f"with --class-balance {config.recipe.class_balance:g}, not {recipe.class_balance:g}"
+    if record.recipe and record.recipe.model_dump(exclude={"about"}) != recipe.model_dump(exclude={"about"}):
+        return f"by another recipe of the name {recipe.name}"
+    began, begins = (one and one.identity() for one in (config.start, start))
+    if (config.family, began) != (net.family, begins) or _model(config, net) != net.settings:
+        return "with another network, or other weights to begin with"
+    return ""
+
+
+def _model(config: RunConfig, net: Supernet) -> Settings:
+    """A run's settings of the supernet, as the family of `net` reads them."""
+    return type(net.settings).parse(config.model, where="run.json")
+
+
+def _asked(key: str, value: tuple[float, ...] | float | None) -> str:
+    """A value of `FitSettings`, as a person asks for it on the command line."""
+    option = f"--{key.replace('_', '-')}"
+    if value is None:
+        return f"without {option}"
+    values = [macs / 1e6 for macs in value] if isinstance(value, tuple) else [value]
+    return "with " + " ".join(f"{option} {one if isinstance(one, int) else f'{one:.7g}'}" for one in values)

@@ -24,11 +24,11 @@ from trainonce.files import is_there, write_atomic
 from trainonce.models import Supernet
 from trainonce.names import plain
 from trainonce.nn.kinds import spec_of
-from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, fit_recorded, name_of
+from trainonce.pipeline.fitted import FitRecord, FitSettings, Fitted, begun_otherwise, fit_recorded, name_of
 from trainonce.pipeline.pace import Planned, for_minutes, planned_seconds, said_left_out, seconds_to_score
 from trainonce.recipes import Recipe, largest_alone, phases_of_largest, timetable
 from trainonce.records import to_json
-from trainonce.run.directory import RunConfig, RunDirectory, Start, provenance
+from trainonce.run.directory import RunDirectory, Start, provenance
 from trainonce.settings import refuse_subclass
 from trainonce.space import Architecture
 from trainonce.subnets import read_subnet, verify_subnet, write_subnet
@@ -455,54 +455,14 @@ class _Fit:
         if not is_there(self.run.fit_file):
             raise UserError(f"{path} holds a run that `trainonce fit` did not make: name another directory with --out")
         record = fit_recorded(self.run)
-        before = record.settings.model_dump(exclude={"device"})
         config = self.run.checked_config()
-        others = [
-            f"{_asked(key, before[key])}, not {_asked(key, wanted)}"
-            for key, wanted in self.settings.model_dump(exclude={"device"}).items()
-            if before[key] != wanted
-        ]
-        if config.data_fingerprint != self.data.fingerprint():
-            others.append("with other images, or other ones held out")
-        if otherwise := config.prepared_otherwise(self.data):
-            others.append(f"with images that were normalised or varied otherwise ({otherwise})")
-        others += _other_recipe(self.asked, asked=record.recipe, scaled=config.recipe)
-        if not self._begins_as(config):
-            others.append("with another network, or other weights to begin with")
-        if others:
-            raise UserError(f"{path} was begun {others[0]}: ask for the same, or name another directory with --out")
+        otherwise = begun_otherwise(record, config, self.settings, self.asked, self.net, self.data, self.start)
+        if otherwise:
+            raise UserError(f"{path} was begun {otherwise}: ask for the same, or name another directory with --out")
         self.trained, self.spent, self.done = record.trained, record.seconds, list(record.devices)
         if not self.trained and (lines := self.run.metrics()):
             self.spent += lines[-1].seconds or 0.0
         return Planned(config.recipe, config.planned_step_s)
-
-    def _begins_as(self, config: RunConfig) -> bool:
-        """Whether a run's network and what it began with are what is given."""
-        began, begins = (start and start.identity() for start in (config.start, self.start))
-        if (config.family, began) != (self.net.family, begins):
-            return False
-        settings = type(self.net.settings)
-        return settings.parse(config.model, where=str(self.run.config_file)) == self.net.settings
-
-
-def _other_recipe(recipe: Recipe, *, asked: Recipe | None, scaled: Recipe) -> list[str]:
-    """How a run was begun, if not by `recipe`; of runs of earlier versions only the scaled recipe is known."""
-    if recipe.name != scaled.name:
-        return [f"by the recipe {scaled.name}, not {recipe.name}"]
-    if recipe.class_balance != scaled.class_balance:
-        return [f"with --class-balance {scaled.class_balance:g}, not {recipe.class_balance:g}"]
-    if asked is not None and recipe.model_dump(exclude={"about"}) != asked.model_dump(exclude={"about"}):
-        return [f"by another recipe of the name {recipe.name}"]
-    return []
-
-
-def _asked(key: str, value: tuple[float, ...] | float | None) -> str:
-    """A value of `FitSettings`, as a person asks for it on the command line."""
-    option = f"--{key.replace('_', '-')}"
-    if value is None:
-        return f"without {option}"
-    values = [macs / 1e6 for macs in value] if isinstance(value, tuple) else [value]
-    return "with " + " ".join(f"{option} {one if isinstance(one, int) else f'{one:.7g}'}" for one in values)
 
 
 def _minutes(seconds: float) -> str:
