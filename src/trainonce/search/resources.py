@@ -117,7 +117,7 @@ def resource_named(
         raise UserError(f"no resource {name!r}; the resources are {', '.join(NAMES)}")
     if name == "latency":
         if latency_table is None:
-            raise UserError("latency needs a table of this device: trainonce latency build, then --latency TABLE")
+            raise UserError("latency needs a table of this device: trainonce latency build makes one")
         return Resource(name=name, of=_latency(net, latency_table))
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
@@ -168,11 +168,16 @@ def table_at(
 ) -> Path | None:
     """The latency table that a person names: a file, or a name in RUN/latency; without a name, the only one there.
 
-    Raises `UserError` where there is no such table, and where one is needed, none is named and several are there: `by`
-    says how one names it. Else None where none is named and not just one is there.
+    Raises `UserError` where there is no such table, and where one is needed, none is named and none or several are
+    there: `by` says how one names it. Else None where none is named and not just one is there.
     """
     there = sorted(run.latency.glob("*.json")) if run.latency.is_dir() else []
     if named is None:
+        if needed and not there:
+            raise UserError(
+                f"latency needs a table of this device: `trainonce latency build {run.path}` makes one; another is "
+                f"named {by}"
+            )
         if needed and len(there) > 1:
             raise UserError(f"{run.latency} has {', '.join(path.stem for path in there)}: say which {by}")
         return there[0] if len(there) == 1 else None
