@@ -249,7 +249,9 @@ class TestFailure:
         trainonce("ship", trained, "fridge").refused("no device 'fridge'")
         trainonce("ship", tmp_path, "phone").refused("holds no run")
         (tmp_path / "slow.toml").write_text('target = "onnx"\nmax_latency = "3ms"\n')
-        trainonce("ship", trained, tmp_path / "slow.toml").refused("makes one; another is named with latency in its file")
+        trainonce("ship", trained, tmp_path / "slow.toml").refused(
+            "makes one; another is named with latency in its file"
+        )
         run = Path(shutil.copytree(trained, tmp_path / "run"))
         (run / "latency").mkdir()
         for name in ("phone", "laptop"):

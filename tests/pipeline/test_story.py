@@ -148,7 +148,9 @@ def test_a_search_tells_what_front_json_says(story: Story) -> None:
     assert story.searched.front is not None
     assert settled(story.searched.front.to_json()) == settled(found)
     assert story.searched.result is not None
-    assert str(story.searched.result.best.arch) == found["search"]["best"]["arch"]
+    assert str(story.searched.result.search.best.arch) == found["search"]["best"]["arch"]
+    assert story.searched.best is not None
+    assert story.searched.best.to_json() == found["best"]
     assert story.searched.test is not None
     assert story.searched.test.to_json() == found["test"]
 

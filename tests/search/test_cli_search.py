@@ -82,10 +82,15 @@ class TestStory:
             assert [e["macs"] for e in front] == sorted((e["macs"] for e in front), reverse=True)
         assert not run.population_file.exists()
 
+    def test_to_take_is_the_one_of_least_loss(self, trained: Path, thousands: int, searched: dict[str, Any]) -> None:
+        lines = [line for line in RunDirectory(trained).searched() if line.split == "validate"]
+        assert all(line.macs <= thousands * 1e3 for line in lines)
+        best = min(lines, key=lambda line: line.loss)
+        assert searched["best"] == best.model_dump(include={"arch", "top1", "loss", "images"})
+
     def test_the_test_split_is_read_once_for_the_best_alone(self, trained: Path, searched: dict[str, Any]) -> None:
         lines = [line for line in RunDirectory(trained).searched() if line.split == "test"]
-        best = max((searched[side]["best"] for side in ("search", "control")), key=lambda entry: entry["top1"])
-        assert [line.arch for line in lines] == [best["arch"]]
+        assert [line.arch for line in lines] == [searched["best"]["arch"]]
         assert searched["test"] == lines[0].model_dump(include={"arch", "top1", "loss", "images"})
         assert searched["test"]["images"] == 359
 
@@ -98,7 +103,11 @@ class TestStory:
         assert RunDirectory(trained).search_file.read_bytes() == before
         best = searched["search"]["best"]
         assert "Of 12 scores asked for, 0 were made now; 12 were there already." in err
-        assert f"Next: trainonce extract {trained} {best['arch']}" in err
+        to_take = searched["best"]
+        assert f"Next: trainonce extract {trained} {to_take['arch']}" in err
+        assert f"{to_take['arch']} has the least loss on validate ({to_take['loss']:.3f}; top-1" in " ".join(
+            out.split()
+        )
         assert f"{best['top1']:.2f}" in out
         assert "Random search, with 6:" in out
 
@@ -112,7 +121,8 @@ class TestStory:
         description = described.to_json()
         lines = [line for line in RunDirectory(trained).searched() if line.split == "validate"]
         chosen = next(line for line in lines if line.arch == description["architecture"])
-        assert chosen.top1 == max(line.top1 for line in lines if line.macs <= thousands * 1e3)
+        assert chosen.loss == min(line.loss for line in lines if line.macs <= thousands * 1e3)
+        assert chosen.arch == searched["best"]["arch"]
         assert description["scores"]["validate"]["top1"] == pytest.approx(chosen.top1)
         trainonce("extract", trained, "--max-size", "1kB").refused("no evaluated subnet fits the budget")
         assert spec_of(network).num_classes == 10

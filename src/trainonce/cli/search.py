@@ -34,6 +34,7 @@ from trainonce.names import command
 if TYPE_CHECKING:
     from trainonce.pipeline.searching import Searched, SearchPlan
     from trainonce.search import SearchResult
+    from trainonce.search.recorded import ChosenSubnet
 
 
 def search(
@@ -59,7 +60,9 @@ def search(
         bool, typer.Option(help="Predict top-1 from what is recorded, where that is good enough.")
     ] = True,
     control: Annotated[bool, typer.Option(help="Do random search beside it.")] = True,
-    test: Annotated[bool, typer.Option("--test", help="Also score the best subnet on the test split.")] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Also score the subnet of least loss on the test split.")
+    ] = False,
     calibration_images: Annotated[
         int | None,
         typer.Option(min=2, help="Augmented images for recalibrating. Default: as the population was scored."),
@@ -119,13 +122,13 @@ def search(
         )
     if dry_run:
         display.say_duration(done.seconds, as_json)
-    elif done.result is None or done.front is None:
+    elif done.result is None or done.best is None or done.front is None:
         display.err.print(f"Stopped; {done.asked} of {done.plan.total} scores are recorded. The same command goes on.")
         raise typer.Exit(128 + (at_work.stopped_by or 0))
     elif as_json:
         display.print_json(done.front.to_json())
     else:
-        _say(done, done.result)
+        _say(done, done.result, done.best)
 
 
 def _say_plan(plan: SearchPlan) -> None:
@@ -140,18 +143,21 @@ def _say_plan(plan: SearchPlan) -> None:
     )
 
 
-def _say(done: Searched, result: SearchResult) -> None:
+def _say(done: Searched, result: SearchResult, best: ChosenSubnet) -> None:
     display.print_wide(results.front_table(result))
     for sentence in results.search_sentences(result):
         display.out.print(sentence)
+    display.out.print(
+        f"Of all scored within the limits, {best.arch} has the least loss on validate ({best.loss:.3f}; top-1 "
+        f"{best.top1:.2f}%), which says more than top-1 of how it does on other images: take that."
+    )
     if done.test is not None:
         from trainonce.evaluation.evaluator import wilson
 
         low, high = wilson(done.test.top1, done.test.images)
         display.out.print(
-            f"The better of both has {done.test.top1:.2f}% on {done.test.images} test images (95% interval "
-            f"{low:.1f} to {high:.1f})."
+            f"It has {done.test.top1:.2f}% on {done.test.images} test images (95% interval {low:.1f} to {high:.1f})."
         )
     there = f"; {done.asked - done.made} were there already" if done.asked > done.made else ""
     display.err.print(f"Of {done.asked} scores asked for, {done.made} were made now{there}.")
-    display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, str(result.best.arch))}")
+    display.err.print(f"Next: {command('trainonce', 'extract', done.plan.run.path, best.arch)}")

@@ -365,16 +365,11 @@ def pareto_front(lines: Iterable[S]) -> list[S]:
     return [ordered[place] for place in nondominated([(line.macs, -line.top1) for line in ordered])]
 
 
-def best_within(
-    lines: Iterable[S],
-    *,
-    max_macs: float | None = None,
-    max_params: float | None = None,
-    fits: Callable[[S], bool] = lambda _line: True,
-) -> S:
-    """The line of highest top-1 under the budgets; of equals, the one of fewest MACs, then first by architecture.
+def best_within(lines: Iterable[SubnetScore], fits: Callable[[SubnetScore], bool] = lambda _line: True) -> SubnetScore:
+    """Of the lines that keep a budget the one of least loss; of equals that of fewest MACs, then first by architecture.
 
-    `fits` says whether a line keeps other budgets. Raises `UserError` where none fits, naming the smallest.
+    The loss on few images tells better than top-1 which subnet has the highest top-1 on others (docs/decisions.md,
+    "What is taken out has the least loss"). Raises `UserError` where none fits, naming the smallest.
     """
     lines = list(lines)
     if not lines:
@@ -382,19 +377,14 @@ def best_within(
             "no subnet has been evaluated yet: run `trainonce evaluate` or `trainonce search` first, or name an "
             "architecture"
         )
-    fitting = [
-        line
-        for line in lines
-        if (max_macs is None or line.macs <= max_macs) and (max_params is None or line.params <= max_params)
-    ]
-    fitting = [line for line in fitting if fits(line)]
+    fitting = [line for line in lines if fits(line)]
     if not fitting:
         least = min(lines, key=lambda line: line.macs)
         raise UserError(
             f"no evaluated subnet fits the budget; the smallest of those has {least.macs / 1e6:.3f} M MACs "
             f"and {least.params / 1e6:.3f} M parameters: `trainonce search` with the budget looks for others"
         )
-    return min(fitting, key=lambda line: (-line.top1, line.macs, line.arch))
+    return min(fitting, key=lambda line: (line.loss, line.macs, line.arch))
 
 
 def middle_budget(macs: Iterable[float]) -> str:

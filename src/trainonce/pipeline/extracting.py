@@ -171,6 +171,4 @@ def _best(
     """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
     limits = limits_of(net, most, table_at(run, latency, needed="latency" in most), target=target)
     lines = newest_lines((line for line in (*run.population(), *run.searched()) if line.step == step), "validate")
-    return best_within(
-        lines, fits=lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits)
-    )
+    return best_within(lines, lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trainonce.data import DataSet
 from trainonce.errors import UserError
 from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
-from trainonce.evaluation.population import drawn_over, newest_lines
+from trainonce.evaluation.population import best_within, drawn_over, newest_lines
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
 from trainonce.parallel.fan_out import LOCAL
@@ -32,10 +32,11 @@ from trainonce.search import (
 )
 from trainonce.search.algorithm import search as search_problem
 from trainonce.search.evolution import require_optuna
-from trainonce.search.recorded import FORMAT, RecordedFront, TestedSubnet
+from trainonce.search.recorded import FORMAT, ChosenSubnet, RecordedFront
 from trainonce.search.resources import NAMES, table_at, unsuited
 from trainonce.search.score_cache import first_line, name_of
 from trainonce.settings import JsonObject
+from trainonce.space import Architecture
 
 Amount = str | float
 """A number with its unit, such as 10M or 5ms; without one millions, or milliseconds."""
@@ -76,11 +77,14 @@ class Searched:
 
     plan: SearchPlan
     result: SearchResult | None
-    """The front and the best subnet, and random search's; None unless finished."""
+    """The front and the subnet of highest top-1, and random search's; None unless finished."""
+    best: ChosenSubnet | None
+    """The subnet to take: that of least loss of all that are scored within the limits, whichever side found it; None
+    unless finished."""
     front: RecordedFront | None
     """What RUN/front.json holds; None unless finished."""
-    test: TestedSubnet | None
-    """The better subnet on the test split, where that was asked for."""
+    test: ChosenSubnet | None
+    """It on the test split, where that was asked for."""
     asked: int
     """True scores that were asked for so far."""
     made: int
@@ -239,14 +243,16 @@ def _searched(
     try:
         scores = search_problem(plan.problem, start.scores, cache, prepared.settings)
         result = search_result(plan.problem, start.scores, scores)
-        tested = _tested(cache, result, plan.data) if test else None
+        best = _chosen(best_within(cache.lines[arch] for arch in result.scored))
+        tested = _tested(cache, plan.net.space.parse(best.arch), plan.data) if test else None
     except SearchStopped:
         return _unfinished(plan, time.monotonic() - began, asked=cache.asked, made=cache.made)
-    front = _front(prepared, result, tested)
+    front = _front(prepared, result, best, tested)
     plan.run.write_front(front)
     return Searched(
         plan=plan,
         result=result,
+        best=best,
         front=front,
         test=tested,
         asked=cache.asked,
@@ -351,27 +357,37 @@ def _follows_from(
     }
 
 
-def _tested(cache: ScoreCache, result: SearchResult, data: DataSet) -> TestedSubnet:
-    """The best subnet on the test split; its score is recorded, too."""
+def _tested(cache: ScoreCache, best: Architecture, data: DataSet) -> ChosenSubnet:
+    """The subnet to take on the test split; its score is recorded, too."""
     examiner = ScoreCache(
         *(cache.run, cache.net, cache.step, Evaluator(data, "test", cache.evaluator.settings), cache.start),
         workers=cache.workers,
         cluster=cache.cluster,
         should_stop=cache.should_stop,
     )
-    best = result.best.arch
     examiner([best])
-    line = examiner.lines[best]
-    return TestedSubnet(arch=line.arch, top1=line.top1, loss=line.loss, images=line.images)
+    return _chosen(examiner.lines[best])
+
+
+def _chosen(line: SubnetScore) -> ChosenSubnet:
+    return ChosenSubnet(arch=line.arch, top1=line.top1, loss=line.loss, images=line.images)
 
 
 def _unfinished(plan: SearchPlan, seconds: float, *, asked: int = 0, made: int = 0) -> Searched:
     return Searched(
-        plan=plan, result=None, front=None, test=None, asked=asked, made=made, seconds=seconds, finished=False
+        plan=plan,
+        result=None,
+        best=None,
+        front=None,
+        test=None,
+        asked=asked,
+        made=made,
+        seconds=seconds,
+        finished=False,
     )
 
 
-def _front(prepared: _Prepared, result: SearchResult, tested: TestedSubnet | None) -> RecordedFront:
+def _front(prepared: _Prepared, result: SearchResult, best: ChosenSubnet, tested: ChosenSubnet | None) -> RecordedFront:
     """What front.json holds."""
     plan, evaluator, follows = prepared.plan, prepared.evaluator, prepared.follows
     values = {
@@ -389,6 +405,7 @@ def _front(prepared: _Prepared, result: SearchResult, tested: TestedSubnet | Non
         "control": result.control and result.control.recorded(),
         "rounds": list(result.scores.rounds),
         "finalists": result.scores.finalists,
+        "best": best,
         "test": tested,
         "provenance": provenance(plan.device),
     }

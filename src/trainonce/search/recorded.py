@@ -42,8 +42,8 @@ class FrontSide(Record):
         return self
 
 
-class TestedSubnet(Record):
-    """The score of the subnet that was chosen, on the test split."""
+class ChosenSubnet(Record):
+    """The score of the subnet that is to be taken, on one split."""
 
     arch: str
     top1: Number
@@ -87,7 +87,10 @@ class RecordedFront(Record):
     rounds: list[Round]
     finalists: Accuracy | None = None
     """How well predictions agreed with the true scores that they led to."""
-    test: TestedSubnet | None
+    best: ChosenSubnet | None = None
+    """The subnet of least loss on the split, of all that are scored within the limits; None of earlier versions."""
+    test: ChosenSubnet | None
+    """The same on the test split; of earlier versions that of highest top-1."""
     provenance: JsonObject = Field(default_factory=dict)
 
     @field_validator("format")

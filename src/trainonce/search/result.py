@@ -71,11 +71,8 @@ class SearchResult:
     search: Side
     control: Side | None
     scores: SearchScores
-
-    @property
-    def best(self) -> Entry:
-        """The subnet of highest top-1, whichever side found it: that is the one to take."""
-        return max((side.best for side in (self.search, self.control) if side), key=lambda entry: entry.top1)
+    scored: list[Architecture]
+    """All within the limits that have a true score, whether known before, or by either side."""
 
 
 def search_result(problem: Problem, recorded: Scores, scores: SearchScores) -> SearchResult:
@@ -87,7 +84,8 @@ def search_result(problem: Problem, recorded: Scores, scores: SearchScores) -> S
     box = (tuple(map(min, zip(*points, strict=True))), tuple(map(max, zip(*points, strict=True))))
     found = _side(problem, known, scores.scores, box)
     control = None if scores.control is None else _side(problem, known, scores.control, box)
-    return SearchResult(recorded=len(recorded), search=found, control=control, scores=scores)
+    scored = sorted({arch for side in sides for arch in side}, key=str)
+    return SearchResult(recorded=len(recorded), search=found, control=control, scores=scores, scored=scored)
 
 
 def _side(problem: Problem, known: Scores, own: Scores, box: tuple[Point, Point]) -> Side:

@@ -9,7 +9,7 @@ from trainonce.names import quoted
 from trainonce.report.figures.charts import ZERO, ChartRow, arm_colour, arm_dash, chart_of, layered, require_plotting
 from trainonce.report.loading import RunRecord
 from trainonce.search.predictor import PredictorReport
-from trainonce.search.recorded import FrontEntry, RecordedFront, TestedSubnet
+from trainonce.search.recorded import ChosenSubnet, FrontEntry, RecordedFront
 from trainonce.search.resources import SHOWN
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SearchInfo:
     sides: Sequence[Found]
     predictor: PredictorReport | None
     """The report on the last round's predictor."""
-    test: TestedSubnet | None
+    test: ChosenSubnet | None
 
 
 def search_info(runs: Sequence[RunRecord]) -> list[SearchInfo]:
