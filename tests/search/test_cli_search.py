@@ -105,9 +105,8 @@ class TestStory:
         assert "Of 12 scores asked for, 0 were made now; 12 were there already." in err
         to_take = searched["best"]
         assert f"Next: trainonce extract {trained} {to_take['arch']}" in err
-        assert f"{to_take['arch']} has the least loss on validate ({to_take['loss']:.3f}; top-1" in " ".join(
-            out.split()
-        )
+        told = f"{to_take['loss']:.3f}, with a top-1 of {to_take['top1']:.2f}%"
+        assert told in " ".join(out.split())
         assert f"{best['top1']:.2f}" in out
         assert "Random search, with 6:" in out
 

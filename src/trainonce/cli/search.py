@@ -148,8 +148,8 @@ def _say(done: Searched, result: SearchResult, best: ChosenSubnet) -> None:
     for sentence in results.search_sentences(result):
         display.out.print(sentence)
     display.out.print(
-        f"Of all scored within the limits, {best.arch} has the least loss on validate ({best.loss:.3f}; top-1 "
-        f"{best.top1:.2f}%), which says more than top-1 of how it does on other images: take that."
+        f"To take is the subnet of least loss on validate of all scored within the limits, since that tells better "
+        f"than top-1 how it does on other images: {best.loss:.3f}, with a top-1 of {best.top1:.2f}%."
     )
     if done.test is not None:
         from trainonce.evaluation.evaluator import wilson
