@@ -23,6 +23,10 @@ class RunError(RuntimeError):
     """Whether every process of a run raises it, so that the first need say it alone."""
 
 
+class NotFiniteError(RunError):
+    """A loss is not finite, or larger than records can hold."""
+
+
 class Stopped(Exception):
     """Ctrl-C or SIGTERM ended a command. The message says what is kept and how to go on; `code` is the exit code."""
 

@@ -46,7 +46,10 @@ def good(net: MobileNetV3, make_data: MakeData, tmp_path_factory: pytest.TempPat
         },
         "finetuned": None,
     }
-    description = describe_subnet(net, net.space.smallest(), make_data()) | {"trained": trained}
+    worst = [{"row": 3, "file": "alice_smith/3.jpg", "actual": 0, "taken_for": 1, "probability": 0.9, "of_actual": 0.1}]
+    per_class = {"split": "test", "confusion": [], "worst": worst}
+    described = describe_subnet(net, net.space.smallest(), make_data())
+    description = described | {"trained": trained, "per_class": per_class}
     save_pretrained(net.extract(net.space.smallest()), description, path)
     return path
 
@@ -166,7 +169,17 @@ class TestHub:
         for file in hub.repository("someone/pets").iterdir():
             assert b"alice" not in file.read_bytes(), file.name
         assert read_json(saved / "config.json")["trained"]["run"] == "/home/alice/my runs/pets"
-        there = read_json(hub.repository("someone/pets") / "config.json")["trained"]["provenance"]
+        pushed = read_json(hub.repository("someone/pets") / "config.json")
+        assert pushed["per_class"]["worst"][0] == {
+            "row": 3,
+            "file": None,
+            "actual": 0,
+            "taken_for": 1,
+            "probability": 0.9,
+            "of_actual": 0.1,
+        }
+        assert read_json(saved / "config.json")["per_class"]["worst"][0]["file"] == "alice_smith/3.jpg"
+        there = pushed["trained"]["provenance"]
         assert there == {"torch": "2.13", "imported": {"name": "ofa", "sha256": "f00d"}}
 
     def test_certificates_name_no_folders(self, hub: FakeHub, saved: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.command_line import trainonce
+from tests.support.latency_tables import table_with
 from tests.support.plain_target import PLAIN
 
 from trainonce.cli import display, results
@@ -18,13 +19,18 @@ from trainonce.errors import RunError, UserError
 from trainonce.export import TARGETS, certificate, extras
 from trainonce.export.certificate import Certificate
 from trainonce.export.predict import open_classifier
+from trainonce.latency import LatencyTable
+from trainonce.latency.parts import representatives
+from trainonce.latency.runtimes import TARGETS_OF
 from trainonce.models import MobileNetV3, MobileNetV3Settings
+from trainonce.nn.kinds import spec_of
 from trainonce.pipeline import export, extract, search, shipping, verify
 from trainonce.pipeline.devices import Device
 from trainonce.pipeline.searching import Amount
 from trainonce.pipeline.shipped import FILE, Shipped, ShipRecord
 from trainonce.pipeline.shipping import Shipment, ship
 from trainonce.recipes import RECIPES
+from trainonce.run import checkpoint
 from trainonce.run.directory import RunDirectory
 from trainonce.subnets import read_subnet
 from trainonce.subnets.finetune import Finetuned
@@ -140,7 +146,38 @@ class TestShip:
         monkeypatch.setattr(shipping, "search", lambda *_, **__: pytest.fail("searched again"))
         again = ship(trained, devices[::-1], scores=2, images=4, calibration_images=20, compute="cpu", workers=1)
         assert again.done == shipped.done[::-1]
-        assert ship(trained, devices, scores=2, compute="cpu", dry_run=True).seconds == 0
+        alike: dict[str, Any] = {"scores": 2, "images": 4, "calibration_images": 20, "compute": "cpu"}
+        assert ship(trained, devices, **alike, dry_run=True).seconds == 0
+
+    @pytest.mark.parametrize("other", [{"images": 5}, {"calibration_images": 30}, {"seed": 1}, {"scores": 3}])
+    def test_by_other_options_it_is_not_done(
+        self, trained: Path, shipped: Shipment, devices: list[Device], other: dict[str, int]
+    ) -> None:
+        alike: dict[str, Any] = {"scores": 2, "images": 4, "calibration_images": 20, "compute": "cpu"}
+        assert ship(trained, devices, **alike | other, dry_run=True).seconds > 0
+
+    def test_another_runs_network_is_not_taken_for_this_ones(self, trained: Path, tmp_path: Path) -> None:
+        """Two runs that differ in their weights alone, into one directory."""
+        other = shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("ship", "subnets"))
+        run = RunDirectory(other)
+        net, step = run.load_supernet()
+        found = checkpoint.load_latest(run.checkpoints)
+        assert found is not None
+        weights = {name: tensor + 1e-3 for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+        groups = {name: group | {n: weights[n] for n in group if n in weights} for name, group in found.tensors.items()}
+        checkpoint.save(run.checkpoints, step, groups, found.state)
+        desk = Device(name="desk", target="plain", max_macs="0.6M")
+        options: dict[str, Any] = {"scores": 1, "images": 1, "calibration_images": 20, "compute": "cpu", "workers": 1}
+        networks = []
+        for place in (trained, Path(other)):
+            ship(place, [desk], **options, out=tmp_path / "out")
+            network, described = read_subnet(tmp_path / "out" / "desk")
+            assert described.trained is not None
+            assert described.trained.run == str(place.resolve())
+            networks.append((described.architecture, network.state_dict()))
+        assert ship(other, [desk], **options, out=tmp_path / "out", dry_run=True).seconds == 0
+        (before, old), (after, new) = networks
+        assert before != after or any(not torch.equal(old[name], new[name]) for name in old)
 
     def test_a_damaged_file_is_made_again(
         self, trained: Path, shipped: Shipment, tmp_path: Path, devices: list[Device]
@@ -154,6 +191,7 @@ class TestShip:
             *(run, devices[:1]),
             scores=2,
             images=4,
+            calibration_images=20,
             compute="cpu",
             workers=1,
             on_stage=lambda _, text: stages.append(text),
@@ -266,6 +304,28 @@ class TestFailure:
     def test_a_run_whose_images_are_gone(self, trained: Path, tmp_path: Path) -> None:
         said = trainonce("ship", trained, "desktop", "--data", tmp_path / "nowhere.npz")
         said.refused("nowhere.npz")
+
+
+@pytest.mark.parametrize(("batch", "runtime", "used"), [(1, "torch", True), (8, "torch", False), (1, "ncnn", False)])
+def test_the_only_table_counts_where_it_is_of_one_image_and_the_targets_runtime(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, runtime: str, used: bool
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("ship", "subnets")))
+    net = RunDirectory(run).load_supernet()[0]
+    monkeypatch.setitem(TARGETS_OF, "torch", (*TARGETS_OF["torch"], "plain"))
+    (run / "latency").mkdir()
+    table = table_with(dict.fromkeys(representatives(net), 2.0))
+    table.model_copy(update={"batch": batch, "runtime": runtime}).write(run / "latency" / "only.json")
+    options: dict[str, Any] = {"scores": 1, "images": 1, "calibration_images": 20, "compute": "cpu", "workers": 1}
+    [made] = ship(run, [Device(name="desk", target="plain")], **options).done
+    assert (made.latency_table is not None, made.quiet is None) == (used, used)
+    if used:
+        assert made.latency_ms == LatencyTable.read(run / "latency" / "only.json").predict_ms(
+            spec_of(read_subnet(run / "ship" / "desk")[0])
+        )
+    limited = Device(name="fast", target="plain", max_latency="1s")
+    with nullcontext() if batch == 1 else pytest.raises(UserError, match="is of 8 images in a call"):
+        ship(run, [limited], **options, dry_run=True)
 
 
 def test_stopped_it_goes_on(trained: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.lines import a_stretch
 
 from trainonce.errors import UserError
-from trainonce.records import UncheckedWarning, count_file, read_lines, to_json, write_lines
+from trainonce.records import UncheckedWarning, count_file, read_json, read_lines, to_json, write_lines
 from trainonce.report.loading import read_groups
 from trainonce.report.sections.all import sections_of
 from trainonce.run.directory import RunDirectory
@@ -173,6 +173,18 @@ def test_a_conclusion_that_is_not_whole_is_made_again(studies: Path, tmp_path: P
     assert group.conclusion is not None
     assert group.conclusion.sentence != "Half."
     assert group.conclusion.comparisons
+
+
+def test_a_conclusion_of_fewer_runs_is_made_again(studies: Path, tmp_path: Path) -> None:
+    """`trainonce conclude` wrote it while the study ran, which has gone on and is not finished."""
+    path = shortened(studies, tmp_path / "study", {0})
+    [fresh] = read_groups([path])
+    old = read_json(studies / "baseline" / "conclusion.json")
+    (path / "conclusion.json").write_bytes(to_json(old))
+    [group] = read_groups([path])
+    assert group.conclusion == fresh.conclusion
+    assert group.conclusion is not None
+    assert group.conclusion.sentence != old["sentence"]
 
 
 def test_a_study_none_of_whose_runs_has_finished_shows_their_training(studies: Path, tmp_path: Path) -> None:

@@ -73,6 +73,16 @@ def test_gaps_are_alone_minus_inside_of_the_same_seed() -> None:
     draw_gaps(gaps).to_dict()
 
 
+def test_each_supernet_has_gaps_of_its_own() -> None:
+    """The same probe loses 5 points inside the one and gains 2 inside the other."""
+    inside = [run(0, {"match": "supernet", "strategy": name}, a=top1) for name, top1 in (("rss", 45), ("spos", 52))]
+    gaps = gap_info([*inside, run(0, {"match": "epochs", "probe": 0}, a=50)])
+    assert [(gap.against, gap.gap.mean) for gap in gaps] == [
+        ("at equal epochs, inside rss", 5),
+        ("at equal epochs, inside spos", -2),
+    ]
+
+
 def concluded(*comparisons: dict[str, Any]) -> RecordedConclusion:
     values = {"sentence": "So.", "verdict": "better", "comparisons": list(comparisons)}
     return RecordedConclusion.read(values, where="a test")

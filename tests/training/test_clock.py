@@ -129,6 +129,7 @@ def test_without_time_steps_are_left_out_and_counted(make_net: MakeNet, make_dat
     epochs = [end.step // 4 for end in first_ends + ends]
     assert epochs == sorted(set(epochs))
     assert ends[-1].last
+    assert all(end.epoch == end.step // 4 for end in first_ends + ends), "whole epochs, also where steps are left out"
     steps = [line.step for line in lines]
     assert steps == sorted(set(steps))
     assert 48 in steps, "the first phase ends with its last step"

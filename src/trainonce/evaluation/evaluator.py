@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainonce.data import DataSet
 from trainonce.data.augment import normalise
 from trainonce.data.splits import Split
-from trainonce.errors import RunError
+from trainonce.errors import NotFiniteError, UserError
 from trainonce.evaluation.chain import Chain
 from trainonce.files import fits_record
 from trainonce.limits import refuse_beyond_memory
@@ -85,6 +85,7 @@ class Evaluator:
     def __init__(self, data: DataSet, split: SplitName = "validate", settings: EvaluateSettings | None = None) -> None:
         self.data = data
         self.split_name = split
+        refuse_empty(data, split)
         self.split: Split = {"validate": data.validate, "test": data.test}[split]
         self.settings = settings or EvaluateSettings()
         refuse_subclass(self.settings, EvaluateSettings)
@@ -136,6 +137,13 @@ class Evaluator:
         return _normalised(self.split, self.data, self.settings.score_batch)
 
 
+def refuse_empty(data: DataSet, *splits: SplitName) -> None:
+    """Raise `UserError` where one of these splits has no images."""
+    without = [name for name in splits if len({"validate": data.validate, "test": data.test}[name]) == 0]
+    if without:
+        raise UserError(f"{data.name} has no {' and no '.join(without)} images, which this needs: give it some")
+
+
 @torch.no_grad()
 @native.large_maps_kept()
 def recalibrate(plain: nn.Module, batches: list[Tensor]) -> None:
@@ -175,9 +183,9 @@ def logits_of(plain: nn.Module, split: Split, data: DataSet, *, batch: int | Non
 
 
 def finite(found: Score, split: str) -> Score:
-    """The score of a network on a split. Raises `RunError` where its loss is no number that records can hold."""
+    """The score of a network on a split. Raises `NotFiniteError` where its loss is no number that records can hold."""
     if not fits_record(found.loss):
-        raise RunError(f"the scores are not finite: the loss on {split} is {found.loss:g}; nothing was written")
+        raise NotFiniteError(f"the scores are not finite: the loss on {split} is {found.loss:g}; nothing was written")
     return found
 
 

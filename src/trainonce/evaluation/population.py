@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from trainonce.cost.macs import CostModel
-from trainonce.errors import RunError, UserError
+from trainonce.errors import NotFiniteError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, SplitName
 from trainonce.evaluation.pareto import nondominated
 from trainonce.evaluation.scoring import Chunk, Scoring, chunks_of
@@ -227,7 +227,7 @@ def score_subnets(
     """Score subnets, calling `on_line` with the line of each as it is done, in any order; gives whether all were done.
 
     `workers`, `cluster` and `should_stop` are `fan_out`'s. A subnet whose loss is no number that a record can hold has
-    no line; when the others are done, `RunError` names it.
+    no line; when the others are done, `NotFiniteError` names it.
     """
     key = score_key(evaluator, step)
     without: dict[Architecture, float] = {}
@@ -265,7 +265,7 @@ def score_subnets(
     if done and without:
         split = evaluator.split_name
         arch = min(without, key=str)
-        raise RunError(
+        raise NotFiniteError(
             f"{len(without)} of {len(archs)} subnets have no score on {split}, since their loss there is "
             f"not finite or too large; it is {without[arch]:g} for {arch}. The others are recorded"
         )

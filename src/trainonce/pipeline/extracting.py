@@ -1,6 +1,6 @@
 """One subnet taken out of a run, into a directory that loads with torch and safetensors alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 from trainonce.cost.macs import Cost, counted_cost
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite, refuse_empty
 from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.evaluation.population import best_within, newest_lines
 from trainonce.models import Supernet
@@ -87,18 +87,24 @@ def extract(
     net, step = place.load_supernet()
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
+    refuse_empty(images, "test" if test else "validate")
     on_data(images)
     on_reached(place.reached(step, len(images.train)))
-    net, settings = net.to(settled), EvaluateSettings(seed=seed or 0)
+    net = net.to(settled)
     most = budget(max_macs, max_params, max_latency, max_memory, max_size)
-    if arch is None:
-        best = _best(place, net, step, most, latency, target)
-        arch = best.arch
-        settings = calibration_of(place, best) if seed is None else settings
-    elif most or latency or target:
+    if arch is not None and (most or latency or target):
         option = f"max-{next(iter(most))}" if most else "latency" if latency else "target"
         raise UserError(f"--{option} cannot be given together with an architecture")
-    chosen = net.space.parse(arch)
+    scored = [line for line in place.scores() if (line.step, line.split) == (step, "validate")]
+    line: SubnetScore | None
+    if arch is None:
+        line = _best(place, net, scored, most, latency, target)
+        chosen = net.space.parse(line.arch)
+    else:
+        chosen = net.space.parse(arch)
+        line = next((line for line in reversed(scored) if line.arch == str(chosen)), None)
+    as_scored = EvaluateSettings() if line is None else calibration_of(place, line)
+    settings = as_scored if seed is None else EvaluateSettings(seed=seed)
     path = Path(out or place.subnets / chosen.id)
     check_place(path)
     evaluator = Evaluator(images, "validate", settings)
@@ -166,9 +172,14 @@ def _fused(network: nn.Module, arch: Architecture) -> nn.Module:
 
 
 def _best(
-    run: RunDirectory, net: Supernet, step: int, most: Mapping[str, Amount], latency: str | None, target: str | None
+    run: RunDirectory,
+    net: Supernet,
+    scored: Sequence[SubnetScore],
+    most: Mapping[str, Amount],
+    latency: str | None,
+    target: str | None,
 ) -> SubnetScore:
-    """The line of the best subnet within a budget, of all that are scored with the weights of this step."""
+    """The line of the best subnet within a budget, of those that were scored alike last."""
     limits = limits_of(net, most, table_at(run, latency, needed="latency" in most), target=target)
-    lines = newest_lines((line for line in (*run.population(), *run.searched()) if line.step == step), "validate")
+    lines = newest_lines(scored, "validate")
     return best_within(lines, lambda line: all(limit.violation(net.space.parse(line.arch)) <= 0 for limit in limits))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, finite, score
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, finite, refuse_empty, score
 from trainonce.evaluation.per_class import PerClass, score_by_class
 from trainonce.pipeline.machine import device_named, use_threads
 from trainonce.run.directory import RunDirectory, provenance
@@ -99,6 +99,8 @@ def finetune(
     settled = device_named(device)
     images = place.load_data(data_dir, moved_to=data, workers=decode_workers).to(settled)
     refuse_other_images(description, place, images, subnet)
+    if test:
+        refuse_empty(images, "test")
     on_data(images)
     evaluator = Evaluator(images, "validate", _calibration(description, subnet))
     network = network.to(settled)

@@ -16,8 +16,8 @@ from torch import nn
 
 from trainonce.data import DataSet
 from trainonce.data.baseline import SCORED_IMAGES, Baseline, baseline, scored_on
-from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite
+from trainonce.errors import NotFiniteError, UserError
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, Score, finite, refuse_empty
 from trainonce.evaluation.per_class import score_by_class
 from trainonce.evaluation.population import DrawnOver, draw_candidates, drawn_over, evaluate_population, recorded
 from trainonce.files import is_there, write_atomic
@@ -157,6 +157,7 @@ class _Fit:
         start: Start | None,
     ) -> None:
         refuse_small_budgets(net, settings.max_macs)
+        refuse_empty(data, "validate", "test")
         self.net, self.asked, self.data = net.to(settings.device), recipe, data.to(settings.device)
         self.run, self.settings, self.watch, self.start = run, settings, watch, start
         self.began, self.spent = time.monotonic(), 0.0
@@ -272,22 +273,27 @@ class _Fit:
         drawn = [next(found) if limit in small else [space.largest()] for limit in limits]
         wanted, step = self._in_time(drawn, evaluator), self.run.newest_step()
         self.watch.stage(f"Choosing: {len(wanted)} subnets near the devices' MACs are scored on the validate split")
-        evaluate_population(
-            self.net,
-            step,
-            evaluator,
-            self.run,
-            wanted,
-            workers=1,
-            on_progress=lambda done, _line: self.watch.choosing(done, len(wanted)),
-            should_stop=self.watch.should_stop,
-        )
+        try:
+            evaluate_population(
+                self.net,
+                step,
+                evaluator,
+                self.run,
+                wanted,
+                workers=1,
+                on_progress=lambda done, _line: self.watch.choosing(done, len(wanted)),
+                should_stop=self.watch.should_stop,
+            )
+        except NotFiniteError as error:
+            self.watch.stage(f"Not chosen from: {error}")
         if self.watch.should_stop():
             raise _StoppedEarlyError
         scored = recorded(self.run, evaluator, step)  # more than are wanted, where an earlier session had time
         chosen = []
         for limit, archs in zip(limits, drawn, strict=True):
             lines = [scored[str(arch)] for arch in archs if str(arch) in scored]
+            if not lines:
+                raise NotFiniteError(f"no subnet that was drawn for {name_of(limit)} has a finite loss on validate")
             best = min(lines, key=lambda line: (line.loss, line.macs, line.arch))
             taken = _Chosen(self.net, step, space.parse(best.arch), len(lines), before_subnets=False)
             if limit >= self.largest_macs:
@@ -429,7 +435,11 @@ class _Fit:
         long = f"{round(epochs, 2):g} epoch{'' if round(epochs, 2) == 1 else 's'}"
         self.watch.stage(f"Fine-tuning the subnet for {name_of(limit)}: {long}")
         watch = self.watch
-        tuned = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
+        try:
+            tuned = finetune(network, evaluator, how, on_progress=watch.finetuning, should_stop=watch.should_stop)
+        except NotFiniteError:
+            self.watch.stage("Its loss grew beyond all numbers: it is handed over as it was")
+            return None, how
         if tuned is None:
             raise _StoppedEarlyError
         if not tuned.better:

@@ -200,7 +200,9 @@ class _Fitting:
                 found = self.whole(place / f"fold-{number}", minutes / folds, (number, folds))
             except UserError as error:
                 share = f"{minutes / folds:.3g} of the {minutes:g} minutes"
-                raise UserError(f"fold {number} of {folds}, which has {share}: {error}") from error
+                raise UserError(
+                    f"fold {number} of {folds}, which has {share}: {error} (of a fold; all take {folds} times as many)"
+                ) from error
             if not found.finished:
                 break
             done.append(found)

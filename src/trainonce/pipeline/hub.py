@@ -125,15 +125,26 @@ def push_to_hub(
 
 
 def _cleaned(file: Path) -> bytes:
-    """A certificate, or of a description what says how it was trained, without places on this machine."""
+    """A certificate, or a description, without places on this machine and names of a person's own image files."""
     whole = file.name == CERTIFICATE
     try:
         values = {k: _without_places(v) if whole or k == "trained" else v for k, v in read_json(file).items()}
+        if not whole and "per_class" in values:
+            values["per_class"] = _without_files(values["per_class"])
         return to_json(values)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be uploaded: {error}") from error
+
+
+def _without_files(value: Any) -> Any:
+    """What `PerClass` records, without which files the worst images are."""
+    if isinstance(value, list):
+        return [_without_files(one) for one in value]
+    if isinstance(value, dict):
+        return {key: None if key == "file" else _without_files(one) for key, one in value.items()}
+    return value
 
 
 def _without_places(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trainonce.data import DataSet
 from trainonce.errors import UserError
-from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator
+from trainonce.evaluation.evaluator import EvaluateSettings, Evaluator, refuse_empty
 from trainonce.evaluation.population import best_within, drawn_over, newest_lines
 from trainonce.latency import LatencyTable
 from trainonce.models import Supernet
@@ -195,8 +195,7 @@ def _prepared(
     target: str | None = None,
 ) -> _Prepared:
     """What the search starts from, by what is recorded; nothing is scored."""
-    if len(data.validate) == 0:
-        raise UserError(f"{data.name} has no validate images, and a search reads no others: give it some")
+    refuse_empty(data, "validate")
     settled = device_named(device)
     net, data = net.to(settled), data.to(settled)
     follows = _follows_from(problem, settings, table, calibration_images)
@@ -334,12 +333,10 @@ def _calibration(run: RunDirectory, step: int, follows: JsonObject, images: int 
 
     Then with as many images as were asked for, where they were.
     """
-    searched = run.searched()
-    first = first_line(searched, name_of(step, follows))
+    first = first_line(run.searched(), name_of(step, follows))
     if first is not None:
         return calibration_of(run, first)
-    recorded = [line for line in (*searched, *run.population()) if line.step == step]
-    lines = newest_lines(recorded, "validate")
+    lines = newest_lines((line for line in run.scores() if line.step == step), "validate")
     settings = calibration_of(run, lines[-1]) if lines else EvaluateSettings()
     return settings if images is None else settings.model_copy(update={"calibration_images": images})
 

@@ -16,14 +16,22 @@ FILE = "ship.json"
 
 
 class ShipOptions(Record):
-    """What a device's network follows from, beside the device and the run's weights."""
+    """What a device's network and its certificate follow from, beside the device."""
 
     step: Whole
     """The training step of the weights."""
+    weights_sha256: str = ""
+    """Of all weights of the supernet; earlier versions did not write it."""
     scores: Whole
     """True scores that its search asked for."""
     finetune_epochs: Whole
     seed: int
+    calibration_images: Whole | None = None
+    """What its search was to be calibrated with; None: as the scores recorded before."""
+    images: Whole = 64
+    """How many inputs the file was compared on, beside the test split."""
+    latency_sha256: str | None = None
+    """Of the latency table that says its latency; None where it is measured."""
 
 
 class Shipped(Record):

@@ -5,6 +5,7 @@ subnet, OUT/DEVICE/export/TARGET its file and certificate, and OUT/ship.json say
 done is not done again; scores are recorded in the run and never made twice; so the same call goes on.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from trainonce.data import DataSet
-from trainonce.errors import RunError, UserError
-from trainonce.evaluation.evaluator import Score, wilson
+from trainonce.errors import NotFiniteError, RunError, UserError
+from trainonce.evaluation.evaluator import Score, refuse_empty, wilson
 from trainonce.export.certificate import FILE as CERTIFICATE
 from trainonce.export.certificate import Certificate
 from trainonce.export.extras import require_extras
@@ -34,7 +35,7 @@ from trainonce.recipes import Reached
 from trainonce.run.directory import RunDirectory
 from trainonce.search import feasible_subnet
 from trainonce.search.footprint import file_bytes, ram_bytes
-from trainonce.search.resources import quantity, table_at, unsuited
+from trainonce.search.resources import latency_of, quantity, table_at, unsuited
 from trainonce.subnets import read_subnet
 from trainonce.subnets.description import RecordedScore
 from trainonce.subnets.finetune import Finetuned
@@ -112,8 +113,7 @@ def ship(
     asked, place, began = load_devices(devices), RunDirectory(run), time.monotonic()
     net, step = place.load_supernet()
     loaded = place.load_data(data_dir, moved_to=data, workers=decode_workers)
-    if len(loaded.validate) == 0 or len(loaded.test) == 0:
-        raise UserError(f"{loaded.name} lacks validate or test images, by which a network is chosen and certified")
+    refuse_empty(loaded, "validate", "test")
     on_reached(place.reached(step, len(loaded.train)))
     folder = Path(out or place.path / "ship")
     work = _Work(
@@ -121,9 +121,15 @@ def ship(
         net=net,
         data=loaded,
         out=folder,
-        options=ShipOptions(step=step, scores=scores, finetune_epochs=finetune_epochs, seed=seed),
-        images=images,
-        calibration_images=calibration_images,
+        options=ShipOptions(
+            step=step,
+            weights_sha256=_weights_sha256(net),
+            scores=scores,
+            finetune_epochs=finetune_epochs,
+            seed=seed,
+            calibration_images=calibration_images,
+            images=images,
+        ),
         compute=compute,
         workers=workers,
         on_stage=on_stage,
@@ -197,6 +203,15 @@ def _beyond(device: Device, made: Shipped) -> list[_Beyond]:
     return found
 
 
+def _weights_sha256(net: Supernet) -> str:
+    """Of every tensor's name and values."""
+    found = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def _limits(device: Device, most: Mapping[str, Amount]) -> dict[str, Any]:
     """A budget as `search` and `extract` take it."""
     names = ("macs", "params", "latency", "memory", "size")
@@ -212,8 +227,6 @@ class _Work:
     data: DataSet
     out: Path
     options: ShipOptions
-    images: int
-    calibration_images: int | None
     compute: str
     workers: int | None
     on_stage: Callable[[Device, str], None]
@@ -221,18 +234,38 @@ class _Work:
     should_stop: Callable[[], bool]
 
     def options_of(self, device: Device) -> ShipOptions:
-        """The options, with the device's own epochs of fine-tuning."""
-        epochs = device.finetune_epochs
-        return self.options if epochs is None else self.options.model_copy(update={"finetune_epochs": epochs})
+        """The options, with the device's own epochs of fine-tuning and its latency table."""
+        epochs, table = device.finetune_epochs, self._table(device)
+        own: dict[str, Any] = {} if epochs is None else {"finetune_epochs": epochs}
+        own |= {} if table is None else {"latency_sha256": LatencyTable.read(table).sha256}
+        return self.options.model_copy(update=own)
 
     def check(self, device: Device) -> None:
         """Raise `UserError` where no subnet keeps the limits, or where its target's extra is missing."""
         require_extras(target_named(device.target))
-        most = device.budget()
-        table = table_at(self.run, device.latency, needed="latency" in most, by="with latency in its file")
+        most, table = device.budget(), self._table(device)
         if other := unsuited(table, device.target):
             self.on_stage(device, other)
         feasible_subnet(problem_of(self.net, most, table, target=device.target))
+
+    def _table(self, device: Device) -> Path | None:
+        """The latency table that says what the device's file takes; None where that is measured.
+
+        One that its file names, or that its limit needs, or the only one in RUN/latency if it is of one image, of this
+        supernet and of a runtime for the device's target. Raises `UserError` where one that is needed cannot be used.
+        """
+        limited = "latency" in device.budget()
+        table = table_at(self.run, device.latency, needed=limited, by="with latency in its file")
+        if table is None:
+            return None
+        chosen = limited or device.latency is not None
+        try:
+            latency_of(self.net, table)
+        except UserError:
+            if chosen:
+                raise
+            return None
+        return table if chosen or unsuited(table, device.target) is None else None
 
     def search_seconds(self, device: Device) -> float:
         """About how long its search takes, were none of it recorded."""
@@ -300,7 +333,7 @@ class _Work:
             **_limits(device, most),
             scores=self.options.scores,
             control=False,
-            calibration_images=self.calibration_images,
+            calibration_images=self.options.calibration_images,
             data=self.data,
             seed=self.options.seed,
             device=self.compute,
@@ -325,17 +358,21 @@ class _Work:
         taken = take_out(out=self.run.subnets / f"{device.name}-untuned" if epochs else place)
         score = taken.scores["validate"]
         if epochs:
-            tuned = self._finetuned(device, taken.path, place, epochs)
-            if tuned.better:
-                score = tuned.after
-            else:
-                self._stage(device, "no epoch has less loss on validate: it stays as it was")
+            try:
+                tuned = self._finetuned(device, taken.path, place, epochs)
+                why = "" if tuned.better else "no epoch has less loss on validate"
+            except NotFiniteError:
+                why = "its loss grew beyond all numbers"
+            if why:
+                self._stage(device, f"{why}: it stays as it was")
                 take_out(out=place)
+            else:
+                score = tuned.after
         made = export(
             place,
             device.target,
             run=self.run.path,
-            images=self.images,
+            images=self.options.images,
             max_loss=device.max_loss,
             data=self.data,
             on_part=lambda sentence: self._stage(device, sentence),
@@ -375,7 +412,7 @@ class _Work:
         top1 = certificate.top1["exported" if ran else "extracted"]
         if isinstance(top1, str):
             raise RunError(f"the file's top-1 on the test split is {top1}")
-        table = table_at(self.run, device.latency)
+        table = self._table(device)
         values = {
             "device": device.model_dump(mode="json"),
             "options": self.options_of(device).to_json(),

@@ -292,6 +292,8 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
     if not runs:
         raise UserError(f"{directory.path} has no results yet: run `trainonce study` on it first")
     read = {run.name for run in runs}
+    missing = [planned.name for planned in study.runs if planned.name not in read]
+    whole = None if missing else _read_conclusion(directory.conclusion_file)
     return Group(
         title=_study_title(study),
         about=study.about,
@@ -299,12 +301,12 @@ def read_study(path: str | Path, split: SplitName | None = None) -> Group:
         path=directory.path,
         arms=arms | {run.arm: "" for run in runs if run.arm not in arms},
         runs=runs,
-        missing=[planned.name for planned in study.runs if planned.name not in read],
+        missing=missing,
         split=chosen,
         buckets_m=[float(centre) for centre in study.evaluate.buckets_m],
         half_m=study.evaluate.half_m,
         probes=study.evaluate.probes,
-        conclusion=_read_conclusion(directory.conclusion_file) or _conclude(study, results, list(times.values())),
+        conclusion=whole or _conclude(study, results, list(times.values())),
     )
 
 

@@ -369,6 +369,15 @@ class RunDirectory:
         """All scores that searches made. Raises `UserError` that names a damaged line."""
         return SubnetScore.read_lines(self.search_file)
 
+    def scores(self) -> list[SubnetScore]:
+        """All evaluations and all scores of searches, those of a search where it began. Raises as these do."""
+        population, found, taken = self.population(), list[SubnetScore](), 0
+        for line in self.searched():
+            known = len(population) if line.knew is None else max(taken, line.knew[0])
+            found += [*population[taken:known], line]
+            taken = known
+        return found + population[taken:]
+
     def write_baseline(self, found: Baseline) -> None:
         """Record what a plain classifier makes of the run's images."""
         with _disk_refusing(self.baseline_file):

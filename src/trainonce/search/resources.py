@@ -118,7 +118,7 @@ def resource_named(
     if name == "latency":
         if latency_table is None:
             raise UserError("latency needs a table of this device: trainonce latency build makes one")
-        return Resource(name=name, of=_latency(net, latency_table))
+        return Resource(name=name, of=latency_of(net, latency_table))
     of: dict[str, Callable[[Architecture], float]] = {
         "macs": lambda arch: net.cost(arch).macs,
         "params": lambda arch: net.cost(arch).params,
@@ -133,7 +133,11 @@ def resource_named(
     )
 
 
-def _latency(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:
+def latency_of(net: Supernet, path: str | Path) -> Callable[[Architecture], float]:
+    """Milliseconds of one image by a latency table.
+
+    Raises `UserError` where it is damaged, of several images in a call, or of another supernet.
+    """
     table = LatencyTable.read(path)
     if table.batch != 1:
         raise UserError(

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainonce.data.splits import Batch
-from trainonce.errors import RunError, UserError
+from trainonce.errors import NotFiniteError, UserError
 from trainonce.evaluation.evaluator import Evaluator, Score, finite, recalibrate
 from trainonce.files import fits_record
 from trainonce.models import Supernet
@@ -378,4 +378,4 @@ class _FinetuneLoop:
 
 def _refuse_not_finite(loss: float, step: int) -> None:
     if not fits_record(loss):
-        raise RunError(f"by step {step} the loss is {loss:g}: try a lower learning rate; nothing was written")
+        raise NotFiniteError(f"by step {step} the loss is {loss:g}: try a lower learning rate; nothing was written")

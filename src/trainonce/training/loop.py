@@ -265,7 +265,8 @@ class _Loop:
                 if clock is not None and not done:
                     state.leave_out(clock.leave_out(state.step, state.seconds()))
             if self.ranks.first and (done or state.step // self.steps_per_epoch > before // self.steps_per_epoch):
-                end = EpochEnd(step=state.step, epoch=state.step / self.steps_per_epoch, last=done)
+                epochs = state.step / self.steps_per_epoch
+                end = EpochEnd(step=state.step, epoch=epochs if done else float(int(epochs)), last=done)
                 state.aside(partial(on_epoch, end), looking=True)
             if any(before < step <= state.step for step in self.keep_steps):
                 self._look()

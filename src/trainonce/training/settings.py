@@ -70,6 +70,6 @@ class EpochEnd(NamedTuple):
     step: int
     """Steps done."""
     epoch: float
-    """Passes over the images done, counted by steps: a whole number, but perhaps at the end of the run."""
+    """Whole passes over the images done, counted by steps; at the end of the run with the part that is begun."""
     last: bool
     """Whether the run is done."""

@@ -102,34 +102,53 @@ class MeanGap:
 
     match: str
     """What was held equal: exposure or epochs."""
+    strategy: str | None
+    """What trained the supernet; earlier versions named none."""
     probe: str
     label: str
     macs: float
     by_seed: dict[int, float]
     gap: SeedMean
 
+    @property
+    def against(self) -> str:
+        """What was held equal and where the probe was inside, as in `at equal epochs, inside rss`."""
+        place = "" if self.strategy is None else f", inside {self.strategy}"
+        return f"at equal {self.match}{place}"
+
 
 def gap_info(runs: Sequence[RunRecord]) -> list[MeanGap]:
-    """Gaps by match (the factor `match`) and probe, by rising MACs; none where no run trains a probe alone."""
+    """Gaps by match (the factor `match`), supernet (`strategy`) and probe, by rising MACs.
+
+    None where no run trains a probe alone.
+    """
     lines: dict[str, list[PlottedScore]] = {}
+    inside: dict[str | None, list[PlottedScore]] = {}
     for run in runs:
-        if "match" in run.factors and ("probe" in run.factors or run.factors["match"] == INSIDE):
+        if run.factors.get("match") == INSIDE:
+            strategy = run.factors.get("strategy")
+            inside.setdefault(None if strategy is None else str(strategy), []).extend(probe_lines(run))
+        elif "match" in run.factors and "probe" in run.factors:
             lines.setdefault(str(run.factors["match"]), []).extend(probe_lines(run))
-    inside = lines.pop(INSIDE, [])
-    found = {match: _by_probe(stand_alone_gaps(alone, inside)) for match, alone in sorted(lines.items())}
+    found = {
+        (match, strategy): _by_probe(stand_alone_gaps(alone, within))
+        for match, alone in sorted(lines.items())
+        for strategy, within in inside.items()
+    }
     macs = {arch: float(gaps[0].macs) for probes in found.values() for arch, gaps in probes.items()}
     order = sorted(macs, key=lambda arch: (macs[arch], arch))
     labels = dict(zip(order, distinct([millions(macs[arch]) for arch in order]), strict=True))
     return [
         MeanGap(
             match=match,
+            strategy=strategy,
             probe=arch,
             label=labels[arch],
             macs=macs[arch],
             by_seed=(points := {gap.seed: gap.points for gap in probes[arch]}),
             gap=seed_mean(points.values()),
         )
-        for match, probes in found.items()
+        for (match, strategy), probes in found.items()
         for arch in order
         if arch in probes
     ]
@@ -148,9 +167,9 @@ def draw_gaps(gaps: Sequence[MeanGap]) -> "alt.LayerChart":
     require_plotting()
     import altair as alt
 
-    matches = [f"at equal {match}" for match in dict.fromkeys(gap.match for gap in gaps)]
+    matches = list(dict.fromkeys(gap.against for gap in gaps))
     rows = [
-        {"arm": f"at equal {g.match}", "probe": g.label, "arch": g.probe, "gap": g.gap.mean, "seeds": g.gap.seeds}
+        {"arm": g.against, "probe": g.label, "arch": g.probe, "gap": g.gap.mean, "seeds": g.gap.seeds}
         | {"low": g.gap.low, "high": g.gap.high}
         for g in gaps
     ]

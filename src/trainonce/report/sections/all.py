@@ -160,24 +160,21 @@ def interval(mean: SeedMean) -> str:
 
 def _gap_section(gaps: Sequence[MeanGap]) -> Section:
     sentences = []
-    for match in dict.fromkeys(gap.match for gap in gaps):
-        found = [gap for gap in gaps if gap.match == match]
+    for against in dict.fromkeys(gap.against for gap in gaps):
+        found = [gap for gap in gaps if gap.against == against]
         mean = sum(gap.gap.mean for gap in found) / len(found)
         clear_alone = sum(gap.gap.low is not None and gap.gap.low > 0 for gap in found)
         clear_inside = sum(gap.gap.high is not None and gap.gap.high < 0 for gap in found)
         better = "better alone" if mean > 0 else "better inside"
         sentences.append(
-            f"at equal {match} the {plural(len(found), 'probe')} are {abs(mean):.2f} points {better} in the mean "
+            f"{against} the {plural(len(found), 'probe')} are {abs(mean):.2f} points {better} in the mean "
             f"({clear_alone} clearly worse off inside, {clear_inside} clearly better off)"
         )
     title = _sentence("; ".join(sentences))
     table = Table(
         caption="the gap of every probe, alone − inside, in points",
-        columns=["held equal", "probe", "M MACs", "gap", "low", "high", "seeds", "by seed"],
-        rows=[
-            [g.match, g.probe, g.macs / 1e6, g.gap.mean, g.gap.low, g.gap.high, g.gap.seeds, _by_seed(g.by_seed)]
-            for g in gaps
-        ],
+        columns=["held equal", "inside", "probe", "M MACs", "gap", "low", "high", "seeds", "by seed"],
+        rows=[_gap_row(gap) for gap in gaps],
     )
     caption = (
         "Each probe subnet was trained alone and also inside a supernet. Right of zero: alone it is better. That is "
@@ -190,6 +187,21 @@ def _gap_section(gaps: Sequence[MeanGap]) -> Section:
         key="gaps", title=title, caption=caption, summary=title, pictures=[picture(draw_gaps(gaps))], tables=[table]
     )
     return Section(key="gaps", heading="Alone against inside", figures=[figure])
+
+
+def _gap_row(of: MeanGap) -> list[Cell]:
+    gap = of.gap
+    return [
+        of.match,
+        of.strategy,
+        of.probe,
+        of.macs / 1e6,
+        gap.mean,
+        gap.low,
+        gap.high,
+        gap.seeds,
+        _by_seed(of.by_seed),
+    ]
 
 
 def _dose_section(doses: Sequence[Dose]) -> Section:
