@@ -94,7 +94,7 @@ def test_what_cannot_be_is_refused(few: str, told: tuple[Path, dict[str, object]
     trainonce(*again[:-2], "--out", place / "fold-1").refused("with --minutes 0.0667, not with --minutes 0.1334")
     trainonce(*again, "--out", place / "fold-1").refused("holds other runs than 2 folds")
     trainonce("fit", few, "--minutes", "0.01", *SMALL, "--folds", "5", "--out", tmp_path / "a").refused(
-        "fold 1 of 5, which has 0.002 of the 0.01 minutes: .* give at least"
+        r"fold 1 of 5, which has 0.002 of the 0.01 minutes \(those that follow are a fold's\): .* give at least"
     )
     with pytest.raises(UserError, match="the images of a DataSet are made already"):
         fit(load_dataset("digits"), 1, folds=2, out=tmp_path / "b")

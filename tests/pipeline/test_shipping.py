@@ -15,7 +15,7 @@ from tests.support.plain_target import PLAIN
 
 from trainonce.cli import display, results
 from trainonce.data import load_dataset
-from trainonce.errors import RunError, UserError
+from trainonce.errors import NotFiniteError, RunError, UserError
 from trainonce.export import TARGETS, certificate, extras
 from trainonce.export.certificate import Certificate
 from trainonce.export.predict import open_classifier
@@ -96,9 +96,15 @@ class TestShip:
         assert desk.finetuned is not None
         assert desk.finetuned.after["validate"] == shipped.done[1].validate_score
 
+    @pytest.mark.parametrize("diverges", [False, True])
     def test_what_did_not_get_better_by_finetuning_stays_as_it_was(
-        self, trained: Path, devices: list[Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: Path, devices: list[Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverges: bool
     ) -> None:
+        def diverging(*_: object, **__: object) -> None:
+            raise NotFiniteError("by step 1 the loss is nan")
+
+        if diverges:
+            monkeypatch.setattr(shipping, "finetune", diverging)
         monkeypatch.setattr(Finetuned, "better", property(lambda _: False))
         [desk] = ship(trained, devices[1:], out=tmp_path / "out", scores=0, images=4, compute="cpu", workers=1).done
         network, description = read_subnet(tmp_path / "out" / desk.subnet)

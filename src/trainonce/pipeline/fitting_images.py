@@ -201,7 +201,7 @@ class _Fitting:
             except UserError as error:
                 share = f"{minutes / folds:.3g} of the {minutes:g} minutes"
                 raise UserError(
-                    f"fold {number} of {folds}, which has {share}: {error} (of a fold; all take {folds} times as many)"
+                    f"fold {number} of {folds}, which has {share} (those that follow are a fold's): {error}"
                 ) from error
             if not found.finished:
                 break
