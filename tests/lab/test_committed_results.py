@@ -31,6 +31,12 @@ def approximately(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_a_committed_command_names_no_place_of_a_machine(path: Path) -> None:
+    command = read_json(path / "study.json")["provenance"]["command"]
+    assert not [word for word in command.split() if word.startswith(("/", "~"))]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_a_committed_conclusion_is_what_its_results_force(path: Path) -> None:
     assert concluded(path) == approximately(read_json(path / "conclusion.json"))
 

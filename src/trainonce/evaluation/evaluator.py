@@ -86,7 +86,7 @@ class Evaluator:
         self.data = data
         self.split_name = split
         refuse_empty(data, split)
-        self.split: Split = {"validate": data.validate, "test": data.test}[split]
+        self.split: Split = _named(data, split)
         self.settings = settings or EvaluateSettings()
         refuse_subclass(self.settings, EvaluateSettings)
         _, channels, height, width = data.calibrate.shape
@@ -139,9 +139,13 @@ class Evaluator:
 
 def refuse_empty(data: DataSet, *splits: SplitName) -> None:
     """Raise `UserError` where one of these splits has no images."""
-    without = [name for name in splits if len({"validate": data.validate, "test": data.test}[name]) == 0]
+    without = [name for name in splits if len(_named(data, name)) == 0]
     if without:
         raise UserError(f"{data.name} has no {' and no '.join(without)} images, which this needs: give it some")
+
+
+def _named(data: DataSet, split: SplitName) -> Split:
+    return {"validate": data.validate, "test": data.test}[split]
 
 
 @torch.no_grad()
